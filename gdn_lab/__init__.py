@@ -1,0 +1,9 @@
+"""gdn_lab: a workbook for Gated Delta Network inference kernels. What an engine needs is here."""
+
+from . import reference
+from .backends import backends
+from .ops import checks, decode
+from .pool import StatePool
+from .shapes import GDNShape
+
+__all__ = ["GDNShape", "StatePool", "backends", "checks", "decode", "reference"]

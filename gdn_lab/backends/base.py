@@ -1,0 +1,93 @@
+"""What a backend is: a name, variants, a rule of refusal in sentences, and one launch function for each phase."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ..shapes import GDNShape
+
+
+class Variant(NamedTuple):
+    """One kernel of a backend: what `backend="triton/kv8"` names."""
+
+    name: str
+    layout: str  # of the pool
+    state_dtypes: tuple[torch.dtype, ...]
+    description: str
+    phases: tuple[str, ...] = ("decode",)
+
+
+class Call(NamedTuple):
+    """Everything about a call that decides whether a variant can serve it. No tensors, so that it can be a key."""
+
+    phase: str
+    layout: str
+    state_dtype: torch.dtype
+    io_dtype: torch.dtype  # of q, k, v, a, b and the result
+    index_dtype: torch.dtype
+    shape: GDNShape
+    device: torch.device
+
+
+# launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out): writes state in place, and out
+Launch = Callable[..., None]
+
+
+class Backend:
+    """Subclassed once in each file of this folder; the first variant of a layout is that layout's default."""
+
+    name: str
+    distribution: str  # what importlib.metadata knows it by
+    variants: tuple[Variant, ...]
+
+    def missing(self, device: torch.device) -> str | None:
+        """Why this backend can serve nothing on `device`: one sentence, or None."""
+        raise NotImplementedError
+
+    def refusal(self, variant: Variant, call: Call) -> str | None:
+        """Why this variant cannot serve this call: one sentence, or None."""
+        if reason := self.missing(call.device):
+            return reason
+        if call.phase not in variant.phases:
+            return f"has no {call.phase} kernel"
+        if call.layout != variant.layout:
+            return f"needs a pool of layout {variant.layout}; this one is {call.layout}"
+        if call.state_dtype not in variant.state_dtypes:
+            return f"takes a state of {dtype_names(variant.state_dtypes)}; this one is {dtype_name(call.state_dtype)}"
+        return self.refusal_of_sizes(call)
+
+    def refusal_of_sizes(self, call: Call) -> str | None:
+        """What is particular to the backend: head sizes, dtypes of inputs and indices."""
+        return None
+
+    def decode_launch(self, variant: Variant, shape: GDNShape) -> Launch:
+        """The function that runs one decode call of this variant."""
+        raise NotImplementedError
+
+
+class NotInstalled(Backend):
+    """Stands in for a backend whose library cannot be imported, so that it is listed and refuses with the reason."""
+
+    def __init__(self, name: str, distribution: str, variants: tuple[Variant, ...], reason: str):
+        self.name, self.distribution, self.variants, self.reason = name, distribution, variants, reason
+
+    def missing(self, device):
+        return self.reason
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_names(dtypes) -> str:
+    return " or ".join(map(dtype_name, dtypes))
+
+
+def needs_capability(device: torch.device, major: int) -> str | None:
+    """One sentence if `device` is not an NVIDIA GPU of at least compute capability major.0."""
+    needs = f"needs an NVIDIA GPU of compute capability {major}.0 or newer"
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"{needs}; this is {'an AMD GPU' if device.type == 'cuda' else 'a ' + device.type.upper()}"
+    found = torch.cuda.get_device_capability(device)
+    return None if found >= (major, 0) else f"{needs}; this is {found[0]}.{found[1]}"

@@ -1,0 +1,90 @@
+"""`flashinfer`: FlashInfer's K-last decode kernels on the pool in place.
+
+A bf16 pool takes its CuTe DSL kernels for bf16 state, a float32 pool an older, slower one. Called the fair way: pool
+and indices passed straight in, int32 indices, a preallocated output, `backend="flashinfer"` (its "auto" walks a
+validator and catches an exception on every call).
+
+A padding row reads and writes slot 0 with a bf16 pool, and its output is undefined; with a float32 pool it is zero.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+
+import torch
+
+from .base import Backend, Variant, dtype_name, needs_capability
+
+MINIMUM_VERSION = {9: (0, 6, 4), 10: (0, 6, 5)}  # by compute capability: the first release with its pool-mode kernels
+HEAD_DIM = 128
+
+
+class FlashInferBackend(Backend):
+    name = "flashinfer"
+    distribution = "flashinfer-python"
+    variants = (
+        Variant(
+            "vk", "VK", (torch.bfloat16, torch.float32), "gated_delta_rule_decode_pretranspose on the pool in place"
+        ),
+    )
+
+    def missing(self, device):
+        return needs_capability(device, 9) or _not_installed(torch.cuda.get_device_capability(device)[0])
+
+    def refusal_of_sizes(self, call):
+        K, V = call.shape.head_k_dim, call.shape.head_v_dim
+        if (K, V) != (HEAD_DIM, HEAD_DIM):
+            return f"takes head_k_dim and head_v_dim of {HEAD_DIM}; these are {K} and {V}"
+        if call.io_dtype != torch.bfloat16:
+            return f"takes inputs of bfloat16; these are {dtype_name(call.io_dtype)}"
+        if call.index_dtype != torch.int32:
+            return f"takes indices of int32 (it would copy {dtype_name(call.index_dtype)} on every call); pass int32"
+        return None
+
+    def decode_launch(self, variant, shape):
+        from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
+
+        def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
+            # [B, heads, dim] -> [B, 1, heads, dim], views
+            gated_delta_rule_decode_pretranspose(
+                q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), None, A_log, a.unsqueeze(1), dt_bias, b.unsqueeze(1),
+                scale=scale, output=out.unsqueeze(1), use_qk_l2norm=use_qk_l2norm,
+                initial_state=state, initial_state_indices=indices, backend="flashinfer",
+            )  # fmt: skip
+
+        return launch
+
+
+@functools.cache
+def _not_installed(capability_major: int) -> str | None:
+    """Why the installed FlashInfer has no GDN decode for this GPU: one sentence, or None."""
+    try:
+        version = importlib.metadata.version("flashinfer-python")
+    except importlib.metadata.PackageNotFoundError:
+        return "flashinfer-python is not installed; pip install the version that requirements.txt pins"
+    needed = MINIMUM_VERSION[max(major for major in MINIMUM_VERSION if major <= capability_major)]
+    if release(version) < needed:
+        return (
+            f"needs flashinfer-python {'.'.join(map(str, needed))} or newer on compute capability "
+            f"{capability_major}.x; {version} is installed"
+        )
+    if importlib.util.find_spec("cutlass") is None:
+        return "its GDN kernels need the CuTe DSL, which is not installed; pip install nvidia-cutlass-dsl"
+    try:
+        from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose  # noqa: F401
+        from flashinfer.gdn_kernels import gated_delta_rule as kernels
+    except Exception as error:  # a broken installation fails in many ways; each is a reason, told in full
+        return f"flashinfer-python {version} cannot be imported ({type(error).__name__}: {error}); reinstall it"
+    if kernels is None:
+        return f"flashinfer-python {version} could not load its CuTe DSL kernels; reinstall nvidia-cutlass-dsl"
+    return None
+
+
+def release(version: str) -> tuple[int, ...]:
+    """(0, 7, 2) of "0.7.2.post1"."""
+    numbers = []
+    for part in version.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

@@ -1,0 +1,108 @@
+"""The registry: which backends there are, and which of them serves a call. base.py says what they have in common."""
+
+import functools
+import importlib.metadata
+from typing import NamedTuple
+
+import torch
+
+from ..shapes import GDNShape
+from .base import Backend, Call, Launch, NotInstalled, Variant
+from .flashinfer import FlashInferBackend
+from .torch import TorchBackend
+
+try:
+    from .triton import TritonBackend
+except ImportError as _error:  # no Triton for this operating system, say: listed, and refuses with this sentence
+    TritonBackend = functools.partial(
+        NotInstalled, "triton", "triton", (), f"cannot be imported ({_error}); pip install the pinned triton"
+    )
+
+# In the order "auto" tries them: fastest first (data/measured/ has the times this order rests on).
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (TritonBackend(), FlashInferBackend(), TorchBackend())
+}
+
+
+class BackendReport(NamedTuple):
+    """What backends() says of one backend on one device. reason None: it can serve calls here."""
+
+    name: str
+    version: str | None  # None: not installed
+    installed: bool
+    variants: tuple[Variant, ...]
+    reason: str | None
+
+
+def backends(device=None) -> list[BackendReport]:
+    """What is installed, what each backend can do and why it cannot do the rest, on `device` (default: a GPU if any)."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    reports = []
+    for backend in BACKENDS.values():
+        try:
+            version = importlib.metadata.version(backend.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        reports.append(
+            BackendReport(backend.name, version, version is not None, backend.variants, backend.missing(device))
+        )
+    return reports
+
+
+def refusal(
+    name: str, shape: GDNShape, *, layout="VK", dtype=torch.bfloat16, device="cpu", phase="decode",
+    io_dtype=torch.bfloat16, index_dtype=torch.int32,
+) -> str | None:  # fmt: skip
+    """Why backend `name` ("triton", "triton/kv8", "auto") cannot serve such a call: one sentence, or None if it can."""
+    call = Call(phase, layout, dtype, io_dtype, index_dtype, shape, torch.device(device))
+    return _choose(name, call)[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def launch_for(name: str, call: Call) -> Launch:
+    """The launch function of backend `name` for a call. ValueError with the refusing sentence if it cannot serve it."""
+    chosen, reason = _choose(name, call)
+    if reason:
+        raise ValueError(f"backend {name!r} {reason}")
+    backend, variant = chosen
+    return getattr(backend, f"{call.phase}_launch")(variant, call.shape)
+
+
+def serving(name: str, call: Call) -> str:
+    """ "backend/variant" that serves a call under `name`. ValueError with the refusing sentence if none can."""
+    chosen, reason = _choose(name, call)
+    if reason:
+        raise ValueError(f"backend {name!r} {reason}")
+    return f"{chosen[0].name}/{chosen[1].name}"
+
+
+def _choose(name: str, call: Call) -> tuple[tuple[Backend, Variant] | None, str | None]:
+    """(backend, variant) that serves the call and None, or None and the reason why none does."""
+    if name == "auto":
+        reasons = []
+        for backend in BACKENDS.values():
+            chosen, reason = _choose(backend.name, call)
+            if chosen and not (backend.name == "triton" and call.device.type == "cpu"):  # interpreted: never by itself
+                return chosen, None
+            reasons.append(f"{backend.name} {reason}")
+        return None, "finds no backend for this call: " + "; ".join(reasons)
+    backend_name, _, variant_name = name.partition("/")
+    if backend_name not in BACKENDS:
+        raise ValueError(f"backend: {backend_name!r} is unknown; choose auto or one of {', '.join(BACKENDS)}")
+    backend = BACKENDS[backend_name]
+    known = [variant.name for variant in backend.variants]
+    if variant_name and variant_name not in known and known:
+        raise ValueError(f"backend: {backend_name} has no variant {variant_name!r}; choose one of {', '.join(known)}")
+    reasons = []
+    for variant in backend.variants:
+        if variant_name and variant.name != variant_name:
+            continue
+        reason = backend.refusal(variant, call)
+        if reason is None:
+            return (backend, variant), None
+        # A reason about the layout says least when another variant has that layout.
+        if variant.layout == call.layout or variant_name:
+            reasons.insert(0, reason)
+        else:
+            reasons.append(reason)
+    return None, reasons[0] if reasons else backend.missing(call.device)

@@ -1,0 +1,129 @@
+"""`triton`: one decode kernel for each memory order of the pool, in place by index.
+
+The state of one value head is a [128 × 128] matrix of 32 KB in bf16. A program takes a tile of it: TILE values of V and
+all of K, so that S k and S q are complete within the program. What the layouts do to the tile's memory order:
+
+    VK   [TILE, K]   one run of TILE · K elements
+    KV   [K, TILE]   K pieces of TILE elements, V elements apart
+
+From the state as loaded, before anything else is known, come S k and S q; decay and correction are applied after:
+
+    S k = g (S_old k)      u = beta (v - S k)      o = (S + u kᵀ) q = g (S_old q) + u (k . q)
+
+so the two sums over K run beside each other and the norms of q and k never stand between a load and its use.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
+from .base import Backend, Variant, dtype_name, dtype_names, needs_capability
+
+STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+IO_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on the CPU, one program after the other
+
+
+@triton.jit
+def decode_kernel(
+    q, k, v, a, b, A_log, dt_bias, state, indices, out, scale,
+    q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
+    HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
+    K_LAST: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr, SOFTPLUS_MAX: tl.constexpr,
+):  # fmt: skip
+    """One program: TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
+
+    *_row, *_head: strides in elements of a batch row and a head; the last dimension is contiguous everywhere.
+    state [slots, HV, V, K] with K_LAST, else [slots, HV, K, V]; slot offsets are 64-bit.
+    """
+    program = tl.program_id(0)
+    TILES: tl.constexpr = V // TILE
+    tile = program % TILES
+    head = (program // TILES) % HV
+    row = (program // (TILES * HV)).to(tl.int64)
+    key_head = head // (HV // HK)
+
+    ks = tl.arange(0, K)
+    vs = tile * TILE + tl.arange(0, TILE)
+    slot = tl.load(indices + row).to(tl.int64)
+    out_at = out + (row * HV + head) * V + vs
+    if slot < 0:
+        tl.store(out_at, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
+        return
+
+    # S [TILE, K] in either memory order; for KV the tile is the transpose of what lies in memory
+    head_state = state + (slot * HV + head) * (V * K)
+    if K_LAST:
+        tile_at = head_state + vs[:, None] * K + ks[None, :]
+    else:
+        tile_at = head_state + ks[None, :] * V + vs[:, None]
+    S = tl.load(tile_at).to(tl.float32)
+
+    q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
+    k_vec = tl.load(k + row * k_row + key_head * k_head + ks).to(tl.float32)
+    v_vec = tl.load(v + row * v_row + head * v_head + vs).to(tl.float32)
+    x = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head)
+    b_log = tl.load(b + row * b_row + head).to(tl.float32)
+    A = tl.exp(tl.load(A_log + head))
+
+    softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
+    g = tl.exp(-A * softplus)
+    beta = 1.0 / (1.0 + tl.exp(-b_log))
+    if L2NORM:
+        q_vec *= scale * tl.rsqrt(tl.sum(q_vec * q_vec) + EPS)
+        k_vec *= tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)
+    else:
+        q_vec *= scale
+
+    Sk = tl.sum(S * k_vec[None, :], axis=1)
+    Sq = tl.sum(S * q_vec[None, :], axis=1)
+    u = beta * (v_vec - g * Sk)
+    tl.store(tile_at, (g * S + u[:, None] * k_vec[None, :]).to(state.dtype.element_ty))
+    tl.store(out_at, (g * Sq + u * tl.sum(q_vec * k_vec)).to(out.dtype.element_ty))
+
+
+class TritonBackend(Backend):
+    name = "triton"
+    distribution = "triton"
+    variants = (
+        Variant("vk", "VK", STATE_DTYPES, "K-last pool: a tile is one run of memory"),
+        Variant("kv32", "KV", STATE_DTYPES, "KV pool, value tiles of 32: what SGLang ran before the PR merged"),
+        Variant("kv8", "KV", STATE_DTYPES, "KV pool, value tiles of 8: the baseline of the PR's table"),
+    )
+
+    def missing(self, device):
+        if INTERPRETED and device.type == "cpu":
+            return None
+        return needs_capability(device, 8)
+
+    def refusal_of_sizes(self, call):
+        K, V = call.shape.head_k_dim, call.shape.head_v_dim
+        if K not in (16, 32, 64, 128, 256) or V % 32:
+            return f"takes head_k_dim 16, 32, 64, 128 or 256 and head_v_dim in multiples of 32; these are {K} and {V}"
+        if call.io_dtype not in IO_DTYPES:
+            return f"takes inputs of {dtype_names(IO_DTYPES)}; these are {dtype_name(call.io_dtype)}"
+        return None
+
+    def decode_launch(self, variant, shape):
+        K_LAST, fixed = variant.layout == "VK", {"kv8": 8, "kv32": 32}.get(variant.name)
+        HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+
+        def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
+            heads = q.shape[0] * HV
+            tile, warps = (fixed, 1) if fixed else vk_tile(heads, state.element_size())
+            q_row, q_head, _ = q.stride()
+            k_row, k_head, _ = k.stride()
+            v_row, v_head, _ = v.stride()
+            decode_kernel[(V // tile * heads,)](
+                q, k, v, a, b, A_log, dt_bias, state, indices, out, scale,
+                q_row, q_head, k_row, k_head, v_row, v_head, a.stride(0), b.stride(0),
+                HK, HV, K, V, tile, K_LAST, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD, num_warps=warps,
+            )  # fmt: skip
+
+        return launch
+
+
+def vk_tile(heads: int, itemsize: int) -> tuple[int, int]:
+    """(TILE, warps) of the VK kernel for B · HV heads and a state element of `itemsize` bytes."""
+    return (32 if itemsize == 2 else 16), 1

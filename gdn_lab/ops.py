@@ -1,0 +1,169 @@
+"""decode(): check the arguments, pick a backend, call it. And what engines did before there was a pool in place.
+
+What can be read off the tensors without waiting for the GPU is checked on every call. What lies in GPU memory (the
+range and uniqueness of indices, NaN in the state) is checked inside `with checks(True):` or under GDN_LAB_CHECKS=1.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backends.base import Call, dtype_name
+from .backends.registry import launch_for
+from .pool import StatePool
+from .shapes import GDNShape
+
+_check_values = os.environ.get("GDN_LAB_CHECKS", "") == "1"
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+@contextlib.contextmanager
+def checks(on: bool = True):
+    """Inside, calls also check what lies in GPU memory, and so synchronise: index range, duplicates, NaN in the state."""
+    global _check_values
+    before, _check_values = _check_values, on
+    try:
+        yield
+    finally:
+        _check_values = before
+
+
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, *, A_log: Tensor, dt_bias: Tensor, pool: StatePool,
+    indices: Tensor, backend: str = "auto", scale: float | None = None, use_qk_l2norm: bool = True,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """One token for each row; updates the rows' slots of the pool in place and returns o [B, HV, V].
+
+    q, k [B, HK, K]; v [B, HV, V]; a, b [B, HV]: one dtype, may be strided views whose last dimension is contiguous.
+    A_log, dt_bias [HV] float32. indices [B] int32 or int64: each row's slot; negative is padding: such a row changes no
+    slot that was handed out, and its output means nothing (zero on `torch` and `triton`).
+    backend: "auto" (the fastest that can), a name ("triton"), or a name and variant ("triton/kv8").
+    scale: of q, default K ** -0.5. out: [B, HV, V], contiguous, q's dtype; given, the call allocates nothing.
+
+    Never synchronises unless checks are on. Raises ValueError naming the argument, what was expected and what came; or
+    with the sentence of the backend that refuses. The operation is defined in reference.py.
+    """
+    _check_decode(q, k, v, a, b, A_log, dt_bias, pool, indices, out)
+    if _check_values:
+        _check_slots(pool, indices)
+    call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
+    launch = launch_for(backend, call)
+    if out is None:
+        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
+    scale = pool.shape.scale if scale is None else scale
+    launch(q, k, v, a, b, A_log, dt_bias, pool.state, indices, scale, use_qk_l2norm, out)
+    return out
+
+
+def decode_gathered(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, **options):
+    """decode() as engines made it before kernels took a pool: gather the slots into a batch, run on it, scatter back.
+
+    scratch: a pool of at least B + 1 slots with the pool's shape, layout, dtype and device; its slots 1…B are
+    overwritten. rows: arange(1, B + 1) of the indices' dtype. Other arguments and errors as decode(). Padding rows
+    travel through the null slot.
+    """
+    if (scratch.shape, scratch.layout, scratch.dtype, scratch.device) != (
+        pool.shape, pool.layout, pool.dtype, pool.device,
+    ) or scratch.slots <= len(indices):  # fmt: skip
+        raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
+    slots = indices.clamp(min=0)
+    batch = scratch.state[1 : len(indices) + 1]
+    torch.index_select(pool.state, 0, slots, out=batch)
+    out = decode(q, k, v, a, b, pool=scratch, indices=rows, **options)
+    pool.state.index_copy_(0, slots.long(), batch)
+    return out
+
+
+def _check_decode(q, k, v, a, b, A_log, dt_bias, pool, indices, out):
+    """Shapes, dtypes, devices and strides: everything that is known on the host."""
+    shape, device, dtype = pool.shape, pool.device, q.dtype
+    B, HK, HV, K, V = len(q), shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    if not dtype.is_floating_point:
+        raise ValueError(f"q: expected a floating-point dtype, got {dtype_name(dtype)}")
+    for name, x, expected in (
+        ("q", q, (B, HK, K)), ("k", k, (B, HK, K)), ("v", v, (B, HV, V)), ("a", a, (B, HV)), ("b", b, (B, HV)),
+    ):  # fmt: skip
+        if x.shape != expected or x.dtype is not dtype or x.device != device or x.stride(-1) != 1:
+            _refuse(name, x, expected, dtype, device)
+    for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
+        if x.shape != (HV,) or x.dtype is not torch.float32 or x.device != device or not x.is_contiguous():
+            _refuse(name, x, (HV,), torch.float32, device)
+    if indices.shape != (B,) or indices.dtype not in _INDEX_DTYPES or indices.device != device:
+        _refuse("indices", indices, (B,), indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32, device)
+    if out is not None and (
+        out.shape != v.shape or out.dtype is not dtype or out.device != device or not out.is_contiguous()
+    ):
+        _refuse("out", out, (B, HV, V), dtype, device)
+
+
+def _refuse(name, x, shape, dtype, device):
+    """Raises the ValueError for one tensor that is not what it should be."""
+    seen = f"{dtype_name(x.dtype)} {list(x.shape)} on {x.device}"
+    if x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1 or x.shape == shape and not x.is_contiguous():
+        seen += f" with strides {x.stride()}"
+    layout = "the last dimension contiguous" if name in ("q", "k", "v", "a", "b") else "contiguous"
+    raise ValueError(f"{name}: expected {dtype_name(dtype)} {list(shape)} on {device}, {layout}; got {seen}")
+
+
+def _check_slots(pool, indices):
+    """Values of indices and state. Synchronises with the GPU."""
+    slots = [slot for slot in indices.tolist() if slot >= 0]
+    outside = [slot for slot in slots if slot >= pool.slots]
+    if outside:
+        raise ValueError(f"indices: expected slots below {pool.slots} or negative for padding, got {outside}")
+    if 0 in slots:
+        raise ValueError("indices: expected slots from 1 (slot 0 is the null slot) or negative for padding, got 0")
+    twice = sorted({slot for slot in slots if slots.count(slot) > 1})
+    if twice:
+        raise ValueError(f"indices: expected each live slot once, got {twice} more than once")
+    if slots:
+        live = torch.tensor(slots, device=pool.device)
+        finite = torch.isfinite(pool.state[live]).flatten(1).all(1).tolist()
+        if not all(finite):
+            bad = [slot for slot, good in zip(slots, finite, strict=True) if not good]
+            raise ValueError(f"pool.state: expected finite values, got NaN or infinity in slots {bad}")
+
+
+@dataclass(frozen=True)
+class DecodeInputs:
+    """Arguments of one decode call. q, k, v are views of one packed mixed_qkv [B, conv_dim], as engines have them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor
+    b: Tensor
+    A_log: Tensor
+    dt_bias: Tensor
+    mixed_qkv: Tensor
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        """The positional arguments of decode()."""
+        return self.q, self.k, self.v, self.a, self.b
+
+    def gates(self) -> dict[str, Tensor]:
+        """The keyword arguments A_log and dt_bias of decode()."""
+        return {"A_log": self.A_log, "dt_bias": self.dt_bias}
+
+
+def make_inputs(shape: GDNShape, batch: int, *, device="cpu", dtype=torch.bfloat16, seed=0, strong_decay=True):
+    """Random DecodeInputs: q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised.
+
+    With strong_decay, gates span g = e^-20 and less to nearly 1; without, g stays near 1, as in most trained heads.
+    The same seed gives the same numbers on every device.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    mixed_qkv = torch.randn(batch, shape.conv_dim, generator=rng).to(device, dtype)
+    q, k, v = mixed_qkv.split([HK * K, HK * K, HV * V], dim=1)
+    ba = torch.randn(batch, 2 * HV, generator=rng)
+    ba[:, HV:] = ba[:, HV:] * 4 - 1 if strong_decay else ba[:, HV:] - 6
+    ba = ba.to(device, dtype)
+    A_log = torch.empty(HV).uniform_(1, 16, generator=rng).log_().to(device)
+    dt_bias = (torch.randn(HV, generator=rng) * 0.5).to(device)
+    q, k, v = q.view(batch, HK, K), k.view(batch, HK, K), v.view(batch, HV, V)
+    return DecodeInputs(q, k, v, ba[:, HV:], ba[:, :HV], A_log, dt_bias, mixed_qkv)

@@ -1,0 +1,104 @@
+"""Sizes: the heads of one GDN layer, the public models that have them, and what tensor parallelism leaves on one GPU.
+
+GDNShape.from_model("qwen3.5-397b-a17b", tp=8)   ->   GDNShape(num_k_heads=2, num_v_heads=8)
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+CONV_WINDOW = 3  # a causal convolution of width 4 keeps the last 3 inputs
+
+
+class Model(NamedTuple):
+    """One public hybrid model: GDN layers with full attention in every fourth. Sizes count elements."""
+
+    hidden: int
+    layers: int
+    gdn_layers: int
+    num_k_heads: int  # query and key heads of a GDN layer (HK)
+    num_v_heads: int  # value heads of a GDN layer (HV); one state matrix each
+    attn_q_heads: int
+    attn_kv_heads: int
+    experts: int | None  # None: a dense feed-forward
+    top_k: int | None
+    moe_intermediate: int | None
+    ffn_intermediate: int  # the shared expert's, or a dense model's feed-forward
+    vocab: int
+    checked: bool  # True: read in the model's own config.json; False: in third-party code or tests
+
+
+# fmt: off
+MODELS: dict[str, Model] = {
+    #                        hidden layers gdn  HK  HV   q kv experts top  moe    ffn   vocab   checked
+    "qwen3.5-397b-a17b":  Model(4096, 60, 45, 16, 64, 32, 2, 512,  10,   1024, 1024,  248320, True),
+    "qwen3.5-122b-a10b":  Model(3072, 48, 36, 16, 64, 32, 2, 256,  8,    1024, 1024,  248320, False),
+    "qwen3.5-35b-a3b":    Model(2048, 40, 30, 16, 32, 16, 2, 256,  8,    512,  512,   248320, False),
+    "qwen3-next-80b-a3b": Model(2048, 48, 36, 16, 32, 16, 2, 512,  10,   512,  512,   151936, True),
+    "qwen3.5-27b":        Model(5120, 64, 48, 16, 48, 24, 4, None, None, None, 17408, 248320, False),
+}
+# fmt: on
+
+
+def model(name: str) -> Model:
+    """The table's entry for `name`; ValueError with the known names if there is none."""
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise ValueError(f"model: {name!r} is not in the table; choose one of {', '.join(MODELS)}") from None
+
+
+@dataclass(frozen=True)
+class GDNShape:
+    """Heads and head sizes of one GDN layer on one GPU. Value head `h` reads query/key head `h // group`."""
+
+    num_k_heads: int
+    num_v_heads: int
+    head_k_dim: int = 128
+    head_v_dim: int = 128
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{field.name}: expected a positive int, got {value!r}")
+        if self.num_v_heads % self.num_k_heads:
+            raise ValueError(
+                f"num_v_heads: expected a multiple of num_k_heads ({self.num_k_heads}), got {self.num_v_heads}"
+            )
+
+    @classmethod
+    def from_model(cls, name: str, tp: int = 1) -> "GDNShape":
+        """The shape that one of `tp` tensor-parallel GPUs holds of a model in MODELS.
+
+        Query/key and value heads are both split evenly; a split that leaves a fraction of a head is a ValueError.
+        """
+        entry = model(name)
+        if type(tp) is not int or tp < 1:
+            raise ValueError(f"tp: expected a positive int, got {tp!r}")
+        if entry.num_k_heads % tp or entry.num_v_heads % tp:
+            fits = [n for n in range(1, entry.num_k_heads + 1) if not (entry.num_k_heads % n or entry.num_v_heads % n)]
+            raise ValueError(
+                f"tp: {name} has {entry.num_k_heads} key and {entry.num_v_heads} value heads, which {tp} GPUs cannot "
+                f"share evenly; choose one of {', '.join(map(str, fits))}"
+            )
+        return cls(entry.num_k_heads // tp, entry.num_v_heads // tp)
+
+    @property
+    def group(self) -> int:
+        """Value heads that share one query/key head."""
+        return self.num_v_heads // self.num_k_heads
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: q, k and v of one token, packed."""
+        return 2 * self.num_k_heads * self.head_k_dim + self.num_v_heads * self.head_v_dim
+
+    @property
+    def state_elements(self) -> int:
+        """Elements of one request's recurrent state in one layer."""
+        return self.num_v_heads * self.head_v_dim * self.head_k_dim
+
+    @property
+    def scale(self) -> float:
+        """The default scale of q: head_k_dim ** -0.5."""
+        return self.head_k_dim**-0.5
