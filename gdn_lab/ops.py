@@ -22,7 +22,7 @@ _INDEX_DTYPES = (torch.int32, torch.int64)
 
 @contextlib.contextmanager
 def checks(on: bool = True):
-    """Inside, calls also check what lies in GPU memory, and so synchronise: index range, duplicates, NaN in the state."""
+    """Inside, calls also check values, which synchronises with a GPU: index range, duplicates, NaN in the state."""
     global _check_values
     before, _check_values = _check_values, on
     try:

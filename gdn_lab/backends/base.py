@@ -30,6 +30,16 @@ class Call(NamedTuple):
     device: torch.device
 
 
+class KernelCase(NamedTuple):
+    """One compilation of a Triton kernel. types: argument name -> "*bf16", "i32", "fp32"; constants: its constexprs."""
+
+    label: str
+    kernel: object
+    types: dict[str, str]
+    constants: dict[str, object]
+    num_warps: int
+
+
 # launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out): writes state in place, and out
 Launch = Callable[..., None]
 

@@ -35,7 +35,7 @@ class BackendReport(NamedTuple):
 
 
 def backends(device=None) -> list[BackendReport]:
-    """What is installed, what each backend can do and why it cannot do the rest, on `device` (default: a GPU if any)."""
+    """What is installed, what each backend can do and why not the rest, on `device` (default: a GPU if there is one)."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reports = []
     for backend in BACKENDS.values():

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
-from .base import Backend, Variant, dtype_name, dtype_names, needs_capability
+from .base import Backend, KernelCase, Variant, dtype_name, dtype_names, needs_capability
 
 STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 IO_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -127,3 +127,19 @@ class TritonBackend(Backend):
 def vk_tile(heads: int, itemsize: int) -> tuple[int, int]:
     """(TILE, warps) of the VK kernel for B · HV heads and a state element of `itemsize` bytes."""
     return (32 if itemsize == 2 else 16), 1
+
+
+def kernel_cases() -> list[KernelCase]:
+    """Every compilation of the kernel that the variants make at the model's head size, for resources.py."""
+    cases = []
+    for dtype, name, itemsize in ((torch.bfloat16, "bf16", 2), (torch.float16, "fp16", 2), (torch.float32, "fp32", 4)):
+        types = dict.fromkeys(decode_kernel.arg_names, "i32")
+        types |= dict.fromkeys(("q", "k", "v", "a", "b", "out"), "*bf16")
+        types |= {"A_log": "*fp32", "dt_bias": "*fp32", "state": f"*{name}", "indices": "*i32", "scale": "fp32"}
+        tiles = {("vk", True, *vk_tile(heads, itemsize)) for heads in (8, 64, 512, 4096, 32768)}
+        for variant, k_last, tile, warps in sorted(tiles) + [("kv32", False, 32, 1), ("kv8", False, 8, 1)]:
+            constants = dict(HK=16, HV=64, K=128, V=128, TILE=tile, K_LAST=k_last, L2NORM=True)
+            constants |= dict(EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
+            label = f"{variant} {dtype_name(dtype)} tile {tile} warps {warps}"
+            cases.append(KernelCase(label, decode_kernel, types, constants, warps))
+    return cases

@@ -1,0 +1,75 @@
+"""What the compiler makes of each Triton kernel for a GPU that need not be here: registers, shared memory, stack.
+
+    python -m gdn_lab.backends.resources [sm_90a sm_100a ...]      one JSON line for each kernel and architecture
+
+A stack means that registers spilled to memory or an array is indexed at run time; either is slow.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from .base import KernelCase
+
+ARCHITECTURES = {"sm_90a": 90, "sm_100a": 100, "sm_120a": 120}  # Hopper, Blackwell B200, Blackwell RTX
+
+
+class Resources(NamedTuple):
+    """Of one kernel on one architecture: registers a thread, bytes of shared memory a block, bytes of stack a thread."""
+
+    label: str
+    architecture: str
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    num_warps: int
+
+
+def resources(case: KernelCase, architecture: str) -> Resources:
+    """Compiles for `architecture` (a key of ARCHITECTURES) and reads the report of the cuobjdump that Triton carries."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: {architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
+    names = case.kernel.arg_names
+    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
+    constants = {(names.index(name),): value for name, value in case.constants.items()}
+    # Pointers and strides are multiples of 16 in practice, as the launcher finds out by itself.
+    attributes = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name] not in ("constexpr", "fp32")
+    }
+    source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", report)}
+    return Resources(
+        case.label,
+        architecture,
+        found["REG"],
+        found["SHARED"] + compiled.metadata.shared,
+        found["STACK"] + found["LOCAL"],
+        case.num_warps,
+    )
+
+
+def main(architectures: list[str]) -> None:
+    from .triton import kernel_cases
+
+    for case in kernel_cases():
+        for architecture in architectures or ARCHITECTURES:
+            print(json.dumps(resources(case, architecture)._asdict()), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
