@@ -79,32 +79,41 @@ def decode_gathered(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch:
 
 
 def _check_decode(q, k, v, a, b, A_log, dt_bias, pool, indices, out):
-    """Shapes, dtypes, devices and strides: everything that is known on the host."""
-    shape, device, dtype = pool.shape, pool.device, q.dtype
+    """Shapes, dtypes, devices and strides: everything that is known on the host. On the path of every call: kept cheap."""
+    shape, gpu, dtype = pool.shape, pool.state.get_device(), q.dtype  # get_device() is -1 on the CPU
     B, HK, HV, K, V = len(q), shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    qk_shape, v_shape, gate_shape = (B, HK, K), (B, HV, V), (B, HV)
     if not dtype.is_floating_point:
         raise ValueError(f"q: expected a floating-point dtype, got {dtype_name(dtype)}")
-    for name, x, expected in (
-        ("q", q, (B, HK, K)), ("k", k, (B, HK, K)), ("v", v, (B, HV, V)), ("a", a, (B, HV)), ("b", b, (B, HV)),
-    ):  # fmt: skip
-        if x.shape != expected or x.dtype is not dtype or x.device != device or x.stride(-1) != 1:
-            _refuse(name, x, expected, dtype, device)
+    if q.shape != qk_shape or q.get_device() != gpu or q.stride(2) != 1:
+        _refuse("q", q, qk_shape, dtype, pool.device)
+    if k.shape != qk_shape or k.dtype is not dtype or k.get_device() != gpu or k.stride(2) != 1:
+        _refuse("k", k, qk_shape, dtype, pool.device)
+    if v.shape != v_shape or v.dtype is not dtype or v.get_device() != gpu or v.stride(2) != 1:
+        _refuse("v", v, v_shape, dtype, pool.device)
+    if a.shape != gate_shape or a.dtype is not dtype or a.get_device() != gpu or a.stride(1) != 1:
+        _refuse("a", a, gate_shape, dtype, pool.device)
+    if b.shape != gate_shape or b.dtype is not dtype or b.get_device() != gpu or b.stride(1) != 1:
+        _refuse("b", b, gate_shape, dtype, pool.device)
     for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
-        if x.shape != (HV,) or x.dtype is not torch.float32 or x.device != device or not x.is_contiguous():
-            _refuse(name, x, (HV,), torch.float32, device)
-    if indices.shape != (B,) or indices.dtype not in _INDEX_DTYPES or indices.device != device:
-        _refuse("indices", indices, (B,), indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32, device)
+        if x.shape != (HV,) or x.dtype is not torch.float32 or x.get_device() != gpu or not x.is_contiguous():
+            _refuse(name, x, (HV,), torch.float32, pool.device)
+    if (
+        indices.shape != (B,) or indices.dtype not in _INDEX_DTYPES or indices.get_device() != gpu
+        or not indices.is_contiguous()
+    ):  # fmt: skip
+        _refuse("indices", indices, (B,), indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32, pool.device)
     if out is not None and (
-        out.shape != v.shape or out.dtype is not dtype or out.device != device or not out.is_contiguous()
+        out.shape != v_shape or out.dtype is not dtype or out.get_device() != gpu or not out.is_contiguous()
     ):
-        _refuse("out", out, (B, HV, V), dtype, device)
+        _refuse("out", out, v_shape, dtype, pool.device)
 
 
 def _refuse(name, x, shape, dtype, device):
     """Raises the ValueError for one tensor that is not what it should be."""
     seen = f"{dtype_name(x.dtype)} {list(x.shape)} on {x.device}"
-    if x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1 or x.shape == shape and not x.is_contiguous():
-        seen += f" with strides {x.stride()}"
+    if not x.is_contiguous():
+        seen += f" with strides {list(x.stride())}"
     layout = "the last dimension contiguous" if name in ("q", "k", "v", "a", "b") else "contiguous"
     raise ValueError(f"{name}: expected {dtype_name(dtype)} {list(shape)} on {device}, {layout}; got {seen}")
 

@@ -71,7 +71,7 @@ class Backend:
         """What is particular to the backend: head sizes, dtypes of inputs and indices."""
         return None
 
-    def decode_launch(self, variant: Variant, shape: GDNShape) -> Launch:
+    def decode_launch(self, variant: Variant, call: Call) -> Launch:
         """The function that runs one decode call of this variant."""
         raise NotImplementedError
 

@@ -41,7 +41,7 @@ class FlashInferBackend(Backend):
             return f"takes indices of int32 (it would copy {dtype_name(call.index_dtype)} on every call); pass int32"
         return None
 
-    def decode_launch(self, variant, shape):
+    def decode_launch(self, variant, call):
         from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
 
         def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):

@@ -35,7 +35,7 @@ class BackendReport(NamedTuple):
 
 
 def backends(device=None) -> list[BackendReport]:
-    """What is installed, what each backend can do and why not the rest, on `device` (default: a GPU if there is one)."""
+    """What is installed, what each backend can do and why not the rest, on `device` (default: a GPU if there is)."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reports = []
     for backend in BACKENDS.values():
@@ -65,7 +65,7 @@ def launch_for(name: str, call: Call) -> Launch:
     if reason:
         raise ValueError(f"backend {name!r} {reason}")
     backend, variant = chosen
-    return getattr(backend, f"{call.phase}_launch")(variant, call.shape)
+    return getattr(backend, f"{call.phase}_launch")(variant, call)
 
 
 def serving(name: str, call: Call) -> str:

@@ -19,7 +19,7 @@ ARCHITECTURES = {"sm_90a": 90, "sm_100a": 100, "sm_120a": 120}  # Hopper, Blackw
 
 
 class Resources(NamedTuple):
-    """Of one kernel on one architecture: registers a thread, bytes of shared memory a block, bytes of stack a thread."""
+    """Of one kernel on one architecture: registers and bytes of stack a thread, bytes of shared memory a block."""
 
     label: str
     architecture: str
@@ -30,7 +30,7 @@ class Resources(NamedTuple):
 
 
 def resources(case: KernelCase, architecture: str) -> Resources:
-    """Compiles for `architecture` (a key of ARCHITECTURES) and reads the report of the cuobjdump that Triton carries."""
+    """Compiles for `architecture`, a key of ARCHITECTURES, and reads the report of the cuobjdump in Triton."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

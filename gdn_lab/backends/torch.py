@@ -22,7 +22,7 @@ class TorchBackend(Backend):
     def missing(self, device):
         return None
 
-    def decode_launch(self, variant, shape):
+    def decode_launch(self, variant, call):
         return _decode_vk if variant.layout == "VK" else _decode_kv
 
 
