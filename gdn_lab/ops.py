@@ -54,6 +54,8 @@ def decode(
     launch = launch_for(backend, call)
     if out is None:
         out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
+    if not q.size(0):
+        return out
     scale = pool.shape.scale if scale is None else scale
     launch(q, k, v, a, b, A_log, dt_bias, pool.state, indices, scale, use_qk_l2norm, out)
     return out
@@ -79,9 +81,9 @@ def decode_gathered(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch:
 
 
 def _check_decode(q, k, v, a, b, A_log, dt_bias, pool, indices, out):
-    """Shapes, dtypes, devices and strides: everything that is known on the host. On the path of every call: kept cheap."""
+    """Shapes, dtypes, devices, strides: all that is known on the host. On the path of every call, so kept cheap."""
     shape, gpu, dtype = pool.shape, pool.state.get_device(), q.dtype  # get_device() is -1 on the CPU
-    B, HK, HV, K, V = len(q), shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    B, HK, HV, K, V = q.size(0), shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
     qk_shape, v_shape, gate_shape = (B, HK, K), (B, HV, V), (B, HV)
     if not dtype.is_floating_point:
         raise ValueError(f"q: expected a floating-point dtype, got {dtype_name(dtype)}")
