@@ -1,0 +1,63 @@
+# Everything happens in .venv: nothing is installed or set outside this folder.
+#   PYTHON=python3.12   the Python that makes .venv (3.11 or 3.12)
+#   ARGS="..."          passed on: make run ARGS="-p seed 1", make test ARGS="-k pool", make lab ARGS="--no-browser"
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+IN_VENV := $(VENV)/bin/python
+PIP := $(IN_VENV) -m pip install -q --disable-pip-version-check
+READY := $(VENV)/.ready
+# Lies in .venv while it is being filled: one that still has it was interrupted, and is made anew.
+FILLING := $(VENV)/.filling
+# How nvidia-smi says that the driver serves CUDA 13 or newer.
+CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
+
+.DEFAULT_GOAL := help
+.PHONY: help run bench lab report test test-gpu lint clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '  %-14s %s\n' "$$target" "$$text"; done
+
+run: $(READY)  ## set up, then run the workbook from end to end: notebooks, reports and rows in runs/
+	@$(IN_VENV) -m gdn_lab run $(ARGS)
+
+bench: $(READY)  ## the decode benchmark alone (notebook 02)
+	@$(IN_VENV) -m gdn_lab run 02 $(ARGS)
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	@$(IN_VENV) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
+
+report: $(READY)  ## draw the README's figures again from data/
+	@$(IN_VENV) -m gdn_lab report $(ARGS)
+
+test: $(READY)  ## set up, then run the tests that need no GPU
+	@$(IN_VENV) -m pytest -m "not gpu" -n auto --maxprocesses 4 $(ARGS)
+
+test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
+	@$(IN_VENV) -m pytest -m gpu --no-skips $(ARGS)
+
+lint: $(READY)  ## ruff over code and notebooks
+	@$(IN_VENV) -m ruff check . && $(IN_VENV) -m ruff format --check .
+
+clean:  ## remove .venv and caches; runs/ is kept
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find gdn_lab tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(READY): requirements.txt requirements-dev.txt requirements-cuda13.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "There is no $(PYTHON) here; install Python 3.11 or 3.12, or name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 13) else \
+		f"$(PYTHON) is Python {v[0]}.{v[1]}; this workbook needs 3.11 or 3.12. Name one: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+		echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@if [ -e $(FILLING) ] || ! $(IN_VENV) -c 'import pip' 2> /dev/null; then rm -rf $(VENV); fi
+	@echo "Setting up $(VENV): about 3.5 GB (more with CUDA), two to five minutes the first time."
+	@trap 'exit 130' INT TERM; mkdir -p $(VENV); touch $(FILLING); \
+	{ [ -e $(IN_VENV) ] || $(PYTHON) -m venv $(VENV); } \
+	&& $(PIP) -r requirements-dev.txt \
+	&& if nvidia-smi 2> /dev/null | grep -qE $(CUDA13); then $(PIP) -r requirements-cuda13.txt; fi \
+	&& $(PIP) --no-deps --no-build-isolation -e . \
+	&& rm $(FILLING) && touch $@ && echo "$(VENV) is ready." \
+	|| { rm -f $(FILLING); echo "Setting up $(VENV) failed for the reason above. make tries again; make clean starts anew."; exit 1; }
