@@ -17,6 +17,7 @@ from .base import Backend, Variant, dtype_name, needs_capability
 
 MINIMUM_VERSION = {9: (0, 6, 4), 10: (0, 6, 5)}  # by compute capability: the first release with its pool-mode kernels
 HEAD_DIM = 128
+ALIGNMENT = {torch.bfloat16: 32, torch.float32: 16}  # bytes, by state dtype: where its kernels need tensors to begin
 
 
 class FlashInferBackend(Backend):
@@ -44,7 +45,13 @@ class FlashInferBackend(Backend):
     def decode_launch(self, variant, call):
         from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
 
+        alignment = ALIGNMENT[call.state_dtype]
+        gates_too = call.state_dtype is torch.bfloat16
+
         def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
+            _check_alignment(alignment, q=q, k=k, v=v, indices=indices, out=out)
+            if gates_too:
+                _check_alignment(alignment, A_log=A_log, dt_bias=dt_bias)
             # [B, heads, dim] -> [B, 1, heads, dim], views
             gated_delta_rule_decode_pretranspose(
                 q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), None, A_log, a.unsqueeze(1), dt_bias, b.unsqueeze(1),
@@ -53,6 +60,15 @@ class FlashInferBackend(Backend):
             )  # fmt: skip
 
         return launch
+
+
+def _check_alignment(alignment, **tensors):
+    for name, x in tensors.items():
+        if x.data_ptr() % alignment:
+            raise ValueError(
+                f"{name}: backend 'flashinfer' takes tensors that begin at a multiple of {alignment} bytes; this one "
+                f"begins {x.data_ptr() % alignment} bytes after one; pass a copy (clone())"
+            )
 
 
 @functools.cache
