@@ -97,7 +97,11 @@ def dtype_names(dtypes) -> str:
 def needs_capability(device: torch.device, major: int) -> str | None:
     """One sentence if `device` is not an NVIDIA GPU of at least compute capability major.0."""
     needs = f"needs an NVIDIA GPU of compute capability {major}.0 or newer"
-    if device.type != "cuda" or torch.version.cuda is None:
-        return f"{needs}; this is {'an AMD GPU' if device.type == 'cuda' else 'a ' + device.type.upper()}"
+    if device.type != "cuda":
+        return f"{needs}; this is a {device.type.upper()}"
+    if torch.version.hip:
+        return f"{needs}; this is an AMD GPU"
+    if not torch.cuda.is_available():
+        return f"{needs}; PyTorch finds none here"
     found = torch.cuda.get_device_capability(device)
     return None if found >= (major, 0) else f"{needs}; this is {found[0]}.{found[1]}"
