@@ -1,0 +1,27 @@
+"""Measuring, without knowledge of any backend: timing, roofline, environment, results, progress."""
+
+from .environment import clocks, environment
+from .progress import progress
+from .results import OutputFolderError, Run, load
+from .roofline import DECODE_BYTES_FORMULA, Roof, datasheet_gb_per_s, decode_bytes, l2_bytes, measure_roof
+from .timing import TIMERS, TimerUnavailable, Timing, time_interleaved, unavailable
+
+__all__ = [
+    "DECODE_BYTES_FORMULA",
+    "OutputFolderError",
+    "Roof",
+    "Run",
+    "TIMERS",
+    "TimerUnavailable",
+    "Timing",
+    "clocks",
+    "datasheet_gb_per_s",
+    "decode_bytes",
+    "environment",
+    "l2_bytes",
+    "load",
+    "measure_roof",
+    "progress",
+    "time_interleaved",
+    "unavailable",
+]

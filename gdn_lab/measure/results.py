@@ -1,0 +1,242 @@
+"""A run is a folder: run.json says what was measured where and how, rows.jsonl holds one row a line, written as made.
+
+    runs/20261122T081500Z-02_decode_kernels/     run.json  rows.jsonl  figures
+    runs/latest                                  points at the newest
+
+Every row has a status that says what it is; ROW_FIELDS lists what a row of each status must have at least.
+"""
+
+import json
+import math
+import os
+import re
+import warnings
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .environment import clocks, environment, utc
+
+_CASE = ("phase", "backend", "variant", "layout", "state_dtype", "batch", "tokens", "num_k_heads", "num_v_heads")
+_MEASURED = (
+    "timer", "median_us", "p20_us", "p80_us", "count", "bytes", "bytes_formula", "gb_per_s", "roof_gb_per_s",
+    "share_of_roof", "max_abs_error",
+)  # fmt: skip
+ROW_FIELDS = {
+    "ok": _CASE + _MEASURED,  # timed, and right
+    "wrong": _CASE + ("max_abs_error",),  # not timed, because the result is not the oracle's
+    "refused": ("phase", "backend", "variant", "reason"),  # not run, because the backend cannot serve the call
+    "fact": ("phase",),  # anything else that is worth a row
+}
+NULLABLE = {"max_abs_error"}  # null where the result is not finite
+
+
+class OutputFolderError(OSError):
+    """Results cannot be written where they should go; the message says where, why and what to do."""
+
+
+class Run:
+    """One run's folder. Made by Run.create(); a context manager that records how the run ended.
+
+    folder: its Path. rows: number of rows written. info: what run.json holds.
+    """
+
+    def __init__(self, folder: Path, info: dict):
+        self.folder, self.info, self.rows = folder, info, 0
+
+    @classmethod
+    def create(
+        cls, notebook: str, parameters: dict, *, root="runs", folder=None, command: str | None = None,
+        seed: int | None = None,
+    ) -> "Run":  # fmt: skip
+        """Makes <root>/<UTC time>-<notebook>/, writes its run.json and points <root>/latest at it.
+
+        notebook: name of what runs, such as "02_decode_kernels". parameters: its parameters, as JSON can hold them.
+        folder: an existing folder to use instead, without results in it; `latest` is then made beside it.
+        command, seed: recorded. Raises OutputFolderError if that cannot be written, ValueError for bad arguments.
+        """
+        if not re.fullmatch(r"[\w.-]+", notebook):
+            raise ValueError(f"notebook: expected a plain name of letters, digits, '_', '-', '.', got {notebook!r}")
+        info = {"notebook": notebook, "status": "running", "parameters": parameters, "command": command, "seed": seed}
+        info |= {"start_utc": utc(), "environment": environment(), "clocks_before": clocks()}
+        _json(info, "parameters")
+        with _writing(folder or root):
+            folder = _new_folder(Path(root), notebook) if folder is None else _given_folder(Path(folder))
+            run = cls(folder, info)
+            run._write_info()
+            run._point_latest()
+        return run
+
+    def append(self, row: dict) -> None:
+        """Writes one row to rows.jsonl, complete and on the disk when this returns.
+
+        row: {field: str, number, bool, None, list or dict}; `status` (default "ok") is a key of ROW_FIELDS, which lists
+        the fields the row must have. ValueError, with nothing written, if one is missing or null, or a number is not
+        finite. OutputFolderError if it cannot be written; rows written before stay as they are.
+        """
+        row = {"status": "ok"} | row
+        _check_row(row)
+        line = (_json(row, "row") + "\n").encode()
+        with _writing(self.folder):
+            _append_line(self.folder / "rows.jsonl", line)
+        self.rows += 1
+
+    def finish(self, status: str | None = None) -> None:
+        """Writes status, end time and clocks after to run.json.
+
+        status: "complete", "interrupted" or "failed". None means "complete", unless an earlier call said otherwise:
+        what was interrupted once does not become complete by going on.
+        """
+        if status not in (None, "complete", "interrupted", "failed"):
+            raise ValueError(f"status: expected complete, interrupted or failed, got {status!r}")
+        if status is None:
+            status = self.info["status"] if self.info["status"] in ("interrupted", "failed") else "complete"
+        self.info |= {"status": status, "end_utc": utc(), "clocks_after": clocks(), "rows": self.rows}
+        with _writing(self.folder):
+            self._write_info()
+
+    def save_figure(self, figure, name: str) -> Path:
+        """Writes a matplotlib figure as <name>.png and <name>.svg into the folder; returns the PNG's path."""
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"name: expected a plain name without a suffix, got {name!r}")
+        with _writing(self.folder):
+            for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
+                path = self.folder / f"{name}{suffix}"
+                beside = path.with_name(f".{path.name}.part")
+                figure.savefig(beside, format=suffix[1:], bbox_inches="tight", **options)
+                os.replace(beside, path)
+        return path
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.finish("failed" if issubclass(kind, Exception) else "interrupted")
+
+    def _write_info(self) -> None:
+        path = self.folder / "run.json"
+        beside = path.with_name(".run.json.part")
+        with open(beside, "w") as file:
+            file.write(_json(self.info, "run.json", indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+    def _point_latest(self) -> None:
+        latest = self.folder.parent / "latest"
+        beside = latest.with_name(f".latest.{self.folder.name}")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(self.folder.name, target_is_directory=True)
+        os.replace(beside, latest)
+
+
+def load(folder) -> tuple[dict, list[dict]]:
+    """(what run.json holds, the rows in the order they were written) of a run's folder.
+
+    A last line that was cut off while it was written is left out, with a warning. FileNotFoundError if there is no such
+    folder, ValueError if it is not a run's or a line inside is damaged. No rows.jsonl: no row was measured.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no run folder {folder}; the runs that exist are in its parent, if at all")
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} is not a run's folder: it has no run.json; give one of those under runs/")
+    try:
+        info = json.loads((folder / "run.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'run.json'} is not JSON ({error}); restore it, or measure again") from error
+    path = folder / "rows.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("expected a JSON object")
+        except ValueError as error:
+            if number < len(lines) or line.endswith(b"\n"):
+                raise ValueError(f"{path}: line {number} is damaged ({error}); restore it or measure again") from error
+            warnings.warn(f"{path}: the last line was cut off while it was written and is left out", stacklevel=2)
+        else:
+            rows.append(row)
+    return info, rows
+
+
+@contextmanager
+def _writing(folder):
+    """Turns any failure to write into one sentence about `folder`."""
+    try:
+        yield
+    except OutputFolderError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputFolderError(
+            f"cannot write results to {folder}: {reason}; free space or choose a folder that you can write to"
+        ) from error
+
+
+def _new_folder(root: Path, notebook: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{notebook}"
+    for number in range(1, 1000):
+        folder = root / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise OutputFolderError(f"cannot write results to {root}: it has a thousand runs of this second; use another root")
+
+
+def _given_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise OutputFolderError(f"cannot write results to {folder}: there is no such folder; make it first")
+    taken = [name for name in ("run.json", "rows.jsonl") if (folder / name).exists()]
+    if taken:
+        raise OutputFolderError(
+            f"cannot write results to {folder}: it holds {' and '.join(taken)} of another run; give an empty folder"
+        )
+    return folder
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    """Appends the whole line or nothing; the file is closed again, so that nothing is held back if the process dies."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before, written = os.fstat(descriptor).st_size, 0
+        try:
+            while written < len(line):
+                written += os.write(descriptor, line[written:])
+        except BaseException:
+            if os.fstat(descriptor).st_size < before + len(line):
+                os.ftruncate(descriptor, before)
+            raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_row(row: dict) -> None:
+    status = row["status"]
+    if status not in ROW_FIELDS:
+        raise ValueError(f"row: status {status!r} is unknown; expected one of {', '.join(ROW_FIELDS)}")
+    absent = [name for name in ROW_FIELDS[status] if name not in row]
+    if absent:
+        raise ValueError(f"row: a row of status {status!r} needs {', '.join(absent)}, which this one lacks")
+    null = [name for name in ROW_FIELDS[status] if row[name] is None and name not in NULLABLE]
+    if null:
+        raise ValueError(f"row: expected a value for {', '.join(null)}, got null")
+    infinite = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if infinite:
+        raise ValueError(f"row: expected finite numbers, got {', '.join(f'{name} {row[name]}' for name in infinite)}")
+
+
+def _json(value, what: str, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: expected what JSON can hold, got something else ({error})") from error
