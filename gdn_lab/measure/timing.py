@@ -250,9 +250,9 @@ def _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, ad
 
 # --- CUPTI through Kineto
 #
-# What goes wrong in practice, and is met here: CUPTI misdates the first records of a session, the more the more sessions
-# the process has had, and Kineto drops them (pytorch issue 192021); hence the lead-in of marker kernels, of which one
-# must survive. The teardown after one session may hit the next, which then sees no kernels (kineto pull request 1554);
+# What goes wrong in practice, and is met here. CUPTI misdates the first records of a session, more with every session
+# of a process, and Kineto drops those (pytorch issue 192021): hence the lead-in of marker kernels, of which one
+# must survive. The teardown after one session may hit the next, which then sees no kernels (kineto pull request 1554):
 # hence TEARDOWN_CUPTI=0. Whatever else is lost is an error.
 
 _LEAD_IN = 2000  # marker kernels at the start of a session: 2 to 3 us each
