@@ -1,0 +1,48 @@
+"""What every test file shares: the `gpu` marker's meaning, and hypothesis kept repeatable and small."""
+
+import hypothesis
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available() and torch.version.hip is None
+
+# derandomize: the same examples on every machine, so that a failure repeats. No deadline: machines differ.
+hypothesis.settings.register_profile(
+    "gdn_lab",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("gdn_lab")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a test that skips has failed; without a GPU nothing runs")
+
+
+def pytest_configure(config):
+    if config.getoption("--no-skips") and not HAS_GPU:
+        raise pytest.UsageError("these tests need an NVIDIA GPU, and PyTorch finds none here; make test needs none")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without a GPU, tests marked gpu are left out, not skipped: there is nothing to say about them."""
+    if HAS_GPU:
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A gpu test that skips on a machine with a GPU has failed: what should have been tested was not."""
+    report = yield
+    strict = item.config.getoption("--no-skips") or item.get_closest_marker("gpu")
+    if report.skipped and strict and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} skipped where it should have run: {call.excinfo.value}"
+    return report
