@@ -30,13 +30,11 @@ def published_ratios() -> pandas.DataFrame:
     )
 
 
-def measured(gpu: str, notebook: str) -> tuple[dict, list[dict]]:
-    """(run, rows) recorded in data/measured/<gpu>/<notebook>. FileNotFoundError says what is recorded instead."""
-    folder = DATA / "measured" / gpu / notebook
+def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dict]]:
+    """(run, rows) recorded in <data>/measured/<gpu>/<notebook>. FileNotFoundError says what is recorded instead."""
+    folder = data / "measured" / gpu / notebook
     if not (folder / "run.json").is_file():
-        known = sorted(
-            "/".join(file.parts[-3:-1]) for file in (DATA / "measured").glob("*/*/run.json")
-        )
+        known = sorted("/".join(file.parts[-3:-1]) for file in (data / "measured").glob("*/*/run.json"))
         raise FileNotFoundError(
             f"no recorded run of {notebook} on {gpu!r}; recorded are: {', '.join(known) or 'none yet'}"
         )

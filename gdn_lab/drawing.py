@@ -1,0 +1,157 @@
+"""How the figures look: one colour and one marker for each variant, labels at the ends of lines, notes below.
+
+Dashes and a hollow marker mean gather and scatter, so that the figures read in grey as well.
+"""
+
+import math
+import textwrap
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+# Okabe and Ito's colours, told apart by every kind of colour vision.
+COLOURS = {
+    "triton/vk": "#0072B2",
+    "triton/kv32": "#E69F00",
+    "triton/kv8": "#D55E00",
+    "flashinfer/vk": "#009E73",
+    "cutedsl/vk": "#CC79A7",
+    "torch/vk": "#000000",
+    "torch/kv": "#56B4E9",
+}
+MARKERS = {
+    "triton/vk": "o",
+    "triton/kv32": "s",
+    "triton/kv8": "v",
+    "flashinfer/vk": "D",
+    "cutedsl/vk": "P",
+    "torch/vk": "X",
+    "torch/kv": "^",
+}
+GREY = "#5F5F5F"  # roofs, notes, what others published
+UNKNOWN = ("#8C6D31", "*")  # colour and marker of a variant that has none yet
+STYLE = {
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "gdn_lab",  # the same figure is the same file
+}
+
+
+# ---- figures and axes ------------------------------------------------------------------------------------------------
+
+
+def colour(name: str) -> str:
+    return COLOURS.get(name, UNKNOWN[0])
+
+
+def marker(name: str) -> str:
+    return MARKERS.get(name, UNKNOWN[1])
+
+
+def line_style(name: str, indexing: str = "in_place") -> dict:
+    """The looks of one variant's line; solid and filled in place, dashed and hollow for gather and scatter."""
+    in_place = indexing == "in_place"
+    return {
+        "color": colour(name),
+        "marker": marker(name),
+        "markersize": 5.5,
+        "linewidth": 1.7,
+        "linestyle": "-" if in_place else (0, (4, 2)),
+        "markerfacecolor": colour(name) if in_place else "white",
+        "markeredgecolor": colour(name),
+    }
+
+
+def new_figure(title, width, height, columns=1, notes=(), **options):
+    """A figure with its finding above and its notes below, and `columns` axes between."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.04)
+    fig.suptitle(textwrap.fill(title, int(width * 8.8)), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    notes = [textwrap.fill(note, int(width * 14)) for note in notes if note]
+    if notes:
+        fig.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=8.5, color=GREY)
+    axes = fig.subplots(1, columns, squeeze=False, **options)[0]
+    return fig, axes
+
+
+def empty_figure(title, sentences, width=9.0):
+    """A figure that says why there is nothing to draw."""
+    fig, (ax,) = new_figure(title, width, 2.4)
+    ax.set_axis_off()
+    text = "\n".join(textwrap.fill(line, 100) for line in sentences) or "No rows to draw."
+    ax.text(0.0, 0.95, text, va="top", ha="left", transform=ax.transAxes, color=GREY)
+    return fig
+
+
+def batch_axis(ax, batches, label="batch B (requests in one decode step)"):
+    """A log axis with a tick at each measured batch."""
+    batches = sorted(set(batches))
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(batches))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.set_xlim(batches[0] / 1.25, batches[-1] * 1.25)
+    ax.set_xlabel(label)
+
+
+def plain_log_axis(axis):
+    """Plain numbers at 1, 2, 5 of each decade."""
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def label_ends(ax, ends):
+    """Writes each line's label right of the axes at its last point; labels too close are pushed apart.
+
+    ends: [(y in data, label, colour)]. Limits and scale of the y axis must be set before.
+    """
+    if not ends:
+        return
+    low, high = (math.log(y) if ax.get_yscale() == "log" else y for y in ax.get_ylim())
+
+    def height_of(y):
+        return ((math.log(y) if ax.get_yscale() == "log" else y) - low) / (high - low)
+
+    ends = sorted(ends, key=lambda end: height_of(end[0]))
+    step = 0.062 * 4.0 / ax.get_figure().get_figheight()
+    places = _spread([height_of(y) for y, _, _ in ends], step)
+    for place, (y, label, ink) in zip(places, ends, strict=True):
+        ax.annotate(
+            label, xy=(1.0, height_of(y)), xytext=(1.05, place), xycoords="axes fraction", textcoords="axes fraction",
+            va="center", ha="left", color=ink, fontsize=9.5, annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": ink, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5),
+            },
+        )  # fmt: skip
+
+
+def _spread(wanted: list[float], step: float) -> list[float]:
+    """Ascending places as near to the wanted ones as can be with `step` between neighbours, kept within 0…1.
+
+    Neighbours that would touch form a group, which is centred on the mean of what its members want.
+    """
+    groups = []  # [members' wanted places]
+
+    def first(group):
+        centre = sum(group) / len(group)
+        half = (len(group) - 1) * step / 2
+        return min(max(centre - half, 0.0), 1.0 - 2 * half)
+
+    for place in wanted:
+        groups.append([place])
+        while len(groups) > 1 and first(groups[-1]) < first(groups[-2]) + len(groups[-2]) * step:
+            last = groups.pop()
+            groups[-1] += last
+    return [first(group) + i * step for group in groups for i in range(len(group))]

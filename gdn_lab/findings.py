@@ -1,0 +1,293 @@
+"""What rows say: series, ratios, tables and the sentences that answer the notebooks' questions.
+
+A row is a dict as results.py writes it. A variant is named "backend/variant"; `times` below always means median_us.
+"""
+
+import math
+from collections import defaultdict
+from typing import NamedTuple
+
+import pandas
+
+from .data import published, published_ratios
+
+VARIANTS = ("triton/vk", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv")  # in order
+INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
+TIMER_ORDER = ("cuda_graph_replay", "host_clock", "cupti_kernel")  # the first that a set of rows has is shown
+GATHER_SCATTER_TRAFFIC = 3  # gather reads and writes the state, the kernel does, scatter does; in place only the kernel
+
+
+# ---- choosing rows --------------------------------------------------------------------------------------------------
+
+
+def name_of(row: dict) -> str:
+    """ "backend/variant" of a row."""
+    return f"{row['backend']}/{row['variant']}"
+
+
+def timed(rows, *, indexing="in_place", timer=None) -> list[dict]:
+    """The timed rows of one indexing (None: both) and one timer, by default the first of TIMER_ORDER that occurs."""
+    rows = [row for row in rows if row.get("status") == "ok"]
+    present = {row["timer"] for row in rows}
+    timer = timer or next((name for name in TIMER_ORDER if name in present), None)
+    return [row for row in rows if row["timer"] == timer and indexing in (None, row["indexing"])]
+
+
+def series(rows) -> dict[str, list[dict]]:
+    """Rows by variant, each sorted by batch; the variants in the order of VARIANTS."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[name_of(row)].append(row)
+    order = [name for name in VARIANTS if name in groups] + sorted(set(groups) - set(VARIANTS))
+    return {name: sorted(groups[name], key=lambda row: row["batch"]) for name in order}
+
+
+def times(rows) -> dict[str, dict[int, float]]:
+    """{variant: {batch: median_us}} of rows that are already of one timer and indexing."""
+    return {name: {row["batch"]: row["median_us"] for row in of} for name, of in series(rows).items()}
+
+
+def not_timed(rows) -> list[str]:
+    """One sentence for each variant that refused or was wrong, each once."""
+    sentences = []
+    for row in rows:
+        if row.get("status") == "refused":
+            sentences.append(f"{name_of(row)} refused: {row['reason']}")
+        elif row.get("status") == "wrong":
+            error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
+            sentences.append(f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed")
+    return list(dict.fromkeys(sentences))
+
+
+def device_name(run) -> str:
+    """The GPU's name, or the CPU's, of what run.json holds."""
+    environment = (run or {}).get("environment", {})
+    return environment.get("gpu_name") or f"CPU ({environment.get('cpu') or 'name unknown'})"
+
+
+def conditions(rows, run=None) -> str:
+    """What the figures of timed rows hold for, in one line: device, heads, dtype, timer, count, roof."""
+    if not rows:
+        return ""
+    row, counts = rows[0], sorted({row["count"] for row in rows})
+    said = [device_name(run)] if run else []
+    said.append(f"T = 1 decode, HK {row['num_k_heads']}, HV {row['num_v_heads']}, {row['state_dtype']} state")
+    said.append(f"{row['timer']}, median of {'…'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}")
+    said.append(f"roof {row['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)")
+    return " · ".join(said)
+
+
+# ---- ratios ---------------------------------------------------------------------------------------------------------
+
+
+def indexing_ratios(rows, timer=None) -> dict[str, dict[int, float]]:
+    """{variant: {batch: time with gather and scatter over time in place}} where both were timed."""
+    here = times(timed(rows, timer=timer))
+    moved = times(timed(rows, indexing="gather_scatter", timer=timer))
+    ratios = {
+        name: {batch: moved[name][batch] / us for batch, us in of.items() if batch in moved.get(name, {})}
+        for name, of in here.items()
+    }
+    return {name: of for name, of in ratios.items() if of}
+
+
+def ratios_to(rows, over: str, timer=None) -> dict[str, dict[int, float]]:
+    """{variant: {batch: its time over that of the variant `over`}}, in place, `over` itself left out."""
+    of = times(timed(rows, timer=timer))
+    base = of.pop(over, {})
+    ratios = {name: {batch: us / base[batch] for batch, us in at.items() if batch in base} for name, at in of.items()}
+    return {name: at for name, at in ratios.items() if at}
+
+
+def published_band(smallest_batch=32) -> tuple[float, float]:
+    """Least and greatest Triton over FlashInfer that the pull request published from `smallest_batch` up."""
+    table = published_ratios()
+    ratios = table.tri_over_fi[table.batch >= smallest_batch]
+    return float(ratios.min()), float(ratios.max())
+
+
+class Reproduction(NamedTuple):
+    """Triton's KV baselines over FlashInfer from B = 32 up, held against the published Triton over FlashInfer."""
+
+    band: tuple[float, float]  # published, least and greatest
+    ranges: dict[str, tuple[float, float]]  # baseline -> least and greatest measured
+    nearest: str | None  # the baseline whose ratios lie nearest; None: nothing measured
+
+    @property
+    def within(self) -> bool:
+        """Whether the range of the nearest baseline touches the published one."""
+        low, high = self.ranges[self.nearest]
+        return low <= self.band[1] and high >= self.band[0]
+
+
+def reproduction(rows, timer=None) -> Reproduction:
+    """Which baseline reproduces the published 2.4 to 2.8 times, judged by the geometric middle of each range."""
+    measured = ratios_to(rows, "flashinfer/vk", timer)
+    band, ranges = published_band(), {}
+    for name in ("triton/kv8", "triton/kv32"):
+        at = [ratio for batch, ratio in measured.get(name, {}).items() if batch >= 32]
+        if at:
+            ranges[name] = (min(at), max(at))
+    distance = {name: abs(math.log(low * high / (band[0] * band[1]))) for name, (low, high) in ranges.items()}
+    return Reproduction(band, ranges, min(distance, key=distance.get, default=None))
+
+
+# ---- sentences ------------------------------------------------------------------------------------------------------
+
+
+def micro(us: float) -> str:
+    """A time in words: 3.1 µs, 738 µs, 45.1 ms."""
+    if us >= 10_000:
+        return f"{us / 1000:,.0f} ms" if us >= 100_000 else f"{us / 1000:.1f} ms"
+    return f"{us:,.0f} µs" if us >= 100 else f"{us:.1f} µs"
+
+
+def byte_size(n: float) -> str:
+    """Bytes in words, decimal: 33.6 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.0f} B"
+
+
+def span(values) -> str:
+    """ "2.42 to 2.83" of the least and the greatest of some ratios, or "2.42" where they print alike."""
+    low, high = (f"{value:.2f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def answers(rows) -> list[str]:
+    """What in-place rows say to the question of notebook 02, a sentence each; only what the rows can answer."""
+    drawn = timed(rows)
+    if not drawn:
+        return ["No row was timed, so nothing is answered."]
+    sayings = (_say_fastest(drawn), _say_layout(drawn), _say_indexing(rows), _say_published(rows), _say_pair(rows))
+    return [sentence for sentence in sayings if sentence]
+
+
+def _largest(of_variants) -> int:
+    """The largest batch of {variant: {batch: …}}."""
+    return max(batch for at in of_variants.values() for batch in at)
+
+
+def _say_fastest(drawn) -> str:
+    at, batch = series(drawn), max(row["batch"] for row in drawn)
+    rows = [row for of in at.values() for row in of if row["batch"] == batch]
+    best = min(rows, key=lambda row: row["median_us"])
+    return (
+        f"At B = {batch} {name_of(best)} is fastest: {micro(best['median_us'])}, {best['gb_per_s']:,.0f} GB/s, "
+        f"{best['share_of_roof']:.0%} of the roof measured beside it."
+    )
+
+
+def _say_layout(drawn) -> str | None:
+    """KV over VK within one backend, everything else equal."""
+    for backend in ("triton", "torch"):
+        ratios = ratios_to(drawn, f"{backend}/vk")
+        kv = {name: at for name, at in ratios.items() if name.startswith(f"{backend}/kv")}
+        if kv:
+            batch = _largest(kv)
+            each = " and ".join(f"{at[batch]:.2f} ({name})" for name, at in kv.items() if batch in at)
+            return f"The layout alone, {backend} KV over {backend} VK, both in place, at B = {batch}: {each}."
+    return None
+
+
+def _say_indexing(rows) -> str | None:
+    ratios = indexing_ratios(rows)
+    if not ratios:
+        return None
+    batch = _largest(ratios)
+    each = ", ".join(f"{at[batch]:.2f} ({name})" for name, at in ratios.items() if batch in at)
+    return f"Indexing the pool in place alone, gather and scatter over in place, at B = {batch}: {each}."
+
+
+def _say_published(rows) -> str | None:
+    found = reproduction(rows)
+    if not found.nearest:
+        return None
+    each = " and ".join(f"{span(at)} against {name}" for name, at in found.ranges.items())
+    verdict = "reproduces them" if found.within else f"comes nearest, and stays {_side(found)} them"
+    return (
+        f"The pull request's {found.band[0]:.1f} to {found.band[1]:.1f} times (B from 32 up): here FlashInfer is "
+        f"faster by {each}; {found.nearest} {verdict}."
+    )
+
+
+def _side(found) -> str:
+    return "below" if found.ranges[found.nearest][1] < found.band[0] else "above"
+
+
+def _say_pair(rows) -> str | None:
+    """Our VK kernel over FlashInfer's, small and large batches apart."""
+    at = ratios_to(rows, "flashinfer/vk").get("triton/vk", {})
+    large, small = ([r for batch, r in at.items() if keep(batch)] for keep in (lambda b: b >= 32, lambda b: b <= 8))
+    said = [f"{span(of)} {where}" for of, where in ((small, "at B ≤ 8"), (large, "from B = 32 up")) if of]
+    return f"triton/vk over flashinfer/vk, both in place: {', '.join(said)}." if said else None
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def time_table(rows, *, indexing="in_place", timer=None) -> pandas.DataFrame:
+    """Median µs by batch (index) and variant (columns); empty cells were not timed."""
+    table = pandas.DataFrame(times(timed(rows, indexing=indexing, timer=timer)))
+    return table.sort_index().rename_axis("B")
+
+
+def detail_table(rows) -> pandas.DataFrame:
+    """Every timed row: batch, variant, indexing, timer, median, p20, p80, count, GB/s, share of the roof, error."""
+    fields = ["median_us", "p20_us", "p80_us", "count", "gb_per_s", "share_of_roof", "max_abs_error"]
+    lines = [
+        {"B": row["batch"], "variant": name_of(row), "indexing": INDEXING[row["indexing"]], "timer": row["timer"]}
+        | {field: row[field] for field in fields}
+        for row in rows
+        if row.get("status") == "ok"
+    ]
+    return pandas.DataFrame(lines, columns=["B", "variant", "indexing", "timer", *fields])
+
+
+def beside_published(rows, timer=None) -> pandas.DataFrame:
+    """Our in-place times in µs, then the published B200 columns, by batch; empty where one has no such batch."""
+    theirs = published("decode_microbenchmark").rename(columns={"batch": "B"}).set_index("B")
+    theirs.columns = ["B200 Triton KV", "B200 CuTe DSL VK", "B200 FlashInfer VK"]
+    return time_table(rows, timer=timer).join(theirs, how="outer")
+
+
+def markdown_table(rows, run) -> str:
+    """The README's table: in-place medians in µs, bandwidth and share of the roof of triton/vk, the ratios."""
+    of, moved = times(timed(rows)), times(timed(rows, indexing="gather_scatter"))
+    ours = {row["batch"]: row for row in timed(rows) if name_of(row) == "triton/vk"}
+    names = [name for name in of if not name.startswith("torch/")] or list(of)
+    heads = ["B", *(f"{name} µs" for name in names)]
+    heads += ["triton/vk GB/s", "of the roof", "with gather, scatter µs", "kv8 / flashinfer", "kv32 / flashinfer"]
+    heads.append("published, B200")
+    theirs = published_ratios().set_index("batch").tri_over_fi
+    over = ratios_to(rows, "flashinfer/vk")
+    lines = [heads, ["---:"] * len(heads)]
+    for batch in sorted({batch for at in of.values() for batch in at}):
+        row = ours.get(batch)
+        cells = [str(batch), *(_cell(of[name].get(batch), "{:,.1f}") for name in names)]
+        cells += [_cell(row and row["gb_per_s"], "{:,.0f}"), _cell(row and row["share_of_roof"], "{:.0%}")]
+        cells.append(_cell(moved.get("triton/vk", {}).get(batch), "{:,.1f}"))
+        cells += [_cell(over.get(name, {}).get(batch), "{:.2f}") for name in ("triton/kv8", "triton/kv32")]
+        lines.append([*cells, _cell(theirs.get(batch), "{:.2f}")])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def provenance(run: dict) -> str:
+    """Where and how a run was measured, in one sentence for people."""
+    facts, before, after = run["environment"], run.get("clocks_before") or {}, run.get("clocks_after") or {}
+    said = [device_name(run)]
+    said += [f"driver {facts['driver']}"] if facts.get("driver") else []
+    said += [f"power limit {facts['power_limit_w']:.0f} W"] if facts.get("power_limit_w") else []
+    if before.get("sm_mhz") and after.get("sm_mhz"):
+        said.append(f"SM clock {before['sm_mhz']:.0f} MHz before and {after['sm_mhz']:.0f} after")
+    said += [f"{name} {facts[name]}" for name in ("torch", "triton", "flashinfer") if facts.get(name)]
+    said.append(f"{run['start_utc'][:10]}")
+    if facts.get("git_commit"):
+        said.append(f"commit {facts['git_commit'][:10]}{' with changes' if facts.get('git_dirty') else ''}")
+    return ", ".join(said)

@@ -1,0 +1,470 @@
+"""Every figure of the workbook, drawn from rows (results.py) or from the formulas of layouts.py.
+
+Nothing here measures. Each function returns a matplotlib Figure whose title states what its data say; a figure without
+data says so instead. How they look is drawing.py's.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from . import findings
+from .data import DATA, measured, published_ratios
+from .drawing import (
+    GREY,
+    STYLE,
+    batch_axis,
+    colour,
+    empty_figure,
+    label_ends,
+    line_style,
+    new_figure,
+    plain_log_axis,
+)
+from .findings import (
+    GATHER_SCATTER_TRAFFIC,
+    INDEXING,
+    byte_size,
+    conditions,
+    device_name,
+    indexing_ratios,
+    micro,
+    name_of,
+    not_timed,
+    ratios_to,
+    reproduction,
+    series,
+    span,
+    timed,
+    times,
+)
+from .layouts import LANE_BYTES, LINE, SECTOR, slot_table, warp_load
+from .measure import datasheet_gb_per_s
+
+# ---- 01: layouts ----------------------------------------------------------------------------------------------------
+
+
+def _cut(runs, row_bytes):
+    """Runs of bytes as (row, first byte in the row, bytes) for a drawing with one memory row a line."""
+    for start, size in runs:
+        while size > 0:
+            row, column = divmod(start, row_bytes)
+            here = min(size, row_bytes - column)
+            yield row, column, here
+            start, size = start + here, size - here
+
+
+@rc_context(STYLE)
+def warp_loads(dtype=torch.bfloat16, rows_drawn=36) -> Figure:
+    """What one warp-wide load touches under KV with tiles of 8 and 32 and under VK, in memory order. Computed."""
+    loads = [
+        ("triton/kv8", warp_load("KV", 8, dtype=dtype)),
+        ("triton/kv32", warp_load("KV", 32, dtype=dtype)),
+        ("triton/vk", warp_load("VK", 32, dtype=dtype)),
+    ]
+    kv8, kv32, vk = (load for _, load in loads)
+    title = (
+        f"For the same {vk.used} bytes a warp opens {len(kv8.lines)} cache lines under KV with tiles of 8, "
+        f"{len(kv32.lines)} with tiles of 32 and {len(vk.lines)} under VK"
+    )
+    if kv8.used < kv8.fetched:
+        title += f"; tiles of 8 use {kv8.used / kv8.fetched:.0%} of what they fetch"
+    note = (
+        f"One head's state, 128 × 128 in {str(dtype).removeprefix('torch.')}, as it lies in memory: one line of the "
+        f"drawing is one row of {vk.row_bytes} B, a cell one {SECTOR} B sector, a heavy rule one {LINE} B cache line. "
+        f"The first {rows_drawn} of 128 rows. 32 lanes load up to {LANE_BYTES} B each."
+    )
+    fig, axes = new_figure(title, 10.5, 5.6, 3, [note])
+    for ax, (name, load) in zip(axes, loads, strict=True):
+        _draw_load(ax, load, colour(name), rows_drawn)
+    axes[0].set_ylabel("row of the stored matrix")
+    return fig
+
+
+def _draw_load(ax, load, ink, rows_drawn):
+    """One panel of warp_loads."""
+    ax.grid(False)
+    for row, column, size in _cut(load.program, load.row_bytes):
+        if row < rows_drawn:
+            ax.add_patch(Rectangle((column, row), size, 1, facecolor=ink, alpha=0.16, linewidth=0))
+    for sector in load.sectors:
+        row, column = divmod(sector * SECTOR, load.row_bytes)
+        ax.add_patch(Rectangle((column, row), SECTOR, 1, facecolor="white", edgecolor=ink, hatch="/////", linewidth=0))
+    for row, column, size in _cut(load.pieces, load.row_bytes):
+        ax.add_patch(Rectangle((column, row + 0.06), size, 0.88, facecolor=ink, edgecolor="white", linewidth=0.5))
+    for byte in range(0, load.row_bytes + 1, SECTOR):
+        heavy = byte % LINE == 0
+        ax.axvline(byte, color="#777777" if heavy else "#C8C8C8", linewidth=1.1 if heavy else 0.5, zorder=0.5)
+    ax.set(xlim=(0, load.row_bytes), ylim=(rows_drawn, 0))
+    ax.set_xticks(range(0, load.row_bytes + 1, load.row_bytes // 4))
+    ax.set_yticks(range(0, rows_drawn + 1, 8))
+    ax.set_xlabel("byte within the row")
+    kind = "row k, v along it" if load.layout == "KV" else "row v, k along it"
+    ax.set_title(
+        f"{load.layout}, value tile {load.tile} ({kind})\n"
+        f"loaded {load.used} B in {len(load.sectors)} sectors, {len(load.lines)} lines;\n"
+        f"fetched {load.fetched:,} B, used {load.used / load.fetched:.0%}",
+        fontsize=10,
+    )
+    handles = [
+        Rectangle((0, 0), 1, 1, facecolor=ink, label="this load instruction"),
+        Rectangle((0, 0), 1, 1, facecolor=ink, alpha=0.16, label="the program's other loads"),
+    ]
+    if load.used < load.fetched:
+        fetched = Rectangle((0, 0), 1, 1, facecolor="white", edgecolor=ink, hatch="/////", label="fetched, not used")
+        handles.insert(1, fetched)
+    ax.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False, fontsize=8.5, ncols=1,
+        handlelength=1.4, borderaxespad=0, labelspacing=0.3,
+    )  # fmt: skip
+
+
+@rc_context(STYLE)
+def slot_bytes(tp: int = 1, gigabytes: float = 40.0) -> Figure:
+    """What a request keeps, for each model and state dtype, and how many requests fit. Computed."""
+    table = slot_table(tp)
+    whole = [row for row in table if "reason" not in row]
+    notes = [
+        "All GDN layers of a model, recurrent state and the bf16 convolution window, on one of "
+        f"{tp} tensor-parallel GPU{'s' if tp > 1 else ''}. Attention's KV cache is not counted."
+    ]
+    if not whole:
+        return empty_figure(f"No model of the table can be split over {tp} GPUs", [row["reason"] for row in table[::2]])
+    total = {(row["model"], row["state_dtype"]): row["state_bytes"] + row["conv_bytes"] for row in whole}
+    first = whole[0]["model"]
+    f32, bf16 = total[first, "float32"], total[first, "bfloat16"]
+    title = (
+        f"A request of {first} keeps {byte_size(f32)} in float32 and {byte_size(bf16)} in bfloat16, "
+        f"however long it is: {gigabytes * 1e9 // f32:,.0f} or {gigabytes * 1e9 // bf16:,.0f} requests "
+        f"in {gigabytes:g} GB"
+    )
+    fig, (left, right) = new_figure(title, 10.5, 5.2, 2, notes, sharey=True)
+    inks = {"float32": "#D55E00", "bfloat16": "#0072B2"}
+    labels, ticks = [], []
+    for i, row in enumerate(table):
+        y = i + (i // 2) * 0.6
+        ticks.append(y)
+        labels.append(f"{row['model']}  {row['state_dtype']}" if i % 2 == 0 else row["state_dtype"])
+        if "reason" in row:
+            left.text(0, y, f" tp = {tp} does not divide its heads", va="center", color=GREY, fontsize=9)
+            continue
+        ink, state, conv = inks[row["state_dtype"]], row["state_bytes"] / 1e6, row["conv_bytes"] / 1e6
+        fits = gigabytes * 1e9 // (row["state_bytes"] + row["conv_bytes"])
+        left.barh(y, state, color=ink, height=0.85)
+        left.barh(y, conv, left=state, color="white", edgecolor=ink, hatch="////", linewidth=0.8, height=0.85)
+        left.text(state + conv, y, f"  {state + conv:,.1f}", va="center", fontsize=9.5)
+        right.barh(y, fits, color=ink, height=0.85)
+        right.text(fits, y, f"  {fits:,.0f}", va="center", fontsize=9.5)
+    left.set_yticks(ticks, labels)
+    left.invert_yaxis()
+    left.set(xlabel="MB a request", title="solid: recurrent state; hatched: convolution window")
+    right.set(xlabel=f"requests in {gigabytes:g} GB", title="requests that fit")
+    for ax in (left, right):
+        ax.grid(axis="y", visible=False)
+        ax.set_xlim(0, ax.get_xlim()[1] * 1.12)
+    return fig
+
+
+# ---- 01 and 02: in place against gather and scatter -----------------------------------------------------------------
+
+
+@rc_context(STYLE)
+def gather_scatter(rows, run=None, timer=None) -> Figure:
+    """Time with gather and scatter over time in place, by batch: what indexing the pool in place is worth alone."""
+    ratios = indexing_ratios(rows, timer)
+    notes = [conditions(timed(rows, timer=timer), run), *not_timed(rows)]
+    if not ratios:
+        return empty_figure("In place against gather and scatter: nothing timed both ways", notes)
+    batches = sorted({batch for of in ratios.values() for batch in of})
+    last = [of[batches[-1]] for of in ratios.values() if batches[-1] in of]
+    title = f"At B = {batches[-1]} gather and scatter make a step {span(last)} times as long"
+    fig, (ax,) = new_figure(title, 9.0, 4.6, 1, notes)
+    ends = []
+    for name, of in ratios.items():
+        xs = sorted(of)
+        ax.plot(xs, [of[x] for x in xs], **line_style(name, "gather_scatter"))
+        ends.append((of[xs[-1]], f"{name}  {of[xs[-1]]:.2f}", colour(name)))
+    ax.axhline(1.0, color=GREY, linewidth=1)
+    ax.axhline(GATHER_SCATTER_TRAFFIC, color=GREY, linewidth=1, linestyle=":")
+    top = max(GATHER_SCATTER_TRAFFIC, *(value for of in ratios.values() for value in of.values()))
+    ax.set_ylim(0, top * 1.12)
+    batch_axis(ax, batches)
+    ax.set_ylabel("time over in-place time")
+    ends += [(GATHER_SCATTER_TRAFFIC, "the state's traffic  3", GREY), (1.0, "in place  1", GREY)]
+    label_ends(ax, ends)
+    return fig
+
+
+# ---- 02: time, share of roof, ratios --------------------------------------------------------------------------------
+
+
+@rc_context(STYLE)
+def decode_time(rows, run=None, *, indexing="in_place", timer=None) -> Figure:
+    """Median time with its p20 to p80 band, and share of the measured roof, both against batch, for every variant."""
+    drawn = timed(rows, indexing=indexing, timer=timer)
+    notes = [conditions(drawn, run), *not_timed(rows)]
+    if not drawn:
+        return empty_figure("Decode time: nothing was timed", notes)
+    groups = series(drawn)
+    batches = sorted({row["batch"] for row in drawn})
+    fig, (left, right) = new_figure(_time_title(groups, batches[-1]), 11.5, 5.0, 2, notes)
+    ends_left, ends_right = [], []
+    for name, of in groups.items():
+        xs, style = [row["batch"] for row in of], line_style(name, indexing)
+        low, high = ([row[field] for row in of] for field in ("p20_us", "p80_us"))
+        left.fill_between(xs, low, high, color=colour(name), alpha=0.22, linewidth=0)
+        left.plot(xs, [row["median_us"] for row in of], **style)
+        shares = [row["share_of_roof"] * 100 for row in of]
+        right.plot(xs, shares, **style)
+        ends_left.append((of[-1]["median_us"], f"{name}  {micro(of[-1]['median_us'])}", colour(name)))
+        ends_right.append((shares[-1], f"{name}  {shares[-1]:.0f} %", colour(name)))
+    left.set_yscale("log")
+    plain_log_axis(left.yaxis)
+    left.set(ylabel="median time of a call, µs (band: p20 to p80)", title=f"time, {INDEXING[indexing]}")
+    right.axhline(100, color=GREY, linewidth=1, linestyle=":")
+    right.set_ylim(0, max(108.0, max(row["share_of_roof"] for row in drawn) * 108))
+    right.set(ylabel="% of the measured roof", title="share of the roof")
+    for ax, ends in ((left, ends_left), (right, ends_right)):
+        batch_axis(ax, batches)
+        label_ends(ax, ends)
+    return fig
+
+
+def _time_title(groups, batch) -> str:
+    """Fastest and slowest at one batch, in words; eager PyTorch only where nothing else was timed."""
+    at = {name: row for name, of in groups.items() for row in of if row["batch"] == batch}
+    at = {name: row for name, row in at.items() if not name.startswith("torch/")} or at
+    fastest, slowest = (choose(at, key=lambda name: at[name]["median_us"]) for choose in (min, max))
+    title = (
+        f"At B = {batch} {fastest} is fastest: {micro(at[fastest]['median_us'])}, "
+        f"{at[fastest]['share_of_roof']:.0%} of the roof"
+    )
+    if slowest != fastest:
+        ratio = at[slowest]["median_us"] / at[fastest]["median_us"]
+        title += f"; {slowest} takes {ratio:.2f} times as long"
+    return title
+
+
+@rc_context(STYLE)
+def against_published(rows, run=None, timer=None) -> Figure:
+    """Times over FlashInfer's by batch: the published B200 columns, and ours with each baseline."""
+    table, found = published_ratios(), reproduction(rows, timer)
+    low, high = found.band
+    notes = [
+        "Published: B200, SGLang pull request 19150; its heads, timer, L2 policy and Triton tile are not published.",
+        f"Here: {conditions(timed(rows, timer=timer), run)}" if found.nearest else "",
+        *not_timed(rows),
+    ]
+    title = f"Published: Triton takes {low:.1f} to {high:.1f} times as long as FlashInfer from B = 32 up"
+    if found.nearest:
+        ranges = " and ".join(
+            f"{name.split('/')[1]} {a:.2f} to {b:.2f}" for name, (a, b) in sorted(found.ranges.items(), reverse=True)
+        )
+        title += f"; here {ranges}: {found.nearest.split('/')[1]} is the nearer baseline"
+        if len(found.ranges) == 1:
+            title = title.removesuffix(f": {found.nearest.split('/')[1]} is the nearer baseline")
+    else:
+        title += "; nothing is measured here to hold beside it"
+    fig, (ax,) = new_figure(title, 10.5, 5.2, 1, notes)
+    ax.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
+    ends = []
+    for column, label, dash in (("tri_over_fi", "Triton", "-"), ("sg_over_fi", "CuTe DSL", ":")):
+        ax.plot(table.batch, table[column], color=GREY, linestyle=dash, linewidth=1.7, marker=".", markersize=8)
+        ends.append((float(table[column].iloc[-1]), f"published {label}  {table[column].iloc[-1]:.2f}", GREY))
+    for name, at in ratios_to(rows, "flashinfer/vk", timer).items():
+        if name.startswith("torch/"):
+            continue
+        xs = sorted(at)
+        ax.plot(xs, [at[x] for x in xs], **line_style(name))
+        ends.append((at[xs[-1]], f"{name}  {at[xs[-1]]:.2f}", colour(name)))
+    ax.axhline(1.0, color=colour("flashinfer/vk"), linewidth=1.2)
+    ends.append((1.0, "flashinfer/vk  1", colour("flashinfer/vk")))
+    batches = {*map(int, table.batch), *(row["batch"] for row in timed(rows, timer=timer) if found.nearest)}
+    batch_axis(ax, batches)
+    ax.set_ylim(0, max(3.1, ax.get_ylim()[1]))
+    ax.set_ylabel("time over FlashInfer's")
+    ax.text(ax.get_xlim()[0] * 1.03, high, f"published, B ≥ 32: {low:.2f} to {high:.2f}", va="bottom", color=GREY)
+    label_ends(ax, ends)
+    return fig
+
+
+@rc_context(STYLE)
+def cost_of_bytes(rows, run=None, timer=None) -> Figure:
+    """Time against the bytes a call must move, with the roof as a line: what a byte costs, and what a launch costs."""
+    drawn = timed(rows, timer=timer)
+    notes = [conditions(drawn, run), *not_timed(rows)]
+    if not drawn:
+        return empty_figure("What a byte costs: nothing was timed", notes)
+    groups, roof = series(drawn), drawn[0]["roof_gb_per_s"]
+    best = max(drawn, key=lambda row: row["share_of_roof"])
+    small = min(drawn, key=lambda row: (row["batch"], row["median_us"]))
+    title = (
+        f"At B = {small['batch']} the bytes take {micro(small['bytes'] / roof / 1e3)} of {name_of(small)}'s "
+        f"{micro(small['median_us'])}; at B = {best['batch']} {name_of(best)} runs at "
+        f"{best['share_of_roof']:.0%} of the roof"
+    )
+    fig, (ax,) = new_figure(title, 9.5, 5.0, 1, notes)
+    sizes = sorted({row["bytes"] for row in drawn})
+    ends_of_roof = [sizes[0] / 1.3 / 1e6, sizes[-1] * 1.3 / 1e6]
+    ax.plot(ends_of_roof, [mb * 1e3 / roof for mb in ends_of_roof], color=GREY, linewidth=1.4)
+    ends = []
+    for name, of in groups.items():
+        ax.plot([row["bytes"] / 1e6 for row in of], [row["median_us"] for row in of], **line_style(name))
+        ends.append((of[-1]["median_us"], name, colour(name)))
+    ends.append((ends_of_roof[1] * 1e3 / roof, f"roof {roof:,.0f} GB/s", GREY))
+    sheet = datasheet_gb_per_s(device_name(run)) if run else None
+    if sheet:
+        ax.plot(ends_of_roof, [mb * 1e3 / sheet for mb in ends_of_roof], color=GREY, linewidth=1.0, linestyle=":")
+        ends.append((ends_of_roof[1] * 1e3 / sheet, f"datasheet {sheet:,.0f} GB/s", GREY))
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=ends_of_roof,
+        xlabel="MB that a call must move",
+        ylabel="median time of a call, µs",
+    )
+    plain_log_axis(ax.xaxis)
+    plain_log_axis(ax.yaxis)
+    label_ends(ax, ends)
+    return fig
+
+
+@rc_context(STYLE)
+def launch_gap(rows, run=None) -> Figure:
+    """Replay time less kernel-only time by batch: what each call costs between kernels. Needs both timers."""
+    replay, kernel = (times(timed(rows, timer=timer)) for timer in ("cuda_graph_replay", "cupti_kernel"))
+    gaps = {
+        name: {batch: us - kernel[name][batch] for batch, us in at.items() if batch in kernel.get(name, {})}
+        for name, at in replay.items()
+    }
+    gaps = {name: at for name, at in gaps.items() if at and not name.startswith("torch/")}
+    notes = [conditions(timed(rows, timer="cuda_graph_replay"), run), "Eager PyTorch's many kernels are left out."]
+    if not gaps:
+        return empty_figure(
+            "Replay time beside kernel-only time: not both were measured",
+            ["The gap between a call's replay time and its kernels' own needs cuda_graph_replay and cupti_kernel."],
+        )
+    batches = sorted({batch for at in gaps.values() for batch in at})
+    name = min((name for name in gaps if batches[0] in gaps[name]), key=lambda name: replay[name][batches[0]])
+    share = gaps[name][batches[0]] / replay[name][batches[0]]
+    title = (
+        f"At B = {batches[0]}, {gaps[name][batches[0]]:.1f} of the {micro(replay[name][batches[0]])} of {name} "
+        f"({share:.0%}) pass outside its kernel"
+    )
+    fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
+    ends = []
+    for name, at in gaps.items():
+        xs = sorted(at)
+        ax.plot(xs, [at[x] for x in xs], **line_style(name))
+        ends.append((at[xs[-1]], f"{name}  {at[xs[-1]]:.1f} µs", colour(name)))
+    ax.axhline(0, color=GREY, linewidth=1)
+    batch_axis(ax, batches)
+    ax.set_ylabel("replay time less kernel time, µs a call")
+    label_ends(ax, ends)
+    return fig
+
+
+# ---- 00: right or wrong ---------------------------------------------------------------------------------------------
+
+
+@rc_context(STYLE)
+def errors(rows) -> Figure:
+    """Largest error of each variant against the float64 oracle beside its tolerance.
+
+    rows: name, and either output_error, state_error, tolerance, or reason (a refusal).
+    """
+    ran = [row for row in rows if row.get("reason") is None]
+    refused = [f"{row['name']} refused: {row['reason']}" for row in rows if row.get("reason") is not None]
+    if not ran:
+        return empty_figure("No backend ran here", refused)
+    worst = max(ran, key=lambda row: max(row["output_error"], row["state_error"]) / row["tolerance"])
+    share = max(worst["output_error"], worst["state_error"]) / worst["tolerance"]
+    title = f"{len(ran)} variant{'s' if len(ran) > 1 else ''} agree{'s' if len(ran) == 1 else ''} with the oracle"
+    if share > 1:
+        title = f"{worst['name']} is wrong: {share:.1f} times the tolerance"
+    fig, (ax,) = new_figure(title, 9.0, 1.9 + 0.45 * len(rows), 1, refused)
+    for y, row in enumerate(rows):
+        if row.get("reason") is not None:
+            ax.text(0.01, y, "refused, see below", va="center", color=GREY, transform=ax.get_yaxis_transform())
+            continue
+        ink = colour(row["name"])
+        ax.plot([max(row["output_error"], 1e-9)], [y - 0.12], marker="o", color=ink, linestyle="", markersize=8)
+        ax.plot(
+            [max(row["state_error"], 1e-9)], [y + 0.12], marker="s", linestyle="", markersize=8, markeredgecolor=ink,
+            markerfacecolor="white",
+        )  # fmt: skip
+        ax.plot([row["tolerance"]] * 2, [y - 0.4, y + 0.4], color=GREY, linewidth=2)
+    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    ax.set(xscale="log", ylim=(len(rows) - 0.4, -0.6))
+    ax.set_xlabel("largest absolute error (filled: output, hollow: state; bar: tolerance)")
+    return fig
+
+
+# ---- the README -----------------------------------------------------------------------------------------------------
+
+
+def report(root: Path | None = None) -> list[Path]:
+    """Draws the README's figures from data/ into docs/ and fills README.md between its measured markers.
+
+    root: the repository. Between `<!-- measured:GPU -->` and `<!-- /measured:GPU -->` come what is recorded under
+    data/measured/GPU/02_decode_kernels, or a line that says how to record it. Returns the files written.
+    """
+    root = Path(root or DATA.parent)
+    written = [
+        _save(warp_loads(), root / "docs" / "warp_loads.png"),
+        _save(slot_bytes(), root / "docs" / "slot_bytes.png"),
+    ]
+    readme = root / "README.md"
+    before = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+    def filled(found):
+        text, figures = _measured(root, found["gpu"])
+        written.extend(figures)
+        return f"<!-- measured:{found['gpu']} -->\n{text}\n<!-- /measured:{found['gpu']} -->"
+
+    after = re.sub(r"<!-- measured:(?P<gpu>\w+) -->.*?<!-- /measured:(?P=gpu) -->", filled, before, flags=re.DOTALL)
+    if after != before:
+        beside = readme.with_name(".README.md.part")
+        beside.write_text(after, encoding="utf-8")
+        os.replace(beside, readme)
+        written.append(readme)
+    return written
+
+
+def _measured(root, gpu) -> tuple[str, list[Path]]:
+    """The README's section on one GPU, Markdown, and the figures drawn for it."""
+    try:
+        run, rows = measured(gpu, "02_decode_kernels", root / "data")
+    except FileNotFoundError as error:
+        missing = (
+            f"Nothing to show yet: {error}. On such a GPU, `make bench`, then copy `run.json` and `rows.jsonl` of "
+        )
+        return f"{missing}`runs/latest` to `data/measured/{gpu}/02_decode_kernels/` and `make report`.", []
+    figures, images = [], []
+    for name, draw in (
+        ("decode_time", decode_time), ("against_published", against_published), ("gather_scatter", gather_scatter),
+    ):  # fmt: skip
+        figure, path = draw(rows, run), root / "docs" / f"{gpu}_{name}.png"
+        figures.append(_save(figure, path))
+        images.append(f"![{figure.get_suptitle().replace(chr(10), ' ')}](docs/{path.name})")
+    said = [f"- {sentence}" for sentence in findings.answers(rows)]
+    where = f"{conditions(timed(rows))}. Measured on {findings.provenance(run)}."
+    parts = [findings.markdown_table(rows, run), where, "\n".join(said), *images]
+    refused = not_timed(rows)
+    if refused:
+        parts.insert(2, "Not timed: " + "; ".join(refused) + ".")
+    return "\n\n".join(parts), figures
+
+
+def _save(figure, path: Path) -> Path:
+    """Writes a figure as PNG, beside and then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    figure.savefig(beside, format="png", dpi=150, metadata={"Software": None})
+    os.replace(beside, path)
+    return path
