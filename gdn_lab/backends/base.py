@@ -18,6 +18,11 @@ class Variant(NamedTuple):
     phases: tuple[str, ...] = ("decode",)
 
 
+# What a verify call writes beside its output: the state, moved on by all tokens; the state after each token, in a
+# buffer; nothing; both. Engines use the first three.
+VERIFY_MODES = ("update", "intermediate", "output", "update and intermediate")
+
+
 class Call(NamedTuple):
     """Everything about a call that decides whether a variant can serve it. No tensors, so that it can be a key."""
 
@@ -28,6 +33,7 @@ class Call(NamedTuple):
     index_dtype: torch.dtype
     shape: GDNShape
     device: torch.device
+    mode: str | None = None  # of verify: one of VERIFY_MODES
 
 
 class KernelCase(NamedTuple):
@@ -40,7 +46,9 @@ class KernelCase(NamedTuple):
     num_warps: int
 
 
-# launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out): writes state in place, and out
+# decode   launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out)
+# verify   launch(…, out, intermediate_states, update_state)
+# Each writes state in place, and out.
 Launch = Callable[..., None]
 
 
@@ -73,6 +81,10 @@ class Backend:
 
     def decode_launch(self, variant: Variant, call: Call) -> Launch:
         """The function that runs one decode call of this variant."""
+        raise NotImplementedError
+
+    def verify_launch(self, variant: Variant, call: Call) -> Launch:
+        """The function that runs one verify call of this variant."""
         raise NotImplementedError
 
 

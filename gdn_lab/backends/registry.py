@@ -51,10 +51,13 @@ def backends(device=None) -> list[BackendReport]:
 
 def refusal(
     name: str, shape: GDNShape, *, layout="VK", dtype=torch.bfloat16, device="cpu", phase="decode",
-    io_dtype=torch.bfloat16, index_dtype=torch.int32,
+    io_dtype=torch.bfloat16, index_dtype=torch.int32, mode=None,
 ) -> str | None:  # fmt: skip
-    """Why backend `name` ("triton", "triton/kv8", "auto") cannot serve such a call: one sentence, or None if it can."""
-    call = Call(phase, layout, dtype, io_dtype, index_dtype, shape, torch.device(device))
+    """Why backend `name` ("triton", "triton/kv8", "auto") cannot serve such a call: one sentence, or None if it can.
+
+    mode: of a verify call, one of base.VERIFY_MODES; None asks about any of them.
+    """
+    call = Call(phase, layout, dtype, io_dtype, index_dtype, shape, torch.device(device), mode)
     return _choose(name, call)[1]
 
 
