@@ -159,7 +159,7 @@ def test_replays_are_told_apart_by_markers(replays, lead_in):
 
 def test_a_lost_lead_in_is_an_error():
     for lost in ([], records([4, 5], lead_in=0)):
-        with pytest.raises(RuntimeError, match="CUPTI lost the first kernels"):
+        with pytest.raises(TimerUnavailable, match="CUPTI lost the first kernels"):
             timing._split_at_markers(lost)
 
 
@@ -195,7 +195,7 @@ def test_cupti_adds_up_each_call(monkeypatch):
     ],
 )
 def test_lost_records_are_an_error(monkeypatch, recorded, said):
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(TimerUnavailable, match=said):
         cupti(monkeypatch, recorded, {"a": 2, "b": 1})
 
 
@@ -220,6 +220,55 @@ class Event:
 )
 def test_what_counts_as_gpu_work(event, counts):
     assert timing._is_gpu_work(event) is counts
+
+
+# --- graph replay, with a GPU that is only played
+
+
+class Clock:
+    """A stream that runs what is enqueued in order; each replay of a graph takes the graph's time."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.order = 0.0, []
+        clock = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = clock.now
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+            def synchronize(self):
+                assert self.at <= clock.now
+                clock.order.append("wait")
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: clock.order.append("synchronize"))
+
+    def graph(self, name, milliseconds):
+        clock = self
+
+        class Graph:
+            def replay(self):
+                clock.now += milliseconds
+                clock.order.append(name)
+
+        return Graph()
+
+
+def test_replays_take_turns_and_the_gpu_never_waits(monkeypatch):
+    clock = Clock(monkeypatch)
+    graphs = {"a": clock.graph("a", 0.1), "b": clock.graph("b", 0.5)}
+    timings = timing._graph_replay(graphs, {"a": 4, "b": 1}, 3, 2, 200.0, 2.0, lambda fraction: None)
+    warmup = ["a", "b"] * 2 + ["synchronize", "b"]  # and one sample that runs ahead
+    turns = ["a", "a", "b", "wait"] * 3
+    assert clock.order == warmup + turns + ["synchronize"]
+    assert timings["a"].median_us == pytest.approx(25) and timings["a"].calls_per_sample == 8
+    assert timings["b"].median_us == pytest.approx(500) and timings["b"].count == 3
 
 
 # --- on a GPU

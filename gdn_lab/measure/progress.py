@@ -16,6 +16,8 @@ def progress(iterable=None, what: str = "", *, total: float | None = None) -> tq
     notebook = type(sys.stdout).__module__.startswith("ipykernel")  # where standard error is shown as an error
     file = sys.stdout if notebook else sys.stderr
     terminal = file.isatty()
+    if total is not None:
+        total *= 1 + 1e-9  # fractions that add up to the total may pass it by a rounding error
     return tqdm(
         iterable, total=total, desc=what, file=file, ascii=None if terminal else " #", ncols=None if terminal else 90,
         dynamic_ncols=terminal, mininterval=0.1 if terminal else 2.0, miniters=0, bar_format=_FORMAT,

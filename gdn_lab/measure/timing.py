@@ -25,7 +25,7 @@ _GPU_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}  # Kineto's names of what run
 
 
 class TimerUnavailable(RuntimeError):
-    """A timer cannot run here; the message says why and what to use instead."""
+    """A timer cannot run here, or lost what it recorded; the message says why and what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, ad
 # What goes wrong in practice, and is met here. CUPTI misdates the first records of a session, more with every session
 # of a process, and Kineto drops those (pytorch issue 192021): hence the lead-in of marker kernels, of which one
 # must survive. The teardown after one session may hit the next, which then sees no kernels (kineto pull request 1554):
-# hence TEARDOWN_CUPTI=0. Whatever else is lost is an error.
+# hence TEARDOWN_CUPTI=0. Whatever else is lost is an error: TimerUnavailable.
 
 _LEAD_IN = 2000  # marker kernels at the start of a session: 2 to 3 us each
 _MARKER = "spin_kernel"  # what torch.cuda._sleep launches; no variant has a kernel of this name
@@ -293,9 +293,9 @@ def _is_gpu_work(event) -> bool:
 
 
 def _split_at_markers(records) -> list[list[tuple[int, int]]]:
-    """[(start, end) of each kernel] of each replay. RuntimeError if the lead-in did not survive."""
+    """[(start, end) of each kernel] of each replay. TimerUnavailable if the lead-in did not survive."""
     if not records or _MARKER not in records[0][0]:
-        raise RuntimeError(
+        raise TimerUnavailable(
             f"CUPTI lost the first kernels of a recording ({len(records)} kernels arrived, none of the lead-in before "
             "the first replay): use cuda_graph_replay, or start a new process"
         )
@@ -329,7 +329,7 @@ def _cupti_kernel(graphs, sizes, samples, warmup, advance) -> dict[str, Timing]:
     order = [key for turn in _turns(plans) for key in turn]
     replays = _split_at_markers(_profiled_replays([graphs[key].replay for key in order]))
     if len(replays) != len(order):
-        raise RuntimeError(
+        raise TimerUnavailable(
             f"CUPTI recorded kernels of {len(replays)} replays, expected {len(order)}: it lost records; "
             "take fewer samples or use cuda_graph_replay"
         )
@@ -338,7 +338,7 @@ def _cupti_kernel(graphs, sizes, samples, warmup, advance) -> dict[str, Timing]:
     for key, kernels in zip(order, replays, strict=True):
         counts[key].add(len(kernels))
         if len(counts[key]) > 1 or len(kernels) % sizes[key]:
-            raise RuntimeError(
+            raise TimerUnavailable(
                 f"{key}: CUPTI recorded {' and '.join(map(str, sorted(counts[key])))} kernels in one replay of "
                 f"{sizes[key]} calls, expected the same number for each call: it lost records, or the calls differ; "
                 "take fewer samples or use cuda_graph_replay"
