@@ -1,11 +1,9 @@
-"""decode(): check the arguments, pick a backend, call it. And what engines did before there was a pool in place.
+"""decode(), verify(): check the arguments, pick a backend, call it. And what engines did before pools were in place.
 
 What can be read off the tensors without waiting for the GPU is checked on every call. What lies in GPU memory (the
 range and uniqueness of indices, NaN in the state) is checked inside `with checks(True):` or under GDN_LAB_CHECKS=1.
 """
 
-import contextlib
-import os
 from dataclasses import dataclass
 
 import torch
@@ -13,22 +11,13 @@ from torch import Tensor
 
 from .backends.base import Call, dtype_name
 from .backends.registry import launch_for
-from .pool import StatePool
+from .pool import StatePool, checks, checks_values
 from .shapes import GDNShape
 
-_check_values = os.environ.get("GDN_LAB_CHECKS", "") == "1"
+__all__ = ["DecodeInputs", "checks", "decode", "decode_gathered", "make_inputs", "verify"]
+
+DRAFT_TOKENS = (2, 16)  # of one verify call: fewest and most
 _INDEX_DTYPES = (torch.int32, torch.int64)
-
-
-@contextlib.contextmanager
-def checks(on: bool = True):
-    """Inside, calls also check values, which synchronises with a GPU: index range, duplicates, NaN in the state."""
-    global _check_values
-    before, _check_values = _check_values, on
-    try:
-        yield
-    finally:
-        _check_values = before
 
 
 def decode(
@@ -47,8 +36,8 @@ def decode(
     Never synchronises unless checks are on. Raises ValueError naming the argument, what was expected and what came; or
     with the sentence of the backend that refuses. The operation is defined in reference.py.
     """
-    _check_decode(q, k, v, a, b, A_log, dt_bias, pool, indices, out)
-    if _check_values:
+    _check_call((q.size(0),), q.size(0), q, k, v, a, b, A_log, dt_bias, pool, indices, out)
+    if checks_values():
         _check_slots(pool, indices)
     call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
     launch = launch_for(backend, call)
@@ -58,6 +47,47 @@ def decode(
         return out
     scale = pool.shape.scale if scale is None else scale
     launch(q, k, v, a, b, A_log, dt_bias, pool.state, indices, scale, use_qk_l2norm, out)
+    return out
+
+
+def verify(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, *, A_log: Tensor, dt_bias: Tensor, pool: StatePool,
+    indices: Tensor, backend: str = "auto", scale: float | None = None, use_qk_l2norm: bool = True,
+    out: Tensor | None = None, intermediate_states: Tensor | None = None, update_state: bool = True,
+) -> Tensor:  # fmt: skip
+    """T = 2…16 draft tokens for each row, one after the other from the row's state; returns o [B, T, HV, V].
+
+    q, k [B, T, HK, K]; v [B, T, HV, V]; a, b [B, T, HV]; otherwise as decode().
+    update_state: the rows' slots move on by all T tokens. Otherwise the pool's state stays as it is.
+    intermediate_states [B, T, HV, V, K] of the pool's dtype (a KV pool: [B, T, HV, K, V]), contiguous but for its first
+    dimension: the state after each token is stored there, for StatePool.commit() once it is known how many tokens are
+    accepted; pool.intermediate_states[:B, :T] is such a buffer. What it holds for padding rows means nothing.
+
+    out: [B, T, HV, V], contiguous, q's dtype. Synchronisation, padding and errors as decode().
+    """
+    lead = tuple(q.shape[:2])
+    _check_call(lead, q.size(0), q, k, v, a, b, A_log, dt_bias, pool, indices, out)
+    fewest, most = DRAFT_TOKENS
+    if not fewest <= q.size(1) <= most:
+        raise ValueError(f"q: expected {fewest} to {most} draft tokens in [B, T, HK, K], got {list(q.shape)}")
+    if intermediate_states is not None:
+        pool.check_intermediate_states(intermediate_states, *lead)
+    if checks_values():
+        _check_slots(pool, indices)
+    if update_state:
+        mode = "update" if intermediate_states is None else "update and intermediate"
+    else:
+        mode = "output" if intermediate_states is None else "intermediate"
+    call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode)
+    launch = launch_for(backend, call)
+    if out is None:
+        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
+    if not q.size(0):
+        return out
+    scale = pool.shape.scale if scale is None else scale
+    launch(
+        q, k, v, a, b, A_log, dt_bias, pool.state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
+    )  # fmt: skip
     return out
 
 
@@ -80,31 +110,36 @@ def decode_gathered(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch:
     return out
 
 
-def _check_decode(q, k, v, a, b, A_log, dt_bias, pool, indices, out):
-    """Shapes, dtypes, devices, strides: all that is known on the host. On the path of every call, so kept cheap."""
+def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):
+    """Shapes, dtypes, devices, strides: all that is known on the host. On the path of every call, so kept cheap.
+
+    lead: the dimensions of q, k, v, a, b and out before the heads. rows: the length of indices.
+    """
     shape, gpu, dtype = pool.shape, pool.state.get_device(), q.dtype  # get_device() is -1 on the CPU
-    B, HK, HV, K, V = q.size(0), shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
-    qk_shape, v_shape, gate_shape = (B, HK, K), (B, HV, V), (B, HV)
+    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    qk_shape, v_shape, gate_shape = (*lead, HK, K), (*lead, HV, V), (*lead, HV)
     if not dtype.is_floating_point:
         raise ValueError(f"q: expected a floating-point dtype, got {dtype_name(dtype)}")
-    if q.shape != qk_shape or q.get_device() != gpu or q.stride(2) != 1:
+    if q.shape != qk_shape or q.get_device() != gpu or q.stride(-1) != 1:
         _refuse("q", q, qk_shape, dtype, pool.device)
-    if k.shape != qk_shape or k.dtype is not dtype or k.get_device() != gpu or k.stride(2) != 1:
+    if k.shape != qk_shape or k.dtype is not dtype or k.get_device() != gpu or k.stride(-1) != 1:
         _refuse("k", k, qk_shape, dtype, pool.device)
-    if v.shape != v_shape or v.dtype is not dtype or v.get_device() != gpu or v.stride(2) != 1:
+    if v.shape != v_shape or v.dtype is not dtype or v.get_device() != gpu or v.stride(-1) != 1:
         _refuse("v", v, v_shape, dtype, pool.device)
-    if a.shape != gate_shape or a.dtype is not dtype or a.get_device() != gpu or a.stride(1) != 1:
+    if a.shape != gate_shape or a.dtype is not dtype or a.get_device() != gpu or a.stride(-1) != 1:
         _refuse("a", a, gate_shape, dtype, pool.device)
-    if b.shape != gate_shape or b.dtype is not dtype or b.get_device() != gpu or b.stride(1) != 1:
+    if b.shape != gate_shape or b.dtype is not dtype or b.get_device() != gpu or b.stride(-1) != 1:
         _refuse("b", b, gate_shape, dtype, pool.device)
     for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
         if x.shape != (HV,) or x.dtype is not torch.float32 or x.get_device() != gpu or not x.is_contiguous():
             _refuse(name, x, (HV,), torch.float32, pool.device)
     if (
-        indices.shape != (B,) or indices.dtype not in _INDEX_DTYPES or indices.get_device() != gpu
+        indices.shape != (rows,) or indices.dtype not in _INDEX_DTYPES or indices.get_device() != gpu
         or not indices.is_contiguous()
     ):  # fmt: skip
-        _refuse("indices", indices, (B,), indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32, pool.device)
+        _refuse(
+            "indices", indices, (rows,), indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32, pool.device
+        )
     if out is not None and (
         out.shape != v_shape or out.dtype is not dtype or out.get_device() != gpu or not out.is_contiguous()
     ):
@@ -141,7 +176,8 @@ def _check_slots(pool, indices):
 
 @dataclass(frozen=True)
 class DecodeInputs:
-    """Arguments of one decode call. q, k, v are views of one packed mixed_qkv [B, conv_dim], as engines have them."""
+    """Arguments of one call. q, k, v are views of one packed mixed_qkv [B, conv_dim] (verify: [B, T, conv_dim]), as
+    engines have them."""
 
     q: Tensor
     k: Tensor
@@ -153,28 +189,31 @@ class DecodeInputs:
     mixed_qkv: Tensor
 
     def arguments(self) -> tuple[Tensor, ...]:
-        """The positional arguments of decode()."""
+        """The positional arguments of decode() and verify()."""
         return self.q, self.k, self.v, self.a, self.b
 
     def gates(self) -> dict[str, Tensor]:
-        """The keyword arguments A_log and dt_bias of decode()."""
+        """The keyword arguments A_log and dt_bias of decode() and verify()."""
         return {"A_log": self.A_log, "dt_bias": self.dt_bias}
 
 
-def make_inputs(shape: GDNShape, batch: int, *, device="cpu", dtype=torch.bfloat16, seed=0, strong_decay=True):
-    """Random DecodeInputs: q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised.
+def make_inputs(
+    shape: GDNShape, batch: int, *, tokens=None, device="cpu", dtype=torch.bfloat16, seed=0, strong_decay=True
+):  # fmt: skip
+    """Random DecodeInputs of decode(), or with `tokens` of verify() with so many draft tokens a row: q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised.
 
     With strong_decay, gates span g = e^-20 and less to nearly 1; without, g stays near 1, as in most trained heads.
     The same seed gives the same numbers on every device.
     """
     rng = torch.Generator().manual_seed(seed)
     HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
-    mixed_qkv = torch.randn(batch, shape.conv_dim, generator=rng).to(device, dtype)
-    q, k, v = mixed_qkv.split([HK * K, HK * K, HV * V], dim=1)
-    ba = torch.randn(batch, 2 * HV, generator=rng)
-    ba[:, HV:] = ba[:, HV:] * 4 - 1 if strong_decay else ba[:, HV:] - 6
+    lead = (batch,) if tokens is None else (batch, tokens)
+    mixed_qkv = torch.randn(*lead, shape.conv_dim, generator=rng).to(device, dtype)
+    q, k, v = mixed_qkv.split([HK * K, HK * K, HV * V], dim=-1)
+    ba = torch.randn(*lead, 2 * HV, generator=rng)
+    ba[..., HV:] = ba[..., HV:] * 4 - 1 if strong_decay else ba[..., HV:] - 6
     ba = ba.to(device, dtype)
     A_log = torch.empty(HV).uniform_(1, 16, generator=rng).log_().to(device)
     dt_bias = (torch.randn(HV, generator=rng) * 0.5).to(device)
-    q, k, v = q.view(batch, HK, K), k.view(batch, HK, K), v.view(batch, HV, V)
-    return DecodeInputs(q, k, v, ba[:, HV:], ba[:, :HV], A_log, dt_bias, mixed_qkv)
+    q, k, v = q.view(*lead, HK, K), k.view(*lead, HK, K), v.view(*lead, HV, V)
+    return DecodeInputs(q, k, v, ba[..., HV:], ba[..., :HV], A_log, dt_bias, mixed_qkv)
