@@ -91,22 +91,25 @@ def verify(
     return out
 
 
-def decode_gathered(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, **options):
+def decode_gathered(
+    q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, padding: bool = True, **options
+):  # fmt: skip
     """decode() as engines made it before kernels took a pool: gather the slots into a batch, run on it, scatter back.
 
     scratch: a pool of at least B + 1 slots with the pool's shape, layout, dtype and device; its slots 1…B are
-    overwritten. rows: arange(1, B + 1) of the indices' dtype. Other arguments and errors as decode(). Padding rows
-    travel through the null slot.
+    overwritten. rows: arange(1, B + 1) int32. Other arguments and errors as decode(). Padding rows travel through the
+    null slot; padding=False promises that there are none. Without padding and with int64 indices, the gather and the
+    scatter are one kernel each and nothing else is added.
     """
     if (scratch.shape, scratch.layout, scratch.dtype, scratch.device) != (
         pool.shape, pool.layout, pool.dtype, pool.device,
     ) or scratch.slots <= len(indices):  # fmt: skip
         raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
-    slots = indices.clamp(min=0)
+    slots = (indices.clamp(min=0) if padding else indices).long()
     batch = scratch.state[1 : len(indices) + 1]
     torch.index_select(pool.state, 0, slots, out=batch)
     out = decode(q, k, v, a, b, pool=scratch, indices=rows, **options)
-    pool.state.index_copy_(0, slots.long(), batch)
+    pool.state.index_copy_(0, slots, batch)
     return out
 
 
@@ -200,10 +203,11 @@ class DecodeInputs:
 def make_inputs(
     shape: GDNShape, batch: int, *, tokens=None, device="cpu", dtype=torch.bfloat16, seed=0, strong_decay=True
 ):  # fmt: skip
-    """Random DecodeInputs of decode(), or with `tokens` of verify() with so many draft tokens a row: q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised.
+    """Random DecodeInputs of decode(), or with `tokens` of verify() with so many draft tokens a row.
 
-    With strong_decay, gates span g = e^-20 and less to nearly 1; without, g stays near 1, as in most trained heads.
-    The same seed gives the same numbers on every device.
+    q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised. With strong_decay, gates
+    span g = e^-20 and less to nearly 1; without, g stays near 1, as in most trained heads. The same seed gives the same
+    numbers on every device.
     """
     rng = torch.Generator().manual_seed(seed)
     HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim

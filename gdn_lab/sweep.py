@@ -178,14 +178,11 @@ class _Sweep:
 
     def call(self, case: Case, inputs: ops.DecodeInputs, indices, rows, out):
         """One call of a case, without arguments."""
-        options = inputs.gates() | {
-            "pool": self.pools[case.layout], "indices": indices, "backend": case.name, "out": out,
-        }  # fmt: skip
+        options = inputs.gates() | {"pool": self.pools[case.layout], "backend": case.name, "out": out}
         if case.indexing == "in_place":
-            return partial(ops.decode, *inputs.arguments(), **options)
-        return partial(
-            ops.decode_gathered, *inputs.arguments(), scratch=self.scratch[case.layout], rows=rows, **options
-        )
+            return partial(ops.decode, *inputs.arguments(), indices=indices, **options)
+        gathering = {"scratch": self.scratch[case.layout], "rows": rows, "padding": False}
+        return partial(ops.decode_gathered, *inputs.arguments(), indices=indices.long(), **gathering, **options)
 
     def check(self, batch: int) -> dict[Case, Check]:
         """Each case once from the same state on the first call's slots, against the oracle."""
