@@ -143,7 +143,7 @@ def run(paths: list[Path], given: dict, root: Path = RUNS) -> None:
         say(unseen)
     began = time.monotonic()
     for number, path in enumerate(paths, 1):
-        say(f"[{number}/{len(paths)}] {path.stem} ({seconds(began)} since the start)")
+        say(f"[{number}/{len(paths)}] {path.stem}" + (f", {seconds(began)} since the start" if number > 1 else ""))
         started = time.monotonic()
         page = execute(path, given, root)
         say(f"[{number}/{len(paths)}] {path.stem}: done in {seconds(started)}: {shown(page)}")
@@ -164,6 +164,7 @@ def execute(path: Path, given: dict, root: Path) -> Path:
                 path, running, given, kernel_name="python3", language="python", cwd=ROOT,
                 progress_bar=False, stdout_file=_Indented(sys.stdout), coalesce_streams=True,
                 kernel_manager_class=_Kernel, on_cell_start=interrupt.stop_if_asked,
+                extra_arguments=["--log-level=ERROR"],  # it warns that loopback traffic is not encrypted
             )  # fmt: skip
             interrupt.stop_if_asked()
     except (KeyboardInterrupt, Exception) as error:
@@ -228,7 +229,7 @@ class _Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        say("Interrupted: stopping the notebook, rows are kept (Ctrl-C again stops it at once).")
+        say("\nInterrupted: stopping the notebook, rows are kept (Ctrl-C again stops it at once).")
         _Kernel.interrupt_newest()
 
     def stop_if_asked(self, **_):
