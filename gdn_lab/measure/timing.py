@@ -185,12 +185,10 @@ def _captured(calls: Calls):
                     f"{key} cannot be captured in a CUDA graph: {type(error).__name__}: {error}"
                 ) from error
         yield graphs
-    finally:
         torch.cuda.synchronize()
-        for graph in graphs.values():
-            graph.reset()
-        graphs.clear()
-        torch.cuda.empty_cache()
+    finally:
+        graphs.clear()  # nothing here may fail: after a failed capture the allocator may, and would hide the reason
+    torch.cuda.empty_cache()
 
 
 def _capture(thunks, stream, pool) -> torch.cuda.CUDAGraph:
