@@ -2,8 +2,8 @@
 
 from . import reference
 from .backends import backends
-from .ops import checks, decode
+from .ops import checks, decode, verify
 from .pool import StatePool
 from .shapes import GDNShape
 
-__all__ = ["GDNShape", "StatePool", "backends", "checks", "decode", "reference"]
+__all__ = ["GDNShape", "StatePool", "backends", "checks", "decode", "reference", "verify"]

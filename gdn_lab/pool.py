@@ -8,6 +8,9 @@ Two memory orders of the recurrent state, both contiguous:
 Slot 0 is the null slot: never handed out, free for backends to scribble on for padding rows.
 """
 
+import contextlib
+import os
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,24 @@ LAYOUTS = ("VK", "KV")
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONV_DTYPE = torch.bfloat16  # the window holds activations, which engines keep in bf16 whatever the state's dtype
 
+_check_values = os.environ.get("GDN_LAB_CHECKS", "") == "1"
+
+
+@contextlib.contextmanager
+def checks(on: bool = True):
+    """Inside, calls also check values, which synchronises with a GPU: index range, duplicates, NaN in the state."""
+    global _check_values
+    before, _check_values = _check_values, on
+    try:
+        yield
+    finally:
+        _check_values = before
+
+
+def checks_values() -> bool:
+    """Whether calls check values now."""
+    return _check_values
+
 
 class StatePool:
     """Recurrent state and convolution window of one GDN layer for `slots - 1` requests.
@@ -25,6 +46,7 @@ class StatePool:
     layout: "VK" or "KV". dtype: float32, bfloat16 or float16 of the state. device: as torch takes it.
 
     state [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV); conv [slots, conv_dim, 3] bf16. Both start as zeros.
+    For verify, reserve_drafts() adds intermediate_states and draft_inputs, from which commit() takes the accepted part.
     Raises ValueError for an unknown layout or dtype or too few slots.
     """
 
@@ -42,6 +64,7 @@ class StatePool:
         self.state = torch.zeros(slots, shape.num_v_heads, *inner, dtype=dtype, device=device)
         self.conv = torch.zeros(slots, shape.conv_dim, CONV_WINDOW, dtype=CONV_DTYPE, device=device)
         self.device = self.state.device
+        self.intermediate_states = self.draft_inputs = None
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
 
     def __repr__(self):
@@ -58,10 +81,20 @@ class StatePool:
             "conv": shape.conv_dim * CONV_WINDOW * CONV_DTYPE.itemsize,
         }
 
+    @staticmethod
+    def draft_nbytes(shape: GDNShape, tokens: int, dtype=torch.bfloat16) -> dict[str, int]:
+        """Bytes that verifying one request's `tokens` draft tokens keeps in one layer until commit():
+        {"intermediate_states": a state for each token, "draft_inputs": the convolution's input for each}."""
+        return {
+            "intermediate_states": tokens * shape.state_elements * dtype.itemsize,
+            "draft_inputs": tokens * shape.conv_dim * CONV_DTYPE.itemsize,
+        }
+
     @property
     def nbytes(self) -> int:
-        """Bytes that state and convolution window occupy, the null slot included."""
-        return self.slots * sum(self.slot_nbytes(self.shape, self.dtype).values())
+        """Bytes of state and convolution window, the null slot included, and of what reserve_drafts() added."""
+        drafts = sum(x.nbytes for x in (self.intermediate_states, self.draft_inputs) if x is not None)
+        return self.slots * sum(self.slot_nbytes(self.shape, self.dtype).values()) + drafts
 
     @property
     def free(self) -> int:
@@ -113,14 +146,110 @@ class StatePool:
         state = state if self.layout == "VK" else state.transpose(-1, -2)
         self.state[slots[live].to(self.device)] = state[live.to(state.device)].to(self.device, self.dtype)
 
+    def reserve_drafts(self, rows: int, tokens: int) -> None:
+        """Allocates what verify calls of up to `rows` requests and `tokens` draft tokens keep until commit().
+
+        intermediate_states [rows, tokens, HV, V, K] (KV: [rows, tokens, HV, K, V]) of the pool's dtype, for verify(…,
+        intermediate_states=pool.intermediate_states[:B, :T], update_state=False); draft_inputs [rows, conv_dim, tokens]
+        bf16, into which the caller writes what it feeds the causal convolution for each draft token: the window in
+        `conv` must stay as it was before them. Row i of both belongs to row i of the call, whatever its slot.
+        A second call replaces the buffers; rows = 0 frees them.
+        """
+        for name, value in (("rows", rows), ("tokens", tokens)):
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name}: expected an int of at least 0, got {value!r}")
+        self.intermediate_states = self.draft_inputs = None
+        if rows and tokens:
+            states = (rows, tokens, *self.state.shape[1:])
+            self.intermediate_states = torch.zeros(states, dtype=self.dtype, device=self.device)
+            inputs = (rows, self.shape.conv_dim, tokens)
+            self.draft_inputs = torch.zeros(inputs, dtype=CONV_DTYPE, device=self.device)
+
+    def commit(
+        self, indices: Tensor, accepted: Tensor, *, intermediate_states: Tensor | None = None,
+        draft_inputs: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """After a verify call that left the state: makes it the state after each row's first `accepted` draft tokens.
+
+        indices [B] int32 or int64: the call's; padding rows (negative) are passed over. accepted [B] int32 or int64 on
+        the pool's device, 0 to T: 0 leaves the slot as it is, bit for bit. Nothing of a rejected draft stays: the
+        convolution window becomes the last 3 of the old window followed by the accepted tokens' inputs.
+        intermediate_states [B, T, …] as verify() filled it, and draft_inputs [B, conv_dim, T] bf16: both, or by default
+        the first B rows of those that reserve_drafts() made.
+
+        By index on the GPU, without synchronising; with checks on, and always on a CPU, values are checked.
+        Raises ValueError naming the argument, what was expected and what came.
+        """
+        rows = len(indices)
+        if intermediate_states is None and draft_inputs is None:
+            if self.intermediate_states is None or len(self.intermediate_states) < rows:
+                held = "none" if self.intermediate_states is None else str(len(self.intermediate_states))
+                raise ValueError(
+                    f"indices: expected at most as many rows as reserve_drafts() made room for ({held}), got {rows}; "
+                    "reserve more, or pass intermediate_states and draft_inputs"
+                )
+            intermediate_states, draft_inputs = self.intermediate_states[:rows], self.draft_inputs[:rows]
+        if intermediate_states is None or draft_inputs is None:
+            missing = "draft_inputs" if draft_inputs is None else "intermediate_states"
+            raise ValueError(
+                f"{missing}: expected it beside the other, got None; state and convolution window roll back together"
+            )
+        tokens = intermediate_states.shape[1]
+        self.check_intermediate_states(intermediate_states, rows, tokens)
+        self._check_tensor("draft_inputs", draft_inputs, (rows, self.shape.conv_dim, tokens), (CONV_DTYPE,))
+        self._check_tensor("indices", indices, (rows,), (torch.int32, torch.int64))
+        self._check_tensor("accepted", accepted, (rows,), (torch.int32, torch.int64))
+        if _check_values or self.device.type == "cpu":
+            self._check_accepted(indices, accepted, tokens)
+
+        accepted = torch.where(indices >= 0, accepted, 0).long()
+        # Rows that stay as they are write to the null slot: how many do need not be known here
+        slots = torch.where(accepted > 0, indices, 0).long()
+        row = torch.arange(rows, device=self.device)
+        self.state.index_copy_(0, slots, intermediate_states[row, accepted - 1])
+        inputs = torch.cat([self.conv[slots], draft_inputs], dim=-1)  # [B, conv_dim, 3 + T]
+        window = accepted[:, None] + torch.arange(CONV_WINDOW, device=self.device)
+        window = window[:, None, :].expand(-1, self.shape.conv_dim, -1)
+        self.conv.index_copy_(0, slots, inputs.gather(-1, window))
+
     def to(self, *, layout=None, dtype=None, device=None) -> "StatePool":
-        """A new pool with the same contents and the same slots handed out, in another layout, dtype or device."""
+        """A new pool with the same contents and the same slots handed out, in another layout, dtype or device.
+
+        As much room for drafts is reserved as here, but drafts not yet committed do not travel.
+        """
         layout, dtype, device = layout or self.layout, dtype or self.dtype, device or self.device
         other = StatePool(self.shape, self.slots, layout=layout, dtype=dtype, device=device)
         other.state.copy_(self.state if other.layout == self.layout else self.state.transpose(-1, -2))
         other.conv.copy_(self.conv)
         other._free = list(self._free)
+        if self.intermediate_states is not None:
+            other.reserve_drafts(*self.intermediate_states.shape[:2])
         return other
+
+    def check_intermediate_states(self, states: Tensor, rows: int, tokens: int) -> None:
+        """ValueError unless `states` can hold the state after each of `tokens` tokens of `rows` rows of this pool."""
+        expected = (rows, tokens, *self.state.shape[1:])
+        self._check_tensor("intermediate_states", states, expected, (self.dtype,))
+        if rows and not states[0].is_contiguous():
+            raise ValueError(
+                f"intermediate_states: expected {list(expected)} contiguous but for its first dimension, got strides "
+                f"{list(states.stride())}"
+            )
+
+    def _check_tensor(self, name, x, shape, dtypes) -> None:
+        if not isinstance(x, Tensor) or x.shape != shape or x.dtype not in dtypes or x.device != self.device:
+            seen = f"{x.dtype} {list(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise ValueError(f"{name}: expected {names} {list(shape)} on {self.device}, got {seen}")
+
+    def _check_accepted(self, indices: Tensor, accepted: Tensor, tokens: int) -> None:
+        """Values of commit()'s arguments. Synchronises with a GPU."""
+        slots = [slot for slot in self._slots_of(indices) if slot >= 0]
+        if 0 in slots or len(set(slots)) < len(slots):
+            raise ValueError(f"indices: expected each slot once, from 1 up, or negative for padding, got {slots}")
+        outside = [n for n in accepted[indices >= 0].tolist() if not 0 <= n <= tokens]
+        if outside:
+            raise ValueError(f"accepted: expected 0 to {tokens} draft tokens for each row, got {outside}")
 
     def _slots_of(self, indices: Tensor) -> list[int]:
         """indices [n] as Python ints, checked against the pool's range. Synchronises with a GPU."""
