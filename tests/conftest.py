@@ -4,8 +4,6 @@ import hypothesis
 import pytest
 import torch
 
-HAS_GPU = torch.cuda.is_available()
-
 HAS_GPU = torch.cuda.is_available() and torch.version.hip is None
 
 # derandomize: the same examples on every machine, so that a failure repeats. No deadline: machines differ.
