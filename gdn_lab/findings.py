@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas
 
 from .data import published, published_ratios
+from .layouts import slot_table, warp_load
 
 VARIANTS = ("triton/vk", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv")  # in order
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
@@ -99,6 +100,16 @@ def ratios_to(rows, over: str, timer=None) -> dict[str, dict[int, float]]:
     return {name: at for name, at in ratios.items() if at}
 
 
+def layout_ratios(rows, timer=None) -> dict[str, dict[int, float]]:
+    """{KV variant: {batch: its time over its backend's VK kernel}}, in place; of torch if Triton was not timed."""
+    for backend in ("triton", "torch"):
+        ratios = ratios_to(rows, f"{backend}/vk", timer)
+        kv = {name: at for name, at in ratios.items() if name.startswith(f"{backend}/kv")}
+        if kv:
+            return kv
+    return {}
+
+
 def published_band(smallest_batch=32) -> tuple[float, float]:
     """Least and greatest Triton over FlashInfer that the pull request published from `smallest_batch` up."""
     table = published_ratios()
@@ -165,6 +176,21 @@ def answers(rows) -> list[str]:
     return [sentence for sentence in sayings if sentence]
 
 
+def pool_answers(rows, model: str, tp: int) -> list[str]:
+    """What formulas and rows say to the question of notebook 01, a sentence each."""
+    kv8, kv32, vk = warp_load("KV", 8), warp_load("KV", 32), warp_load("VK", 32)
+    said = [
+        f"In bfloat16 a warp's load of {vk.used} B touches {len(kv8.sectors)} sectors in {len(kv8.lines)} cache lines "
+        f"under KV with tiles of 8 and uses {kv8.used / kv8.fetched:.0%} of what it fetches; {len(kv32.sectors)} in "
+        f"{len(kv32.lines)} with tiles of 32; {len(vk.sectors)} in {len(vk.lines)} under VK."
+    ]
+    sizes = [row for row in slot_table(tp) if row["model"] == model and "reason" not in row]
+    each = " and ".join(f"{byte_size(row['state_bytes'] + row['conv_bytes'])} in {row['state_dtype']}" for row in sizes)
+    said.append(f"A request of {model} keeps {each} on one of {tp} GPU{'s' * (tp > 1)}, however long it is.")
+    said += [sentence for sentence in (_say_layout(timed(rows)), _say_indexing(rows)) if sentence]
+    return said
+
+
 def _largest(of_variants) -> int:
     """The largest batch of {variant: {batch: …}}."""
     return max(batch for at in of_variants.values() for batch in at)
@@ -181,15 +207,12 @@ def _say_fastest(drawn) -> str:
 
 
 def _say_layout(drawn) -> str | None:
-    """KV over VK within one backend, everything else equal."""
-    for backend in ("triton", "torch"):
-        ratios = ratios_to(drawn, f"{backend}/vk")
-        kv = {name: at for name, at in ratios.items() if name.startswith(f"{backend}/kv")}
-        if kv:
-            batch = _largest(kv)
-            each = " and ".join(f"{at[batch]:.2f} ({name})" for name, at in kv.items() if batch in at)
-            return f"The layout alone, {backend} KV over {backend} VK, both in place, at B = {batch}: {each}."
-    return None
+    ratios = layout_ratios(drawn)
+    if not ratios:
+        return None
+    batch, backend = _largest(ratios), next(iter(ratios)).split("/")[0]
+    each = " and ".join(f"{at[batch]:.2f} ({name})" for name, at in ratios.items() if batch in at)
+    return f"The layout alone, {backend} KV over {backend} VK, both in place, at B = {batch}: {each}."
 
 
 def _say_indexing(rows) -> str | None:

@@ -33,6 +33,7 @@ from .findings import (
     conditions,
     device_name,
     indexing_ratios,
+    layout_ratios,
     micro,
     name_of,
     not_timed,
@@ -200,6 +201,31 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
     return fig
 
 
+@rc_context(STYLE)
+def layout_cost(rows, run=None, timer=None) -> Figure:
+    """KV over VK within one backend, both in place, by batch: what the memory order is worth alone."""
+    ratios = layout_ratios(rows, timer)
+    notes = [conditions(timed(rows, timer=timer), run), *not_timed(rows)]
+    if not ratios:
+        return empty_figure("KV against VK: nothing timed on both", notes)
+    batches = sorted({batch for of in ratios.values() for batch in of})
+    each = " and ".join(f"{of[batches[-1]]:.2f} ({name})" for name, of in ratios.items() if batches[-1] in of)
+    backend = next(iter(ratios)).split("/")[0]
+    title = f"At B = {batches[-1]} a step on a KV pool takes {each} times as long as {backend}/vk"
+    fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
+    ends = [(1.0, f"{backend}/vk  1", colour(f"{backend}/vk"))]
+    for name, of in ratios.items():
+        xs = sorted(of)
+        ax.plot(xs, [of[x] for x in xs], **line_style(name))
+        ends.append((of[xs[-1]], f"{name}  {of[xs[-1]]:.2f}", colour(name)))
+    ax.axhline(1.0, color=colour(f"{backend}/vk"), linewidth=1.7)
+    ax.set_ylim(0, max(1.2, *(value for of in ratios.values() for value in of.values())) * 1.1)
+    batch_axis(ax, batches)
+    ax.set_ylabel("time over the VK kernel's")
+    label_ends(ax, ends)
+    return fig
+
+
 # ---- 02: time, share of roof, ratios --------------------------------------------------------------------------------
 
 
@@ -335,6 +361,35 @@ def cost_of_bytes(rows, run=None, timer=None) -> Figure:
 
 
 @rc_context(STYLE)
+def one_batch(rows, run=None, timer=None) -> Figure:
+    """Time of every variant at the largest batch of the rows: bars with p20 to p80, hollow for gather and scatter."""
+    drawn = timed(rows, indexing=None, timer=timer)
+    notes = [conditions(drawn, run), *not_timed(rows)]
+    if not drawn:
+        return empty_figure("Nothing was timed", notes)
+    batch = max(row["batch"] for row in drawn)
+    drawn = sorted((row for row in drawn if row["batch"] == batch), key=lambda row: row["median_us"])
+    title = f"At B = {batch} {name_of(drawn[0])} is fastest: {micro(drawn[0]['median_us'])}"
+    title += f", {drawn[0]['share_of_roof']:.0%} of the roof"
+    fig, (ax,) = new_figure(title, 9.5, 1.8 + 0.36 * len(drawn), 1, notes)
+    for y, row in enumerate(drawn):
+        ink, us, in_place = colour(name_of(row)), row["median_us"], row["indexing"] == "in_place"
+        ax.barh(
+            y, us, color=ink if in_place else "white", edgecolor=ink, hatch=None if in_place else "////", height=0.7
+        )
+        ax.plot([row["p20_us"], row["p80_us"]], [y, y], color=GREY, linewidth=2.5, solid_capstyle="butt")
+        ax.annotate(
+            f"{micro(us)}, {row['share_of_roof']:.0%}", (max(us, row["p80_us"]), y), xytext=(5, 0), fontsize=9.5,
+            textcoords="offset points", va="center", bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
+        )  # fmt: skip
+    ax.set_yticks(range(len(drawn)), [f"{name_of(row)}, {INDEXING[row['indexing']]}" for row in drawn])
+    ax.set(xlim=(0, max(row["p80_us"] for row in drawn) * 1.2), ylim=(len(drawn) - 0.4, -0.6))
+    ax.set_xlabel("median time of a call, µs (dark: p20 to p80; after the bar: time, share of the roof)")
+    ax.grid(axis="y", visible=False)
+    return fig
+
+
+@rc_context(STYLE)
 def launch_gap(rows, run=None) -> Figure:
     """Replay time less kernel-only time by batch: what each call costs between kernels. Needs both timers."""
     replay, kernel = (times(timed(rows, timer=timer)) for timer in ("cuda_graph_replay", "cupti_kernel"))
@@ -374,34 +429,33 @@ def launch_gap(rows, run=None) -> Figure:
 
 @rc_context(STYLE)
 def errors(rows) -> Figure:
-    """Largest error of each variant against the float64 oracle beside its tolerance.
-
-    rows: name, and either output_error, state_error, tolerance, or reason (a refusal).
-    """
-    ran = [row for row in rows if row.get("reason") is None]
-    refused = [f"{row['name']} refused: {row['reason']}" for row in rows if row.get("reason") is not None]
-    if not ran:
-        return empty_figure("No backend ran here", refused)
-    worst = max(ran, key=lambda row: max(row["output_error"], row["state_error"]) / row["tolerance"])
-    share = max(worst["output_error"], worst["state_error"]) / worst["tolerance"]
-    title = f"{len(ran)} variant{'s' if len(ran) > 1 else ''} agree{'s' if len(ran) == 1 else ''} with the oracle"
-    if share > 1:
-        title = f"{worst['name']} is wrong: {share:.1f} times the tolerance"
-    fig, (ax,) = new_figure(title, 9.0, 1.9 + 0.45 * len(rows), 1, refused)
-    for y, row in enumerate(rows):
-        if row.get("reason") is not None:
-            ax.text(0.01, y, "refused, see below", va="center", color=GREY, transform=ax.get_yaxis_transform())
+    """Largest error of each variant against the float64 oracle; wrong and refused ones are named."""
+    latest = {name_of(row): row for row in rows}
+    checked = {name: row for name, row in latest.items() if row["status"] != "refused"}
+    wrong = [name for name, row in checked.items() if row["status"] == "wrong"]
+    notes = not_timed(rows)
+    if not checked:
+        return empty_figure("No backend ran here", notes)
+    title = f"{len(checked)} of {len(latest)} variants ran here, and each agrees with the float64 oracle"
+    if wrong:
+        title = f"{', '.join(wrong)} disagree{'s' if len(wrong) == 1 else ''} with the float64 oracle"
+    fig, (ax,) = new_figure(title, 9.0, 1.9 + 0.4 * len(latest), 1, notes)
+    for y, (name, row) in enumerate(latest.items()):
+        if name not in checked:
+            ax.text(0.01, y, "refused: see below", va="center", color=GREY, transform=ax.get_yaxis_transform())
             continue
-        ink = colour(row["name"])
-        ax.plot([max(row["output_error"], 1e-9)], [y - 0.12], marker="o", color=ink, linestyle="", markersize=8)
-        ax.plot(
-            [max(row["state_error"], 1e-9)], [y + 0.12], marker="s", linestyle="", markersize=8, markeredgecolor=ink,
-            markerfacecolor="white",
-        )  # fmt: skip
-        ax.plot([row["tolerance"]] * 2, [y - 0.4, y + 0.4], color=GREY, linewidth=2)
-    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    ax.set(xscale="log", ylim=(len(rows) - 0.4, -0.6))
-    ax.set_xlabel("largest absolute error (filled: output, hollow: state; bar: tolerance)")
+        style = {"markeredgecolor": colour(name), "markersize": 8, "linestyle": ""}
+        places = ((row["max_abs_error"], "o", colour(name)), (row.get("max_abs_error_state"), "s", "white"))
+        for error, shape, fill in places:
+            if error is not None:
+                ax.plot([max(error, 1e-9)], [y], marker=shape, markerfacecolor=fill, **style)
+        if name in wrong:
+            ax.text(0.99, y, "wrong", va="center", ha="right", fontweight="bold", transform=ax.get_yaxis_transform())
+    ax.set_yticks(range(len(latest)), list(latest))
+    ax.set(xscale="log", ylim=(len(latest) - 0.4, -0.6))
+    low, high = ax.get_xlim()
+    ax.set_xlim(low / 2, high * 2)
+    ax.set_xlabel("largest absolute error (disc: output, hollow square: new state)")
     return fig
 
 
@@ -427,7 +481,10 @@ def report(root: Path | None = None) -> list[Path]:
         written.extend(figures)
         return f"<!-- measured:{found['gpu']} -->\n{text}\n<!-- /measured:{found['gpu']} -->"
 
-    after = re.sub(r"<!-- measured:(?P<gpu>\w+) -->.*?<!-- /measured:(?P=gpu) -->", filled, before, flags=re.DOTALL)
+    marked = (
+        r"<!-- measured:(?P<gpu>\w+) -->(?:.*?<!-- /measured:(?P=gpu) -->)?"  # the closing one is put where it lacks
+    )
+    after = re.sub(marked, filled, before, flags=re.DOTALL)
     if after != before:
         beside = readme.with_name(".README.md.part")
         beside.write_text(after, encoding="utf-8")
