@@ -1,4 +1,4 @@
-"""decode(), verify(): check the arguments, pick a backend, call it. And what engines did before pools were in place.
+"""decode(), verify(), prefill(): check, pick a backend, call it. And what engines did before pools were in place.
 
 What can be read off the tensors without waiting for the GPU is checked on every call. What lies in GPU memory (the
 range and uniqueness of indices, NaN in the state) is checked inside `with checks(True):` or under GDN_LAB_CHECKS=1.
@@ -14,7 +14,9 @@ from .backends.registry import launch_for
 from .pool import StatePool, checks, checks_values
 from .shapes import GDNShape
 
-__all__ = ["DecodeInputs", "checks", "decode", "decode_gathered", "make_inputs", "verify"]
+__all__ = [
+    "DecodeInputs", "checks", "decode", "decode_gathered", "make_inputs", "prefill", "prefill_detour", "verify",
+]  # fmt: skip
 
 DRAFT_TOKENS = (2, 16)  # of one verify call: fewest and most
 _INDEX_DTYPES = (torch.int32, torch.int64)
@@ -88,6 +90,65 @@ def verify(
     launch(
         q, k, v, a, b, A_log, dt_bias, pool.state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
     )  # fmt: skip
+    return out
+
+
+def prefill(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, *, A_log: Tensor, dt_bias: Tensor, pool: StatePool,
+    indices: Tensor, cu_seqlens: Tensor, backend: str = "auto", scale: float | None = None, use_qk_l2norm: bool = True,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Packed sequences of any length; each starts from its slot's state, which becomes its last; o [tokens, HV, V].
+
+    q, k [tokens, HK, K]; v [tokens, HV, V]; a, b [tokens, HV]; otherwise as decode(). Sequence n holds the tokens
+    cu_seqlens[n] to cu_seqlens[n + 1] and may be empty: its state then stays as it is.
+    cu_seqlens [n + 1] int32 or int64, on the pool's device, contiguous: from 0 to tokens, never falling.
+    indices [n] int32 or int64: each sequence's slot. Zero the slot of a new request (acquire() does); what it holds is
+    the cached prefix's state. Negative is padding, as in decode().
+
+    out: [tokens, HV, V], contiguous, q's dtype. Allocates scratch; `torch` reads cu_seqlens on the host, the others
+    never synchronise. Errors as decode(); the values of cu_seqlens are checked where those of indices are.
+    """
+    sequences = indices.size(0) if indices.dim() else 0
+    _check_call((q.size(0),), sequences, q, k, v, a, b, A_log, dt_bias, pool, indices, out)
+    if (
+        cu_seqlens.shape != (sequences + 1,) or cu_seqlens.dtype not in _INDEX_DTYPES
+        or cu_seqlens.get_device() != pool.state.get_device() or not cu_seqlens.is_contiguous()
+    ):  # fmt: skip
+        dtype = cu_seqlens.dtype if cu_seqlens.dtype in _INDEX_DTYPES else torch.int32
+        _refuse("cu_seqlens", cu_seqlens, (sequences + 1,), dtype, pool.device)
+    if checks_values():
+        _check_slots(pool, indices)
+        _check_bounds(cu_seqlens, q.size(0))
+    call = Call("prefill", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
+    launch = launch_for(backend, call)
+    if out is None:
+        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
+    if not q.size(0):
+        return out
+    scale = pool.shape.scale if scale is None else scale
+    launch(q, k, v, a, b, A_log, dt_bias, pool.state, indices, cu_seqlens, scale, use_qk_l2norm, out)
+    return out
+
+
+def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, **options):
+    """prefill() of a VK pool by way of KV, as engines made it whose prefill kernel knew only KV: gather the slots,
+    transpose, run on that, transpose back, scatter.
+
+    scratch: a KV pool of at least n + 1 slots with the pool's shape, dtype and device; its slots 1…n are overwritten.
+    rows: arange(1, n + 1) of the indices' dtype. Other arguments and errors as prefill(). Padding travels through the
+    null slot.
+    """
+    n = len(indices)
+    if (pool.layout, scratch.layout, scratch.shape, scratch.dtype, scratch.device) != (
+        "VK", "KV", pool.shape, pool.dtype, pool.device,
+    ) or scratch.slots <= n:  # fmt: skip
+        raise ValueError(f"scratch: expected KV and {n + 1} slots, and a VK pool otherwise like it, got {scratch}")
+    slots = indices.clamp(min=0).long()
+    batch = scratch.state[1 : n + 1]
+    batch.copy_(pool.state.index_select(0, slots).transpose(-1, -2))
+    out = prefill(q, k, v, a, b, pool=scratch, indices=rows, **options)
+    pool.state.index_copy_(0, slots, batch.transpose(-1, -2).contiguous())
     return out
 
 
@@ -177,10 +238,17 @@ def _check_slots(pool, indices):
             raise ValueError(f"pool.state: expected finite values, got NaN or infinity in slots {bad}")
 
 
+def _check_bounds(cu_seqlens, tokens):
+    """Values of cu_seqlens. Synchronises with the GPU."""
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != tokens or bounds != sorted(bounds):
+        raise ValueError(f"cu_seqlens: expected 0 to {tokens}, the tokens of q, and never falling, got {bounds}")
+
+
 @dataclass(frozen=True)
 class DecodeInputs:
     """Arguments of one call. q, k, v are views of one packed mixed_qkv [B, conv_dim] (verify: [B, T, conv_dim]), as
-    engines have them."""
+    engines have them. For prefill() B is the number of tokens."""
 
     q: Tensor
     k: Tensor
@@ -203,7 +271,8 @@ class DecodeInputs:
 def make_inputs(
     shape: GDNShape, batch: int, *, tokens=None, device="cpu", dtype=torch.bfloat16, seed=0, strong_decay=True
 ):  # fmt: skip
-    """Random DecodeInputs of decode(), or with `tokens` of verify() with so many draft tokens a row.
+    """Random DecodeInputs of decode(), or with `tokens` of verify() with so many draft tokens a row. Those of prefill()
+    are like those of decode(), `batch` counting tokens.
 
     q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised. With strong_decay, gates
     span g = e^-20 and less to nearly 1; without, g stays near 1, as in most trained heads. The same seed gives the same

@@ -36,6 +36,10 @@ class Call(NamedTuple):
     mode: str | None = None  # of verify: one of VERIFY_MODES
 
 
+# Prefill takes log g for no less than this, e^-90, below float32's normal numbers: sums over a chunk stay finite.
+MIN_LOG_DECAY = -90.0
+
+
 class KernelCase(NamedTuple):
     """One compilation of a Triton kernel. types: argument name -> "*bf16", "i32", "fp32"; constants: its constexprs."""
 
@@ -48,6 +52,7 @@ class KernelCase(NamedTuple):
 
 # decode   launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out)
 # verify   launch(…, out, intermediate_states, update_state)
+# prefill  launch(…, state, indices, cu_seqlens, scale, use_qk_l2norm, out)
 # Each writes state in place, and out.
 Launch = Callable[..., None]
 
@@ -78,6 +83,10 @@ class Backend:
     def refusal_of_sizes(self, call: Call) -> str | None:
         """What is particular to the backend: head sizes, dtypes of inputs and indices."""
         return None
+
+    def prefill_launch(self, variant: Variant, call: Call) -> Launch:
+        """The function that runs one prefill call of this variant."""
+        raise NotImplementedError
 
     def decode_launch(self, variant: Variant, call: Call) -> Launch:
         """The function that runs one decode call of this variant."""

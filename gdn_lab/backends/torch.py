@@ -1,4 +1,4 @@
-"""`torch`: eager PyTorch on any device, a dozen small kernels a token. The default where there is no GPU.
+"""`torch`: eager PyTorch on any device, a dozen small kernels a token or prefill chunk. The default without a GPU.
 
 PyTorch cannot update a slot in place by index in one operation: the state is gathered, updated in float32 and put back.
 """
@@ -8,10 +8,11 @@ import functools
 import torch
 
 from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
-from .base import Backend, Variant
+from .base import MIN_LOG_DECAY, Backend, Variant
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PHASES = ("decode", "verify")
+PHASES = ("decode", "verify", "prefill")
+CHUNK = 64  # tokens of a prefill step
 
 
 class TorchBackend(Backend):
@@ -30,6 +31,9 @@ class TorchBackend(Backend):
 
     def verify_launch(self, variant, call):
         return functools.partial(_verify, variant.layout == "KV")
+
+    def prefill_launch(self, variant, call):
+        return functools.partial(_prefill, variant.layout == "KV")
 
 
 # Everything is computed in float32. `transpose`: the pool is KV; S is [B, HV, V, K] all the same.
@@ -57,6 +61,40 @@ def _verify(
         _scatter(transpose, state, slots, S)
 
 
+def _prefill(
+    transpose, q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out
+):  # fmt: skip
+    """One sequence after the other, CHUNK tokens at a time. Reads cu_seqlens and indices on the host: synchronises."""
+    S, slots = _gather(transpose, state, indices)
+    bounds = cu_seqlens.tolist()
+    for n, slot in enumerate(indices.tolist()):
+        tokens = slice(bounds[n], bounds[n + 1])
+        if slot < 0:
+            out[tokens] = 0.0
+            continue
+        q_n, k_n, v_n, _, beta = _factors(*(x[tokens] for x in (q, k, v, a, b)), A_log, dt_bias, scale, use_qk_l2norm)
+        log_g = _log_decay(a[tokens], A_log, dt_bias).clamp(min=MIN_LOG_DECAY)
+        for start in range(0, len(q_n), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            o, S[n] = _chunk(S[n], *(x[chunk].transpose(0, 1) for x in (q_n, k_n, v_n)), log_g[chunk].T, beta[chunk].T)
+            out[tokens][chunk] = o.transpose(0, 1)
+    _scatter(transpose, state, slots, S)
+
+
+def _chunk(S, q, k, v, log_g, beta):
+    """A chunk of one sequence, as in reference.prefill_chunked: S [HV, V, K]; q, k, v [HV, C, K or V]; log_g, beta
+    [HV, C]. Returns o [HV, C, V] and the new S."""
+    G = log_g.cumsum(1)
+    difference = G[:, :, None] - G[:, None, :]  # <= 0 where i >= j
+    decay = torch.exp(torch.where(difference.new_ones(difference.shape[1:]).tril().bool(), difference, -torch.inf))
+    A = (beta[:, :, None] * decay * (k @ k.transpose(1, 2))).tril(-1)
+    r = beta[:, :, None] * (v - torch.exp(G)[:, :, None] * (k @ S.transpose(1, 2)))
+    u = torch.linalg.solve_triangular(A, r, upper=False, unitriangular=True)
+    o = torch.exp(G)[:, :, None] * (q @ S.transpose(1, 2)) + (decay * (q @ k.transpose(1, 2))) @ u
+    to_end = torch.exp(G[:, -1:] - G)[:, :, None]
+    return o, torch.exp(G[:, -1])[:, None, None] * S + (to_end * u).transpose(1, 2) @ k
+
+
 def _gather(transpose, state, indices):
     """The rows' states and slots; padding rows work on the null slot."""
     slots = indices.clamp(min=0).long()
@@ -80,9 +118,11 @@ def _factors(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm):
         q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS) for x in (q, k))
     group = v.shape[-2] // q.shape[-2]
     q, k = (q * scale).repeat_interleave(group, -2), k.repeat_interleave(group, -2)
-    x = a.float() + dt_bias
-    g = torch.exp(-torch.exp(A_log) * torch.nn.functional.softplus(x, threshold=SOFTPLUS_THRESHOLD))
-    return q, k, v, g, torch.sigmoid(b.float())
+    return q, k, v, torch.exp(_log_decay(a, A_log, dt_bias)), torch.sigmoid(b.float())
+
+
+def _log_decay(a, A_log, dt_bias):
+    return -torch.exp(A_log) * torch.nn.functional.softplus(a.float() + dt_bias, threshold=SOFTPLUS_THRESHOLD)
 
 
 def _step(S, q, k, v, g, beta):
