@@ -24,10 +24,12 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
+from . import triton_verify
 from .base import Backend, KernelCase, Variant, dtype_name, dtype_names, needs_capability
 
 STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 IO_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PHASES = ("decode", "verify")
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on the CPU, one program after the other
 
 
@@ -98,9 +100,9 @@ class TritonBackend(Backend):
     name = "triton"
     distribution = "triton"
     variants = (
-        Variant("vk", "VK", STATE_DTYPES, "K-last pool; overlaps its launch with the kernel before it"),
+        Variant("vk", "VK", STATE_DTYPES, "K-last pool; overlaps its launch with the kernel before it", PHASES),
         Variant("vk-serial", "VK", STATE_DTYPES, "the same kernel, begun when the one before it has ended"),
-        Variant("kv32", "KV", STATE_DTYPES, "KV pool, value tiles of 32: what SGLang ran before the PR merged"),
+        Variant("kv32", "KV", STATE_DTYPES, "KV pool, value tiles of 32: what SGLang ran before the PR merged", PHASES),
         Variant("kv8", "KV", STATE_DTYPES, "KV pool, value tiles of 8: the baseline of the PR's table"),
     )
 
@@ -138,6 +140,9 @@ class TritonBackend(Backend):
 
         return launch
 
+    def verify_launch(self, variant, call):
+        return triton_verify.verify_launch(call, overlap=can_overlap(call.device))
+
 
 @functools.cache
 def can_overlap(device: torch.device) -> bool:
@@ -167,4 +172,4 @@ def kernel_cases() -> list[KernelCase]:
             constants = dict(HK=16, HV=64, K=128, V=128, TILE=tile, K_LAST=k_last, OVERLAP=overlap, L2NORM=True)
             constants |= dict(EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
             cases.append(KernelCase(f"{variant} {dtype_name(dtype)} tile {tile}", decode_kernel, types, constants, 1))
-    return cases
+    return cases + triton_verify.kernel_cases()
