@@ -149,7 +149,8 @@ class _Sweep:
         """Slots of each call, int32 [B] each: a random order of all slots cut into calls, and over again."""
         order = torch.randperm(self.slots - 1, generator=torch.Generator().manual_seed(self.seed)) + 1
         sets = order.to(self.device, torch.int32).split(batch)[: (self.slots - 1) // batch]
-        return [sets[call % len(sets)].contiguous() for call in range(self.calls(batch))]
+        # copies, because FlashInfer needs indices to begin at a multiple of 32 bytes
+        return [sets[call % len(sets)].clone() for call in range(self.calls(batch))]
 
     def calls(self, batch: int) -> int:
         """Calls in one replay: enough to go round several L2 caches, and to last."""
