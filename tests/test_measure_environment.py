@@ -95,3 +95,16 @@ def test_of_this_gpu():
     assert facts["sm_count"] > 0 and facts["l2_bytes"] > 0 and facts["driver"] and facts["power_limit_w"] > 0
     now = clocks()
     assert "clocks_error" not in now and now["sm_mhz"] > 0 and now["memory_mhz"] > 0
+
+
+@pytest.mark.parametrize("said, commit, dirty", [(None, None, None), ("abc", "abc", False), ("abc-dirty", "abc", True)])
+def test_a_copy_without_git_says_its_commit(monkeypatch, said, commit, dirty):
+    def no_git(*arguments, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(module.subprocess, "run", no_git)
+    monkeypatch.delenv("GDN_LAB_COMMIT", raising=False)
+    if said:
+        monkeypatch.setenv("GDN_LAB_COMMIT", said)
+    facts = module._git()
+    assert (facts["git_commit"], facts["git_dirty"]) == (commit, dirty)

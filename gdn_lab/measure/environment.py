@@ -128,7 +128,11 @@ def _cpu() -> str:
 
 
 def _git() -> dict:
-    """git_commit and git_dirty of the checkout that this code runs from; None where it is none."""
+    """git_commit and git_dirty of the checkout that this code runs from; None where it is none.
+
+    A copy of a checkout without its .git says what it is a copy of in GDN_LAB_COMMIT: a commit, with "-dirty" behind it
+    if there were changes (git describe --always --dirty --abbrev=40 --exclude '*').
+    """
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -141,4 +145,8 @@ def _git() -> dict:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
+        commit = os.environ.get("GDN_LAB_COMMIT")
+        return {
+            "git_commit": commit.removesuffix("-dirty") if commit else None,
+            "git_dirty": commit.endswith("-dirty") if commit else None,
+        }
