@@ -29,6 +29,13 @@ class Resources(NamedTuple):
     num_warps: int
 
 
+def cases(architecture: str) -> list[KernelCase]:
+    """Every compilation of a Triton kernel that an architecture may see."""
+    from .triton import kernel_cases
+
+    return [case for case in kernel_cases() if case.architectures is None or architecture in case.architectures]
+
+
 def resources(case: KernelCase, architecture: str) -> Resources:
     """Compiles for `architecture`, a key of ARCHITECTURES, and reads the report of the cuobjdump in Triton."""
     import triton
@@ -64,10 +71,8 @@ def resources(case: KernelCase, architecture: str) -> Resources:
 
 
 def main(architectures: list[str]) -> None:
-    from .triton import kernel_cases
-
-    for case in kernel_cases():
-        for architecture in architectures or ARCHITECTURES:
+    for architecture in architectures or ARCHITECTURES:
+        for case in cases(architecture):
             print(json.dumps(resources(case, architecture)._asdict()), flush=True)
 
 
