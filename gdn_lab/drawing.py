@@ -9,18 +9,20 @@ import textwrap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-# Okabe and Ito's colours, told apart by every kind of colour vision.
+# Okabe and Ito's colours and a grey, told apart by every kind of colour vision.
 COLOURS = {
     "triton/vk": "#0072B2",
+    "triton/vk-serial": "#56B4E9",
     "triton/kv32": "#E69F00",
     "triton/kv8": "#D55E00",
     "flashinfer/vk": "#009E73",
     "cutedsl/vk": "#CC79A7",
     "torch/vk": "#000000",
-    "torch/kv": "#56B4E9",
+    "torch/kv": "#999999",
 }
 MARKERS = {
     "triton/vk": "o",
+    "triton/vk-serial": "p",
     "triton/kv32": "s",
     "triton/kv8": "v",
     "flashinfer/vk": "D",
@@ -87,10 +89,10 @@ def new_figure(title, width, height, columns=1, notes=(), **options):
 
 def empty_figure(title, sentences, width=9.0):
     """A figure that says why there is nothing to draw."""
-    fig, (ax,) = new_figure(title, width, 2.4)
+    lines = [textwrap.fill(line, 110) for line in sentences if line] or ["There are no rows to draw."]
+    fig, (ax,) = new_figure(title, width, 0.8 + 0.2 * "\n".join(lines).count("\n") + 0.2)
     ax.set_axis_off()
-    text = "\n".join(textwrap.fill(line, 100) for line in sentences) or "No rows to draw."
-    ax.text(0.0, 0.95, text, va="top", ha="left", transform=ax.transAxes, color=GREY)
+    ax.text(0.0, 1.0, "\n".join(lines), va="top", ha="left", transform=ax.transAxes, color=GREY)
     return fig
 
 

@@ -12,7 +12,9 @@ import pandas
 from .data import published, published_ratios
 from .layouts import slot_table, warp_load
 
-VARIANTS = ("triton/vk", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv")  # in order
+VARIANTS = (  # in the order of tables and figures
+    "triton/vk", "triton/vk-serial", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv",
+)  # fmt: skip
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
 TIMER_ORDER = ("cuda_graph_replay", "host_clock", "cupti_kernel")  # the first that a set of rows has is shown
 GATHER_SCATTER_TRAFFIC = 3  # gather reads and writes the state, the kernel does, scatter does; in place only the kernel
@@ -49,15 +51,15 @@ def times(rows) -> dict[str, dict[int, float]]:
 
 
 def not_timed(rows) -> list[str]:
-    """One sentence for each variant that refused or was wrong, each once."""
-    sentences = []
+    """What refused, one sentence for each reason, and what was wrong, one for each variant and batch."""
+    refused, wrong = defaultdict(dict), {}
     for row in rows:
         if row.get("status") == "refused":
-            sentences.append(f"{name_of(row)} refused: {row['reason']}")
+            refused[row["reason"]][name_of(row)] = None
         elif row.get("status") == "wrong":
             error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
-            sentences.append(f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed")
-    return list(dict.fromkeys(sentences))
+            wrong[f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed"] = None
+    return [f"{', '.join(names)} refused: {reason}" for reason, names in refused.items()] + list(wrong)
 
 
 def device_name(run) -> str:
@@ -100,14 +102,18 @@ def ratios_to(rows, over: str, timer=None) -> dict[str, dict[int, float]]:
     return {name: at for name, at in ratios.items() if at}
 
 
-def layout_ratios(rows, timer=None) -> dict[str, dict[int, float]]:
-    """{KV variant: {batch: its time over its backend's VK kernel}}, in place; of torch if Triton was not timed."""
-    for backend in ("triton", "torch"):
-        ratios = ratios_to(rows, f"{backend}/vk", timer)
-        kv = {name: at for name, at in ratios.items() if name.startswith(f"{backend}/kv")}
+def layout_ratios(rows, timer=None) -> tuple[str, dict[str, dict[int, float]]]:
+    """(VK variant, {KV variant of the same backend: {batch: its time over that one's}}), in place.
+
+    Triton's is the VK variant that does not overlap its launch, as the KV ones do not: the memory order alone differs.
+    """
+    present = times(timed(rows, timer=timer))
+    for base in ("triton/vk-serial", "triton/vk", "torch/vk"):
+        ratios = ratios_to(rows, base, timer) if base in present else {}
+        kv = {name: at for name, at in ratios.items() if name.startswith(f"{base.split('/')[0]}/kv")}
         if kv:
-            return kv
-    return {}
+            return base, kv
+    return "", {}
 
 
 def published_band(smallest_batch=32) -> tuple[float, float]:
@@ -151,6 +157,11 @@ def micro(us: float) -> str:
     if us >= 10_000:
         return f"{us / 1000:,.0f} ms" if us >= 100_000 else f"{us / 1000:.1f} ms"
     return f"{us:,.0f} µs" if us >= 100 else f"{us:.1f} µs"
+
+
+def percent(share: float) -> str:
+    """A share in words: 98%, and below one per cent with a decimal."""
+    return f"{share:.0%}" if share >= 0.0095 else f"{share:.1%}"
 
 
 def byte_size(n: float) -> str:
@@ -202,25 +213,27 @@ def _say_fastest(drawn) -> str:
     best = min(rows, key=lambda row: row["median_us"])
     return (
         f"At B = {batch} {name_of(best)} is fastest: {micro(best['median_us'])}, {best['gb_per_s']:,.0f} GB/s, "
-        f"{best['share_of_roof']:.0%} of the roof measured beside it."
+        f"{percent(best['share_of_roof'])} of the roof measured beside it."
     )
 
 
 def _say_layout(drawn) -> str | None:
-    ratios = layout_ratios(drawn)
+    base, ratios = layout_ratios(drawn)
     if not ratios:
         return None
-    batch, backend = _largest(ratios), next(iter(ratios)).split("/")[0]
+    batch = _largest(ratios)
     each = " and ".join(f"{at[batch]:.2f} ({name})" for name, at in ratios.items() if batch in at)
-    return f"The layout alone, {backend} KV over {backend} VK, both in place, at B = {batch}: {each}."
+    return f"The memory order alone, KV over {base}, both in place, at B = {batch}: {each}."
 
 
 def _say_indexing(rows) -> str | None:
     ratios = indexing_ratios(rows)
     if not ratios:
         return None
+    ratios = {name: at for name, at in ratios.items() if not name.startswith("torch/")} or ratios
     batch = _largest(ratios)
-    each = ", ".join(f"{at[batch]:.2f} ({name})" for name, at in ratios.items() if batch in at)
+    at = sorted((of[batch], name) for name, of in ratios.items() if batch in of)
+    each = " to ".join(dict.fromkeys(f"{ratio:.2f} ({name})" for ratio, name in (at[0], at[-1])))
     return f"Indexing the pool in place alone, gather and scatter over in place, at B = {batch}: {each}."
 
 
@@ -242,10 +255,13 @@ def _side(found) -> str:
 
 def _say_pair(rows) -> str | None:
     """Our VK kernel over FlashInfer's, small and large batches apart."""
-    at = ratios_to(rows, "flashinfer/vk").get("triton/vk", {})
-    large, small = ([r for batch, r in at.items() if keep(batch)] for keep in (lambda b: b >= 32, lambda b: b <= 8))
-    said = [f"{span(of)} {where}" for of, where in ((small, "at B ≤ 8"), (large, "from B = 32 up")) if of]
-    return f"triton/vk over flashinfer/vk, both in place: {', '.join(said)}." if said else None
+    ratios, each = ratios_to(rows, "flashinfer/vk"), []
+    for name, note in (("triton/vk", ""), ("triton/vk-serial", " (without overlapping its launch)")):
+        at = ratios.get(name, {})
+        large, small = ([r for batch, r in at.items() if keep(batch)] for keep in (lambda b: b >= 32, lambda b: b <= 8))
+        said = [f"{span(of)} {where}" for of, where in ((small, "at B ≤ 8"), (large, "from B = 32 up")) if of]
+        each += [f"{name}{note} {', '.join(said)}"] if said else []
+    return f"Over flashinfer/vk, both in place: {'; '.join(each)}." if each else None
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -267,6 +283,29 @@ def detail_table(rows) -> pandas.DataFrame:
         if row.get("status") == "ok"
     ]
     return pandas.DataFrame(lines, columns=["B", "variant", "indexing", "timer", *fields])
+
+
+def check_table(rows) -> pandas.DataFrame:
+    """A line for each variant: its largest errors against the oracle and what came of it."""
+    lines = {}
+    for row in rows:
+        said = {"ok": "right", "wrong": "wrong"}.get(row["status"]) or f"refused: {row['reason']}"
+        line = {"variant": name_of(row), "error of the output": row.get("max_abs_error")}
+        line |= {"error of the new state": row.get("max_abs_error_state"), "verdict": said}
+        lines.setdefault(name_of(row), line)
+    return pandas.DataFrame(lines.values()).astype({"error of the output": float, "error of the new state": float})
+
+
+def check_answers(rows) -> list[str]:
+    """What checked rows say to the question of notebook 00."""
+    verdicts = {name_of(row): row["status"] for row in rows}
+    right, wrong, refused = ([name for name, of in verdicts.items() if of == s] for s in ("ok", "wrong", "refused"))
+    said = [
+        f"{len(right)} of {len(verdicts)} variants run here and agree with the oracle: {', '.join(right) or 'none'}."
+    ]
+    said += [f"{', '.join(wrong)} ran and disagree with it; do not use them here."] if wrong else []
+    said += [f"{', '.join(refused)} cannot serve here, for the reasons in the table."] if refused else []
+    return said
 
 
 def beside_published(rows, timer=None) -> pandas.DataFrame:

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
+import pandas
 import torch
 
-from .pool import StatePool
+from .pool import LAYOUTS, StatePool
 from .shapes import MODELS, GDNShape
 
 SECTOR, LINE = 32, 128  # bytes: what the memory system fetches at least, and the cache line it belongs to
@@ -51,6 +52,19 @@ def warp_load(layout: str, tile: int, *, head_dim=128, dtype=torch.bfloat16) -> 
     lane = min(LANE_BYTES, program[0][1])
     pieces = [(start + at, lane) for start, size in program for at in range(0, size, lane)]
     return WarpLoad(layout, tile, row_bytes, pieces[:LANES], program)
+
+
+def stride_table(shape: GDNShape, dtype=torch.bfloat16) -> pandas.DataFrame:
+    """How far apart neighbours in k, v, head and slot lie in a pool of each layout, in bytes."""
+    lines = []
+    for layout in LAYOUTS:
+        state = StatePool(shape, 2, layout=layout, dtype=dtype, device="meta").state
+        slot, head, outer, inner = (step * dtype.itemsize for step in state.stride())
+        v, k = (outer, inner) if layout == "VK" else (inner, outer)
+        order = "[slots, HV, V, K]" if layout == "VK" else "[slots, HV, K, V]"
+        line = {"pool": layout, "in memory": order, "next k": k, "next v": v, "next head": head, "next slot": slot}
+        lines.append(line)
+    return pandas.DataFrame(lines)
 
 
 def slot_table(tp: int = 1, dtypes=(torch.float32, torch.bfloat16)) -> list[dict]:

@@ -22,7 +22,7 @@ from .shapes import GDNShape
 
 GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CPU_BATCHES = (1, 4, 16)
-GPU_SAMPLES, CPU_SAMPLES = 50, 10
+GPU_SAMPLES, CPU_SAMPLES = 50, 5
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # set by the batch command: the folder that it made for this run
 INJECTED = "# Parameters"  # how the cell begins that papermill puts after the one tagged `parameters`
 ROOT = DATA.parent
@@ -154,10 +154,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def parse_batches(text: str) -> list[int]:
-    """ "1,2,4" -> [1, 2, 4]; "auto" -> 1…512 on a GPU and 1, 4, 16 on a CPU. NotebookError for anything else."""
+def parse_batches(text: str, *, cpu=CPU_BATCHES) -> list[int]:
+    """ "1,2,4" -> [1, 2, 4]; "auto" -> 1…512 on a GPU and `cpu` on a CPU. NotebookError for anything else."""
     if text.strip() == "auto":
-        return list(GPU_BATCHES if device().type == "cuda" else CPU_BATCHES)
+        return list(GPU_BATCHES if device().type == "cuda" else cpu)
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise NotebookError(f"batches: expected auto or positive whole numbers such as 1,2,4, got {text!r}")
@@ -192,7 +192,7 @@ def parse_dtype(text: str) -> torch.dtype:
 
 
 def parse_samples(samples: int) -> int:
-    """0 -> 50 on a GPU and 10 on a CPU; anything else is taken as it is."""
+    """0 -> 50 on a GPU and 5 on a CPU; anything else is taken as it is."""
     return samples or (GPU_SAMPLES if device().type == "cuda" else CPU_SAMPLES)
 
 
@@ -211,6 +211,7 @@ def installed() -> pandas.DataFrame:
         for variant in report.variants:
             dtypes = ", ".join(map(dtype_name, variant.state_dtypes))
             line = {"variant": f"{report.name}/{variant.name}", "version": report.version or "", "pool": variant.layout}
+            line["phases"] = ", ".join(variant.phases)
             line |= {"state": dtypes, "what it is": variant.description, "here": report.reason or "yes"}
             lines.append(line)
         if not report.variants:

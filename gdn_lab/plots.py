@@ -37,6 +37,7 @@ from .findings import (
     micro,
     name_of,
     not_timed,
+    percent,
     ratios_to,
     reproduction,
     series,
@@ -183,7 +184,7 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
         return empty_figure("In place against gather and scatter: nothing timed both ways", notes)
     batches = sorted({batch for of in ratios.values() for batch in of})
     last = [of[batches[-1]] for of in ratios.values() if batches[-1] in of]
-    title = f"At B = {batches[-1]} gather and scatter make a step {span(last)} times as long"
+    title = f"{_clock(rows)}At B = {batches[-1]} gather and scatter make a step {span(last)} times as long"
     fig, (ax,) = new_figure(title, 9.0, 4.6, 1, notes)
     ends = []
     for name, of in ratios.items():
@@ -191,12 +192,15 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
         ax.plot(xs, [of[x] for x in xs], **line_style(name, "gather_scatter"))
         ends.append((of[xs[-1]], f"{name}  {of[xs[-1]]:.2f}", colour(name)))
     ax.axhline(1.0, color=GREY, linewidth=1)
-    ax.axhline(GATHER_SCATTER_TRAFFIC, color=GREY, linewidth=1, linestyle=":")
-    top = max(GATHER_SCATTER_TRAFFIC, *(value for of in ratios.values() for value in of.values()))
+    ends.append((1.0, "in place  1", GREY))
+    top = max(value for of in ratios.values() for value in of.values())
+    if not all(name.startswith("torch/") for name in ratios):  # eager PyTorch gathers in any case
+        top = max(top, GATHER_SCATTER_TRAFFIC)
+        ax.axhline(GATHER_SCATTER_TRAFFIC, color=GREY, linewidth=1, linestyle=":")
+        ends.append((GATHER_SCATTER_TRAFFIC, f"the state's traffic  {GATHER_SCATTER_TRAFFIC}", GREY))
     ax.set_ylim(0, top * 1.12)
     batch_axis(ax, batches)
     ax.set_ylabel("time over in-place time")
-    ends += [(GATHER_SCATTER_TRAFFIC, "the state's traffic  3", GREY), (1.0, "in place  1", GREY)]
     label_ends(ax, ends)
     return fig
 
@@ -204,21 +208,20 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
 @rc_context(STYLE)
 def layout_cost(rows, run=None, timer=None) -> Figure:
     """KV over VK within one backend, both in place, by batch: what the memory order is worth alone."""
-    ratios = layout_ratios(rows, timer)
+    base, ratios = layout_ratios(rows, timer)
     notes = [conditions(timed(rows, timer=timer), run), *not_timed(rows)]
     if not ratios:
         return empty_figure("KV against VK: nothing timed on both", notes)
     batches = sorted({batch for of in ratios.values() for batch in of})
     each = " and ".join(f"{of[batches[-1]]:.2f} ({name})" for name, of in ratios.items() if batches[-1] in of)
-    backend = next(iter(ratios)).split("/")[0]
-    title = f"At B = {batches[-1]} a step on a KV pool takes {each} times as long as {backend}/vk"
+    title = f"{_clock(rows)}At B = {batches[-1]} a step on a KV pool takes {each} times as long as {base}"
     fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
-    ends = [(1.0, f"{backend}/vk  1", colour(f"{backend}/vk"))]
+    ends = [(1.0, f"{base}  1", colour(base))]
     for name, of in ratios.items():
         xs = sorted(of)
         ax.plot(xs, [of[x] for x in xs], **line_style(name))
         ends.append((of[xs[-1]], f"{name}  {of[xs[-1]]:.2f}", colour(name)))
-    ax.axhline(1.0, color=colour(f"{backend}/vk"), linewidth=1.7)
+    ax.axhline(1.0, color=colour(base), linewidth=1.7)
     ax.set_ylim(0, max(1.2, *(value for of in ratios.values() for value in of.values())) * 1.1)
     batch_axis(ax, batches)
     ax.set_ylabel("time over the VK kernel's")
@@ -238,7 +241,7 @@ def decode_time(rows, run=None, *, indexing="in_place", timer=None) -> Figure:
         return empty_figure("Decode time: nothing was timed", notes)
     groups = series(drawn)
     batches = sorted({row["batch"] for row in drawn})
-    fig, (left, right) = new_figure(_time_title(groups, batches[-1]), 11.5, 5.0, 2, notes)
+    fig, (left, right) = new_figure(_clock(drawn) + _time_title(groups, batches[-1]), 11.5, 5.0, 2, notes)
     ends_left, ends_right = [], []
     for name, of in groups.items():
         xs, style = [row["batch"] for row in of], line_style(name, indexing)
@@ -248,7 +251,7 @@ def decode_time(rows, run=None, *, indexing="in_place", timer=None) -> Figure:
         shares = [row["share_of_roof"] * 100 for row in of]
         right.plot(xs, shares, **style)
         ends_left.append((of[-1]["median_us"], f"{name}  {micro(of[-1]['median_us'])}", colour(name)))
-        ends_right.append((shares[-1], f"{name}  {shares[-1]:.0f} %", colour(name)))
+        ends_right.append((shares[-1], f"{name}  {percent(shares[-1] / 100)}", colour(name)))
     left.set_yscale("log")
     plain_log_axis(left.yaxis)
     left.set(ylabel="median time of a call, µs (band: p20 to p80)", title=f"time, {INDEXING[indexing]}")
@@ -261,6 +264,11 @@ def decode_time(rows, run=None, *, indexing="in_place", timer=None) -> Figure:
     return fig
 
 
+def _clock(rows) -> str:
+    """ "CPU times: " where that is what they are."""
+    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows)) else ""
+
+
 def _time_title(groups, batch) -> str:
     """Fastest and slowest at one batch, in words; eager PyTorch only where nothing else was timed."""
     at = {name: row for name, of in groups.items() for row in of if row["batch"] == batch}
@@ -268,7 +276,7 @@ def _time_title(groups, batch) -> str:
     fastest, slowest = (choose(at, key=lambda name: at[name]["median_us"]) for choose in (min, max))
     title = (
         f"At B = {batch} {fastest} is fastest: {micro(at[fastest]['median_us'])}, "
-        f"{at[fastest]['share_of_roof']:.0%} of the roof"
+        f"{percent(at[fastest]['share_of_roof'])} of the roof"
     )
     if slowest != fastest:
         ratio = at[slowest]["median_us"] / at[fastest]["median_us"]
@@ -288,9 +296,8 @@ def against_published(rows, run=None, timer=None) -> Figure:
     ]
     title = f"Published: Triton takes {low:.1f} to {high:.1f} times as long as FlashInfer from B = 32 up"
     if found.nearest:
-        ranges = " and ".join(
-            f"{name.split('/')[1]} {a:.2f} to {b:.2f}" for name, (a, b) in sorted(found.ranges.items(), reverse=True)
-        )
+        each = sorted(found.ranges.items(), reverse=True)
+        ranges = " and ".join(f"{name.split('/')[1]} {span(at)}" for name, at in each)
         title += f"; here {ranges}: {found.nearest.split('/')[1]} is the nearer baseline"
         if len(found.ranges) == 1:
             title = title.removesuffix(f": {found.nearest.split('/')[1]} is the nearer baseline")
@@ -330,9 +337,9 @@ def cost_of_bytes(rows, run=None, timer=None) -> Figure:
     best = max(drawn, key=lambda row: row["share_of_roof"])
     small = min(drawn, key=lambda row: (row["batch"], row["median_us"]))
     title = (
-        f"At B = {small['batch']} the bytes take {micro(small['bytes'] / roof / 1e3)} of {name_of(small)}'s "
-        f"{micro(small['median_us'])}; at B = {best['batch']} {name_of(best)} runs at "
-        f"{best['share_of_roof']:.0%} of the roof"
+        f"{_clock(drawn)}At B = {small['batch']} the bytes take {micro(small['bytes'] / roof / 1e3)} "
+        f"of {name_of(small)}'s {micro(small['median_us'])}; at B = {best['batch']} {name_of(best)} runs at "
+        f"{percent(best['share_of_roof'])} of the roof"
     )
     fig, (ax,) = new_figure(title, 9.5, 5.0, 1, notes)
     sizes = sorted({row["bytes"] for row in drawn})
@@ -369,8 +376,8 @@ def one_batch(rows, run=None, timer=None) -> Figure:
         return empty_figure("Nothing was timed", notes)
     batch = max(row["batch"] for row in drawn)
     drawn = sorted((row for row in drawn if row["batch"] == batch), key=lambda row: row["median_us"])
-    title = f"At B = {batch} {name_of(drawn[0])} is fastest: {micro(drawn[0]['median_us'])}"
-    title += f", {drawn[0]['share_of_roof']:.0%} of the roof"
+    title = f"{_clock(rows)}At B = {batch} {name_of(drawn[0])} is fastest: {micro(drawn[0]['median_us'])}"
+    title += f", {percent(drawn[0]['share_of_roof'])} of the roof"
     fig, (ax,) = new_figure(title, 9.5, 1.8 + 0.36 * len(drawn), 1, notes)
     for y, row in enumerate(drawn):
         ink, us, in_place = colour(name_of(row)), row["median_us"], row["indexing"] == "in_place"
@@ -379,7 +386,7 @@ def one_batch(rows, run=None, timer=None) -> Figure:
         )
         ax.plot([row["p20_us"], row["p80_us"]], [y, y], color=GREY, linewidth=2.5, solid_capstyle="butt")
         ax.annotate(
-            f"{micro(us)}, {row['share_of_roof']:.0%}", (max(us, row["p80_us"]), y), xytext=(5, 0), fontsize=9.5,
+            f"{micro(us)}, {percent(row['share_of_roof'])}", (max(us, row["p80_us"]), y), xytext=(5, 0), fontsize=9.5,
             textcoords="offset points", va="center", bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
         )  # fmt: skip
     ax.set_yticks(range(len(drawn)), [f"{name_of(row)}, {INDEXING[row['indexing']]}" for row in drawn])
