@@ -49,8 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(asked: argparse.Namespace) -> None:
-    given = {name: batch.typed(value) for name, value in asked.parameters}
-    batch.run(batch.find(asked.notebooks), given, asked.runs.absolute())
+    batch.run(batch.find(asked.notebooks), dict(asked.parameters), asked.runs.absolute())
 
 
 def backends_table() -> str:

@@ -84,16 +84,21 @@ def typed(text: str) -> bool | int | float | str | None:
     return text
 
 
-def check_parameters(paths: list[Path], given: dict) -> None:
-    """UsageError if a notebook does not declare a given parameter: papermill alone would warn and run without it."""
-    for path in paths:
-        declared = parameters(path)
-        for name in given:
-            if name not in declared:
-                raise UsageError(
-                    f"{path.stem} has no parameter {name!r}{_nearest(name, declared)}; "
-                    f"it has: {', '.join(declared) or 'none'}"
-                )
+def values(path: Path, given: dict[str, str]) -> dict:
+    """The words given for a notebook's parameters as values; one that is declared str keeps its word ("64" for batches).
+
+    UsageError if the notebook does not declare one: papermill alone would warn and run without it.
+    """
+    declared = parameters(path)
+    for name in given:
+        if name not in declared:
+            raise UsageError(
+                f"{path.stem} has no parameter {name!r}{_nearest(name, declared)}; "
+                f"it has: {', '.join(declared) or 'none'}"
+            )
+    return {
+        name: word if declared[name]["inferred_type_name"] == "str" else typed(word) for name, word in given.items()
+    }
 
 
 def _nearest(name: str, choices) -> str:
@@ -131,13 +136,13 @@ def gpu_unseen() -> str | None:
     return f"nvidia-smi lists {gpu}, but torch {torch.__version__} cannot use it ({why}). What follows runs on the CPU."
 
 
-def run(paths: list[Path], given: dict, root: Path = RUNS) -> None:
-    """Executes notebooks one after the other with the parameters `given`, each into a new folder under `root`.
+def run(paths: list[Path], given: dict[str, str], root: Path = RUNS) -> None:
+    """Executes notebooks one after the other with the words `given` for parameters, each into a new folder of `root`.
 
     UsageError or BatchError before anything runs, if a parameter is not declared or `root` cannot be written.
     BatchError when a notebook fails, Interrupted on Ctrl-C: rows already measured stay, later notebooks are not run.
     """
-    check_parameters(paths, given)
+    parameters_of = {path: values(path, given) for path in paths}
     check_writable(root)
     if unseen := gpu_unseen():
         say(unseen)
@@ -145,7 +150,7 @@ def run(paths: list[Path], given: dict, root: Path = RUNS) -> None:
     for number, path in enumerate(paths, 1):
         say(f"[{number}/{len(paths)}] {path.stem}" + (f", {seconds(began)} since the start" if number > 1 else ""))
         started = time.monotonic()
-        page = execute(path, given, root)
+        page = execute(path, parameters_of[path], root)
         say(f"[{number}/{len(paths)}] {path.stem}: done in {seconds(started)}: {shown(page)}")
     if len(paths) > 1:
         say(f"{len(paths)} notebooks in {seconds(began)}.")

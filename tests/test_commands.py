@@ -181,6 +181,10 @@ def test_words_are_typed_as_papermill_types_them(text, value):
     assert type(batch.typed(text)) is type(value)
 
 
+def test_parameter_declared_as_text_stays_text(notebook):
+    assert batch.values(notebook(), {"batches": "64", "name": "64"}) == {"batches": 64, "name": "64"}
+
+
 def test_list_says_question_and_parameters(notebook):
     lines = batch.describe(notebook()).splitlines()
     assert lines[0] == "00_tiny: Does it run?"
