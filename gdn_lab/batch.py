@@ -85,7 +85,7 @@ def typed(text: str) -> bool | int | float | str | None:
 
 
 def values(path: Path, given: dict[str, str]) -> dict:
-    """The words given for a notebook's parameters as values; one that is declared str keeps its word ("64" for batches).
+    """The words given for a notebook's parameters as values; one declared str keeps its word ("64" for batches).
 
     UsageError if the notebook does not declare one: papermill alone would warn and run without it.
     """
