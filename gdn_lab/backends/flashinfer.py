@@ -1,10 +1,13 @@
-"""`flashinfer`: FlashInfer's K-last decode kernels on the pool in place.
+"""`flashinfer`: FlashInfer's K-last decode and verify kernels on the pool in place.
 
 A bf16 pool takes its CuTe DSL kernels for bf16 state, a float32 pool an older, slower one. Called the fair way: pool
 and indices passed straight in, int32 indices, a preallocated output, `backend="flashinfer"` (its "auto" walks a
 validator and catches an exception on every call).
 
 A padding row reads and writes slot 0 with a bf16 pool, and its output is undefined; with a float32 pool it is zero.
+
+Verify has a second kernel, `wy`: output only, bf16 pools, the state read once. It rounds A_log and dt_bias to bf16, and
+into an output that it did not make itself it copies (but for T = 16).
 """
 
 import functools
@@ -25,12 +28,20 @@ class FlashInferBackend(Backend):
     distribution = "flashinfer-python"
     variants = (
         Variant(
-            "vk", "VK", (torch.bfloat16, torch.float32), "gated_delta_rule_decode_pretranspose on the pool in place"
+            "vk", "VK", (torch.bfloat16, torch.float32), "gated_delta_rule_decode_pretranspose on the pool in place",
+            ("decode", "verify"),
         ),
-    )
+        Variant(
+            "wy", "VK", (torch.bfloat16,), "gated_delta_rule_mtp_wy_output_only: A_log, dt_bias rounded to bf16",
+            ("verify",),
+        ),
+    )  # fmt: skip
 
     def missing(self, device):
         return needs_capability(device, 9) or _not_installed(torch.cuda.get_device_capability(device)[0])
+
+    def refusal(self, variant, call):
+        return super().refusal(variant, call) or _refusal_of_mode(variant.name, call.mode)
 
     def refusal_of_sizes(self, call):
         K, V = call.shape.head_k_dim, call.shape.head_v_dim
@@ -60,6 +71,63 @@ class FlashInferBackend(Backend):
             )  # fmt: skip
 
         return launch
+
+    def verify_launch(self, variant, call):
+        return _verify_wy if variant.name == "wy" else functools.partial(_verify, ALIGNMENT[call.state_dtype])
+
+
+def _verify(
+    alignment, q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states,
+    update_state,
+):  # fmt: skip
+    from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
+
+    _check_alignment(alignment, q=q, k=k, v=v, indices=indices, out=out)
+    if intermediate_states is not None:
+        _check_alignment(alignment, intermediate_states=intermediate_states)
+        intermediate_states = _whole_rows(intermediate_states)
+    gated_delta_rule_decode_pretranspose(
+        q, k, v, None, A_log, a, dt_bias, b, scale=scale, output=out, use_qk_l2norm=use_qk_l2norm,
+        initial_state=state, initial_state_indices=indices, intermediate_states_buffer=intermediate_states,
+        disable_state_update=not update_state, backend="flashinfer",
+    )  # fmt: skip
+
+
+def _verify_wy(
+    q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
+):  # fmt: skip
+    from flashinfer.gdn_kernels import gated_delta_rule_mtp_wy_output_only
+
+    if not use_qk_l2norm:
+        raise ValueError("use_qk_l2norm: backend 'flashinfer/wy' always normalises q and k; got False")
+    _check_alignment(16, q=q, k=k, v=v, indices=indices, out=out)
+    gated_delta_rule_mtp_wy_output_only(
+        A_log, a, dt_bias, q=q, k=k, v=v, b=b, initial_state_source=state, initial_state_indices=indices,
+        disable_state_update=True, scale=scale, output=out,
+    )  # fmt: skip
+
+
+def _refusal_of_mode(variant: str, mode: str | None) -> str | None:
+    """Why a variant cannot serve a verify call of this mode: one sentence, or None."""
+    if mode == "update and intermediate":
+        return "either moves the state on or stores the states after each token; pass update_state=False and commit()"
+    if variant == "wy" and mode not in (None, "output"):
+        return f"has no verify kernel wy for mode {mode!r}, only output alone"
+    return None
+
+
+def _whole_rows(states):
+    """states [B, T, HV, V, K], of which only the first dimension may have gaps, with each row up to the next one: the
+    kernels want a contiguous buffer and take one of more tokens than T."""
+    if states.is_contiguous():
+        return states
+    row, token = states.stride()[:2]
+    if row % token:
+        raise ValueError(
+            f"intermediate_states: backend 'flashinfer' takes rows of whole states; these lie {row} elements apart, "
+            f"and a state has {token}"
+        )
+    return states.as_strided((len(states), row // token, *states.shape[2:]), states.stride())
 
 
 def _check_alignment(alignment, **tensors):

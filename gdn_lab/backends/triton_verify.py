@@ -33,11 +33,19 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 @triton.jit
-def _product(x, y, NARROW: tl.constexpr):
-    """x @ y in float32. NARROW: both of one 16-bit dtype, whose products are exact."""
-    if NARROW:
-        return tl.dot(x, y)
-    return tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="tf32x3")
+def _product(x, y, PIECES: tl.constexpr):
+    """x @ y to float32 precision. PIECES: how many numbers of y's 16-bit dtype add up to one of x; products of those
+    are exact. 0: y is float32."""
+    if PIECES == 0:
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="tf32x3")
+    piece = x.to(y.dtype)
+    product = tl.dot(piece, y)
+    rest = x.to(tl.float32)
+    for _ in tl.static_range(PIECES - 1):
+        rest -= piece.to(tl.float32)
+        piece = rest.to(y.dtype)
+        product = tl.dot(piece, y, product)
+    return product
 
 
 @triton.jit
@@ -45,7 +53,7 @@ def prepare_kernel(
     q, k, a, b, A_log, dt_bias, indices, scratch, scale,
     q_row, q_token, q_head, k_row, k_token, k_head, a_row, a_token, b_row, b_token,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, T: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr,
-    STEPS: tl.constexpr, NARROW: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr,
+    STEPS: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr,
     SOFTPLUS_MAX: tl.constexpr,
 ):  # fmt: skip
     """One program: one value head of one row. Grid: [HV · B], heads fastest. scratch [B, HV, SIZE] float32.
@@ -74,8 +82,8 @@ def prepare_kernel(
     k_j = tl.trans(k_i)
     x = tl.load(a + row * a_row + ts * a_token + head, mask=live, other=0.0).to(tl.float32) + tl.load(dt_bias + head)
     b_log = tl.load(b + row * b_row + ts * b_token + head, mask=live, other=0.0).to(tl.float32)
-    kk = _product(k_j, k_i, NARROW)  # [j, i]
-    kq = _product(k_j, q_i, NARROW)
+    kk = _product(k_j, k_i, PIECES)  # [j, i]
+    kq = _product(k_j, q_i, PIECES)
 
     softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
     log_g = tl.where(live, -tl.exp(tl.load(A_log + head)) * softplus, 0.0)
@@ -115,7 +123,7 @@ def verify_kernel(
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, states_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
     N: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, K_LAST: tl.constexpr, STEPS: tl.constexpr,
-    UPDATE: tl.constexpr, NARROW: tl.constexpr, OVERLAP: tl.constexpr,
+    UPDATE: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
 
@@ -152,8 +160,8 @@ def verify_kernel(
     q_i = tl.load(q_head_at + ks[:, None] + ts[None, :] * q_token, mask=live, other=0.0)
     v_at = v + row * v_row + head * v_head + ts[None, :] * v_token + vs[:, None]
     v_i = tl.load(v_at, mask=live, other=0.0).to(tl.float32)  # [TILE, COLUMNS]
-    Sk = _product(stored, k_i, NARROW)
-    Sq = _product(stored, q_i, NARROW)
+    Sk = _product(stored, k_i, PIECES)
+    Sq = _product(stored, q_i, PIECES)
 
     if OVERLAP:
         gdc_wait()
@@ -185,9 +193,7 @@ def verify_launch(call, overlap: bool):
     """The launch function of `call`. overlap: whether the GPU has programmatic dependent launch."""
     HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
     k_last = call.layout == "VK"
-    # The interpreter gets a bf16 product wrong
-    narrow_io = call.io_dtype.itemsize == 2 and not INTERPRETED
-    narrow = narrow_io and call.io_dtype is call.state_dtype
+    of_keys, of_state = pieces(call.io_dtype, call.io_dtype), pieces(call.state_dtype, call.io_dtype)
 
     def launch(
         q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
@@ -198,18 +204,26 @@ def verify_launch(call, overlap: bool):
         strides = (*q.stride()[:3], *k.stride()[:3])
         prepare_kernel[(B * HV,)](
             q, k, a, b, A_log, dt_bias, indices, scratch, scale, *strides, *a.stride()[:2], *b.stride()[:2],
-            HK, HV, K, T, TOKENS, SCRATCH, steps, narrow_io, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
+            HK, HV, K, T, TOKENS, SCRATCH, steps, of_keys, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
             num_warps=1, launch_pdl=overlap,
         )  # fmt: skip
         tile, warps = tiling(B * HV, T, state.dtype, steps or update_state)
         verify_kernel[(V // tile * B * HV,)](
             q, k, v, state, indices, scratch, intermediate_states if steps else state, out,
             *strides, *v.stride()[:3], intermediate_states.stride(0) if steps else 0,
-            HK, HV, K, V, T, columns(T), TOKENS, SCRATCH, tile, k_last, steps, update_state, narrow, overlap,
+            HK, HV, K, V, T, columns(T), TOKENS, SCRATCH, tile, k_last, steps, update_state, of_state, overlap,
             num_warps=warps, launch_pdl=overlap,
         )  # fmt: skip
 
     return launch
+
+
+def pieces(dtype: torch.dtype, io_dtype: torch.dtype) -> int:
+    """How many numbers of io_dtype add up to any one of dtype; 0 if io_dtype is no 16-bit dtype, or the sum would not
+    do: a product in float32 then. The interpreter gets 16-bit products wrong."""
+    if INTERPRETED or io_dtype.itemsize != 2 or (io_dtype is torch.float16 and dtype is not torch.float16):
+        return 0
+    return 1 if dtype is io_dtype else {torch.float16: 2, torch.float32: 3}[dtype]
 
 
 def columns(tokens: int) -> int:
@@ -219,7 +233,9 @@ def columns(tokens: int) -> int:
 
 def tiling(heads: int, tokens: int, state_dtype: torch.dtype, writes: bool) -> tuple[int, int]:
     """(rows of a tile, warps) for B · HV heads."""
-    return (16, 1) if writes or state_dtype.itemsize > 2 else (32, 1)
+    if state_dtype is torch.float32:
+        return 16, 2
+    return (16, 1) if writes or state_dtype is torch.float16 else (32, 1)
 
 
 def kernel_cases() -> list[KernelCase]:
@@ -235,7 +251,7 @@ def kernel_cases() -> list[KernelCase]:
                     tile, warps = tiling(4096, tokens, dtype, steps or update)
                     constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens), N=TOKENS)
                     constants |= dict(SIZE=SCRATCH, TILE=tile, K_LAST=k_last, STEPS=steps, UPDATE=update)
-                    constants |= dict(NARROW=dtype == torch.bfloat16, OVERLAP=True)
+                    constants |= dict(PIECES=pieces(dtype, torch.bfloat16), OVERLAP=True)
                     label = f"verify {'VK' if k_last else 'KV'} {dtype_name(dtype)} T {tokens}"
                     label += (" states" if steps else "") + (" update" if update else "")
                     cases.append(KernelCase(label, verify_kernel, types, constants, warps))
@@ -244,7 +260,7 @@ def kernel_cases() -> list[KernelCase]:
     types |= {"A_log": "*fp32", "dt_bias": "*fp32", "indices": "*i32", "scratch": "*fp32", "scale": "fp32"}
     for tokens in (4, 16):
         for steps in (False, True):
-            constants = dict(HK=16, HV=64, K=128, T=tokens, N=TOKENS, SIZE=SCRATCH, STEPS=steps, NARROW=True)
+            constants = dict(HK=16, HV=64, K=128, T=tokens, N=TOKENS, SIZE=SCRATCH, STEPS=steps, PIECES=1)
             constants |= dict(OVERLAP=True, L2NORM=True, EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
             label = f"verify prepare T {tokens}" + (" states" if steps else "")
             cases.append(KernelCase(label, prepare_kernel, types, constants, 1))
