@@ -36,8 +36,8 @@ def cases(architecture: str) -> list[KernelCase]:
     return [case for case in kernel_cases() if case.architectures is None or architecture in case.architectures]
 
 
-def resources(case: KernelCase, architecture: str) -> Resources:
-    """Compiles for `architecture`, a key of ARCHITECTURES, and reads the report of the cuobjdump in Triton."""
+def compiled(case: KernelCase, architecture: str):
+    """Triton's compiled kernel for `architecture`, a key of ARCHITECTURES; its .asm has "ptx" and "cubin"."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -53,9 +53,16 @@ def resources(case: KernelCase, architecture: str) -> Resources:
     }
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    return triton.compile(source, target=target, options={"num_warps": case.num_warps})
+
+
+def resources(case: KernelCase, architecture: str) -> Resources:
+    """Compiles for `architecture` and reads the report of the cuobjdump that comes with Triton."""
+    import triton
+
+    kernel = compiled(case, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(kernel.asm["cubin"])
         file.flush()
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
@@ -64,7 +71,7 @@ def resources(case: KernelCase, architecture: str) -> Resources:
         case.label,
         architecture,
         found["REG"],
-        found["SHARED"] + compiled.metadata.shared,
+        found["SHARED"] + kernel.metadata.shared,
         found["STACK"] + found["LOCAL"],
         case.num_warps,
     )
