@@ -22,6 +22,37 @@ def decode_bytes(shape: GDNShape, batch: int, state_dtype: torch.dtype, io_dtype
     return batch * (state + inputs_and_output + 4) + 2 * HV * 4
 
 
+PREFILL_BYTES_FORMULA = (
+    "prefill: state read + written for each sequence, q k v a b read, o written, indices, cu_seqlens, A_log, dt_bias"
+)
+
+
+def prefill_bytes(
+    shape: GDNShape, tokens: int, sequences: int, state_dtype: torch.dtype, io_dtype: torch.dtype = torch.bfloat16
+) -> int:
+    """Bytes that a prefill of `tokens` tokens in `sequences` sequences must move, whatever the kernel
+    (PREFILL_BYTES_FORMULA): as decode_bytes, but the state once for each sequence, and 4 bytes for each of the
+    sequences + 1 entries of cu_seqlens. What a kernel keeps between its passes does not count.
+    """
+    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    state = 2 * shape.state_elements * state_dtype.itemsize
+    inputs_and_output = (2 * HK * K + 2 * HV * V + 2 * HV) * io_dtype.itemsize
+    return sequences * (state + 4) + tokens * inputs_and_output + 4 * (sequences + 1) + 2 * HV * 4
+
+
+PREFILL_FLOPS_FORMULA = "prefill in chunks of 64: per token and value head 6 K V + 2 C V, per token and key head 2 C K"
+
+
+def prefill_flops(shape: GDNShape, tokens: int, chunk: int = 64) -> int:
+    """Multiplications and additions of the matrix products of a chunked prefill (PREFILL_FLOPS_FORMULA).
+
+    S k, S q and u kᵀ: 2 K V each, per token and value head. T r and P u, triangular: C V each. k kᵀ and q kᵀ,
+    triangular, shared by the value heads of a key head: C K each. The inverse that T is adds about a tenth.
+    """
+    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    return tokens * (HV * (6 * K * V + 2 * chunk * V) + HK * 2 * chunk * K)
+
+
 @dataclass(frozen=True)
 class Roof:
     """Read + written GB/s (1e9 bytes) of the best in-place stream: median, 20th and 80th percentile of `count` samples.
