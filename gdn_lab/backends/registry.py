@@ -96,16 +96,14 @@ def _choose(name: str, call: Call) -> tuple[tuple[Backend, Variant] | None, str 
     known = [variant.name for variant in backend.variants]
     if variant_name and variant_name not in known and known:
         raise ValueError(f"backend: {backend_name} has no variant {variant_name!r}; choose one of {', '.join(known)}")
-    reasons = []
+    refused = []
     for variant in backend.variants:
         if variant_name and variant.name != variant_name:
             continue
         reason = backend.refusal(variant, call)
         if reason is None:
             return (backend, variant), None
-        # A reason about the layout says least when another variant has that layout.
-        if variant.layout == call.layout or variant_name:
-            reasons.insert(0, reason)
-        else:
-            reasons.append(reason)
-    return None, reasons[0] if reasons else backend.missing(call.device)
+        # Of several reasons, that of the variant nearest to the call says most.
+        distance = (call.phase not in variant.phases, call.layout != variant.layout)
+        refused.append((distance, reason))
+    return None, min(refused, key=lambda entry: entry[0])[1] if refused else backend.missing(call.device)
