@@ -1,4 +1,4 @@
-"""`flashinfer`: FlashInfer's K-last decode and verify kernels on the pool in place.
+"""`flashinfer`: FlashInfer's K-last decode, verify and prefill kernels on the pool in place.
 
 A bf16 pool takes its CuTe DSL kernels for bf16 state, a float32 pool an older, slower one. Called the fair way: pool
 and indices passed straight in, int32 indices, a preallocated output, `backend="flashinfer"` (its "auto" walks a
@@ -8,11 +8,16 @@ A padding row reads and writes slot 0 with a bf16 pool, and its output is undefi
 
 Verify has a second kernel, `wy`: output only, bf16 pools, the state read once. It rounds A_log and dt_bias to bf16, and
 into an output that it did not make itself it copies (but for T = 16).
+
+Prefill takes decay and beta ready-made in float32 (one kernel of ours before it), q, k and v contiguous (copied where
+they are views of a packed tensor), and normalises q and k by a kernel of its own. Padding sequences work on the null
+slot, and their output means nothing.
 """
 
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
 
 import torch
 
@@ -29,7 +34,7 @@ class FlashInferBackend(Backend):
     variants = (
         Variant(
             "vk", "VK", (torch.bfloat16, torch.float32), "gated_delta_rule_decode_pretranspose on the pool in place",
-            ("decode", "verify"),
+            ("decode", "verify", "prefill"),
         ),
         Variant(
             "wy", "VK", (torch.bfloat16,), "gated_delta_rule_mtp_wy_output_only: A_log, dt_bias rounded to bf16",
@@ -41,7 +46,9 @@ class FlashInferBackend(Backend):
         return needs_capability(device, 9) or _not_installed(torch.cuda.get_device_capability(device)[0])
 
     def refusal(self, variant, call):
-        return super().refusal(variant, call) or _refusal_of_mode(variant.name, call.mode)
+        if reason := super().refusal(variant, call) or _refusal_of_mode(variant.name, call.mode):
+            return reason
+        return _no_prefill(torch.cuda.get_device_capability(call.device)[0]) if call.phase == "prefill" else None
 
     def refusal_of_sizes(self, call):
         K, V = call.shape.head_k_dim, call.shape.head_v_dim
@@ -74,6 +81,40 @@ class FlashInferBackend(Backend):
 
     def verify_launch(self, variant, call):
         return _verify_wy if variant.name == "wy" else functools.partial(_verify, ALIGNMENT[call.state_dtype])
+
+    def prefill_launch(self, variant, call):
+        return _prefill
+
+
+def _prefill(q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
+    from flashinfer.gdn_prefill import chunk_gated_delta_rule
+
+    from .gates import gates
+
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    _check_alignment(16, q=q, k=k, v=v, out=out)
+    _check_alignment(8, cu_seqlens=cu_seqlens)
+    g, beta = gates(a, b, A_log, dt_bias)
+    chunk_gated_delta_rule(
+        q, k, v, g, beta, scale, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens, output=out,
+        output_state=state, state_indices=indices.clamp(min=0), use_qk_l2norm_in_kernel=use_qk_l2norm,
+        backend="flashinfer",
+    )  # fmt: skip
+
+
+@functools.cache
+def _no_prefill(capability_major: int) -> str | None:
+    """Why the installed FlashInfer has no prefill on a pool for this GPU: one sentence, or None."""
+    from flashinfer.gdn_prefill import chunk_gated_delta_rule
+
+    if "state_indices" not in inspect.signature(chunk_gated_delta_rule).parameters:
+        version = importlib.metadata.version("flashinfer-python")
+        return f"{version} has no prefill kernel that takes a pool; pip install the version that requirements.txt pins"
+    if capability_major not in (9, 10, 12):
+        return f"has prefill kernels for compute capability 9.x, 10.x and 12.x; this is {capability_major}.x"
+    if capability_major == 10 and int((torch.version.cuda or "0").split(".")[0]) < 13:
+        return f"has a prefill kernel for compute capability 10.x from CUDA 13 on; torch here has {torch.version.cuda}"
+    return None
 
 
 def _verify(

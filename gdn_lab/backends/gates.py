@@ -1,0 +1,34 @@
+"""Decay and beta as tensors, for prefill kernels that take them ready-made: one elementwise Triton kernel."""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..reference import SOFTPLUS_THRESHOLD
+
+BLOCK = 1024
+
+
+@triton.jit
+def gates_kernel(
+    a, b, A_log, dt_bias, g, beta, elements, a_row, b_row,
+    HV: tl.constexpr, BLOCK: tl.constexpr, SOFTPLUS_MAX: tl.constexpr,
+):  # fmt: skip
+    """g, beta [tokens, HV] float32, contiguous, of a, b [tokens, HV] with the last dimension contiguous."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < elements
+    token, head = i // HV, i % HV
+    x = tl.load(a + token * a_row + head, mask=inside).to(tl.float32) + tl.load(dt_bias + head)
+    softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
+    tl.store(g + i, tl.exp(-tl.exp(tl.load(A_log + head)) * softplus), mask=inside)
+    tl.store(beta + i, tl.sigmoid(tl.load(b + token * b_row + head, mask=inside).to(tl.float32)), mask=inside)
+
+
+def gates(a, b, A_log, dt_bias):
+    """(g, beta), both [tokens, HV] float32 and contiguous."""
+    g, beta = torch.empty(2, *a.shape, dtype=torch.float32, device=a.device)
+    if a.numel():
+        gates_kernel[(triton.cdiv(a.numel(), BLOCK),)](
+            a, b, A_log, dt_bias, g, beta, a.numel(), a.stride(0), b.stride(0), a.shape[1], BLOCK, SOFTPLUS_THRESHOLD
+        )
+    return g, beta
