@@ -9,6 +9,7 @@ import torch
 from ..shapes import GDNShape
 from .base import Backend, Call, Launch, NotInstalled, Variant
 from .flashinfer import FlashInferBackend
+from .peers import FlashLinearAttentionBackend
 from .torch import TorchBackend
 
 try:
@@ -18,9 +19,11 @@ except ImportError as _error:  # no Triton for this operating system, say: liste
         NotInstalled, "triton", "triton", (), f"cannot be imported ({_error}); pip install the pinned triton"
     )
 
-# In the order "auto" tries them: fastest first (data/measured/ has the times this order rests on).
+# In the order "auto" tries them: fastest first (data/measured/ has the times this order rests on). It ends at torch,
+# which serves every call: peers are for comparison.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (TritonBackend(), FlashInferBackend(), TorchBackend())
+    backend.name: backend
+    for backend in (TritonBackend(), FlashInferBackend(), TorchBackend(), FlashLinearAttentionBackend())
 }
 
 
