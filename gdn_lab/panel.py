@@ -94,6 +94,8 @@ class DecodePanel:
                 self._show(run)
         except (ValueError, RuntimeError, OutputFolderError) as error:
             self.status.value = html.escape(f"Not measured: {error}")
+        except KeyboardInterrupt:
+            self.status.value = "Interrupted; the rows measured so far are kept."
         finally:
             self.button.disabled = False
 

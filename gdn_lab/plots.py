@@ -298,9 +298,8 @@ def against_published(rows, run=None, timer=None) -> Figure:
     if found.nearest:
         each = sorted(found.ranges.items(), reverse=True)
         ranges = " and ".join(f"{name.split('/')[1]} {span(at)}" for name, at in each)
-        title += f"; here {ranges}: {found.nearest.split('/')[1]} is the nearer baseline"
-        if len(found.ranges) == 1:
-            title = title.removesuffix(f": {found.nearest.split('/')[1]} is the nearer baseline")
+        title += f"; here {ranges}"
+        title += f": {found.nearest.split('/')[1]} is the nearer baseline" if len(each) > 1 else ""
     else:
         title += "; nothing is measured here to hold beside it"
     fig, (ax,) = new_figure(title, 10.5, 5.2, 1, notes)
