@@ -153,7 +153,8 @@ def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: 
 
 
 def decode_gathered(
-    q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, padding: bool = True, **options
+    q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, padding: bool = True,
+    **options,
 ):  # fmt: skip
     """decode() as engines made it before kernels took a pool: gather the slots into a batch, run on it, scatter back.
 
@@ -166,6 +167,10 @@ def decode_gathered(
         pool.shape, pool.layout, pool.dtype, pool.device,
     ) or scratch.slots <= len(indices):  # fmt: skip
         raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
+    if indices.shape != q.shape[:1] or indices.get_device() != pool.state.get_device():
+        _refuse("indices", indices, q.shape[:1], indices.dtype, pool.device)
+    if checks_values():
+        _check_slots(pool, indices)
     slots = (indices.clamp(min=0) if padding else indices).long()
     batch = scratch.state[1 : len(indices) + 1]
     torch.index_select(pool.state, 0, slots, out=batch)
