@@ -1,0 +1,498 @@
+"""Every refusal of decode, pool, shapes and backends: the exception, and what its sentence says. GPUs are simulated."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from against_oracle import PADDING, filled_pool, same_bits
+
+from gdn_lab import GDNShape, StatePool, backends, checks, decode
+from gdn_lab.backends import flashinfer as flashinfer_file
+from gdn_lab.backends import refusal, registry
+from gdn_lab.backends.base import Call
+from gdn_lab.ops import decode_gathered, make_inputs
+
+SHAPE = GDNShape(2, 4, 8, 4)
+BIG = GDNShape(2, 4)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CUDA = torch.device("cuda", 0)
+
+
+def refused(call, *sentence, error=ValueError):
+    """call() raises `error`, in one sentence, with each of these parts in it. Returns the sentence."""
+    with pytest.raises(error) as caught:
+        call()
+    said = str(caught.value)
+    assert "\n" not in said, said
+    for part in sentence:
+        assert part in said, said
+    return said
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: GDNShape(3, 8), "num_v_heads: expected a multiple of num_k_heads (3), got 8"),
+        (lambda: GDNShape(0, 8), "num_k_heads: expected a positive int, got 0"),
+        (lambda: GDNShape(2, -2), "num_v_heads: expected a positive int, got -2"),
+        (lambda: GDNShape(2, 8, 128.0), "head_k_dim: expected a positive int, got 128.0"),
+        (lambda: GDNShape(2, 8, 128, True), "head_v_dim: expected a positive int, got True"),
+        (lambda: GDNShape.from_model("gpt-2"), "model: 'gpt-2' is not in the table; choose one of qwen3.5-397b-a17b, "),
+        (lambda: GDNShape.from_model("qwen3.5-397b-a17b", tp=0), "tp: expected a positive int, got 0"),
+        (lambda: GDNShape.from_model("qwen3.5-397b-a17b", tp="8"), "tp: expected a positive int, got '8'"),
+        (
+            lambda: GDNShape.from_model("qwen3.5-397b-a17b", tp=3),
+            "tp: qwen3.5-397b-a17b has 16 key and 64 value heads, which 3 GPUs cannot share evenly; "
+            "choose one of 1, 2, 4, 8, 16",
+        ),
+        (lambda: GDNShape.from_model("qwen3.5-397b-a17b", tp=32), "choose one of 1, 2, 4, 8, 16"),
+    ],
+)
+def test_shapes(call, sentence):
+    refused(call, sentence)
+
+
+# Pools
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: StatePool((2, 8), 4), "shape: expected a GDNShape, got tuple"),
+        (lambda: StatePool(SHAPE, 1), "slots: expected an int of at least 2 (slot 0 is the null slot), got 1"),
+        (lambda: StatePool(SHAPE, 4.0), "slots: expected an int of at least 2"),
+        (lambda: StatePool(SHAPE, 4, layout="VKQ"), "layout: expected one of VK, KV, got 'VKQ'"),
+        (
+            lambda: StatePool(SHAPE, 4, dtype=torch.float64),
+            "dtype: expected one of torch.float32, torch.bfloat16, torch.float16, got torch.float64",
+        ),
+        (lambda: StatePool(SHAPE, 4).to(layout="LD"), "layout: expected one of VK, KV, got 'LD'"),
+        (lambda: StatePool(SHAPE, 4).to(dtype=torch.int8), "dtype: expected one of"),
+        (lambda: StatePool(SHAPE, 4).acquire(-1), "n: expected an int of at least 0, got -1"),
+        (lambda: StatePool(SHAPE, 4).acquire(1.0), "n: expected an int of at least 0, got 1.0"),
+        (lambda: StatePool(SHAPE, 4).read([1]), "indices: expected an int32 or int64 tensor [n], got list"),
+        (lambda: StatePool(SHAPE, 4).read(torch.tensor([1.0])), "got torch.float32 [1]"),
+        (lambda: StatePool(SHAPE, 4).read(torch.tensor([[1]])), "got torch.int64 [1, 1]"),
+        (lambda: StatePool(SHAPE, 4).read(torch.tensor([1, 4, 9])), "indices: expected slots below 4, got [4, 9]"),
+        (lambda: StatePool(SHAPE, 4).release(torch.tensor([7])), "indices: expected slots below 4, got [7]"),
+        (
+            lambda: StatePool(SHAPE, 4).release(torch.tensor([2])),
+            "indices: expected slots that were handed out, got [2], free or the null slot",
+        ),
+        (lambda: StatePool(SHAPE, 4).release(torch.tensor([0])), "got [0], free or the null slot"),
+        (
+            lambda: StatePool(SHAPE, 4).write(torch.tensor([1]), torch.zeros(1, 4, 8, 4)),
+            "state: expected shape [1, 4, 4, 8] ([n, HV, V, K]), got [1, 4, 8, 4]",
+        ),
+        (
+            lambda: StatePool(SHAPE, 4).write(torch.tensor([5]), torch.zeros(1, 4, 4, 8)),
+            "indices: expected slots below 4, got [5]",
+        ),
+    ],
+)
+def test_pools(call, sentence):
+    refused(call, sentence)
+
+
+def test_a_slot_released_twice():
+    pool = StatePool(SHAPE, 4)
+    pool.acquire(2)
+    refused(lambda: pool.release(torch.tensor([1, 1])), "indices: expected each slot once, got [1, 1]")
+    assert pool.free == 1
+
+
+def test_a_full_pool():
+    refused(
+        lambda: StatePool(SHAPE, 4).acquire(5),
+        "the pool is full: acquire(5) with 3 of 3 slots free; release slots first or build the pool with more",
+        error=RuntimeError,
+    )
+
+
+# Arguments of decode
+
+
+def arguments(pool=None, **changed):
+    """Keyword arguments of a good call of 3 rows on SHAPE, some of them changed: a value, or a function of the good."""
+    x = make_inputs(SHAPE, 3)
+    good = dict(
+        q=x.q, k=x.k, v=x.v, a=x.a, b=x.b, A_log=x.A_log, dt_bias=x.dt_bias, pool=pool or StatePool(SHAPE, 6),
+        indices=torch.tensor([1, PADDING, 3], dtype=torch.int32), out=torch.empty(3, 4, 4, dtype=BF16),
+    )  # fmt: skip
+    return good | {name: change(good[name]) if callable(change) else change for name, change in changed.items()}
+
+
+def strided_last(x):
+    return torch.stack([x, x], -1)[..., 0]
+
+
+@pytest.mark.parametrize(
+    "name, change, sentence",
+    [
+        ("q", lambda q: q.int(), "q: expected a floating-point dtype, got int32"),
+        ("q", lambda q: q[:, :1], "q: expected bfloat16 [3, 2, 8] on cpu, the last dimension contiguous; got bfloat16"),
+        ("q", lambda q: q.unsqueeze(1), "q: expected bfloat16 [3, 2, 8]"),
+        ("q", strided_last, "q: expected bfloat16 [3, 2, 8] on cpu, the last dimension contiguous; got bfloat16"),
+        ("q", lambda q: q[:2], "k: expected bfloat16 [2, 2, 8]"),  # q's first dimension is the batch
+        ("k", lambda k: k.float(), "k: expected bfloat16 [3, 2, 8] on cpu, the last dimension contiguous; got float32"),
+        ("k", lambda k: k[:2], "k: expected bfloat16 [3, 2, 8]"),
+        ("k", strided_last, "with strides [32, 16, 2]"),
+        ("v", lambda v: v.transpose(1, 2), "v: expected bfloat16 [3, 4, 4]"),
+        ("v", lambda v: v.half(), "v: expected bfloat16 [3, 4, 4]"),
+        ("v", strided_last, "v: expected bfloat16 [3, 4, 4] on cpu, the last dimension contiguous"),
+        ("a", lambda a: a[:, :2], "a: expected bfloat16 [3, 4]"),
+        ("a", lambda a: a.float(), "a: expected bfloat16 [3, 4] on cpu, the last dimension contiguous; got float32"),
+        ("a", strided_last, "a: expected bfloat16 [3, 4]"),
+        ("b", lambda b: b[..., None], "b: expected bfloat16 [3, 4]"),
+        ("b", lambda b: b.float(), "b: expected bfloat16 [3, 4]"),
+        ("b", strided_last, "b: expected bfloat16 [3, 4]"),
+        ("A_log", lambda x: x.to(BF16), "A_log: expected float32 [4] on cpu, contiguous; got bfloat16 [4] on cpu"),
+        ("A_log", lambda x: x[:3], "A_log: expected float32 [4] on cpu, contiguous; got float32 [3] on cpu"),
+        ("A_log", strided_last, "A_log: expected float32 [4] on cpu, contiguous; got float32 [4] on cpu with strides"),
+        ("dt_bias", lambda x: x.to(BF16), "dt_bias: expected float32 [4] on cpu, contiguous; got bfloat16 [4] on cpu"),
+        ("dt_bias", lambda x: x[None], "dt_bias: expected float32 [4]"),
+        ("indices", lambda x: x[:2], "indices: expected int32 [3] on cpu, contiguous; got int32 [2] on cpu"),
+        ("indices", lambda x: x.short(), "indices: expected int32 [3] on cpu, contiguous; got int16 [3] on cpu"),
+        ("indices", lambda x: x.float(), "indices: expected int32 [3] on cpu, contiguous; got float32 [3] on cpu"),
+        ("indices", lambda x: x.long()[None], "indices: expected int64 [3] on cpu, contiguous; got int64 [1, 3]"),
+        ("indices", strided_last, "indices: expected int32 [3] on cpu, contiguous; got int32 [3] on cpu with"),
+        ("out", lambda x: x.float(), "out: expected bfloat16 [3, 4, 4] on cpu, contiguous; got float32 [3, 4, 4]"),
+        ("out", lambda x: x[:2], "out: expected bfloat16 [3, 4, 4]"),
+        ("out", lambda x: x.transpose(1, 2), "out: expected bfloat16 [3, 4, 4] on cpu, contiguous; got bfloat16"),
+        ("backend", "cuda", "backend: 'cuda' is unknown; choose auto or one of triton, flashinfer, "),
+        ("backend", "torch/kv8", "backend: torch has no variant 'kv8'; choose one of vk, kv"),
+        ("backend", "torch/kv", "backend 'torch/kv' needs a pool of layout KV; this one is VK"),
+        ("backend", "triton", "backend 'triton' needs an NVIDIA GPU of compute capability 8.0 or newer; this is a CPU"),
+        ("backend", "flashinfer", "'flashinfer' needs an NVIDIA GPU of compute capability 9.0 or newer; this is a CPU"),
+    ],
+)  # fmt: skip
+def test_arguments_of_decode(name, change, sentence):
+    pool = filled_pool(SHAPE, 6, layout="VK", dtype=BF16)
+    before = pool.state.clone()
+    refused(lambda: decode(**arguments(pool, **{name: change})), sentence)
+    assert same_bits(pool.state, before)
+
+
+def test_the_good_arguments_are_good():
+    assert decode(**arguments()).shape == (3, 4, 4)
+
+
+def test_a_gather_and_scatter_call():
+    good = arguments()
+    pool = good["pool"]
+    rows = torch.arange(1, 4, dtype=torch.int32)
+
+    def gathered(scratch, **changed):
+        return decode_gathered(**good | changed, scratch=scratch, rows=rows)
+
+    gathered(StatePool(SHAPE, 4))
+    for scratch in (StatePool(SHAPE, 3), StatePool(SHAPE, 4, layout="KV"), StatePool(SHAPE, 4, dtype=FP32)):
+        refused(lambda scratch=scratch: gathered(scratch), f"scratch: expected 4 slots like those of {pool}, got ")
+    refused(lambda: gathered(StatePool(SHAPE, 4), indices=torch.tensor([1, 2])), "indices: expected int64 [3] on cpu")
+    with checks(True):
+        refused(lambda: gathered(StatePool(SHAPE, 4), indices=torch.tensor([2, 1, 2])), "indices: expected each live")
+
+
+# Values, which are read only with checks on
+
+
+@pytest.mark.parametrize(
+    "slots, spoil, sentence",
+    [
+        ([1, 6, 7], None, "indices: expected slots below 6 or negative for padding, got [6, 7]"),
+        ([1, 0, 2], None, "indices: expected slots from 1 (slot 0 is the null slot) or negative for padding, got 0"),
+        ([5, 2, 5], None, "indices: expected each live slot once, got [5] more than once"),
+        ([4, PADDING, 3], (3, torch.nan), "pool.state: expected finite values, got NaN or infinity in slots [3]"),
+        ([3, PADDING, 4], (3, -torch.inf), "pool.state: expected finite values, got NaN or infinity in slots [3]"),
+    ],
+)
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
+def test_values(slots, spoil, sentence, index_dtype):
+    pool = StatePool(SHAPE, 6)
+    if spoil:
+        pool.state[spoil[0], 1, 2, 3] = spoil[1]
+    given = arguments(pool, indices=torch.tensor(slots, dtype=index_dtype))
+    with checks(True):
+        refused(lambda: decode(**given), sentence)
+        with checks(False):
+            if max(slots) < 6:
+                decode(**given)  # not read, so not refused
+        refused(lambda: decode(**given), sentence)
+
+
+def test_good_values_pass_the_checks():
+    pool = StatePool(SHAPE, 6)
+    pool.state[[0, 2]] = torch.nan  # the null slot and one that no row names
+    with checks(True):
+        decode(**arguments(pool, indices=torch.tensor([5, PADDING, PADDING])))
+
+
+def test_checks_end_with_their_block_and_with_an_exception():
+    pool = StatePool(SHAPE, 6)
+    given = arguments(pool, indices=torch.tensor([2, 2, 1]))
+    with checks(True):
+        refused(lambda: decode(**given), "each live slot once")
+    decode(**given)
+
+
+def test_checks_by_environment():
+    """GDN_LAB_CHECKS=1 does for a whole process what checks(True) does for a block."""
+    program = """
+import torch
+from gdn_lab import GDNShape, StatePool, decode
+from gdn_lab.ops import make_inputs
+shape = GDNShape(1, 1, 4, 4)
+x = make_inputs(shape, 2)
+decode(*x.arguments(), **x.gates(), pool=StatePool(shape, 3), indices=torch.tensor([1, 1]))
+print("no check")
+"""
+    results = {}
+    for value in ("1", "0"):
+        environment = os.environ | {"GDN_LAB_CHECKS": value}
+        results[value] = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        )
+    assert results["1"].returncode != 0 and "each live slot once, got [1] more than once" in results["1"].stderr
+    assert results["0"].returncode == 0 and "no check" in results["0"].stdout
+
+
+# Backends, on GPUs that are not here
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(capability, ...): what PyTorch, Python's package list and FlashInfer say on such a machine."""
+
+    def forget():
+        registry.launch_for.cache_clear()
+        flashinfer_file._not_installed.cache_clear()
+
+    def pretend(capability=None, *, amd=False, flashinfer="0.7.2.post1", cutlass=True, decode=None, kernels=print):
+        """decode: FlashInfer's function, or what importing it raises. kernels: of its CuTe DSL; None: did not load."""
+        forget()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None or amd)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr(torch.version, "hip", "6.4" if amd else None)
+        find_version, find_spec = importlib.metadata.version, importlib.util.find_spec
+
+        def version(name):
+            if name != "flashinfer-python":
+                return find_version(name)
+            if flashinfer is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return flashinfer
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: (cutlass or None) if name == "cutlass" else find_spec(name)
+        )
+        library = types.ModuleType("flashinfer")
+        library.gdn_kernels = types.ModuleType("flashinfer.gdn_kernels")
+        library.gdn_kernels.gated_delta_rule = kernels
+        monkeypatch.setitem(sys.modules, "flashinfer", library)
+        monkeypatch.setitem(sys.modules, "flashinfer.gdn_kernels", library.gdn_kernels)
+        if isinstance(decode, Exception):
+            library.__path__ = []
+
+            class Broken:
+                def find_spec(self, name, path=None, target=None):
+                    if name == "flashinfer.gdn_decode":
+                        raise decode
+
+            monkeypatch.delitem(sys.modules, "flashinfer.gdn_decode", raising=False)
+            monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+        else:
+            library.gdn_decode = types.ModuleType("flashinfer.gdn_decode")
+            library.gdn_decode.gated_delta_rule_decode_pretranspose = decode or print
+            monkeypatch.setitem(sys.modules, "flashinfer.gdn_decode", library.gdn_decode)
+
+    yield pretend
+    forget()
+
+
+def why(name, shape=BIG, **call):
+    return refusal(name, shape, device=CUDA, **call)
+
+
+@pytest.mark.parametrize(
+    "capability, triton, flashinfer, auto",
+    [
+        ((7, 5), "8.0 or newer; this is 7.5", "9.0 or newer; this is 7.5", "torch"),
+        ((8, 0), None, "9.0 or newer; this is 8.0", "triton"),
+        ((8, 9), None, "9.0 or newer; this is 8.9", "triton"),
+        ((9, 0), None, None, "triton"),
+        ((10, 0), None, None, "triton"),
+        ((12, 0), None, None, "triton"),
+    ],
+    ids=str,
+)
+def test_who_serves_which_gpu(machine, capability, triton, flashinfer, auto):
+    machine(capability)
+    needs = "needs an NVIDIA GPU of compute capability "
+    assert why("triton") == (triton and needs + triton)
+    assert why("flashinfer") == (flashinfer and needs + flashinfer)
+    assert why("torch") is None and why("auto") is None
+    call = Call("decode", "VK", BF16, BF16, torch.int32, BIG, CUDA)
+    assert registry.serving("auto", call) == f"{auto}/vk"
+    assert registry.serving("auto", call._replace(layout="KV")) == ("triton/kv32" if auto == "triton" else "torch/kv")
+    reports = {report.name: report for report in backends(CUDA)}
+    assert reports["triton"].reason == why("triton") and reports["flashinfer"].reason == why("flashinfer")
+    assert reports["torch"].reason is None and reports["torch"].installed
+    assert reports["flashinfer"].version == "0.7.2.post1"
+
+
+def test_no_gpu_and_an_amd_gpu(machine):
+    machine(None)
+    assert why("triton").endswith("; PyTorch finds none here")
+    assert refusal("triton", BIG, device="cpu").endswith("; this is a CPU")
+    machine(amd=True)
+    assert why("triton") == "needs an NVIDIA GPU of compute capability 8.0 or newer; this is an AMD GPU"
+    assert why("flashinfer").endswith("; this is an AMD GPU") and why("auto") is None
+
+
+@pytest.mark.parametrize(
+    "capability, options, sentence",
+    [
+        (
+            (9, 0),
+            dict(flashinfer=None),
+            "flashinfer-python is not installed; pip install the version that requirements",
+        ),
+        (
+            (9, 0),
+            dict(flashinfer="0.6.3"),
+            "needs flashinfer-python 0.6.4 or newer on compute capability 9.x; 0.6.3 is installed",
+        ),
+        (
+            (10, 0),
+            dict(flashinfer="0.6.4.post2"),
+            "needs flashinfer-python 0.6.5 or newer on compute capability 10.x; 0.6.4.post2 is installed",
+        ),
+        ((12, 0), dict(flashinfer="0.6.5rc1"), "needs flashinfer-python 0.6.5 or newer on compute capability 12.x"),
+        ((9, 0), dict(cutlass=False), "need the CuTe DSL, which is not installed; pip install nvidia-cutlass-dsl"),
+        (
+            (9, 0),
+            dict(decode=ImportError("libcudart.so.13: not found")),
+            "flashinfer-python 0.7.2.post1 cannot be imported (ImportError: libcudart.so.13: not found); reinstall it",
+        ),
+        ((10, 0), dict(decode=RuntimeError("no nvcc")), "cannot be imported (RuntimeError: no nvcc)"),
+        ((9, 0), dict(kernels=None), "could not load its CuTe DSL kernels; reinstall nvidia-cutlass-dsl"),
+    ],
+)
+def test_a_flashinfer_that_cannot_serve(machine, capability, options, sentence):
+    machine(capability, **options)
+    assert sentence in why("flashinfer")
+    assert why("auto") is None  # triton serves
+    report = next(report for report in backends(CUDA) if report.name == "flashinfer")
+    assert report.reason == why("flashinfer") and report.installed == (options.get("flashinfer", "") is not None)
+
+
+@pytest.mark.parametrize("version", ["0.6.4", "0.6.4.post1", "0.6.10", "0.7", "1.0.0+cu13"])
+def test_new_enough_versions_of_flashinfer(machine, version):
+    machine((9, 0), flashinfer=version)
+    assert why("flashinfer") is None
+
+
+@pytest.mark.parametrize(
+    "backend, call, sentence",
+    [
+        ("flashinfer", dict(layout="KV"), "needs a pool of layout VK; this one is KV"),
+        ("flashinfer", dict(dtype=FP16), "takes a state of bfloat16 or float32; this one is float16"),
+        ("flashinfer", dict(io_dtype=FP16), "takes inputs of bfloat16; these are float16"),
+        ("flashinfer", dict(index_dtype=torch.int64), "takes indices of int32 (it would copy int64 on every call)"),
+        ("flashinfer", dict(shape=GDNShape(2, 4, 64, 128)), "head_k_dim and head_v_dim of 128; these are 64 and 128"),
+        ("triton/kv8", dict(layout="VK"), "needs a pool of layout KV; this one is VK"),
+        ("triton/vk", dict(layout="KV"), "needs a pool of layout VK; this one is KV"),
+        ("triton", dict(io_dtype=torch.float64), "takes inputs of bfloat16 or float16 or float32; these are float64"),
+        ("triton", dict(shape=GDNShape(2, 4, 48, 128)), "and head_v_dim in multiples of 32; these are 48 and 128"),
+        ("triton", dict(shape=GDNShape(2, 4, 128, 40)), "and head_v_dim in multiples of 32; these are 128 and 40"),
+        ("triton", dict(dtype=torch.float8_e4m3fn), "a state of bfloat16 or float32 or float16; this one is float8"),
+        ("torch", dict(phase="train"), "has no train kernel"),
+        (
+            "auto",
+            dict(phase="train"),
+            "finds no backend for this call: triton has no train kernel; flashinfer has no train kernel; ",
+        ),
+    ],
+)  # fmt: skip
+def test_calls_that_a_backend_does_not_take(machine, backend, call, sentence):
+    machine((9, 0))
+    assert sentence in why(backend, **call)
+
+
+def test_a_refusing_backend_is_never_replaced(machine):
+    """An explicit name is honoured or raises; what "auto" would take instead does not run."""
+    machine(None)
+    pool = filled_pool(BIG, 4, layout="VK", dtype=BF16)
+    before = pool.state.clone()
+    x = make_inputs(BIG, 2)
+    for name in ("triton", "triton/vk", "flashinfer"):
+        refused(
+            lambda name=name: decode(
+                *x.arguments(), **x.gates(), pool=pool, indices=torch.tensor([1, 2], dtype=torch.int32), backend=name
+            ),
+            f"backend {name!r} needs an NVIDIA GPU",
+        )
+    assert same_bits(pool.state, before)
+
+
+def misaligned(x):
+    """The same numbers, beginning 2 or 4 bytes after a multiple of 32."""
+    whole = torch.empty(x.numel() + 1, dtype=x.dtype)
+    whole[1:] = x.flatten()
+    return whole[1:].view(x.shape)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "indices", "out", "A_log", "dt_bias"])
+@pytest.mark.parametrize("dtype, alignment", [(BF16, 32), (FP32, 16)], ids=str)
+def test_flashinfer_is_not_called_on_tensors_it_cannot_take(machine, name, dtype, alignment):
+    """A stand-in for FlashInfer's function counts its calls. The tensors are real: torch aligns them to 64 bytes."""
+    calls = []
+    machine((9, 0), decode=lambda *arguments, **options: calls.append(options))
+    x = make_inputs(BIG, 2)
+    good = dict(
+        q=x.q.contiguous(), k=x.k.contiguous(), v=x.v.contiguous(), a=x.a, b=x.b, A_log=x.A_log, dt_bias=x.dt_bias,
+        state=StatePool(BIG, 3, dtype=dtype).state, indices=torch.tensor([1, 2], dtype=torch.int32), scale=1.0,
+        use_qk_l2norm=True, out=torch.empty(2, 4, 128, dtype=BF16),
+    )  # fmt: skip
+    call = Call("decode", "VK", dtype, BF16, torch.int32, BIG, CUDA)
+    launch = registry.launch_for("flashinfer", call)
+    launch(**good)
+    assert len(calls) == 1 and calls[0]["initial_state"] is good["state"] and calls[0]["backend"] == "flashinfer"
+    bad = good | {name: misaligned(good[name])}
+    if dtype == FP32 and name in ("A_log", "dt_bias"):
+        launch(**bad)  # read one element at a time there
+        return
+    after = bad[name].data_ptr() % alignment
+    refused(
+        lambda: launch(**bad),
+        f"{name}: backend 'flashinfer' takes tensors that begin at a multiple of {alignment} bytes; this one begins "
+        f"{after} bytes after one; pass a copy (clone())",
+    )
+    assert len(calls) == 1
+
+
+def test_triton_that_cannot_be_imported():
+    """Another operating system: listed all the same, and refuses with the reason."""
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from gdn_lab import GDNShape, backends
+from gdn_lab.backends import refusal
+report = next(report for report in backends() if report.name == "triton")
+print(report.variants, report.reason)
+assert refusal("triton/kv8", GDNShape(1, 1)) == refusal("triton", GDNShape(1, 1)) == report.reason
+assert refusal("auto", GDNShape(1, 1)) is None
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "cannot be imported (" in run.stdout and "pip install the pinned triton" in run.stdout
