@@ -18,6 +18,8 @@ that prepares its factors. It may read what was written before prepare_kernel, b
 others begin; it waits itself before it reads scratch.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -239,29 +241,26 @@ def tiling(heads: int, tokens: int, state_dtype: torch.dtype, writes: bool) -> t
 
 
 def kernel_cases() -> list[KernelCase]:
-    """Every kind of compilation that verify makes at the models' head size, for resources.py."""
+    """What verify compiles at the models' head size, for resources.py: the most tokens of each number of columns."""
     cases = []
-    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
+    writes = {"": (False, False), " states": (True, False), " update": (False, True)}
+    pools = [("VK", torch.bfloat16, "bf16"), ("VK", torch.float16, "fp16"), ("VK", torch.float32, "fp32")]
+    for layout, dtype, name in [*pools, ("KV", torch.bfloat16, "bf16")]:
         types = dict.fromkeys(verify_kernel.arg_names, "i32")
         types |= dict.fromkeys(("q", "k", "v", "out"), "*bf16") | dict.fromkeys(("state", "states"), f"*{name}")
         types |= {"indices": "*i32", "scratch": "*fp32"}
-        for tokens in (4, 8, 16):
-            for steps, update in ((False, False), (True, False), (False, True), (True, True)):
-                for k_last in (True, False):
-                    tile, warps = tiling(4096, tokens, dtype, steps or update)
-                    constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens), N=TOKENS)
-                    constants |= dict(SIZE=SCRATCH, TILE=tile, K_LAST=k_last, STEPS=steps, UPDATE=update)
-                    constants |= dict(PIECES=pieces(dtype, torch.bfloat16), OVERLAP=True)
-                    label = f"verify {'VK' if k_last else 'KV'} {dtype_name(dtype)} T {tokens}"
-                    label += (" states" if steps else "") + (" update" if update else "")
-                    cases.append(KernelCase(label, verify_kernel, types, constants, warps))
+        for (what, (steps, update)), tokens in itertools.product(writes.items(), (8, 16)):
+            tile, warps = tiling(4096, tokens, dtype, steps or update)
+            constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens), N=TOKENS, SIZE=SCRATCH)
+            constants |= dict(TILE=tile, K_LAST=layout == "VK", STEPS=steps, UPDATE=update, OVERLAP=True)
+            constants |= dict(PIECES=pieces(dtype, torch.bfloat16))
+            label = f"verify {layout} {dtype_name(dtype)} T {tokens}{what}"
+            cases.append(KernelCase(label, verify_kernel, types, constants, warps))
     types = dict.fromkeys(prepare_kernel.arg_names, "i32")
     types |= dict.fromkeys(("q", "k", "a", "b"), "*bf16")
     types |= {"A_log": "*fp32", "dt_bias": "*fp32", "indices": "*i32", "scratch": "*fp32", "scale": "fp32"}
-    for tokens in (4, 16):
-        for steps in (False, True):
-            constants = dict(HK=16, HV=64, K=128, T=tokens, N=TOKENS, SIZE=SCRATCH, STEPS=steps, PIECES=1)
-            constants |= dict(OVERLAP=True, L2NORM=True, EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
-            label = f"verify prepare T {tokens}" + (" states" if steps else "")
-            cases.append(KernelCase(label, prepare_kernel, types, constants, 1))
+    for what, steps in (("", False), (" states", True)):
+        constants = dict(HK=16, HV=64, K=128, T=16, N=TOKENS, SIZE=SCRATCH, STEPS=steps, PIECES=1, OVERLAP=True)
+        constants |= dict(L2NORM=True, EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
+        cases.append(KernelCase(f"verify prepare{what}", prepare_kernel, types, constants, 1))
     return cases

@@ -1,0 +1,87 @@
+"""One verify call against the oracle, and the promises that hold for every call: used for every backend."""
+
+import torch
+from against_oracle import same_bits
+from tolerances import assert_close
+
+from gdn_lab import reference, verify
+from gdn_lab.backends.base import VERIFY_MODES
+from gdn_lab.ops import make_inputs
+
+UPDATE, INTERMEDIATE, OUTPUT, BOTH = VERIFY_MODES
+
+
+def inputs_of(shape, batch, tokens, kind="strong", *, device="cpu", dtype=torch.bfloat16, seed=1):
+    """make_inputs with decay from e^-20 and less to nearly 1 ("strong"), only near 1 ("mild"), or that with a row's
+    keys within a fiftieth of one direction and beta near 1 ("parallel"): each token undoes much of the one before."""
+    x = make_inputs(shape, batch, tokens=tokens, device=device, dtype=dtype, seed=seed, strong_decay=kind == "strong")
+    if kind == "parallel":
+        x.k.copy_(x.k[:, :1].float() + 0.02 * x.k.float())
+        x.b.add_(3.0)
+    return x
+
+
+def spread(x, kind):
+    """A tensor [B, T, …] with other strides: "packed" as it is (make_inputs: a view of one mixed_qkv), "contiguous", or
+    "odd" (tokens and rows at odd distances, beginning at an odd element, with NaN between)."""
+    if kind == "packed":
+        return x
+    if kind == "contiguous":
+        return x.contiguous()
+    B, T, width = *x.shape[:2], x.shape[2:].numel()
+    token = width + 8 | 1
+    wide = torch.full((B, T * token + 2), torch.nan, dtype=x.dtype, device=x.device)
+    moved = wide.as_strided((B, T, width), (wide.stride(0), token, 1), 1)
+    moved.copy_(x.reshape(B, T, width))
+    return wide.as_strided(x.shape, (wide.stride(0), token, *x.contiguous().stride()[2:]), 1)
+
+
+def buffer_of(pool, batch, tokens, reserved):
+    """intermediate_states for a call, filled with NaN; of more tokens than the call has with `reserved`."""
+    whole = torch.full(
+        (batch, reserved or tokens, *pool.state.shape[1:]), torch.nan, dtype=pool.dtype, device=pool.device
+    )
+    return whole, whole[:, :tokens]
+
+
+def check_verify(
+    pool, indices, tokens, *, backend, mode, io_dtype=torch.bfloat16, strides="packed", kind="strong", seed=1,
+    inputs=None, reserved=None, padding_is_zero=True, interpreted=False, **options,
+):  # fmt: skip
+    """Calls verify and checks o, the states after each token and the new state of live rows against the oracle; every
+    slot, state and conv window that it had no business with bit for bit; padding rows' output. Returns (o, inputs)."""
+    inputs = inputs or inputs_of(pool.shape, len(indices), tokens, kind, device=pool.device, dtype=io_dtype, seed=seed)
+    arguments = [spread(x, strides) for x in inputs.arguments()]
+    live = [row for row, slot in enumerate(indices.tolist()) if slot >= 0]
+    before, conv_before, old = pool.state.clone(), pool.conv.clone(), pool.read(indices[live])
+    kept = [x.clone() for x in (*arguments, indices)]
+    whole, states = buffer_of(pool, len(indices), tokens, reserved) if "intermediate" in mode else (None, None)
+
+    o = verify(
+        *arguments, **inputs.gates(), pool=pool, indices=indices, backend=backend, intermediate_states=states,
+        update_state="update" in mode, **options,
+    )  # fmt: skip
+
+    oracle_options = {name: options[name] for name in ("scale", "use_qk_l2norm") if name in options}
+    expected_o, expected = reference.verify(
+        *(x[live] for x in arguments), **inputs.gates(), state=old, **oracle_options
+    )
+    assert o.dtype == inputs.v.dtype and o.shape == inputs.v.shape and o.device == inputs.v.device
+    assert_close("o", o[live], expected_o, o.dtype, interpreted=interpreted)
+    if states is not None:
+        logical = states if pool.layout == "VK" else states.transpose(-1, -2)
+        assert_close("intermediate states", logical[live], expected, pool.dtype, interpreted=interpreted)
+        assert torch.isnan(whole[:, tokens:]).all(), "states beyond the call's tokens have changed"
+    mine = torch.zeros(pool.slots, dtype=torch.bool, device=pool.device)
+    mine[0] = True  # the null slot may change
+    if "update" in mode:
+        assert_close("state", pool.read(indices[live]), expected[:, -1], pool.dtype, interpreted=interpreted)
+        mine[indices[live].long()] = True
+    assert same_bits(pool.state[~mine], before[~mine]), "a state that the call should leave has changed"
+    assert same_bits(pool.conv, conv_before), "the convolution window has changed"
+    for name, x, was in zip(("q", "k", "v", "a", "b", "indices"), (*arguments, indices), kept, strict=True):
+        assert same_bits(x, was), f"{name} has changed"
+    padding = [row for row in range(len(indices)) if row not in live]
+    if padding and padding_is_zero:
+        assert not o[padding].any(), "a padding row's output is not zero"
+    return o, inputs

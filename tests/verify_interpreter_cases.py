@@ -1,0 +1,83 @@
+"""The Triton verify kernels in Triton's interpreter, against the oracle. Run by test_verify.py, TRITON_INTERPRET=1."""
+
+import numpy
+import pytest
+import torch
+from against_oracle import PADDING, filled_pool, row_slots
+from tolerances import assert_close
+from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
+
+from gdn_lab import GDNShape, StatePool, reference, verify
+from gdn_lab.backends import triton_verify
+from gdn_lab.ops import make_inputs
+
+assert triton_verify.INTERPRETED, "run under TRITON_INTERPRET=1"
+SMALL = GDNShape(2, 4, 16, 32)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+every_mode = pytest.mark.parametrize("mode", [UPDATE, INTERMEDIATE, OUTPUT, BOTH])
+both_layouts = pytest.mark.parametrize("layout", ["VK", "KV"])
+
+
+def check(pool, indices, tokens, **options):
+    return check_verify(pool, indices, tokens, backend="triton", interpreted=True, **options)
+
+
+@both_layouts
+@every_mode
+@pytest.mark.parametrize("tokens, kind", [(2, "strong"), (5, "parallel"), (16, "strong"), (16, "parallel")])
+def test_tokens(tokens, kind, mode, layout):
+    """A padding row in the middle, slots that nobody names, keys hard to tell apart, decay that forgets everything."""
+    pool = filled_pool(SMALL, 6, layout=layout, dtype=FP32)
+    check(pool, row_slots(3, 6, padding=[1]), tokens, mode=mode, kind=kind, io_dtype=FP32)
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("io_dtype", [BF16, FP16], ids=str)
+def test_dtypes(dtype, io_dtype, layout):
+    pool = filled_pool(SMALL, 6, layout=layout, dtype=dtype)
+    check(pool, row_slots(2, 6, dtype=torch.int64), 3, mode=BOTH, io_dtype=io_dtype)
+
+
+@both_layouts
+def test_strides_and_reserved_rows(layout):
+    pool = filled_pool(SMALL, 6, layout=layout, dtype=FP32)
+    check(pool, row_slots(3, 6), 3, mode=INTERMEDIATE, strides="odd", reserved=5)
+
+
+def test_scale_and_no_norm():
+    pool = filled_pool(SMALL, 3, layout="VK", dtype=FP32)
+    out = torch.full((1, 4, 4, 32), torch.nan, dtype=FP32)
+    o, _ = check(pool, row_slots(1, 3), 4, mode=BOTH, io_dtype=FP32, scale=0.5, use_qk_l2norm=False, out=out)
+    assert o is out
+
+
+@pytest.mark.parametrize("tile", [16, 32, 64])
+def test_larger_tiles(monkeypatch, tile):
+    monkeypatch.setattr(triton_verify, "tiling", lambda *_: (tile, 1))
+    pool = filled_pool(GDNShape(1, 3, 16, 64), 4, layout="VK", dtype=FP32)
+    check(pool, row_slots(2, 4), 4, mode=BOTH, io_dtype=FP32)
+
+
+def test_the_models_head_size():
+    pool = filled_pool(GDNShape(1, 2), 3, layout="VK", dtype=BF16)
+    check(pool, row_slots(1, 3), 4, mode=BOTH)
+
+
+@both_layouts
+def test_offsets_beyond_2_31_elements(layout):
+    """Slots of 2^11 elements: slot 2^20 begins at element 2^31. The memory is there only where it is touched."""
+    shape, slots = GDNShape(1, 2, 32, 32), 2**20 + 3
+    pool = StatePool(shape, 2, layout=layout, dtype=BF16)
+    pool.slots = slots
+    pool.state = torch.from_numpy(numpy.zeros(slots * 2048, numpy.int16)).view(BF16).view(slots, 2, 32, 32)
+    indices = torch.tensor([2**20, PADDING, slots - 1], dtype=torch.int32)
+    live = [0, 2]
+    old = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(0)).to(BF16)
+    pool.write(indices[live], old)
+    x = make_inputs(shape, 3, tokens=2)
+    o = verify(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend="triton")
+    expected_o, expected = reference.verify(*(t[live] for t in x.arguments()), **x.gates(), state=old)
+    assert_close("o", o[live], expected_o, BF16, interpreted=True)
+    assert_close("state", pool.read(indices[live]), expected[:, -1], BF16, interpreted=True)
+    assert not pool.state[[0, 1, 2, 2**20 - 1, 2**20 + 1]].any()
