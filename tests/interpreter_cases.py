@@ -76,6 +76,16 @@ def test_gates_at_their_limits(variant):
 
 
 @different
+def test_keys_near_zero(variant):
+    """|q|², |k|² of the size of the 1e-6 under the root, and rows of nothing but zeros."""
+    shape = GDNShape(1, 1, 16, 32)
+    pool = filled_pool(shape, 4, layout=variant.layout, dtype=FP32)
+    inputs = make_inputs(shape, 3)
+    inputs.mixed_qkv.mul_(1e-3)[2].zero_()
+    check(variant, pool, row_slots(3, 4), inputs=inputs)
+
+
+@different
 def test_the_models_head_size(variant):
     shape = GDNShape(1, 2)
     pool = filled_pool(shape, 3, layout=variant.layout, dtype=BF16)

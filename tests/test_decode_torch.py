@@ -73,6 +73,14 @@ def test_the_models_head_size():
     check_decode(pool, row_slots(4, 5, padding=[2]), backend="auto")
 
 
+def test_keys_near_zero():
+    """|q|², |k|² of the size of the 1e-6 under the root, and rows of nothing but zeros."""
+    pool = filled_pool(GDNShape(1, 2, 16, 8), 5, layout="VK", dtype=torch.float32)
+    inputs = make_inputs(pool.shape, 4)
+    inputs.mixed_qkv.mul_(1e-3)[2].zero_()
+    check_decode(pool, row_slots(4, 5), backend="torch", inputs=inputs)
+
+
 def test_layouts_agree():
     shape = GDNShape(1, 2, 16, 8)
     pool = filled_pool(shape, 4, layout="VK", dtype=torch.float32)

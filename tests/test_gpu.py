@@ -167,6 +167,15 @@ def test_gates_at_their_limits(name, variant):
 
 
 @every_variant
+def test_keys_near_zero(name, variant):
+    """|q|², |k|² of the size of the 1e-6 under the root, and rows of nothing but zeros."""
+    pool = filled_pool(RANK, 9, layout=variant.layout, dtype=variant.state_dtypes[0], device=GPU)
+    inputs = make_inputs(RANK, 4, device=GPU)
+    inputs.mixed_qkv.mul_(1e-4)[2].zero_()
+    check_decode(pool, row_slots(4, 9, device=GPU), backend=f"{name}/{variant.name}", inputs=inputs)
+
+
+@every_variant
 def test_out_is_written_and_returned(name, variant):
     pool = filled_pool(RANK, 5, layout=variant.layout, dtype=variant.state_dtypes[0], device=GPU)
     out = torch.full((3, RANK.num_v_heads, RANK.head_v_dim), torch.nan, dtype=BF16, device=GPU)
@@ -376,6 +385,16 @@ def test_flashinfer_refuses_unaligned_tensors():
         decode(*x.arguments(), **options, indices=whole[1:])
     with pytest.raises(ValueError, match="^q: .*multiple of 32 bytes"):
         decode(*as_strided(x, "odd"), **options, indices=whole[:3])
+
+
+def test_arguments_on_another_device():
+    pool = StatePool(RANK, 5, device=GPU)
+    x = make_inputs(RANK, 3, device=GPU)
+    good = dict(zip("qkvab", x.arguments(), strict=True)) | x.gates()
+    good |= dict(indices=row_slots(3, 5, device=GPU), out=torch.empty(3, 8, 128, dtype=BF16, device=GPU))
+    for name in good:
+        with pytest.raises(ValueError, match=f"^{name}: expected .* on cuda:0, .*; got .* on cpu"):
+            decode(**good | {name: good[name].cpu()}, pool=pool)
 
 
 def test_indices_at_any_address():
