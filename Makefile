@@ -14,7 +14,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench lab report test test-gpu lint clean
+.PHONY: help run bench lab report test test-gpu sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -37,6 +37,15 @@ test: $(READY)  ## set up, then run the tests that need no GPU
 
 test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
 	@$(IN_VENV) -m pytest -m gpu --no-skips $(ARGS)
+
+sanitize: $(READY)  ## compute-sanitizer (memory, races) over one small call of every kernel; logs in runs/
+	@command -v compute-sanitizer > /dev/null || { \
+		echo "There is no compute-sanitizer here; it comes with the CUDA toolkit: install that, or add its bin to PATH"; exit 1; }
+	@mkdir -p runs; for tool in memcheck racecheck; do \
+		echo "$$tool: minutes; the log goes to runs/sanitize-$$tool.log"; \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(IN_VENV) -m gdn_lab.smoke $(or $(ARGS),triton cutedsl flashinfer) > runs/sanitize-$$tool.log 2>&1 \
+			&& tail -n 1 runs/sanitize-$$tool.log || { tail -n 5 runs/sanitize-$$tool.log; exit 1; }; done
 
 lint: $(READY)  ## ruff over code and notebooks
 	@$(IN_VENV) -m ruff check . && $(IN_VENV) -m ruff format --check .
