@@ -9,6 +9,7 @@ Slot 0 is the null slot: never handed out, free for backends to scribble on for 
 """
 
 import contextlib
+import functools
 import os
 
 import torch
@@ -197,11 +198,15 @@ class StatePool:
         tokens = intermediate_states.shape[1]
         self.check_intermediate_states(intermediate_states, rows, tokens)
         self._check_tensor("draft_inputs", draft_inputs, (rows, self.shape.conv_dim, tokens), (CONV_DTYPE,))
+        if draft_inputs.stride(-1) != 1:
+            raise ValueError(f"draft_inputs: expected tokens side by side, got strides {list(draft_inputs.stride())}")
         self._check_tensor("indices", indices, (rows,), (torch.int32, torch.int64))
         self._check_tensor("accepted", accepted, (rows,), (torch.int32, torch.int64))
         if _check_values or self.device.type == "cpu":
             self._check_accepted(indices, accepted, tokens)
 
+        if kernels := _commit_kernels() if self.device.type == "cuda" else None:
+            return kernels.commit(self.state, self.conv, indices, accepted, intermediate_states, draft_inputs)
         accepted = torch.where(indices >= 0, accepted, 0).long()
         # Rows that stay as they are write to the null slot: how many do need not be known here
         slots = torch.where(accepted > 0, indices, 0).long()
@@ -261,3 +266,13 @@ class StatePool:
         if outside:
             raise ValueError(f"indices: expected slots below {self.slots}, got {outside}")
         return slots
+
+
+@functools.cache
+def _commit_kernels():
+    """commit_kernels.py, or None without Triton."""
+    try:
+        from . import commit_kernels
+    except ImportError:
+        return None
+    return commit_kernels

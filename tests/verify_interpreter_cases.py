@@ -3,11 +3,11 @@
 import numpy
 import pytest
 import torch
-from against_oracle import PADDING, filled_pool, row_slots
+from against_oracle import PADDING, filled_pool, row_slots, same_bits
 from tolerances import assert_close
 from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
 
-from gdn_lab import GDNShape, StatePool, reference, verify
+from gdn_lab import GDNShape, StatePool, commit_kernels, reference, verify
 from gdn_lab.backends import triton_verify
 from gdn_lab.ops import make_inputs
 
@@ -81,3 +81,23 @@ def test_offsets_beyond_2_31_elements(layout):
     assert_close("o", o[live], expected_o, BF16, interpreted=True)
     assert_close("state", pool.read(indices[live]), expected[:, -1], BF16, interpreted=True)
     assert not pool.state[[0, 1, 2, 2**20 - 1, 2**20 + 1]].any()
+
+
+@pytest.mark.parametrize("tokens", [2, 5])
+@both_layouts
+def test_commit_kernels_equal_torch(tokens, layout):
+    """Every count, padding, more tokens reserved than used; what the kernels leave out goes to torch's null slot."""
+    pool = filled_pool(GDNShape(1, 3, 16, 32), 10, layout=layout, dtype=BF16)
+    rows = tokens + 2
+    pool.reserve_drafts(rows + 1, tokens + 2)
+    for drafts in (pool.intermediate_states, pool.draft_inputs):
+        drafts.copy_(torch.randn(drafts.shape, generator=torch.Generator().manual_seed(0)))
+    for dtype in (torch.int32, torch.int64):
+        indices = row_slots(rows, 10, padding=[rows - 1], dtype=dtype)
+        accepted = torch.arange(rows, dtype=dtype)
+        other = pool.to()
+        commit_kernels.commit(
+            other.state, other.conv, indices, accepted, pool.intermediate_states[:rows], pool.draft_inputs[:rows]
+        )
+        pool.commit(indices, accepted)
+        assert same_bits(other.state[1:], pool.state[1:]) and same_bits(other.conv[1:], pool.conv[1:])

@@ -126,7 +126,11 @@ def _verify(
     _check_alignment(alignment, q=q, k=k, v=v, indices=indices, out=out)
     if intermediate_states is not None:
         _check_alignment(alignment, intermediate_states=intermediate_states)
-        intermediate_states = _whole_rows(intermediate_states)
+        if not intermediate_states.is_contiguous():  # its kernels count on rows of T tokens and would write elsewhere
+            raise ValueError(
+                "intermediate_states: backend 'flashinfer' takes a contiguous buffer; this one has strides "
+                f"{list(intermediate_states.stride())}; reserve as many draft tokens as the call has"
+            )
     gated_delta_rule_decode_pretranspose(
         q, k, v, None, A_log, a, dt_bias, b, scale=scale, output=out, use_qk_l2norm=use_qk_l2norm,
         initial_state=state, initial_state_indices=indices, intermediate_states_buffer=intermediate_states,
@@ -155,20 +159,6 @@ def _refusal_of_mode(variant: str, mode: str | None) -> str | None:
     if variant == "wy" and mode not in (None, "output"):
         return f"has no verify kernel wy for mode {mode!r}, only output alone"
     return None
-
-
-def _whole_rows(states):
-    """states [B, T, HV, V, K], of which only the first dimension may have gaps, with each row up to the next one: the
-    kernels want a contiguous buffer and take one of more tokens than T."""
-    if states.is_contiguous():
-        return states
-    row, token = states.stride()[:2]
-    if row % token:
-        raise ValueError(
-            f"intermediate_states: backend 'flashinfer' takes rows of whole states; these lie {row} elements apart, "
-            f"and a state has {token}"
-        )
-    return states.as_strided((len(states), row // token, *states.shape[2:]), states.stride())
 
 
 def _check_alignment(alignment, **tensors):
