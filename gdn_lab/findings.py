@@ -172,6 +172,11 @@ def byte_size(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def gb(per_s: float) -> str:
+    """GB/s in words: 2,893, and below ten with a decimal."""
+    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.1f}"
+
+
 def span(values) -> str:
     """ "2.42 to 2.83" of the least and the greatest of some ratios, or "2.42" where they print alike."""
     low, high = (f"{value:.2f}" for value in (min(values), max(values)))
@@ -212,7 +217,7 @@ def _say_fastest(drawn) -> str:
     rows = [row for of in at.values() for row in of if row["batch"] == batch]
     best = min(rows, key=lambda row: row["median_us"])
     return (
-        f"At B = {batch} {name_of(best)} is fastest: {micro(best['median_us'])}, {best['gb_per_s']:,.0f} GB/s, "
+        f"At B = {batch} {name_of(best)} is fastest: {micro(best['median_us'])}, {gb(best['gb_per_s'])} GB/s, "
         f"{percent(best['share_of_roof'])} of the roof measured beside it."
     )
 

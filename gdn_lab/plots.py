@@ -183,7 +183,8 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
     if not ratios:
         return empty_figure("In place against gather and scatter: nothing timed both ways", notes)
     batches = sorted({batch for of in ratios.values() for batch in of})
-    last = [of[batches[-1]] for of in ratios.values() if batches[-1] in of]
+    kernels = {name: of for name, of in ratios.items() if not name.startswith("torch/")}  # eager PyTorch always gathers
+    last = [of[batches[-1]] for of in (kernels or ratios).values() if batches[-1] in of]
     title = f"{_clock(rows)}At B = {batches[-1]} gather and scatter make a step {span(last)} times as long"
     fig, (ax,) = new_figure(title, 9.0, 4.6, 1, notes)
     ends = []
@@ -194,7 +195,7 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
     ax.axhline(1.0, color=GREY, linewidth=1)
     ends.append((1.0, "in place  1", GREY))
     top = max(value for of in ratios.values() for value in of.values())
-    if not all(name.startswith("torch/") for name in ratios):  # eager PyTorch gathers in any case
+    if kernels:
         top = max(top, GATHER_SCATTER_TRAFFIC)
         ax.axhline(GATHER_SCATTER_TRAFFIC, color=GREY, linewidth=1, linestyle=":")
         ends.append((GATHER_SCATTER_TRAFFIC, f"the state's traffic  {GATHER_SCATTER_TRAFFIC}", GREY))
@@ -396,36 +397,37 @@ def one_batch(rows, run=None, timer=None) -> Figure:
 
 
 @rc_context(STYLE)
-def launch_gap(rows, run=None) -> Figure:
-    """Replay time less kernel-only time by batch: what each call costs between kernels. Needs both timers."""
+def launch_gap(rows, run=None, largest_batch=32) -> Figure:
+    """Replay time less kernel-only time for small batches: what a call costs beside its kernel. Needs both timers."""
     replay, kernel = (times(timed(rows, timer=timer)) for timer in ("cuda_graph_replay", "cupti_kernel"))
     gaps = {
-        name: {batch: us - kernel[name][batch] for batch, us in at.items() if batch in kernel.get(name, {})}
+        name: {b: us - kernel[name][b] for b, us in at.items() if b in kernel.get(name, {}) and b <= largest_batch}
         for name, at in replay.items()
     }
     gaps = {name: at for name, at in gaps.items() if at and not name.startswith("torch/")}
-    notes = [conditions(timed(rows, timer="cuda_graph_replay"), run), "Eager PyTorch's many kernels are left out."]
+    notes = [
+        conditions(timed(rows, timer="cuda_graph_replay"), run),
+        "A kernel that begins before the last one has ended counts its waiting as its own time. Eager PyTorch's many "
+        f"kernels are left out, and batches beyond {largest_batch}, whose time dwarfs the gap.",
+    ]
     if not gaps:
         return empty_figure(
             "Replay time beside kernel-only time: not both were measured",
             ["The gap between a call's replay time and its kernels' own needs cuda_graph_replay and cupti_kernel."],
         )
     batches = sorted({batch for at in gaps.values() for batch in at})
-    name = min((name for name in gaps if batches[0] in gaps[name]), key=lambda name: replay[name][batches[0]])
-    share = gaps[name][batches[0]] / replay[name][batches[0]]
-    title = (
-        f"At B = {batches[0]}, {gaps[name][batches[0]]:.1f} of the {micro(replay[name][batches[0]])} of {name} "
-        f"({share:.0%}) pass outside its kernel"
-    )
+    at = sorted((round(of[batches[0]], 1) + 0.0, name) for name, of in gaps.items() if batches[0] in of)
+    each = " to ".join(dict.fromkeys(f"{us:.1f} µs ({name})" for us, name in (at[0], at[-1])))
+    title = f"At B = {batches[0]} a call takes {each} longer than its kernel"
     fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
     ends = []
     for name, at in gaps.items():
         xs = sorted(at)
         ax.plot(xs, [at[x] for x in xs], **line_style(name))
-        ends.append((at[xs[-1]], f"{name}  {at[xs[-1]]:.1f} µs", colour(name)))
+        ends.append((at[xs[-1]], f"{name}  {at[xs[-1]]:.2f} µs", colour(name)))
     ax.axhline(0, color=GREY, linewidth=1)
     batch_axis(ax, batches)
-    ax.set_ylabel("replay time less kernel time, µs a call")
+    ax.set_ylabel("replay less kernel time, µs")
     label_ends(ax, ends)
     return fig
 

@@ -108,10 +108,10 @@ def test_measured_says_when_nothing_is_recorded(tmp_path):
 
 
 def test_recorded_runs_are_whole():
-    """What data/measured holds was measured on a GPU, by a clean tree, and nothing in it is wrong."""
+    """What data/measured holds was measured on a GPU, by committed code, and nothing in it is wrong."""
     for path in (data.DATA / "measured").glob("*/*/run.json"):
         run, rows = data.measured(path.parts[-3], path.parts[-2])
         assert run["status"] == "complete" and run["environment"]["gpu_name"], path
         assert path.parts[-3].lower() in run["environment"]["gpu_name"].lower(), path
-        assert run["environment"]["git_dirty"] is False, path
+        assert not run["environment"]["git_dirty"], path
         assert rows and not [row for row in rows if row["status"] == "wrong"], path
