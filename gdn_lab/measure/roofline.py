@@ -53,6 +53,36 @@ def prefill_flops(shape: GDNShape, tokens: int, chunk: int = 64) -> int:
     return tokens * (HV * (6 * K * V + 2 * chunk * V) + HK * 2 * chunk * K)
 
 
+VERIFY_BYTES_FORMULA = {
+    "update": "verify: state read + written, q k v a b of T tokens read, o written, indices, A_log, dt_bias",
+    "intermediate": "verify: state read, T states written, q k v a b of T tokens read, o written, indices, A_log, dt_bias",
+    "output": "verify: state read, q k v a b of T tokens read, o written, indices, A_log, dt_bias",
+}
+
+
+def verify_bytes(
+    shape: GDNShape, batch: int, tokens: int, mode: str, state_dtype: torch.dtype,
+    io_dtype: torch.dtype = torch.bfloat16,
+) -> int:  # fmt: skip
+    """Bytes that verifying `tokens` draft tokens of each of `batch` rows must move, whatever the kernel.
+
+    mode, a key of VERIFY_BYTES_FORMULA: the state is read, and written once ("update"), for each token
+    ("intermediate") or not at all ("output"). Inputs and output as in decode_bytes, for each token.
+    """
+    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    states = 1 + {"update": 1, "intermediate": tokens, "output": 0}[mode]
+    inputs_and_output = tokens * (2 * HK * K + 2 * HV * V + 2 * HV) * io_dtype.itemsize
+    return batch * (states * shape.state_elements * state_dtype.itemsize + inputs_and_output + 4) + 2 * HV * 4
+
+
+COMMIT_BYTES_FORMULA = "commit: one state and one window read + written for each row that accepts, indices, counts"
+
+
+def commit_bytes(shape: GDNShape, batch: int, state_dtype: torch.dtype) -> int:
+    """Bytes that commit() must move for `batch` rows with something accepted (COMMIT_BYTES_FORMULA)."""
+    return batch * (2 * shape.state_elements * state_dtype.itemsize + 2 * shape.conv_dim * 3 * 2 + 8)
+
+
 @dataclass(frozen=True)
 class Roof:
     """Read + written GB/s (1e9 bytes) of the best in-place stream: median, 20th and 80th percentile of `count` samples.

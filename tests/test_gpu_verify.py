@@ -1,0 +1,129 @@
+"""verify() and commit() on an NVIDIA GPU: every backend, variant, layout, dtype and mode against the oracle."""
+
+import pytest
+import torch
+from against_oracle import filled_pool, row_slots, same_bits
+from conftest import HAS_GPU
+from tolerances import assert_close
+from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify, inputs_of
+
+from gdn_lab import GDNShape, decode, verify
+from gdn_lab.backends.base import dtype_name
+from gdn_lab.backends.registry import BACKENDS
+from gdn_lab.ops import make_inputs
+
+pytestmark = pytest.mark.gpu
+
+GPU = torch.device("cuda", 0)
+CAPABILITY = torch.cuda.get_device_capability(GPU) if HAS_GPU else (0, 0)
+NEEDS = {"torch": (0, 0), "triton": (8, 0), "flashinfer": (9, 0)}  # the first compute capability each should serve
+RANK = GDNShape(2, 8)  # one GPU of eight
+BF16, FP32 = torch.bfloat16, torch.float32
+# wy rounds A_log and dt_bias to bf16, which takes it outside the tolerance: it has a test of its own
+VARIANTS = [
+    (backend.name, variant, dtype)
+    for backend in BACKENDS.values()
+    for variant in backend.variants
+    for dtype in variant.state_dtypes
+    if CAPABILITY >= NEEDS.get(backend.name, (9, 0)) and "verify" in variant.phases and variant.name != "wy"
+]
+NAMES = [f"{name}/{variant.name}-{dtype_name(dtype)}" for name, variant, dtype in VARIANTS]
+every_variant = pytest.mark.parametrize("name, variant, dtype", VARIANTS, ids=NAMES)
+
+
+@every_variant
+@pytest.mark.parametrize("mode", [UPDATE, INTERMEDIATE, OUTPUT])
+@pytest.mark.parametrize("tokens, kind", [(2, "parallel"), (5, "strong"), (8, "parallel"), (16, "strong")])
+def test_against_oracle(name, variant, dtype, tokens, kind, mode):
+    if name == "flashinfer" and tokens not in (2, 8):
+        tokens = {5: 2, 16: 8}[tokens]  # it compiles for seconds for each T and mode
+    pool = filled_pool(RANK, 9, layout=variant.layout, dtype=dtype, device=GPU)
+    indices = row_slots(6, 9, padding=[4], device=GPU)
+    check_verify(
+        pool, indices, tokens, backend=f"{name}/{variant.name}", mode=mode, kind=kind,
+        padding_is_zero=not (name == "flashinfer" and dtype == BF16),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["VK", "KV"])
+@pytest.mark.parametrize("tokens", [4, 16])
+def test_tiles_of_large_batches(tokens, layout):
+    """Enough heads for the tiles that a full batch takes, in every mode; views, gaps and wide indices."""
+    pool = filled_pool(GDNShape(16, 64), 40, layout=layout, dtype=BF16, device=GPU)
+    indices = row_slots(17, 40, dtype=torch.int64, device=GPU)
+    for mode in (OUTPUT, INTERMEDIATE, UPDATE, BOTH):
+        check_verify(pool, indices, tokens, backend="triton", mode=mode, kind="parallel", reserved=tokens + 1)
+
+
+@pytest.mark.parametrize("io_dtype", [torch.float16, FP32], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, FP32], ids=str)
+def test_other_input_dtypes(dtype, io_dtype):
+    pool = filled_pool(RANK, 9, layout="VK", dtype=dtype, device=GPU)
+    check_verify(pool, row_slots(3, 9, device=GPU), 4, backend="triton", mode=BOTH, io_dtype=io_dtype, strides="odd")
+
+
+def test_flashinfers_wy_kernel_is_near():
+    if CAPABILITY < NEEDS["flashinfer"]:
+        return
+    pool = filled_pool(RANK, 9, layout="VK", dtype=BF16, device=GPU)
+    indices, x = row_slots(6, 9, device=GPU), make_inputs(RANK, 6, tokens=8, device=GPU)
+    options = x.gates() | dict(pool=pool, indices=indices, update_state=False)
+    near, exact = (verify(*x.arguments(), backend=name, **options).float() for name in ("flashinfer/wy", "triton"))
+    assert (near - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@every_variant
+@pytest.mark.parametrize("tokens", [8])
+def test_commit_equals_decoding_one_by_one(name, variant, dtype, tokens):
+    """Every count of accepted tokens at once; captured in a CUDA graph, where nothing may synchronise."""
+    pool = filled_pool(RANK, 20, layout=variant.layout, dtype=dtype, device=GPU)
+    rows = tokens + 2
+    indices = row_slots(rows, 20, padding=[rows - 1], device=GPU)
+    accepted = torch.arange(rows, device=GPU)
+    x = inputs_of(RANK, rows, tokens, "strong", device=GPU)
+    pool.reserve_drafts(rows, tokens)
+    exact = pool.to(dtype=FP32)
+    backend = f"{name}/{variant.name}"
+    verify(
+        *x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend, update_state=False,
+        intermediate_states=pool.intermediate_states,
+    )  # fmt: skip
+    pool.draft_inputs.normal_()
+    before, conv = pool.state.clone(), pool.conv.clone()
+    pool.commit(indices, torch.zeros_like(accepted))  # compiles, changes nothing
+    assert same_bits(pool.state[1:], before[1:]) and same_bits(pool.conv[1:], conv[1:])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        pool.commit(indices, accepted)
+    graph.replay()
+
+    for row in range(rows - 1):
+        window = torch.cat([conv[indices[row].long()], pool.draft_inputs[row, :, :row]], dim=1)[:, -3:]
+        assert same_bits(pool.conv[indices[row].long()], window)
+        for t in range(row):
+            arguments = (part[row : row + 1, t] for part in x.arguments())
+            decode(*arguments, **x.gates(), pool=exact, indices=indices[row : row + 1])
+    assert_close("state", pool.read(indices), exact.read(indices).double().cpu(), dtype)
+    others = [slot for slot in range(1, 20) if slot not in indices.tolist() or slot == int(indices[0])]
+    assert same_bits(pool.state[others], before[others]) and same_bits(pool.conv[others], conv[others])
+
+
+def test_offsets_beyond_2_31_elements():
+    """A pool and a buffer of more than 2^31 elements each."""
+    shape = GDNShape(16, 64)
+    pool = filled_pool(shape, 2100, layout="VK", dtype=BF16, device=GPU)
+    indices = torch.tensor([2099, 1, 2050], dtype=torch.int32, device=GPU)
+    pool.reserve_drafts(3, 700)
+    assert pool.state.numel() > 2**31 and pool.intermediate_states.numel() > 2**31
+    x, old = make_inputs(shape, 3, tokens=4, device=GPU), pool.read(indices)
+    states = pool.intermediate_states[:, :4]
+    verify(*x.arguments(), **x.gates(), pool=pool, indices=indices, intermediate_states=states, update_state=False)
+    pool.commit(indices, torch.tensor([3, 0, 4], device=GPU))
+    other = filled_pool(shape, 5, layout="VK", dtype=BF16, device=GPU)
+    rows = torch.tensor([1, 2, 3], dtype=torch.int32, device=GPU)
+    other.write(rows, old)
+    other.reserve_drafts(3, 4)
+    buffer = other.intermediate_states
+    verify(*x.arguments(), **x.gates(), pool=other, indices=rows, intermediate_states=buffer, update_state=False)
+    other.commit(rows, torch.tensor([3, 0, 4], device=GPU))
+    assert same_bits(pool.state[indices.long()], other.state[rows.long()])
