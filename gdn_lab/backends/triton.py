@@ -24,12 +24,12 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
-from . import triton_verify
+from . import triton_prefill, triton_verify
 from .base import Backend, KernelCase, Variant, dtype_name, dtype_names, needs_capability
 
 STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 IO_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-PHASES = ("decode", "verify")
+PHASES = ("decode", "verify", "prefill")
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on the CPU, one program after the other
 
 
@@ -117,7 +117,7 @@ class TritonBackend(Backend):
             return f"takes head_k_dim 16, 32, 64, 128 or 256 and head_v_dim in multiples of 32; these are {K} and {V}"
         if call.io_dtype not in IO_DTYPES:
             return f"takes inputs of {dtype_names(IO_DTYPES)}; these are {dtype_name(call.io_dtype)}"
-        return None
+        return triton_prefill.refusal(call) if call.phase == "prefill" else None
 
     def decode_launch(self, variant, call):
         HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
@@ -142,6 +142,9 @@ class TritonBackend(Backend):
 
     def verify_launch(self, variant, call):
         return triton_verify.verify_launch(call, overlap=can_overlap(call.device))
+
+    def prefill_launch(self, variant, call):
+        return triton_prefill.prefill_launch(call)
 
 
 @functools.cache
@@ -172,4 +175,4 @@ def kernel_cases() -> list[KernelCase]:
             constants = dict(HK=16, HV=64, K=128, V=128, TILE=tile, K_LAST=k_last, OVERLAP=overlap, L2NORM=True)
             constants |= dict(EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
             cases.append(KernelCase(f"{variant} {dtype_name(dtype)} tile {tile}", decode_kernel, types, constants, 1))
-    return cases + triton_verify.kernel_cases()
+    return cases + triton_verify.kernel_cases() + triton_prefill.kernel_cases()
