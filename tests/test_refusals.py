@@ -167,7 +167,7 @@ def strided_last(x):
         ("out", lambda x: x.float(), "out: expected bfloat16 [3, 4, 4] on cpu, contiguous; got float32 [3, 4, 4]"),
         ("out", lambda x: x[:2], "out: expected bfloat16 [3, 4, 4]"),
         ("out", lambda x: x.transpose(1, 2), "out: expected bfloat16 [3, 4, 4] on cpu, contiguous; got bfloat16"),
-        ("backend", "cuda", "backend: 'cuda' is unknown; choose auto or one of triton, flashinfer, "),
+        ("backend", "cuda", "backend: 'cuda' is unknown; choose auto or one of "),
         ("backend", "torch/kv8", "backend: torch has no variant 'kv8'; choose one of vk, kv"),
         ("backend", "torch/kv", "backend 'torch/kv' needs a pool of layout KV; this one is VK"),
         ("backend", "triton", "backend 'triton' needs an NVIDIA GPU of compute capability 8.0 or newer; this is a CPU"),
@@ -419,7 +419,7 @@ def test_new_enough_versions_of_flashinfer(machine, version):
         (
             "auto",
             dict(phase="train"),
-            "finds no backend for this call: triton has no train kernel; flashinfer has no train kernel; ",
+            "finds no backend for this call: triton has no train kernel; cutedsl has no train kernel; flashinfer has no train kernel; ",
         ),
     ],
 )  # fmt: skip
