@@ -8,6 +8,7 @@ import torch
 
 from ..shapes import GDNShape
 from .base import Backend, Call, Launch, NotInstalled, Variant
+from .cutedsl import CuteDSLBackend
 from .flashinfer import FlashInferBackend
 from .peers import FlashLinearAttentionBackend
 from .torch import TorchBackend
@@ -23,7 +24,13 @@ except ImportError as _error:  # no Triton for this operating system, say: liste
 # which serves every call: peers are for comparison.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (TritonBackend(), FlashInferBackend(), TorchBackend(), FlashLinearAttentionBackend())
+    for backend in (
+        TritonBackend(),
+        CuteDSLBackend(),
+        FlashInferBackend(),
+        TorchBackend(),
+        FlashLinearAttentionBackend(),
+    )
 }
 
 

@@ -1,10 +1,11 @@
-"""What the compiler makes of each Triton kernel for a GPU that need not be here: registers, shared memory, stack.
+"""What the compilers make of each kernel for a GPU that need not be here: registers, shared memory, stack.
 
     python -m gdn_lab.backends.resources [sm_90a sm_100a ...]      one JSON line for each kernel and architecture
 
 A stack means that registers spilled to memory or an array is indexed at run time; either is slow.
 """
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -57,30 +58,48 @@ def compiled(case: KernelCase, architecture: str):
 
 
 def resources(case: KernelCase, architecture: str) -> Resources:
-    """Compiles for `architecture` and reads the report of the cuobjdump that comes with Triton."""
+    """Of a Triton kernel compiled for `architecture`."""
+    kernel = compiled(case, architecture)
+    return _resources(case.label, architecture, kernel.asm["cubin"], kernel.metadata.shared, case.num_warps)
+
+
+def cutedsl_compiled(build):
+    """What the CuTe DSL makes of one of cutedsl.kernel_builds(): an object with .PTX and .CUBIN."""
+    from .cutedsl_decode import compile_decode
+
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_decode(build, f"--keep-ptx --keep-cubin --dump-dir={folder}").artifacts
+
+
+def cutedsl_resources(build) -> Resources:
+    """Of the CuTe DSL's decode kernel for the architecture in `build`, one of cutedsl.kernel_builds()."""
+    alignment = "aligned" if build.aligned else "unaligned"
+    label = f"cutedsl {build.state_dtype} rows {build.rows} {alignment}"
+    return _resources(label, build.architecture, cutedsl_compiled(build).CUBIN, 0, build.warps)
+
+
+def _resources(label, architecture, cubin: bytes, dynamic_shared: int, num_warps: int) -> Resources:
+    """From the report of the cuobjdump that comes with Triton."""
     import triton
 
-    kernel = compiled(case, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", report)}
-    return Resources(
-        case.label,
-        architecture,
-        found["REG"],
-        found["SHARED"] + kernel.metadata.shared,
-        found["STACK"] + found["LOCAL"],
-        case.num_warps,
-    )
+    shared, stack = found["SHARED"] + dynamic_shared, found["STACK"] + found["LOCAL"]
+    return Resources(label, architecture, found["REG"], shared, stack, num_warps)
 
 
 def main(architectures: list[str]) -> None:
+    from .cutedsl import kernel_builds
+
     for architecture in architectures or ARCHITECTURES:
         for case in cases(architecture):
             print(json.dumps(resources(case, architecture)._asdict()), flush=True)
+        for build in kernel_builds(architecture) if importlib.util.find_spec("cutlass") else ():
+            print(json.dumps(cutedsl_resources(build)._asdict()), flush=True)
 
 
 if __name__ == "__main__":
