@@ -84,17 +84,17 @@ def decode_sweep(
     variant fails or its state does not stay finite. An interrupt is recorded in the run and passed on.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    batches, timers = _batches(batches), _timers(timers, device)
+    batches, timers = checked_batches(batches), checked_timers(timers, device)
     unknown = [indexing for indexing in indexings if indexing not in INDEXINGS]
     if unknown or not indexings:
         raise ValueError(f"indexings: expected some of {', '.join(INDEXINGS)}, got {', '.join(unknown) or 'none'}")
-    cases, refused = _cases(variants, indexings, shape, dtype, io_dtype, device)
+    cases, refused = cases_of("decode", variants, indexings, Case, shape, dtype, io_dtype, device)
     common = {
         "phase": "decode", "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype), "tokens": 1,
         "num_k_heads": shape.num_k_heads, "num_v_heads": shape.num_v_heads, "head_k_dim": shape.head_k_dim,
         "head_v_dim": shape.head_v_dim, "model": model, "tp": tp, "seed": seed,
     }  # fmt: skip
-    slots = _slots(slots, shape, dtype, max(batches), cases, device)
+    slots = pool_slots(slots, shape, dtype, max(batches), cases, device)
     rows: list[dict] = []
 
     def add(row: dict) -> None:
@@ -102,14 +102,14 @@ def decode_sweep(
             run.append(common | row)
         rows.append(common | row)
 
-    with _recorded(run), ops.checks(False):
+    with recorded(run), ops.checks(False):
         for row in refused:
             add(row)
         if not cases:
             return rows
-        sweep = _Sweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device), max(batches))
-        total = sum(map(_weight, batches)) * (1 + len(timers))
-        with progress_bar(what="decode", total=total) if progress else nullcontext(_NoBar()) as bar:
+        sweep = Sweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device), max(batches))
+        total = sum(map(weight, batches)) * (1 + len(timers))
+        with progress_bar(what="decode", total=total) if progress else nullcontext(NoBar()) as bar:
             checks = {}
             for batch in batches:
                 bar.set_postfix_str(f"B = {batch}, against the oracle", refresh=False)
@@ -117,17 +117,17 @@ def decode_sweep(
                 for case, check in checks[batch].items():
                     if not check.right:
                         add(sweep.case_fields(case, batch, check) | {"status": "wrong"})
-                bar.update(_weight(batch))
+                bar.update(weight(batch))
             for timer in timers:
                 for batch in batches:
                     bar.set_postfix_str(f"B = {batch}, {timer}", refresh=False)
                     right = [case for case, check in checks[batch].items() if check.right]
-                    for row in sweep.time(batch, timer, samples, right, checks[batch], _Share(bar, _weight(batch))):
+                    for row in sweep.time(batch, timer, samples, right, checks[batch], Share(bar, weight(batch))):
                         add(row)
     return rows
 
 
-class _Sweep:
+class Sweep:
     """Pools, and what is done with them for one batch size at a time."""
 
     def __init__(self, shape, cases, dtype, io_dtype, device, slots, seed, roof, max_batch):
@@ -171,25 +171,32 @@ class _Sweep:
             return "not controlled"
         return "cold" if self.touched(batch, self.calls(batch)) >= L2_MULTIPLE * l2_bytes(self.device) else "warm"
 
-    def bytes(self, batch: int) -> int:
+    def bytes(self, batch: int, case=None) -> int:
+        """That a call must move; without a case, those of the case that moves least."""
         return decode_bytes(self.shape, batch, self.dtype, self.io_dtype)
+
+    def bytes_formula(self, case) -> str:
+        return DECODE_BYTES_FORMULA
 
     def inputs(self, batch: int) -> ops.DecodeInputs:
         return ops.make_inputs(self.shape, batch, device=self.device, dtype=self.io_dtype, seed=self.seed + batch)
 
-    def call(self, case: Case, inputs: ops.DecodeInputs, indices, rows, out):
-        """One call of a case, without arguments."""
+    def calls_of(self, case: Case, inputs: ops.DecodeInputs, index_sets, out) -> list:
+        """A case's calls, without arguments: one for each set of indices."""
         options = inputs.gates() | {"pool": self.pools[case.layout], "backend": case.name, "out": out}
         if case.indexing == "in_place":
-            return partial(ops.decode, *inputs.arguments(), indices=indices, **options)
-        gathering = {"scratch": self.scratch[case.layout], "rows": rows, "padding": False}
-        return partial(ops.decode_gathered, *inputs.arguments(), indices=indices.long(), **gathering, **options)
+            return [partial(ops.decode, *inputs.arguments(), indices=indices, **options) for indices in index_sets]
+        rows = torch.arange(1, len(out) + 1, dtype=torch.int32, device=self.device)
+        options |= {"scratch": self.scratch[case.layout], "rows": rows, "padding": False}
+        return [
+            partial(ops.decode_gathered, *inputs.arguments(), indices=indices.long(), **options)
+            for indices in index_sets
+        ]
 
     def check(self, batch: int) -> dict[Case, Check]:
         """Each case once from the same state on the first call's slots, against the oracle."""
         inputs, indices = self.inputs(batch), self.index_sets(batch)[0]
-        rows = torch.arange(1, batch + 1, dtype=torch.int32, device=self.device)
-        out = torch.empty(batch, self.shape.num_v_heads, self.shape.head_v_dim, dtype=self.io_dtype, device=self.device)
+        out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         start = next(iter(self.pools.values())).read(indices)  # as stored, so every pool holds it exactly
         expected = _oracle(inputs, start)
         checks = {}
@@ -198,7 +205,7 @@ class _Sweep:
             pool.write(indices, start)
             out.fill_(torch.nan)
             try:
-                self.call(case, inputs, indices, rows, out)()
+                self.calls_of(case, inputs, [indices], out)[0]()
             except Exception as error:
                 raise RuntimeError(f"{case.key} failed at B = {batch}: {type(error).__name__}: {error}") from error
             checks[case] = _compare(out, pool, indices, expected)
@@ -210,9 +217,8 @@ class _Sweep:
             share.update(1)
             return []
         inputs, index_sets = self.inputs(batch), self.index_sets(batch)
-        rows = torch.arange(1, batch + 1, dtype=torch.int32, device=self.device)
-        out = torch.empty(batch, self.shape.num_v_heads, self.shape.head_v_dim, dtype=self.io_dtype, device=self.device)
-        calls = {case.key: [self.call(case, inputs, indices, rows, out) for indices in index_sets] for case in cases}
+        out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
+        calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in cases}
         try:
             timings = time_interleaved(calls, timer=timer, device=self.device, samples=samples, progress=share)
         except TimerUnavailable as error:
@@ -220,7 +226,8 @@ class _Sweep:
             return [self.case_fields(case, batch, checks[case]) | refused for case in cases]
         self.check_finite(batch)
         return [
-            self.case_fields(case, batch, checks[case]) | self.timing_fields(batch, timings[case.key]) for case in cases
+            self.case_fields(case, batch, checks[case]) | self.timing_fields(case, batch, timings[case.key])
+            for case in cases
         ]
 
     def check_finite(self, batch: int) -> None:
@@ -239,12 +246,12 @@ class _Sweep:
             "max_abs_error_state": check.max_abs_error_state,
         }  # fmt: skip
 
-    def timing_fields(self, batch: int, timing: Timing) -> dict:
-        gb_per_s = self.bytes(batch) / timing.median_us / 1e3
+    def timing_fields(self, case, batch: int, timing: Timing) -> dict:
+        gb_per_s = self.bytes(batch, case) / timing.median_us / 1e3
         return {
             "status": "ok", "timer": timing.timer, "median_us": timing.median_us, "p20_us": timing.p20_us,
             "p80_us": timing.p80_us, "count": timing.count, "calls_per_sample": timing.calls_per_sample,
-            "l2": self.l2(batch), "bytes": self.bytes(batch), "bytes_formula": DECODE_BYTES_FORMULA,
+            "l2": self.l2(batch), "bytes": self.bytes(batch, case), "bytes_formula": self.bytes_formula(case),
             "gb_per_s": gb_per_s, "roof_gb_per_s": self.roof.gb_per_s, "share_of_roof": gb_per_s / self.roof.gb_per_s,
             "roof_method": self.roof.method, "datasheet_gb_per_s": self.datasheet,
         }  # fmt: skip
@@ -269,14 +276,14 @@ def _compare(out, pool: StatePool, indices, expected) -> Check:
     right, worst_o, worst_state = True, 0.0, 0.0
     for number, (o, state) in enumerate(expected):
         rows = slice(number * ROWS_AT_ONCE, (number + 1) * ROWS_AT_ONCE)
-        right_o, error_o = _distance(out[rows], o, out.dtype)
-        right_state, error_state = _distance(pool.read(indices[rows]), state, pool.dtype)
+        right_o, error_o = distance(out[rows], o, out.dtype)
+        right_state, error_state = distance(pool.read(indices[rows]), state, pool.dtype)
         right = right and right_o and right_state
-        worst_o, worst_state = _worse(worst_o, error_o), _worse(worst_state, error_state)
+        worst_o, worst_state = worse(worst_o, error_o), worse(worst_state, error_state)
     return Check(right, worst_o, worst_state)
 
 
-def _distance(actual, expected, dtype) -> tuple[bool, float | None]:
+def distance(actual, expected, dtype) -> tuple[bool, float | None]:
     """(every element near enough, the largest error or None if some is not finite)."""
     error = (actual.double() - expected).abs()
     allowed = LAST_PLACE[dtype] * expected.abs() + ARITHMETIC * expected.abs().max()
@@ -285,21 +292,21 @@ def _distance(actual, expected, dtype) -> tuple[bool, float | None]:
     return bool((error <= allowed).all()), largest if finite else None
 
 
-def _worse(a: float | None, b: float | None) -> float | None:
+def worse(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else max(a, b)
 
 
 # --- arguments
 
 
-def _batches(batches) -> list[int]:
+def checked_batches(batches) -> list[int]:
     batches = list(batches)
     if not batches or any(type(batch) is not int or batch < 1 for batch in batches) or len(set(batches)) < len(batches):
         raise ValueError(f"batches: expected different positive ints, got {batches}")
     return batches
 
 
-def _timers(timers, device) -> list[str]:
+def checked_timers(timers, device) -> list[str]:
     if timers is None:
         return [timer for timer in TIMERS if unavailable(timer, device) is None]
     for timer in timers:
@@ -308,8 +315,9 @@ def _timers(timers, device) -> list[str]:
     return list(timers)
 
 
-def _cases(variants, indexings, shape, dtype, io_dtype, device) -> tuple[list[Case], list[dict]]:
-    """The cases that can run, and a row for each variant that cannot."""
+def cases_of(phase, variants, kinds, make, shape, dtype, io_dtype, device) -> tuple[list, list[dict]]:
+    """The cases that can run, make(backend, variant, layout, kind) for each of `kinds`, and a row for each variant and
+    reason why it cannot. A kind of verify is its mode."""
     reports = backends(device)
     names = {f"{report.name}/{variant.name}" for report in reports for variant in report.variants}
     wanted = [report.name for report in reports] if variants == "all" else list(variants)
@@ -321,20 +329,23 @@ def _cases(variants, indexings, shape, dtype, io_dtype, device) -> tuple[list[Ca
         if report.name in wanted and not report.variants:
             refused.append({"backend": report.name, "variant": "any", "reason": report.reason})
         for variant in report.variants:
-            name = f"{report.name}/{variant.name}"
-            if not {name, report.name} & set(wanted):
+            name, reasons = f"{report.name}/{variant.name}", {}
+            if name not in wanted and (report.name not in wanted or phase not in variant.phases):
                 continue
-            reason = refusal(name, shape, layout=variant.layout, dtype=dtype, device=device, io_dtype=io_dtype)
-            if reason is None:
-                cases += [Case(report.name, variant.name, variant.layout, indexing) for indexing in indexings]
-            else:
-                refused.append(
-                    {"backend": report.name, "variant": variant.name, "layout": variant.layout, "reason": reason}
-                )
+            for kind in kinds:
+                reason = refusal(
+                    name, shape, layout=variant.layout, dtype=dtype, device=device, io_dtype=io_dtype, phase=phase,
+                    mode=kind if phase == "verify" else None,
+                )  # fmt: skip
+                if reason is None:
+                    cases.append(make(report.name, variant.name, variant.layout, kind))
+                else:
+                    reasons[reason] = {"backend": report.name, "variant": variant.name, "layout": variant.layout}
+            refused += [case | {"reason": reason} for reason, case in reasons.items()]
     return cases, [{"status": "refused"} | row for row in refused]
 
 
-def _slots(slots, shape, dtype, max_batch, cases, device) -> int:
+def pool_slots(slots, shape, dtype, max_batch, cases, device) -> int:
     """Slots of each pool: 2 · B + 1 at least, so that consecutive calls share none."""
     least = 2 * max_batch + 1
     if slots is not None:
@@ -364,7 +375,7 @@ def _slots(slots, shape, dtype, max_batch, cases, device) -> int:
 
 
 @contextmanager
-def _recorded(run: Run | None):
+def recorded(run: Run | None):
     """Records in run.json that the sweep was interrupted or failed, and passes it on."""
     try:
         yield
@@ -374,12 +385,12 @@ def _recorded(run: Run | None):
         raise
 
 
-def _weight(batch: int) -> int:
+def weight(batch: int) -> int:
     """Share of a batch in the bar: time grows with B from a floor."""
     return batch + 16
 
 
-class _Share:
+class Share:
     """A part of the bar that fills as its own fractions add up to 1."""
 
     def __init__(self, bar, weight: float):
@@ -389,7 +400,7 @@ class _Share:
         self.bar.update(fraction * self.weight)
 
 
-class _NoBar:
+class NoBar:
     def update(self, amount: float) -> None:
         pass
 
