@@ -196,7 +196,7 @@ def test_a_timer_asked_for_by_name_refuses():
 
 def bare(slots=100, shape=SHAPE, roof=ROOF):
     cases = [Case("torch", "vk", "VK", "in_place")]
-    return sweep._Sweep(shape, cases, torch.bfloat16, torch.bfloat16, torch.device("cpu"), slots, 0, roof, 8)
+    return sweep.Sweep(shape, cases, torch.bfloat16, torch.bfloat16, torch.device("cpu"), slots, 0, roof, 8)
 
 
 @given(st.integers(1, 20), st.integers(0, 60))
@@ -216,7 +216,7 @@ def test_index_sets(batch, more):
 def test_calls_on_a_gpu_come_from_memory_and_last(monkeypatch, shape, batch):
     l2 = 50 << 20
     monkeypatch.setattr(sweep, "l2_bytes", lambda device: l2)
-    plan = object.__new__(sweep._Sweep)
+    plan = object.__new__(sweep.Sweep)
     plan.shape, plan.dtype, plan.io_dtype, plan.slots = shape, torch.bfloat16, torch.bfloat16, 2048
     plan.device, plan.roof = torch.device("cuda"), replace(ROOF, gb_per_s=3000.0)
     calls = plan.calls(batch)
@@ -240,7 +240,7 @@ FULL = GDNShape(16, 64)
 
 def slots_on_a_gpu(batch, shape=FULL):
     cases = [Case("triton", "vk", layout, "in_place") for layout in ("VK", "KV")]
-    return sweep._slots(None, shape, torch.bfloat16, batch, cases, torch.device("cuda"))
+    return sweep.pool_slots(None, shape, torch.bfloat16, batch, cases, torch.device("cuda"))
 
 
 def test_slots_on_a_gpu(monkeypatch):
