@@ -55,7 +55,7 @@ def prefill_flops(shape: GDNShape, tokens: int, chunk: int = 64) -> int:
 
 VERIFY_BYTES_FORMULA = {
     "update": "verify: state read + written, q k v a b of T tokens read, o written, indices, A_log, dt_bias",
-    "intermediate": "verify: state read, T states written, q k v a b of T tokens read, o written, indices, A_log, dt_bias",
+    "intermediate": "verify: state read, T written, q k v a b of T tokens read, o written, indices, A_log, dt_bias",
     "output": "verify: state read, q k v a b of T tokens read, o written, indices, A_log, dt_bias",
 }
 
