@@ -202,7 +202,8 @@ def pool_answers(rows, model: str, tp: int) -> list[str]:
     ]
     sizes = [row for row in slot_table(tp) if row["model"] == model and "reason" not in row]
     each = " and ".join(f"{byte_size(row['state_bytes'] + row['conv_bytes'])} in {row['state_dtype']}" for row in sizes)
-    said.append(f"A request of {model} keeps {each} on one of {tp} GPU{'s' * (tp > 1)}, however long it is.")
+    where = f"on each of {tp} GPUs" if tp > 1 else "on one GPU"
+    said.append(f"A request of {model} keeps {each} {where}, however long it is.")
     said += [sentence for sentence in (_say_layout(timed(rows)), _say_indexing(rows)) if sentence]
     return said
 
@@ -246,11 +247,11 @@ def _say_published(rows) -> str | None:
     found = reproduction(rows)
     if not found.nearest:
         return None
-    each = " and ".join(f"{span(at)} against {name}" for name, at in found.ranges.items())
+    each = " and ".join(f"{name} takes {span(at)}" for name, at in found.ranges.items())
     verdict = "reproduces them" if found.within else f"comes nearest, and stays {_side(found)} them"
     return (
-        f"The pull request's {found.band[0]:.1f} to {found.band[1]:.1f} times (B from 32 up): here FlashInfer is "
-        f"faster by {each}; {found.nearest} {verdict}."
+        f"The pull request's {found.band[0]:.1f} to {found.band[1]:.1f} times FlashInfer's time (B from 32 up): here "
+        f"{each} times; {found.nearest} {verdict}."
     )
 
 

@@ -21,7 +21,9 @@ from .pool import STATE_DTYPES
 from .shapes import GDNShape
 
 GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-CPU_BATCHES = (1, 4, 16)
+CPU_BATCHES = (1, 4, 8)
+GPU_WORKLOADS = ((1, 512), (32, 256), (1, 2048), (8, 1024), (2, 4096), (1, 8192))  # sequences, tokens of each
+CPU_WORKLOADS = ((1, 64), (4, 96))
 GPU_SAMPLES, CPU_SAMPLES = 50, 5
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # set by the batch command: the folder that it made for this run
 INJECTED = "# Parameters"  # how the cell begins that papermill puts after the one tagged `parameters`
@@ -100,7 +102,12 @@ def check_values(values: dict, declared: dict[str, str]) -> None:
             GDNShape.from_model(values["model"], values.get("tp", 1))
     except ValueError as error:
         raise NotebookError(str(error)) from None
-    for name, check in (("dtype", parse_dtype), ("batches", parse_batches), ("backends", parse_backends)):
+    for name, check in (
+        ("dtype", parse_dtype),
+        ("batches", parse_batches),
+        ("backends", parse_backends),
+        ("workloads", parse_workloads),
+    ):
         if name in values:
             check(values[name])
     for name, least in (("samples", 0), ("seed", 0), ("gigabytes", 0.001)):
@@ -162,6 +169,32 @@ def parse_batches(text: str, *, cpu=CPU_BATCHES) -> list[int]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise NotebookError(f"batches: expected auto or positive whole numbers such as 1,2,4, got {text!r}")
     return sorted({int(word) for word in words})
+
+
+def parse_workloads(text: str) -> list[tuple[int, int]]:
+    """ "8x1024,1x8192" -> [(8, 1024), (1, 8192)], sequences and tokens of each; "auto" -> GPU_WORKLOADS or CPU_WORKLOADS.
+    NotebookError for anything else."""
+    if text.strip() == "auto":
+        return list(GPU_WORKLOADS if device().type == "cuda" else CPU_WORKLOADS)
+    words = [word.strip().split("x") for word in text.split(",")]
+    if not all(len(word) == 2 and all(part.isdecimal() and int(part) > 0 for part in word) for word in words):
+        raise NotebookError(f"workloads: expected auto or sequences x tokens such as 8x1024,1x8192, got {text!r}")
+    return [(int(sequences), int(length)) for sequences, length in words]
+
+
+def parse_tps(text: str, model: str) -> list[int]:
+    """ "1,8" -> [1, 8], tensor-parallel GPUs that can share the model's heads; "auto" -> 1 and 8 on a GPU, 8 on a CPU.
+    NotebookError for anything else."""
+    text = ("1,8" if device().type == "cuda" else "8") if text.strip() == "auto" else text
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise NotebookError(f"tps: expected auto or whole numbers such as 1,8, got {text!r}")
+    for word in words:
+        try:
+            GDNShape.from_model(model, int(word))
+        except ValueError as error:
+            raise NotebookError(str(error)) from None
+    return [int(word) for word in words]
 
 
 def parse_backends(text: str) -> str | list[str]:

@@ -165,7 +165,7 @@ def test_wrong_parameters_are_one_sentence(injected, sentence, tmp_path, monkeyp
 def test_batches(monkeypatch):
     assert notebook.parse_batches("4, 1,2") == [1, 2, 4]
     monkeypatch.setattr(notebook, "device", lambda: notebook.torch.device("cpu"))
-    assert notebook.parse_batches("auto") == [1, 4, 16] and notebook.parse_batches("auto", cpu=(1, 4)) == [1, 4]
+    assert notebook.parse_batches("auto") == [1, 4, 8] and notebook.parse_batches("auto", cpu=(1, 4)) == [1, 4]
     assert notebook.parse_samples(0) == 5 and notebook.parse_samples(7) == 7
     assert notebook.first_timer() == ["host_clock"]
     monkeypatch.setattr(notebook, "device", lambda: notebook.torch.device("cuda"))
