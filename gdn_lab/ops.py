@@ -31,7 +31,7 @@ def decode(
 
     q, k [B, HK, K]; v [B, HV, V]; a, b [B, HV]: one dtype, may be strided views whose last dimension is contiguous.
     A_log, dt_bias [HV] float32. indices [B] int32 or int64: each row's slot; negative is padding: such a row changes no
-    slot that was handed out, and its output means nothing (zero on `torch` and `triton`).
+    slot that was handed out, and its output means nothing (zero on `torch`, `triton`, `cutedsl`).
     backend: "auto" (the fastest that can), a name ("triton"), or a name and variant ("triton/kv8").
     scale: of q, default K ** -0.5. out: [B, HV, V], contiguous, q's dtype; given, the call allocates nothing.
 
