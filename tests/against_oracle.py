@@ -27,20 +27,26 @@ def row_slots(batch, slots, *, padding=(), dtype=torch.int32, device="cpu", seed
 
 
 def as_strided(inputs, kind):
-    """(q, k, v, a, b) of make_inputs with other strides: "packed" as they are (views of one mixed_qkv), "contiguous",
-    "wide" (rows 64 elements further apart) or "odd" (rows of odd stride, beginning at an odd element)."""
+    """(q, k, v, a, b) of make_inputs with other strides. NaN around them: a read beside a tensor shows in the result.
+
+    "packed": as they are, views of one mixed_qkv. "contiguous". "wide": rows 64 elements further apart. "odd": rows of
+    odd stride that begin at an odd element. "apart": no two tensors of the same strides, heads apart too.
+    """
     if kind == "packed":
         return inputs.arguments()
     if kind == "contiguous":
         return tuple(x.contiguous() for x in inputs.arguments())
     moved = []
-    for x in inputs.arguments():
-        width = x.shape[1:].numel()
-        before, row = (0, width + 64) if kind == "wide" else (3, width + 8 | 1)
-        # NaN around each row: a read beside it shows in the result
-        wide = torch.full((x.shape[0], row), torch.nan, dtype=x.dtype, device=x.device)
-        wide[:, before : before + width] = x.reshape(-1, width)
-        moved.append(wide[:, before : before + width].view(x.shape))
+    for n, x in enumerate(inputs.arguments()):
+        if kind == "apart":
+            B, heads, *dim = x.shape
+            wide = x.new_full((B, heads + n, *(size + 16 * (n + 1) for size in dim)), torch.nan)
+            view = wide[:, :heads, : dim[0]] if dim else wide[:, :heads]
+        else:
+            width = x.shape[1:].numel()
+            before, row = (0, width + 64) if kind == "wide" else (3, width + 8 | 1)
+            view = x.new_full((x.shape[0], row), torch.nan)[:, before : before + width].view(x.shape)
+        moved.append(view.copy_(x))
     return tuple(moved)
 
 

@@ -50,7 +50,7 @@ def test_input_dtypes_and_wide_indices(variant, io_dtype):
 
 
 @different
-@pytest.mark.parametrize("strides", ["contiguous", "wide", "odd"])
+@pytest.mark.parametrize("strides", ["contiguous", "wide", "odd", "apart"])
 def test_strides(variant, strides):
     pool = filled_pool(GDNShape(2, 2, 32, 32), 4, layout=variant.layout, dtype=FP32)
     check(variant, pool, row_slots(2, 4), strides=strides)

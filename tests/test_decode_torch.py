@@ -34,7 +34,7 @@ def calls(draw):
     options = dict(
         backend=draw(st.sampled_from(["auto", "torch", f"torch/{layout.lower()}"])),
         io_dtype=draw(DTYPES),
-        strides=draw(st.sampled_from(["packed", "contiguous", "wide", "odd"])),
+        strides=draw(st.sampled_from(["packed", "contiguous", "wide", "odd", "apart"])),
         strong_decay=draw(st.booleans()),
         scale=draw(st.sampled_from([None, 1.0, 0.25])),
         use_qk_l2norm=draw(st.booleans()),

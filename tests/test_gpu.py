@@ -116,7 +116,7 @@ def test_largest_batch(name, variant, dtype):
 
 
 @every_variant
-@pytest.mark.parametrize("strides", ["contiguous", "wide", "odd"])
+@pytest.mark.parametrize("strides", ["contiguous", "wide", "odd", "apart"])
 def test_strides(name, variant, strides):
     if name == "flashinfer" and strides == "odd":
         return  # refused: test_flashinfer_refuses_unaligned_tensors
