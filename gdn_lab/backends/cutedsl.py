@@ -21,13 +21,13 @@ from typing import NamedTuple
 
 import torch
 
+from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
 from .base import Backend, Variant, dtype_name, needs_capability
 from .flashinfer import release
 
 HEAD_DIM = 128
 STATE_DTYPES = (torch.bfloat16, torch.float32)
 MINIMUM_VERSION = (4, 8)  # of the CuTe DSL: the first release that this was tried with
-SYMBOL = "gdn_decode"  # of the compiled function in its object file
 
 
 class Prepared(NamedTuple):
@@ -137,7 +137,8 @@ def cache_folder() -> Path:
 
 def _fingerprint(build) -> str:
     """Of all that a compiled kernel depends on: the build, the source, the compiler's versions, the processor."""
-    parts = [repr(build), platform.machine(), (Path(__file__).parent / "cutedsl_decode.py").read_text(), _compiler()]
+    source = (Path(__file__).parent / "cutedsl_decode.py").read_text()
+    parts = [repr((build, NORM_EPS, SOFTPLUS_THRESHOLD)), platform.machine(), source, _compiler()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -148,6 +149,11 @@ def _compiler() -> str:
     return str(sorted(x for x in found.items() if x[0].startswith("nvidia-cutlass-dsl") or x[0] == "apache-tvm-ffi"))
 
 
+def _symbol(path: Path) -> str:
+    """Name of the function in an object file. Of its own, since those of all files end up in one process."""
+    return f"gdn_decode_{path.stem}"
+
+
 def _load(path: Path):
     """The compiled function in an object file; None if there is no such file, or it cannot be loaded."""
     import cutlass.cute as cute
@@ -155,7 +161,7 @@ def _load(path: Path):
     if not path.exists():
         return None
     try:
-        return getattr(cute.runtime.load_module(str(path), enable_tvm_ffi=True), SYMBOL)
+        return getattr(cute.runtime.load_module(str(path), enable_tvm_ffi=True), _symbol(path))
     except Exception as error:
         warnings.warn(f"{path} cannot be loaded ({error}); its kernel is compiled anew", stacklevel=4)
         return None
@@ -166,7 +172,7 @@ def _keep(compiled, path: Path) -> bool:
     beside = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        compiled.export_to_c(str(beside), function_name=SYMBOL)
+        compiled.export_to_c(str(beside), function_name=_symbol(path))
         beside.replace(path)
         return True
     except (OSError, RuntimeError) as error:
