@@ -172,8 +172,8 @@ def parse_batches(text: str, *, cpu=CPU_BATCHES) -> list[int]:
 
 
 def parse_workloads(text: str) -> list[tuple[int, int]]:
-    """ "8x1024,1x8192" -> [(8, 1024), (1, 8192)], sequences and tokens of each; "auto" -> GPU_WORKLOADS or CPU_WORKLOADS.
-    NotebookError for anything else."""
+    """ "8x1024,1x8192" -> [(8, 1024), (1, 8192)], sequences and tokens of each; "auto" -> GPU_WORKLOADS on a GPU, else
+    CPU_WORKLOADS. NotebookError for anything else."""
     if text.strip() == "auto":
         return list(GPU_WORKLOADS if device().type == "cuda" else CPU_WORKLOADS)
     words = [word.strip().split("x") for word in text.split(",")]
@@ -182,19 +182,15 @@ def parse_workloads(text: str) -> list[tuple[int, int]]:
     return [(int(sequences), int(length)) for sequences, length in words]
 
 
-def parse_tps(text: str, model: str) -> list[int]:
-    """ "1,8" -> [1, 8], tensor-parallel GPUs that can share the model's heads; "auto" -> 1 and 8 on a GPU, 8 on a CPU.
-    NotebookError for anything else."""
-    text = ("1,8" if device().type == "cuda" else "8") if text.strip() == "auto" else text
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise NotebookError(f"tps: expected auto or whole numbers such as 1,8, got {text!r}")
-    for word in words:
+def parse_degrees(model: str, *degrees: int) -> list[int]:
+    """Each different number of tensor-parallel GPUs above 0. NotebookError if they cannot share the model's heads."""
+    for tp in degrees:
         try:
-            GDNShape.from_model(model, int(word))
+            if tp:
+                GDNShape.from_model(model, tp)
         except ValueError as error:
             raise NotebookError(str(error)) from None
-    return [int(word) for word in words]
+    return [tp for tp in dict.fromkeys(degrees) if tp]
 
 
 def parse_backends(text: str) -> str | list[str]:
