@@ -18,6 +18,7 @@ SMALLEST = {
     "00_start_here": {"tp": 16, "batch": 1},
     "01_pool_layouts": {"tp": 16, "batches": "1", "samples": 1},
     "02_decode_kernels": {"tp": 16, "batches": "1,2", "samples": 1, "backends": "torch"},
+    "05_verify": {"tp": 16, "tokens": "2,3", "samples": 1, "backends": "torch"},
     "06_prefill": {"tp": 16, "second_tp": 0, "workloads": "1x70", "samples": 1, "backends": "torch"},
 }
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
