@@ -4,7 +4,8 @@ A bf16 pool takes its CuTe DSL kernels for bf16 state, a float32 pool an older, 
 and indices passed straight in, int32 indices, a preallocated output, `backend="flashinfer"` (its "auto" walks a
 validator and catches an exception on every call).
 
-A padding row reads and writes slot 0 with a bf16 pool, and its output is undefined; with a float32 pool it is zero.
+A padding row reads and writes slot 0 with a bf16 pool, and its output is undefined; with a float32 pool it is zero
+(decode) or not written (verify).
 
 Verify has a second kernel, `wy`: output only, bf16 pools, the state read once. It rounds A_log and dt_bias to bf16, and
 into an output that it did not make itself it copies (but for T = 16).
