@@ -123,8 +123,8 @@ def label_ends(ax, ends):
         return
     low, high = (math.log(y) if ax.get_yscale() == "log" else y for y in ax.get_ylim())
 
-    def height_of(y):
-        return ((math.log(y) if ax.get_yscale() == "log" else y) - low) / (high - low)
+    def height_of(y):  # within the axes: a label far outside would leave no room for them
+        return min(max(((math.log(y) if ax.get_yscale() == "log" else y) - low) / (high - low), 0.0), 1.0)
 
     ends = sorted(ends, key=lambda end: height_of(end[0]))
     step = 0.062 * 4.0 / ax.get_figure().get_figheight()

@@ -194,7 +194,7 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
         ends.append((of[xs[-1]], f"{name}  {of[xs[-1]]:.2f}", colour(name)))
     ax.axhline(1.0, color=GREY, linewidth=1)
     ends.append((1.0, "in place  1", GREY))
-    top = max(value for of in ratios.values() for value in of.values())
+    top = max(1.0, *(value for of in ratios.values() for value in of.values()))
     if kernels:
         top = max(top, GATHER_SCATTER_TRAFFIC)
         ax.axhline(GATHER_SCATTER_TRAFFIC, color=GREY, linewidth=1, linestyle=":")

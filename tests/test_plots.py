@@ -103,6 +103,14 @@ def test_a_batch_that_is_missing_for_one_variant(rows):
     assert findings.time_table(some)["triton/kv8"].isna().sum() == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_gather_and_scatter_may_be_far_faster_than_in_place(tmp_path):
+    """On a busy CPU anything happens: the figure keeps its axes."""
+    rows = sweep_rows({"torch/vk": (100, 0.1)}, (1,), timers=("host_clock",))
+    slow = [row | {"median_us": row["median_us"] * (50 if row["indexing"] == "in_place" else 1)} for row in rows]
+    plots.gather_scatter(slow).savefig(tmp_path / "figure.png")
+
+
 def test_warp_loads_are_computed():
     kv8, kv32, vk = (layouts.warp_load(*case) for case in (("KV", 8), ("KV", 32), ("VK", 32)))
     assert [(load.used, len(load.sectors), len(load.lines), load.fetched) for load in (kv8, kv32, vk)] == [
