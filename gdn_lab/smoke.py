@@ -68,6 +68,9 @@ def _verify(update_state, keeps, make_pool, backend):
         kept = buffer.transpose(-1, -2) if pool.layout == "KV" else buffer
         o = torch.cat([o.flatten(1), kept.flatten(1)], 1)
         expected = torch.cat([expected.flatten(1), states.flatten(1)], 1)
+        inputs = torch.ones(2, SHAPE.conv_dim, TOKENS, dtype=pool.conv.dtype, device=pool.device)
+        pool.commit(indices, torch.full_like(indices, 2), intermediate_states=buffer, draft_inputs=inputs)
+        after = states[:1, 1]
     return _error(o[:1], expected[:1], pool, indices[:1], after)
 
 
