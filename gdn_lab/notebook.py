@@ -23,7 +23,7 @@ from .shapes import GDNShape
 GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CPU_BATCHES = (1, 4, 8)
 GPU_WORKLOADS = ((1, 512), (32, 256), (1, 2048), (8, 1024), (2, 4096), (1, 8192))  # sequences, tokens of each
-CPU_WORKLOADS = ((1, 64), (4, 96))
+CPU_WORKLOADS = ((1, 64), (2, 40))
 GPU_SAMPLES, CPU_SAMPLES = 50, 5
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # set by the batch command: the folder that it made for this run
 INJECTED = "# Parameters"  # how the cell begins that papermill puts after the one tagged `parameters`
