@@ -68,7 +68,8 @@ def prefill_sweep(
     the last key head, which the oracle computes. l2: "cold" where a call moves several L2 caches; "warm" where it does
     not, because every call has the same inputs.
 
-    Raises as decode_sweep() does; a library that fails is recorded as refused. On a GPU `torch` is refused: it reads cu_seqlens on the host.
+    Raises as decode_sweep() does; a library that fails is recorded as refused. On a GPU `torch` is refused: it reads
+    cu_seqlens on the host.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     timers = checked_timers(timers, device)
@@ -184,14 +185,22 @@ class _Workload:
             share.update(1)
             return []
         calls = {case.key: [self.call(case, indices) for indices in self.index_sets] for case in cases}
+        warmup = 3 if self.device.type == "cuda" else 1
         try:
-            warmup = 3 if self.device.type == "cuda" else 1
             timings = time_interleaved(
                 calls, timer=timer, device=self.device, samples=samples, warmup=warmup, progress=share
             )
         except TimerUnavailable as error:
             refused = {"status": "refused", "timer": timer, "reason": str(error)}
             return [self.case_fields(case, checks[case]) | refused for case in cases]
+        except RuntimeError as error:  # names the variant that cannot be captured
+            failed = [case for case in cases if case.backend not in OURS and str(error).startswith(case.key)]
+            if not failed:
+                raise
+            rest = [case for case in cases if case not in failed]
+            refused = {"status": "refused", "timer": timer, "reason": str(error)[:300]}
+            rows = [self.case_fields(case, checks[case]) | refused for case in failed]
+            return rows + self.time(timer, samples, rest, checks, share)
         return [self.case_fields(case, checks[case]) | self.timing_fields(timings[case.key]) for case in cases]
 
     def case_fields(self, case: Case, check: Check) -> dict:
