@@ -43,7 +43,7 @@ sanitize: $(READY)  ## compute-sanitizer (memory, races) over one small call of 
 		echo "There is no compute-sanitizer here; it comes with the CUDA toolkit: install that, or add its bin to PATH"; exit 1; }
 	@mkdir -p runs; for tool in memcheck racecheck; do \
 		echo "$$tool: minutes; the log goes to runs/sanitize-$$tool.log"; \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 1 \
 			$(IN_VENV) -m gdn_lab.smoke $(or $(ARGS),triton cutedsl flashinfer) > runs/sanitize-$$tool.log 2>&1 \
 			&& tail -n 1 runs/sanitize-$$tool.log || { tail -n 5 runs/sanitize-$$tool.log; exit 1; }; done
 

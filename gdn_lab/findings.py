@@ -55,7 +55,8 @@ def not_timed(rows) -> list[str]:
     refused, wrong = defaultdict(dict), {}
     for row in rows:
         if row.get("status") == "refused":
-            refused[row["reason"]][name_of(row)] = None
+            if row["reason"] != f"has no {row.get('phase')} kernel":  # made for another phase: nothing to tell
+                refused[row["reason"]][name_of(row)] = None
         elif row.get("status") == "wrong":
             error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
             wrong[f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed"] = None
@@ -260,9 +261,10 @@ def _side(found) -> str:
 
 
 def _say_pair(rows) -> str | None:
-    """Our VK kernel over FlashInfer's, small and large batches apart."""
+    """Our VK kernels over FlashInfer's, small and large batches apart."""
     ratios, each = ratios_to(rows, "flashinfer/vk"), []
-    for name, note in (("triton/vk", ""), ("triton/vk-serial", " (without overlapping its launch)")):
+    notes = {"cutedsl/vk": "", "triton/vk": "", "triton/vk-serial": " (without overlapping its launch)"}
+    for name, note in notes.items():
         at = ratios.get(name, {})
         large, small = ([r for batch, r in at.items() if keep(batch)] for keep in (lambda b: b >= 32, lambda b: b <= 8))
         said = [f"{span(of)} {where}" for of, where in ((small, "at B ≤ 8"), (large, "from B = 32 up")) if of]

@@ -186,6 +186,11 @@ def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):
     """
     shape, gpu, dtype = pool.shape, pool.state.get_device(), q.dtype  # get_device() is -1 on the CPU
     HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    if gpu >= 0 and torch.cuda.current_device() != gpu:  # kernels are launched on the current device
+        raise ValueError(
+            f"pool: is on {pool.device} and the current device is cuda:{torch.cuda.current_device()}; "
+            f"call inside torch.cuda.device({gpu})"
+        )
     qk_shape, v_shape, gate_shape = (*lead, HK, K), (*lead, HV, V), (*lead, HV)
     if not dtype.is_floating_point:
         raise ValueError(f"q: expected a floating-point dtype, got {dtype_name(dtype)}")

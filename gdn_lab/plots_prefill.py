@@ -1,6 +1,6 @@
 """What prefill's rows say and how they are drawn: tokens a second, share of the roof, the pool against the detour.
 
-Nothing here measures; rows are sweep_prefill.py's. Looks and colours are drawing.py's.
+Nothing here measures; rows are prefill_sweep.py's. Looks and colours are drawing.py's.
 """
 
 import pandas

@@ -9,6 +9,7 @@ from functools import partial
 from math import ceil
 from typing import NamedTuple
 
+import nvtx
 import torch
 
 from . import ops, reference
@@ -220,7 +221,8 @@ class Sweep:
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in cases}
         try:
-            timings = time_interleaved(calls, timer=timer, device=self.device, samples=samples, progress=share)
+            with nvtx.annotate(f"B = {batch}, {timer}"):  # a range to find it by in Nsight Systems
+                timings = time_interleaved(calls, timer=timer, device=self.device, samples=samples, progress=share)
         except TimerUnavailable as error:
             refused = {"status": "refused", "timer": timer, "reason": str(error)}
             return [self.case_fields(case, batch, checks[case]) | refused for case in cases]

@@ -328,9 +328,9 @@ def why(name, shape=BIG, **call):
         ((7, 5), "8.0 or newer; this is 7.5", "9.0 or newer; this is 7.5", "torch"),
         ((8, 0), None, "9.0 or newer; this is 8.0", "triton"),
         ((8, 9), None, "9.0 or newer; this is 8.9", "triton"),
-        ((9, 0), None, None, "triton"),
-        ((10, 0), None, None, "triton"),
-        ((12, 0), None, None, "triton"),
+        ((9, 0), None, None, "cutedsl"),
+        ((10, 0), None, None, "cutedsl"),
+        ((12, 0), None, None, "cutedsl"),
     ],
     ids=str,
 )
@@ -342,7 +342,9 @@ def test_who_serves_which_gpu(machine, capability, triton, flashinfer, auto):
     assert why("torch") is None and why("auto") is None
     call = Call("decode", "VK", BF16, BF16, torch.int32, BIG, CUDA)
     assert registry.serving("auto", call) == f"{auto}/vk"
-    assert registry.serving("auto", call._replace(layout="KV")) == ("triton/kv32" if auto == "triton" else "torch/kv")
+    by_triton = auto != "torch"
+    assert registry.serving("auto", call._replace(layout="KV")) == ("triton/kv32" if by_triton else "torch/kv")
+    assert registry.serving("auto", call._replace(state_dtype=FP32)) == ("triton/vk" if by_triton else "torch/vk")
     reports = {report.name: report for report in backends(CUDA)}
     assert reports["triton"].reason == why("triton") and reports["flashinfer"].reason == why("flashinfer")
     assert reports["torch"].reason is None and reports["torch"].installed
@@ -419,7 +421,7 @@ def test_new_enough_versions_of_flashinfer(machine, version):
         (
             "auto",
             dict(phase="train"),
-            "finds no backend for this call: triton has no train kernel; ",
+            "finds no backend for this call: cutedsl has no train kernel; triton has no train kernel; ",
         ),
     ],
 )  # fmt: skip

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gdn_lab import GDNShape, notebook, plots_prefill, sweep_prefill
+from gdn_lab import GDNShape, notebook, ops, plots_prefill
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.measure import Run, load, prefill_bytes, prefill_flops
-from gdn_lab.sweep_prefill import prefill_sweep
+from gdn_lab.prefill_sweep import prefill_sweep
 
 SMALL = GDNShape(2, 4, 16, 32)
 OPTIONS = dict(device="cpu", samples=2, progress=False, variants=["torch"])
@@ -42,7 +42,7 @@ def test_a_wrong_one_is_not_timed(monkeypatch):
         torch_backend._prefill(*arguments)
         arguments[-1].mul_(1.1)
 
-    monkeypatch.setattr(sweep_prefill.ops, "launch_for", lambda name, call: lambda *args: wrong(False, *args))
+    monkeypatch.setattr(ops, "launch_for", lambda name, call: lambda *args: wrong(False, *args))
     rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
     assert [row["status"] for row in rows] == ["wrong"] and "median_us" not in rows[0]
 
