@@ -241,7 +241,25 @@ def _say_indexing(rows) -> str | None:
     batch = _largest(ratios)
     at = sorted((of[batch], name) for name, of in ratios.items() if batch in of)
     each = " to ".join(dict.fromkeys(f"{ratio:.2f} ({name})" for ratio, name in (at[0], at[-1])))
-    return f"Indexing the pool in place alone, gather and scatter over in place, at B = {batch}: {each}."
+    told = f"Indexing the pool in place alone, gather and scatter over in place, at B = {batch}: {each}."
+    share = _copies_share_of_roof(rows, batch, at[-1][1])
+    if share is None:
+        return told
+    return f"{told} The gather and the scatter move their own bytes at {share:.0%} of the roof."
+
+
+def _copies_share_of_roof(rows, batch: int, name: str) -> float | None:
+    """Share of the roof that a variant's gather and scatter reach; each reads and writes every state once."""
+    pair = {
+        row["indexing"]: row for row in timed(rows, indexing=None) if name_of(row) == name and row["batch"] == batch
+    }
+    if len(pair) < 2:
+        return None
+    row = pair["in_place"]
+    heads = row["num_v_heads"] * row["head_k_dim"] * row["head_v_dim"]
+    moved = 4 * batch * heads * {"float32": 4, "bfloat16": 2, "float16": 2}[row["state_dtype"]]
+    extra_us = pair["gather_scatter"]["median_us"] - row["median_us"]
+    return moved / extra_us / 1e3 / row["roof_gb_per_s"] if extra_us > 0 else None
 
 
 def _say_published(rows) -> str | None:

@@ -279,10 +279,17 @@ def say(sentences: list[str]) -> None:
 
 
 def table(frame: pandas.DataFrame, caption: str = "", *, digits: int = 1):
-    """A DataFrame for display: numbers with thousands separators and `digits` decimals, empty where nothing is."""
+    """A DataFrame for display: numbers with thousands separators and `digits` decimals, empty where nothing is.
+
+    Words stand to the left, numbers to the right, and errors, which span decades, as powers of ten.
+    """
+    errors = [column for column in frame.columns if "error" in str(column)]
+    words = [column for column in frame.columns if frame[column].dtype.kind not in "iuf"]
     whole = [column for column in frame.columns if pandas.api.types.is_integer_dtype(frame[column])]
     rest = [column for column in frame.columns if pandas.api.types.is_float_dtype(frame[column])]
     style = frame.style.format("{:,d}", subset=whole).format(precision=digits, thousands=",", na_rep="", subset=rest)
+    style = style.format("{:.1e}", na_rep="", subset=[column for column in errors if column in rest])
+    style = style.set_properties(subset=words, **{"text-align": "left"})
     if not isinstance(frame.index, pandas.RangeIndex):
         return style.set_caption(caption)
     return style.set_caption(caption).hide(axis="index")

@@ -51,6 +51,7 @@ def _case(name, batch, indexing):
     return {
         "phase": "decode", "backend": backend, "variant": variant, "layout": variant[:2].upper(), "indexing": indexing,
         "state_dtype": "bfloat16", "batch": batch, "tokens": 1, "num_k_heads": 16, "num_v_heads": 64,
+        "head_k_dim": 128, "head_v_dim": 128,
         "max_abs_error": 0.004, "max_abs_error_state": 0.002,
     }  # fmt: skip
 

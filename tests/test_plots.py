@@ -212,3 +212,14 @@ def test_report_fills_the_readme_and_changes_nothing_the_second_time(checkout):
 
 def test_report_without_a_readme_draws_what_needs_no_rows(tmp_path):
     assert [path.name for path in plots.report(tmp_path)] == ["warp_loads.png", "slot_bytes.png"]
+
+
+def test_what_gather_and_scatter_make_of_the_roof():
+    """4 passes over 64 heads of 128 × 128 bf16 elements, in the time that gather and scatter add."""
+    row = dict(
+        status="ok", timer="cuda_graph_replay", backend="triton", variant="vk", batch=1, state_dtype="bfloat16",
+        num_v_heads=64, head_k_dim=128, head_v_dim=128, roof_gb_per_s=2000.0,
+    )  # fmt: skip
+    rows = [row | dict(indexing="in_place", median_us=4.0), row | dict(indexing="gather_scatter", median_us=12.388608)]
+    assert findings._copies_share_of_roof(rows, 1, "triton/vk") == pytest.approx(0.5)
+    assert findings._copies_share_of_roof(rows[:1], 1, "triton/vk") is None
