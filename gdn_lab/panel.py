@@ -16,7 +16,7 @@ from .backends.base import dtype_name
 from .backends.registry import BACKENDS, refusal
 from .measure import OutputFolderError, Run
 from .pool import STATE_DTYPES
-from .shapes import MODELS, GDNShape
+from .shapes import MODELS, GDNShape, divisions
 from .sweep import decode_sweep
 
 
@@ -115,17 +115,13 @@ class DecodePanel:
         self.refresh()
 
 
-def divisions(model: str) -> list[int]:
-    """The tensor-parallel sizes that divide a model's heads."""
-    entry = MODELS[model]
-    return [n for n in range(1, entry.num_k_heads + 1) if not (entry.num_k_heads % n or entry.num_v_heads % n)]
-
-
 def servable(shape: GDNShape, dtype: torch.dtype, device: torch.device) -> tuple[list[str], dict[str, str]]:
     """(variants that can serve such a decode call, {the others: why not}), each on a pool of its own layout."""
     can, cannot = [], {}
     for backend in BACKENDS.values():
         for variant in backend.variants:
+            if "decode" not in variant.phases:
+                continue
             name = f"{backend.name}/{variant.name}"
             reason = refusal(name, shape, layout=variant.layout, dtype=dtype, device=device)
             if reason is None:

@@ -47,6 +47,12 @@ def model(name: str) -> Model:
         raise ValueError(f"model: {name!r} is not in the table; choose one of {', '.join(MODELS)}") from None
 
 
+def divisions(name: str) -> list[int]:
+    """The tensor-parallel sizes that split both a model's key heads and its value heads evenly."""
+    heads = model(name).num_k_heads, model(name).num_v_heads
+    return [tp for tp in range(1, min(heads) + 1) if not any(number % tp for number in heads)]
+
+
 @dataclass(frozen=True)
 class GDNShape:
     """Heads and head sizes of one GDN layer on one GPU. Value head `h` reads query/key head `h // group`."""
@@ -76,10 +82,9 @@ class GDNShape:
         if type(tp) is not int or tp < 1:
             raise ValueError(f"tp: expected a positive int, got {tp!r}")
         if entry.num_k_heads % tp or entry.num_v_heads % tp:
-            fits = [n for n in range(1, entry.num_k_heads + 1) if not (entry.num_k_heads % n or entry.num_v_heads % n)]
             raise ValueError(
                 f"tp: {name} has {entry.num_k_heads} key and {entry.num_v_heads} value heads, which {tp} GPUs cannot "
-                f"share evenly; choose one of {', '.join(map(str, fits))}"
+                f"share evenly; choose one of {', '.join(map(str, divisions(name)))}"
             )
         return cls(entry.num_k_heads // tp, entry.num_v_heads // tp)
 
