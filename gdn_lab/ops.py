@@ -42,14 +42,7 @@ def decode(
     if checks_values():
         _check_slots(pool, indices)
     call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
-    launch = launch_for(backend, call)
-    if out is None:
-        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
-    if not q.size(0):
-        return out
-    scale = pool.shape.scale if scale is None else scale
-    launch(q, k, v, a, b, A_log, dt_bias, pool.state, indices, scale, use_qk_l2norm, out)
-    return out
+    return _launch(backend, call, (q, k, v, a, b, A_log, dt_bias, pool.state, indices), scale, use_qk_l2norm, out)
 
 
 def verify(
@@ -81,16 +74,8 @@ def verify(
     else:
         mode = "output" if intermediate_states is None else "intermediate"
     call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode)
-    launch = launch_for(backend, call)
-    if out is None:
-        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
-    if not q.size(0):
-        return out
-    scale = pool.shape.scale if scale is None else scale
-    launch(
-        q, k, v, a, b, A_log, dt_bias, pool.state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
-    )  # fmt: skip
-    return out
+    tensors = (q, k, v, a, b, A_log, dt_bias, pool.state, indices)
+    return _launch(backend, call, tensors, scale, use_qk_l2norm, out, intermediate_states, update_state)
 
 
 def prefill(
@@ -121,14 +106,8 @@ def prefill(
         _check_slots(pool, indices)
         _check_bounds(cu_seqlens, q.size(0))
     call = Call("prefill", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
-    launch = launch_for(backend, call)
-    if out is None:
-        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
-    if not q.size(0):
-        return out
-    scale = pool.shape.scale if scale is None else scale
-    launch(q, k, v, a, b, A_log, dt_bias, pool.state, indices, cu_seqlens, scale, use_qk_l2norm, out)
-    return out
+    tensors = (q, k, v, a, b, A_log, dt_bias, pool.state, indices, cu_seqlens)
+    return _launch(backend, call, tensors, scale, use_qk_l2norm, out)
 
 
 def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, **options):
@@ -176,6 +155,19 @@ def decode_gathered(
     torch.index_select(pool.state, 0, slots, out=batch)
     out = decode(q, k, v, a, b, pool=scratch, indices=rows, **options)
     pool.state.index_copy_(0, slots, batch)
+    return out
+
+
+def _launch(backend, call, tensors, scale, use_qk_l2norm, out, *more):
+    """Runs the call on the backend that serves it, unless it has no rows; returns out, allocated if it was None.
+
+    tensors: q, k, v and so on as the launch takes them; more: what it takes after out.
+    """
+    launch, q, v = launch_for(backend, call), tensors[0], tensors[2]
+    if out is None:
+        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
+    if q.size(0):
+        launch(*tensors, call.shape.scale if scale is None else scale, use_qk_l2norm, out, *more)
     return out
 
 

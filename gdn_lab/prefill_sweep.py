@@ -11,7 +11,6 @@ from functools import partial
 import torch
 
 from . import ops, reference
-from .backends.base import dtype_name
 from .measure.progress import progress as progress_bar
 from .measure.results import Run
 from .measure.roofline import (
@@ -34,6 +33,7 @@ from .sweep import (
     Case,
     Check,
     NoBar,
+    Rows,
     Share,
     cases_of,
     checked_timers,
@@ -77,21 +77,10 @@ def prefill_sweep(
     if not workloads or any(n < 1 or length < 1 for n, length in workloads):
         raise ValueError(f"workloads: expected (sequences, tokens of each), both at least 1, got {workloads}")
     cases, refused = _cases(variants, indexings, shape, dtype, io_dtype, device)
-    common = {
-        "phase": "prefill", "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype),
-        "num_k_heads": shape.num_k_heads, "num_v_heads": shape.num_v_heads, "head_k_dim": shape.head_k_dim,
-        "head_v_dim": shape.head_v_dim, "model": model, "tp": tp, "seed": seed,
-    }  # fmt: skip
-    rows: list[dict] = []
-
-    def add(row: dict) -> None:
-        if run is not None:
-            run.append(common | row)
-        rows.append(common | row)
-
+    rows = Rows(run, "prefill", shape, dtype, io_dtype, model=model, tp=tp, seed=seed)
     with recorded(run), ops.checks(False):
         for row in refused:
-            add(row)
+            rows.add(row)
         if not cases:
             return rows
         roof = roof or measure_roof(device)
@@ -104,14 +93,14 @@ def prefill_sweep(
                 bar.update(n * length)
                 for case, check in checks.items():
                     if not check.right:
-                        add(work.case_fields(case, check) | {"status": "wrong"})
+                        rows.add(work.case_fields(case, check) | {"status": "wrong"})
                 for case, reason in work.failed.items():
-                    add(work.case_fields(case, Check(False, None, None)) | {"status": "refused", "reason": reason})
+                    rows.add(work.case_fields(case, Check(False, None, None)) | {"status": "refused", "reason": reason})
                 right = [case for case, check in checks.items() if check.right]
                 for timer in timers:
                     bar.set_postfix_str(f"{n} x {length}, {timer}", refresh=False)
                     for row in work.time(timer, samples, right, checks, Share(bar, n * length)):
-                        add(row)
+                        rows.add(row)
     return rows
 
 

@@ -90,22 +90,11 @@ def decode_sweep(
     if unknown or not indexings:
         raise ValueError(f"indexings: expected some of {', '.join(INDEXINGS)}, got {', '.join(unknown) or 'none'}")
     cases, refused = cases_of("decode", variants, indexings, Case, shape, dtype, io_dtype, device)
-    common = {
-        "phase": "decode", "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype), "tokens": 1,
-        "num_k_heads": shape.num_k_heads, "num_v_heads": shape.num_v_heads, "head_k_dim": shape.head_k_dim,
-        "head_v_dim": shape.head_v_dim, "model": model, "tp": tp, "seed": seed,
-    }  # fmt: skip
     slots = pool_slots(slots, shape, dtype, max(batches), cases, device)
-    rows: list[dict] = []
-
-    def add(row: dict) -> None:
-        if run is not None:
-            run.append(common | row)
-        rows.append(common | row)
-
+    rows = Rows(run, "decode", shape, dtype, io_dtype, model=model, tp=tp, seed=seed, tokens=1)
     with recorded(run), ops.checks(False):
         for row in refused:
-            add(row)
+            rows.add(row)
         if not cases:
             return rows
         sweep = Sweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device), max(batches))
@@ -117,14 +106,14 @@ def decode_sweep(
                 checks[batch] = sweep.check(batch)
                 for case, check in checks[batch].items():
                     if not check.right:
-                        add(sweep.case_fields(case, batch, check) | {"status": "wrong"})
+                        rows.add(sweep.case_fields(case, batch, check) | {"status": "wrong"})
                 bar.update(weight(batch))
             for timer in timers:
                 for batch in batches:
                     bar.set_postfix_str(f"B = {batch}, {timer}", refresh=False)
                     right = [case for case, check in checks[batch].items() if check.right]
                     for row in sweep.time(batch, timer, samples, right, checks[batch], Share(bar, weight(batch))):
-                        add(row)
+                        rows.add(row)
     return rows
 
 
@@ -374,6 +363,22 @@ def pool_slots(slots, shape, dtype, max_batch, cases, device) -> int:
 
 
 # --- progress and the run's record
+
+
+class Rows(list):
+    """The rows of a sweep so far. add() completes one with what all share and writes it to the run, if any, at once."""
+
+    def __init__(self, run: Run | None, phase: str, shape: GDNShape, dtype, io_dtype, **fields):
+        self.run = run
+        self.common = {"phase": phase, "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype)} | fields
+        for name in ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim"):
+            self.common[name] = getattr(shape, name)
+
+    def add(self, row: dict) -> None:
+        row = self.common | row
+        if self.run is not None:
+            self.run.append(row)
+        self.append(row)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 
 from . import ops, reference
-from .backends.base import dtype_name
 from .measure.progress import progress as progress_bar
 from .measure.results import Run
 from .measure.roofline import (
@@ -25,6 +24,7 @@ from .shapes import GDNShape
 from .sweep import (
     Check,
     NoBar,
+    Rows,
     Share,
     Sweep,
     cases_of,
@@ -82,22 +82,11 @@ def verify_sweep(
     cases, refused = cases_of("verify", variants, modes, VerifyCase, shape, dtype, io_dtype, device)
     if any(case.mode == "intermediate" for case in cases):
         cases.append(VerifyCase("pool", "commit", cases[0].layout, COMMIT))
-    common = {
-        "phase": "verify", "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype),
-        "num_k_heads": shape.num_k_heads, "num_v_heads": shape.num_v_heads, "head_k_dim": shape.head_k_dim,
-        "head_v_dim": shape.head_v_dim, "model": model, "tp": tp, "seed": seed,
-    }  # fmt: skip
     slots = pool_slots(slots, shape, dtype, max(batches), cases, device)
-    rows: list[dict] = []
-
-    def add(row: dict) -> None:
-        if run is not None:
-            run.append(common | row)
-        rows.append(common | row)
-
+    rows = Rows(run, "verify", shape, dtype, io_dtype, model=model, tp=tp, seed=seed)
     with recorded(run), ops.checks(False):
         for row in refused:
-            add(row)
+            rows.add(row)
         if not cases:
             return rows
         sweep = VerifySweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device), 0)
@@ -106,7 +95,7 @@ def verify_sweep(
             for batch in batches:
                 for count in tokens:
                     for row in sweep.rows(batch, count, timers, samples, bar):
-                        add(row)
+                        rows.add(row)
     return rows
 
 

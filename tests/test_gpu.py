@@ -436,3 +436,12 @@ def test_pool_on_the_gpu():
     assert there.free == pool.free and torch.equal(there.read(slots.cpu()), state.float().cpu())
     back = there.to(layout="VK", device=GPU, dtype=BF16)
     assert same_bits(back.state, pool.state) and same_bits(back.conv, pool.conv)
+
+
+def test_pool_on_another_than_the_current_device(monkeypatch):
+    """Kernels are launched on the current device, so a pool that lies elsewhere is refused, with the way out."""
+    pool, indices = filled_pool(RANK, 4, layout="VK", dtype=BF16, device=GPU), row_slots(2, 4, device=GPU)
+    inputs = make_inputs(RANK, 2, device=GPU)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.raises(ValueError, match=r"pool: is on cuda:0 and the current device is cuda:1; call inside torch"):
+        decode(*inputs.arguments(), **inputs.gates(), pool=pool, indices=indices)
