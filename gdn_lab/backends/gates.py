@@ -27,8 +27,11 @@ def gates_kernel(
 
 
 def gates(a, b, A_log, dt_bias):
-    """(g, beta), both [tokens, HV] float32 and contiguous."""
-    g, beta = torch.empty(2, *a.shape, dtype=torch.float32, device=a.device)
+    """(g, beta), both [tokens, HV] float32, contiguous, and each an allocation of its own.
+
+    FlashInfer takes them at multiples of 16 bytes, where the second half of one buffer need not begin.
+    """
+    g, beta = (torch.empty(a.shape, dtype=torch.float32, device=a.device) for _ in range(2))
     if a.numel():
         gates_kernel[(triton.cdiv(a.numel(), BLOCK),)](
             a, b, A_log, dt_bias, g, beta, a.numel(), a.stride(0), b.stride(0), a.shape[1], BLOCK, SOFTPLUS_THRESHOLD,
