@@ -96,7 +96,8 @@ def check_values(values: dict, declared: dict[str, str]) -> None:
     for name, value in values.items():
         expected = types.get(declared[name])
         if expected and (not isinstance(value, expected) or isinstance(value, bool) and expected is not bool):
-            raise NotebookError(f"{name}: expected {declared[name]}, got {value!r} ({type(value).__name__})")
+            way_out = f"; with papermill give it as text: -r {name} {value}" if expected is str else ""
+            raise NotebookError(f"{name}: expected {declared[name]}, got {value!r} ({type(value).__name__}){way_out}")
     try:
         if "model" in values:
             GDNShape.from_model(values["model"], values.get("tp", 1))
