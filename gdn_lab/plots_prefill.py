@@ -200,6 +200,7 @@ def native_against_detour(rows, run=None) -> Figure:
             bars = ax.bar(left, [value - 1 for value in at.values()], width, bottom=1, color=colour(name), label=name)
             ax.bar_label(bars, [f"{value:.2f}" for value in at.values()], fontsize=8.5, padding=2)
         ax.axhline(1, color=GREY, linewidth=1)
+        ax.margins(y=0.12)  # room for the labels
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
         ax.set_title(f"{heads} value heads")
         ax.set_xlabel("sequences × tokens of each")
