@@ -63,6 +63,11 @@ def not_timed(rows) -> list[str]:
     return [f"{', '.join(names)} refused: {reason}" for reason, names in refused.items()] + list(wrong)
 
 
+def clock_prefix(rows) -> str:
+    """What a title begins with: "CPU times: " where that is what they are, else nothing."""
+    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows)) else ""
+
+
 def device_name(run) -> str:
     """The GPU's name, or the CPU's, of what run.json holds."""
     environment = (run or {}).get("environment", {})

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from . import drafts, findings
+from . import findings
 from .data import DATA, measured, published_ratios
 from .drawing import (
     GREY,
@@ -30,6 +30,7 @@ from .findings import (
     GATHER_SCATTER_TRAFFIC,
     INDEXING,
     byte_size,
+    clock_prefix,
     conditions,
     device_name,
     indexing_ratios,
@@ -185,7 +186,7 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
     batches = sorted({batch for of in ratios.values() for batch in of})
     kernels = {name: of for name, of in ratios.items() if not name.startswith("torch/")}  # eager PyTorch always gathers
     last = [of[batches[-1]] for of in (kernels or ratios).values() if batches[-1] in of]
-    title = f"{_clock(rows)}At B = {batches[-1]} gather and scatter make a step {span(last)} times as long"
+    title = f"{clock_prefix(rows)}At B = {batches[-1]} gather and scatter make a step {span(last)} times as long"
     fig, (ax,) = new_figure(title, 9.0, 4.6, 1, notes)
     ends = []
     for name, of in ratios.items():
@@ -215,7 +216,7 @@ def layout_cost(rows, run=None, timer=None) -> Figure:
         return empty_figure("KV against VK: nothing timed on both", notes)
     batches = sorted({batch for of in ratios.values() for batch in of})
     each = " and ".join(f"{of[batches[-1]]:.2f} ({name})" for name, of in ratios.items() if batches[-1] in of)
-    title = f"{_clock(rows)}At B = {batches[-1]} a step on a KV pool takes {each} times as long as {base}"
+    title = f"{clock_prefix(rows)}At B = {batches[-1]} a step on a KV pool takes {each} times as long as {base}"
     fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
     ends = [(1.0, f"{base}  1", colour(base))]
     for name, of in ratios.items():
@@ -242,7 +243,7 @@ def decode_time(rows, run=None, *, indexing="in_place", timer=None) -> Figure:
         return empty_figure("Decode time: nothing was timed", notes)
     groups = series(drawn)
     batches = sorted({row["batch"] for row in drawn})
-    fig, (left, right) = new_figure(_clock(drawn) + _time_title(groups, batches[-1]), 11.5, 5.0, 2, notes)
+    fig, (left, right) = new_figure(clock_prefix(drawn) + _time_title(groups, batches[-1]), 11.5, 5.0, 2, notes)
     ends_left, ends_right = [], []
     for name, of in groups.items():
         xs, style = [row["batch"] for row in of], line_style(name, indexing)
@@ -263,11 +264,6 @@ def decode_time(rows, run=None, *, indexing="in_place", timer=None) -> Figure:
         batch_axis(ax, batches)
         label_ends(ax, ends)
     return fig
-
-
-def _clock(rows) -> str:
-    """ "CPU times: " where that is what they are."""
-    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows)) else ""
 
 
 def _time_title(groups, batch) -> str:
@@ -337,7 +333,7 @@ def cost_of_bytes(rows, run=None, timer=None) -> Figure:
     best = max(drawn, key=lambda row: row["share_of_roof"])
     small = min(drawn, key=lambda row: (row["batch"], row["median_us"]))
     title = (
-        f"{_clock(drawn)}At B = {small['batch']} the bytes take {micro(small['bytes'] / roof / 1e3)} "
+        f"{clock_prefix(drawn)}At B = {small['batch']} the bytes take {micro(small['bytes'] / roof / 1e3)} "
         f"of {name_of(small)}'s {micro(small['median_us'])}; at B = {best['batch']} {name_of(best)} runs at "
         f"{percent(best['share_of_roof'])} of the roof"
     )
@@ -376,7 +372,7 @@ def one_batch(rows, run=None, timer=None) -> Figure:
         return empty_figure("Nothing was timed", notes)
     batch = max(row["batch"] for row in drawn)
     drawn = sorted((row for row in drawn if row["batch"] == batch), key=lambda row: row["median_us"])
-    title = f"{_clock(rows)}At B = {batch} {name_of(drawn[0])} is fastest: {micro(drawn[0]['median_us'])}"
+    title = f"{clock_prefix(rows)}At B = {batch} {name_of(drawn[0])} is fastest: {micro(drawn[0]['median_us'])}"
     title += f", {percent(drawn[0]['share_of_roof'])} of the roof"
     fig, (ax,) = new_figure(title, 9.5, 1.8 + 0.36 * len(drawn), 1, notes)
     for y, row in enumerate(drawn):
@@ -533,102 +529,3 @@ def _save(figure, path: Path) -> Path:
     figure.savefig(beside, format="png", dpi=150, metadata={"Software": None})
     os.replace(beside, path)
     return path
-
-
-# ---- 05: verify -----------------------------------------------------------------------------------------------------
-
-
-@rc_context(STYLE)
-def verify_time(rows, run=None) -> Figure:
-    """Median time of a verify step against T, a panel for each mode, a line for each variant."""
-    times, notes = drafts.verify_times(rows), [drafts.conditions(rows, run), *not_timed(rows)]
-    panels = {mode: times[mode] for mode in drafts.MODES if mode in times}
-    if not panels:
-        return empty_figure("Verify: nothing was timed", notes)
-    for mode, of in panels.items():  # eager PyTorch only where there is nothing else: it would flatten the rest
-        panels[mode] = {name: us for name, us in of.items() if not name.startswith("torch/")} or of
-    tokens = sorted({T for of in panels.values() for us in of.values() for T in us})
-    said = "; ".join(_verify_finding(mode, of, tokens) for mode, of in panels.items())
-    title = _clock(rows) + said[0].upper() + said[1:]
-    fig, axes = new_figure(title, 12.5, 5.0, len(panels), notes)
-    for ax, (mode, of) in zip(axes, panels.items(), strict=True):
-        ends = []
-        for name, us in of.items():
-            xs = sorted(us)
-            ax.plot(xs, [us[T] for T in xs], **line_style(name))
-            ends.append((us[xs[-1]], f"{name}  {micro(us[xs[-1]])}", colour(name)))
-        ax.set_yscale("log")
-        plain_log_axis(ax.yaxis)
-        batch_axis(ax, tokens, "T (tokens verified in one step)")
-        ax.set_title(drafts.MODES[mode])
-        label_ends(ax, ends)
-    axes[0].set_ylabel("median time of a call, µs")
-    return fig
-
-
-def _verify_finding(mode, of, tokens) -> str:
-    name = drafts.fastest(of, tokens[-1])
-    xs = sorted(of[name])
-    grows = f", {of[name][xs[-1]] / of[name][xs[0]]:.2f} times its time at T = {xs[0]}" if len(xs) > 1 else ""
-    return f"{drafts.MODES[mode]}: {name} {micro(of[name][xs[-1]])} at T = {xs[-1]}{grows}"
-
-
-@rc_context(STYLE)
-def speculative_gain(rows, run=None) -> Figure:
-    """Tokens a second of this layer over those of decode, against the acceptance rate; a panel for each way."""
-    decode, steps = drafts.decode_time(rows), drafts.step_times(rows)
-    kernels = {key: of for key, of in steps.items() if not key[0].startswith("torch/")} or steps
-    notes = [drafts.conditions(rows, run)]
-    if not kernels or not decode:
-        return empty_figure("Speculative decoding: nothing was timed beside decode", notes)
-    notes.append(f"Over decode steps of {decode[0]}, {micro(decode[1])} each. This layer alone, without drafting.")
-    rates = [percent_ / 100 for percent_ in range(0, 101, 2)]
-    (name, way), T, best = max(
-        ((key, T, drafts.gain(of, decode[1], T, 0.8)) for key, of in kernels.items() for T in of),
-        key=lambda found: found[2],
-    )
-    title = f"{_clock(rows)}With 80 % of drafts accepted {name} makes {best:.2f} times decode's tokens (T = {T}, {way})"
-    fig, axes = new_figure(title, 11.5, 5.0, len(drafts.WAYS), notes, sharey=True)
-    for ax, way in zip(axes, drafts.WAYS, strict=True):
-        ends = []
-        for (name, of_way), of in kernels.items():
-            for T in sorted(of) if of_way == way else ():
-                gains = [drafts.gain(of, decode[1], T, rate) for rate in rates]
-                ax.plot([rate * 100 for rate in rates], gains, color=colour(name), linewidth=0.8 + 0.25 * T)
-                ends.append((gains[-1], f"{name} T = {T}", colour(name)))
-        ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
-        ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAY[way]}", xlim=(0, 100))
-        ax.set_ylim(0, max(drafts.gain(of, decode[1], T, 1.0) for of in kernels.values() for T in of) * 1.05)
-        label_ends(ax, ends)
-    axes[0].set_ylabel("tokens a second over decode's")
-    return fig
-
-
-_WAY = {"store": "T states written, one copied back", "replay": "output only, then the accepted tokens again"}
-
-
-@rc_context(STYLE)
-def draft_memory(tokens, tp: int = 1) -> Figure:
-    """What a request in flight keeps between verify and commit, for each model. Computed."""
-    table = drafts.memory_table(tokens, tp)
-    if table.empty:
-        return empty_figure(f"No model of the table can be split over {tp} GPUs", [])
-    first, last = table.iloc[0], table.columns[-1]
-    ratio = first[last] / first["state and window"]
-    title = (
-        f"{last.removeprefix('drafts, ')}: a request of {first['model']} in flight keeps {first[last]:,.0f} MB more, "
-        f"{ratio:.1f} times its state"
-    )
-    note = f"bf16, all GDN layers of a model, on one of {tp} tensor-parallel GPU{'s' * (tp > 1)}."
-    fig, (ax,) = new_figure(title, 9.5, 4.6, 1, [note])
-    columns = table.columns[1:]
-    for i, column in enumerate(columns):
-        places = [y * (len(columns) + 1) + i for y in range(len(table))]
-        bars = ax.barh(places, table[column], height=0.85, color=GREY if i == 0 else "#0072B2", alpha=1 - 0.15 * i)
-        ax.bar_label(bars, [f"  {value:,.0f}  {column}" for value in table[column]], fontsize=8.5)
-    ax.set_yticks([y * (len(columns) + 1) + len(columns) / 2 - 0.5 for y in range(len(table))], table.model)
-    ax.invert_yaxis()
-    ax.set_xlabel("MB a request")
-    ax.grid(axis="y", visible=False)
-    ax.set_xlim(0, ax.get_xlim()[1] * 1.2)
-    return fig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gdn_lab import GDNShape, notebook, ops, plots_prefill
+from gdn_lab import GDNShape, notebook, ops, prefill_plots
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.measure import Run, load, prefill_bytes, prefill_flops
 from gdn_lab.prefill_sweep import prefill_sweep
@@ -29,11 +29,11 @@ def test_rows(tmp_path):
         assert row["status"] == "ok" and row["phase"] == "prefill" and row["tokens"] == row["batch"] * row["length"]
         assert row["bytes"] == prefill_bytes(SMALL, row["tokens"], row["batch"], torch.bfloat16)
         assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["median_us"] * 1e6)
-    table = plots_prefill.time_table(rows)
+    table = prefill_plots.time_table(rows)
     assert list(table.columns[2:]) == ["torch/vk", "torch/kv", "torch/kv, detour"] and len(table) == 2
-    assert set(plots_prefill.detour_ratios(rows)["torch/vk"]) == {(4, 1, 70), (4, 3, 5)}
-    assert any("by way of KV" in sentence for sentence in plots_prefill.answers(rows))
-    for draw in (plots_prefill.tokens_per_second, plots_prefill.native_against_detour):
+    assert set(prefill_plots.detour_ratios(rows)["torch/vk"]) == {(4, 1, 70), (4, 3, 5)}
+    assert any("by way of KV" in sentence for sentence in prefill_plots.answers(rows))
+    for draw in (prefill_plots.tokens_per_second, prefill_plots.native_against_detour):
         assert draw(rows, run.info).get_suptitle() and draw([]).get_suptitle()
 
 
@@ -66,5 +66,5 @@ def test_parameters():
 
 
 def test_first_measurements():
-    assert plots_prefill.first_measurements().values.tolist() == [[8, 1024, 329, 1204], [1, 8192, 541, 1326]]
-    assert plots_prefill.one_process().set_index(["variant", "what"]).us[("fla", "call")] == 1029
+    assert prefill_plots.first_measurements().values.tolist() == [[8, 1024, 329, 1204], [1, 8192, 541, 1326]]
+    assert prefill_plots.one_process().set_index(["variant", "what"]).us[("fla", "call")] == 1029

@@ -1,0 +1,109 @@
+"""The figures of notebook 05, drawn from verify_sweep.py's rows. Nothing here measures; drawing.py is how they look."""
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from . import verify_findings
+from .drawing import GREY, STYLE, batch_axis, colour, empty_figure, label_ends, line_style, new_figure, plain_log_axis
+from .findings import (
+    clock_prefix,
+    micro,
+    not_timed,
+)
+
+
+@rc_context(STYLE)
+def verify_time(rows, run=None) -> Figure:
+    """Median time of a verify step against T, a panel for each mode, a line for each variant."""
+    times, notes = verify_findings.verify_times(rows), [verify_findings.conditions(rows, run), *not_timed(rows)]
+    panels = {mode: times[mode] for mode in verify_findings.MODES if mode in times}
+    if not panels:
+        return empty_figure("Verify: nothing was timed", notes)
+    for mode, of in panels.items():  # eager PyTorch only where there is nothing else: it would flatten the rest
+        panels[mode] = {name: us for name, us in of.items() if not name.startswith("torch/")} or of
+    tokens = sorted({T for of in panels.values() for us in of.values() for T in us})
+    said = "; ".join(_verify_finding(mode, of, tokens) for mode, of in panels.items())
+    title = clock_prefix(rows) + said[0].upper() + said[1:]
+    fig, axes = new_figure(title, 12.5, 5.0, len(panels), notes)
+    for ax, (mode, of) in zip(axes, panels.items(), strict=True):
+        ends = []
+        for name, us in of.items():
+            xs = sorted(us)
+            ax.plot(xs, [us[T] for T in xs], **line_style(name))
+            ends.append((us[xs[-1]], f"{name}  {micro(us[xs[-1]])}", colour(name)))
+        ax.set_yscale("log")
+        plain_log_axis(ax.yaxis)
+        batch_axis(ax, tokens, "T (tokens verified in one step)")
+        ax.set_title(verify_findings.MODES[mode])
+        label_ends(ax, ends)
+    axes[0].set_ylabel("median time of a call, µs")
+    return fig
+
+
+def _verify_finding(mode, of, tokens) -> str:
+    name = verify_findings.fastest(of, tokens[-1])
+    xs = sorted(of[name])
+    grows = f", {of[name][xs[-1]] / of[name][xs[0]]:.2f} times its time at T = {xs[0]}" if len(xs) > 1 else ""
+    return f"{verify_findings.MODES[mode]}: {name} {micro(of[name][xs[-1]])} at T = {xs[-1]}{grows}"
+
+
+@rc_context(STYLE)
+def speculative_gain(rows, run=None) -> Figure:
+    """Tokens a second of this layer over those of decode, against the acceptance rate; a panel for each way."""
+    decode, steps = verify_findings.decode_time(rows), verify_findings.step_times(rows)
+    kernels = {key: of for key, of in steps.items() if not key[0].startswith("torch/")} or steps
+    notes = [verify_findings.conditions(rows, run)]
+    if not kernels or not decode:
+        return empty_figure("Speculative decoding: nothing was timed beside decode", notes)
+    notes.append(f"Over decode steps of {decode[0]}, {micro(decode[1])} each. This layer alone, without drafting.")
+    rates = [percent_ / 100 for percent_ in range(0, 101, 2)]
+    (name, way), T, best = max(
+        ((key, T, verify_findings.gain(of, decode[1], T, 0.8)) for key, of in kernels.items() for T in of),
+        key=lambda found: found[2],
+    )
+    found = f"{name} makes {best:.2f} times decode's tokens (T = {T}, {way})"
+    title = f"{clock_prefix(rows)}With 80 % of drafts accepted {found}"
+    fig, axes = new_figure(title, 11.5, 5.0, len(verify_findings.WAYS), notes, sharey=True)
+    for ax, way in zip(axes, verify_findings.WAYS, strict=True):
+        ends = []
+        for (name, of_way), of in kernels.items():
+            for T in sorted(of) if of_way == way else ():
+                gains = [verify_findings.gain(of, decode[1], T, rate) for rate in rates]
+                ax.plot([rate * 100 for rate in rates], gains, color=colour(name), linewidth=0.8 + 0.25 * T)
+                ends.append((gains[-1], f"{name} T = {T}", colour(name)))
+        ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
+        ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAY[way]}", xlim=(0, 100))
+        ax.set_ylim(0, max(verify_findings.gain(of, decode[1], T, 1.0) for of in kernels.values() for T in of) * 1.05)
+        label_ends(ax, ends)
+    axes[0].set_ylabel("tokens a second over decode's")
+    return fig
+
+
+_WAY = {"store": "T states written, one copied back", "replay": "output only, then the accepted tokens again"}
+
+
+@rc_context(STYLE)
+def draft_memory(tokens, tp: int = 1) -> Figure:
+    """What a request in flight keeps between verify and commit, for each model. Computed."""
+    table = verify_findings.memory_table(tokens, tp)
+    if table.empty:
+        return empty_figure(f"No model of the table can be split over {tp} GPUs", [])
+    first, last = table.iloc[0], table.columns[-1]
+    ratio = first[last] / first["state and window"]
+    title = (
+        f"{last.removeprefix('drafts, ')}: a request of {first['model']} in flight keeps {first[last]:,.0f} MB more, "
+        f"{ratio:.1f} times its state"
+    )
+    note = f"bf16, all GDN layers of a model, on one of {tp} tensor-parallel GPU{'s' * (tp > 1)}."
+    fig, (ax,) = new_figure(title, 9.5, 4.6, 1, [note])
+    columns = table.columns[1:]
+    for i, column in enumerate(columns):
+        places = [y * (len(columns) + 1) + i for y in range(len(table))]
+        bars = ax.barh(places, table[column], height=0.85, color=GREY if i == 0 else "#0072B2", alpha=1 - 0.15 * i)
+        ax.bar_label(bars, [f"  {value:,.0f}  {column}" for value in table[column]], fontsize=8.5)
+    ax.set_yticks([y * (len(columns) + 1) + len(columns) / 2 - 0.5 for y in range(len(table))], table.model)
+    ax.invert_yaxis()
+    ax.set_xlabel("MB a request")
+    ax.grid(axis="y", visible=False)
+    ax.set_xlim(0, ax.get_xlim()[1] * 1.2)
+    return fig

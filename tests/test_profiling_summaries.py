@@ -1,0 +1,89 @@
+"""The three summaries against numbers worked out by hand, and the nesting of ranges against its definition."""
+
+import numpy
+import pytest
+from captures import two_steps, write_nsys
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gdn_lab.profiling import read
+from gdn_lab.profiling.nesting import attribute
+from gdn_lab.profiling.summaries import cuda_gpu_kern_sum, nvtx_gpu_proj_sum, nvtx_kern_sum
+
+
+@pytest.fixture
+def two(tmp_path):
+    return read(write_nsys(tmp_path / "two.sqlite", two_steps()))
+
+
+def rows(frame):
+    return [tuple(row) for row in frame.itertuples(index=False, name=None)]
+
+
+def test_cuda_gpu_kern_sum(two):
+    frame = cuda_gpu_kern_sum(two)
+    assert list(frame.columns) == [
+        "Time (%)", "Total Time (ns)", "Instances", "Avg (ns)", "Med (ns)", "Min (ns)", "Max (ns)", "StdDev (ns)", "Name",
+    ]  # fmt: skip
+    assert rows(frame) == [
+        (78.7, 10_000, 4, 2500.0, 2500.0, 1000, 4000, 1291.0, "gdn_kernel"),  # 3000, 2000, 4000, 1000
+        (13.4, 1700, 3, 566.7, 500.0, 200, 1000, 404.1, "norm_kernel"),  # 1000, 500, 200
+        (7.9, 1000, 2, 500.0, 500.0, 300, 700, 282.8, "other_kernel"),  # 700, 300
+    ]
+
+
+def test_nvtx_kern_sum(two):
+    frame = nvtx_kern_sum(two)
+    assert list(frame.columns) == [
+        "NVTX Range", "Style", "PID", "TID", "NVTX Inst", "Kern Inst", "Total Time (ns)", "Avg (ns)", "Med (ns)",
+        "Min (ns)", "Max (ns)", "StdDev (ns)", "Kernel Name",
+    ]  # fmt: skip
+    main, worker = ("PushPop", 100, 101), ("StartEnd", 100, 102)
+    assert rows(frame) == [
+        (":gdn", *main, 2, 4, 10_000, 2500.0, 2500.0, 1000, 4000, 1291.0, "gdn_kernel"),
+        (":step", *main, 2, 4, 10_000, 2500.0, 2500.0, 1000, 4000, 1291.0, "gdn_kernel"),
+        (":step", *main, 2, 2, 1500, 750.0, 750.0, 500, 1000, 353.6, "norm_kernel"),
+        (":norm", *main, 1, 1, 1000, 1000.0, 1000.0, 1000, 1000, 0.0, "norm_kernel"),
+        (":gdn", *main, 1, 1, 500, 500.0, 500.0, 500, 500, 0.0, "norm_kernel"),
+        (":worker", *worker, 1, 1, 300, 300.0, 300.0, 300, 300, 0.0, "other_kernel"),
+    ]
+
+
+def test_nvtx_gpu_proj_sum(two):
+    frame = nvtx_gpu_proj_sum(two)
+    assert list(frame.columns) == [
+        "Range", "Style", "Total Proj Time (ns)", "Total Range Time (ns)", "Range Instances", "Proj Avg (ns)",
+        "Proj Med (ns)", "Proj Min (ns)", "Proj Max (ns)", "Proj StdDev (ns)", "Total GPU Ops", "Avg GPU Ops",
+        "Avg Range Lvl", "Avg Num Child",
+    ]  # fmt: skip
+    assert rows(frame) == [
+        # 3000…10600 and 13000…18600, with the copy; two and one ranges inside
+        (":step", "PushPop", 13_200, 17_000, 2, 6600.0, 6600.0, 5600, 7600, 1414.2, 7, 3.5, 0.0, 1.5),
+        # 3000…8500 and 13000…18600
+        (":gdn", "PushPop", 11_100, 4000, 2, 5550.0, 5550.0, 5500, 5600, 70.7, 5, 2.5, 1.0, 0.0),
+        (":norm", "PushPop", 1000, 1000, 1, 1000.0, 1000.0, 1000, 1000, 0.0, 1, 1.0, 1.0, 0.0),
+        (":worker", "StartEnd", 300, 29_000, 1, 300.0, 300.0, 300, 300, 0.0, 1, 1.0, 0.0, 0.0),
+    ]
+
+
+intervals = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(0, 8), st.integers(1, 2)).map(lambda x: (x[0], x[0] + x[1], x[2])),
+    max_size=12,
+)
+
+
+@given(intervals, intervals)
+def test_enclosing_is_what_it_says(ranges, launches):
+    """Start, end and thread at random, overlapping at will: the ranges found are those that enclose, outermost first."""
+    start, end, thread = numpy.array(ranges, numpy.int64).reshape(-1, 3).T
+    launch_start, launch_end, launch_thread = numpy.array(launches, numpy.int64).reshape(-1, 3).T
+    names = numpy.arange(len(ranges))
+    chains, nodes, own = attribute(start, end, thread, names, launch_start, launch_end, launch_thread)
+    for (begins, ends, on), node in zip(launches, nodes.tolist(), strict=True):
+        encloses = [row for row, (a, b, t) in enumerate(ranges) if t == on and a <= begins and ends <= b]
+        found = chains.rows(node)[::-1]
+        assert sorted(found) == encloses
+        assert [ranges[row][0] for row in found] == sorted(ranges[row][0] for row in found)
+        below, name = chains.paths[chains.path[node]] if node >= 0 else (-1, -1)
+        assert (below < 0) == (len(found) < 2) and name == (found[-1] if found else -1)
+    assert [chains.range[node] for node in own.tolist()] == names.tolist()
