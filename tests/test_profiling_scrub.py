@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from captures import MAIN, global_tid, two_steps, write_nsys
 
+import gdn_lab.profiling.scrub as module
 from gdn_lab.profiling import nsight, range_table, read, summaries, table
 from gdn_lab.profiling.scrub import main, scrub
 
@@ -107,6 +108,29 @@ def test_refusals_leave_nothing_behind(secret, tmp_path):
         scrub(foreign)
     foreign.unlink()
     assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_full_disk_is_said_and_leaves_nothing(secret, tmp_path, monkeypatch):
+    def full(beside, *_):
+        beside.write_bytes(b"half")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(module, "_write", full)
+    with pytest.raises(OSError, match="cannot write .*copy.sqlite: database or disk is full; free space"):
+        scrub(secret, tmp_path / "copy.sqlite")
+    assert os.listdir(tmp_path) == [secret.name]
+
+
+def test_report_is_exported_and_scrubbed(secret, tmp_path, monkeypatch):
+    report, nsys = tmp_path / "run.nsys-rep", tmp_path / "bin" / "nsys"
+    report.write_bytes(b"a report")
+    nsys.parent.mkdir()
+    nsys.write_text(f'#!/bin/sh\nexec cp "{secret}" "$7"\n')
+    nsys.chmod(0o755)
+    monkeypatch.setenv("PATH", str(nsys.parent), prepend=os.pathsep)
+    copy = scrub(report)
+    assert copy.name == "run.scrubbed.sqlite" and SECRET.encode() not in copy.read_bytes()
+    assert table(read(copy)).equals(table(read(secret)))
 
 
 def test_command(secret, tmp_path, capsys):

@@ -23,7 +23,8 @@ def rows(frame):
 def test_cuda_gpu_kern_sum(two):
     frame = cuda_gpu_kern_sum(two)
     assert list(frame.columns) == [
-        "Time (%)", "Total Time (ns)", "Instances", "Avg (ns)", "Med (ns)", "Min (ns)", "Max (ns)", "StdDev (ns)", "Name",
+        "Time (%)", "Total Time (ns)", "Instances", "Avg (ns)", "Med (ns)", "Min (ns)", "Max (ns)", "StdDev (ns)",
+        "Name",
     ]  # fmt: skip
     assert rows(frame) == [
         (78.7, 10_000, 4, 2500.0, 2500.0, 1000, 4000, 1291.0, "gdn_kernel"),  # 3000, 2000, 4000, 1000
@@ -74,7 +75,7 @@ intervals = st.lists(
 
 @given(intervals, intervals)
 def test_enclosing_is_what_it_says(ranges, launches):
-    """Start, end and thread at random, overlapping at will: the ranges found are those that enclose, outermost first."""
+    """Start, end and thread at random, overlapping at will: what is found is what encloses, outermost first."""
     start, end, thread = numpy.array(ranges, numpy.int64).reshape(-1, 3).T
     launch_start, launch_end, launch_thread = numpy.array(launches, numpy.int64).reshape(-1, 3).T
     names = numpy.arange(len(ranges))

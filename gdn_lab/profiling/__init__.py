@@ -1,0 +1,21 @@
+"""Taking a program apart: named ranges, and readers that give one table for Kineto and Nsight Systems."""
+
+from pathlib import Path
+
+from . import kineto, nsight, summaries
+from .capture import OUTSIDE, Capture, range_table, table
+from .span import span
+
+
+def read(source) -> Capture:
+    """The Capture in a torch.profiler profile, a trace it exported (.json, .json.gz), or a file of Nsight Systems.
+
+    Errors are those of kineto.read() and nsight.read().
+    """
+    is_file = isinstance(source, (str, Path))
+    if is_file and not str(source).endswith((".json", ".json.gz")):
+        return nsight.read(source)
+    return kineto.read(source)
+
+
+__all__ = ["OUTSIDE", "Capture", "kineto", "nsight", "range_table", "read", "span", "summaries", "table"]
