@@ -14,11 +14,11 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench lab report test test-gpu sanitize lint clean
+.PHONY: help run bench lab report capture-scrub test test-gpu sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
-		printf '  %-14s %s\n' "$$target" "$$text"; done
+		printf '  %-18s %s\n' "$$target" "$$text"; done
 
 run: $(READY)  ## set up, then run the workbook from end to end: notebooks, reports and rows in runs/
 	@$(IN_VENV) -m gdn_lab run $(ARGS)
@@ -31,6 +31,9 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 
 report: $(READY)  ## draw the README's figures again from data/
 	@$(IN_VENV) -m gdn_lab report $(ARGS)
+
+capture-scrub: $(READY)  ## a copy of the Nsight Systems capture CAPTURE=file that can be shared [OUT=file]
+	@$(IN_VENV) -m gdn_lab.profiling.scrub "$(CAPTURE)" $(if $(OUT),"$(OUT)")
 
 test: $(READY)  ## set up, then run the tests that need no GPU
 	@$(IN_VENV) -m pytest -m "not gpu" -n auto --maxprocesses 4 $(ARGS)
