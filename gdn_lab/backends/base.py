@@ -1,5 +1,6 @@
 """What a backend is: a name, variants, a rule of refusal in sentences, and one launch function for each phase."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,16 +61,19 @@ class KernelCase(NamedTuple):
 Launch = Callable[..., None]
 
 
-class Backend:
-    """Subclassed once in each file of this folder; the first variant of a layout is that layout's default."""
+class Backend(ABC):
+    """Subclassed once in each file of this folder; the first variant of a layout is that layout's default.
+
+    For each phase among its variants' phases a subclass has <phase>_launch(variant, call) -> Launch.
+    """
 
     name: str
     distribution: str  # what importlib.metadata knows it by
     variants: tuple[Variant, ...]
 
+    @abstractmethod
     def missing(self, device: torch.device) -> str | None:
         """Why this backend can serve nothing on `device`: one sentence, or None."""
-        raise NotImplementedError
 
     def refusal(self, variant: Variant, call: Call) -> str | None:
         """Why this variant cannot serve this call: one sentence, or None."""
@@ -86,18 +90,6 @@ class Backend:
     def refusal_of_sizes(self, call: Call) -> str | None:
         """What is particular to the backend: head sizes, dtypes of inputs and indices."""
         return None
-
-    def prefill_launch(self, variant: Variant, call: Call) -> Launch:
-        """The function that runs one prefill call of this variant."""
-        raise NotImplementedError
-
-    def decode_launch(self, variant: Variant, call: Call) -> Launch:
-        """The function that runs one decode call of this variant."""
-        raise NotImplementedError
-
-    def verify_launch(self, variant: Variant, call: Call) -> Launch:
-        """The function that runs one verify call of this variant."""
-        raise NotImplementedError
 
 
 class NotInstalled(Backend):
