@@ -300,7 +300,7 @@ def test_two_timers_agree_on_long_kernels():
 
 
 @pytest.mark.gpu
-def test_cupti_records_session_after_session():
+def test_cupti_records_time_after_time():
     calls = {"small": streams(1, 16)}
     for _ in range(4):
         time.sleep(0.5)

@@ -248,18 +248,18 @@ def _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, ad
 
 # --- CUPTI through Kineto
 #
-# What goes wrong in practice, and is met here. CUPTI misdates the first records of a session, more with every session
+# What goes wrong in practice, and is met here. CUPTI misdates the first records of a profile, more with every profile
 # of a process, and Kineto drops those (pytorch issue 192021): hence the lead-in of marker kernels, of which one
-# must survive. The teardown after one session may hit the next, which then sees no kernels (kineto pull request 1554):
+# must survive. The teardown after one profile may hit the next, which then sees no kernels (kineto pull request 1554):
 # hence TEARDOWN_CUPTI=0. Whatever else is lost is an error: TimerUnavailable.
 
-_LEAD_IN = 2000  # marker kernels at the start of a session: 2 to 3 us each
+_LEAD_IN = 2000  # marker kernels at the start of a profile: 2 to 3 us each
 _MARKER = "spin_kernel"  # what torch.cuda._sleep launches; no variant has a kernel of this name
 
 
 @cache
 def _start_cupti() -> None:
-    """One throwaway session: the first one starts CUPTI, which takes seconds, before the graphs it is to see exist."""
+    """One throwaway profile: the first one starts CUPTI, which takes seconds, before the graphs it is to see exist."""
     os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
     os.environ.setdefault("TEARDOWN_CUPTI", "0")
     _profiled_replays([lambda: torch.cuda._sleep(1)])
