@@ -66,6 +66,18 @@ def test_kineto_table_equals_nsight_table(tmp_path, packed):
     assert other.kernels[same].equals(capture.kernels[same])
 
 
+def test_open_ranges_of_older_exports(two):
+    """They have a default where newer ones have NULL."""
+    expected = read(two)
+    with sqlite3.connect(two) as connection:
+        connection.execute("UPDATE NVTX_EVENTS SET end = 0 WHERE end IS NULL")
+        connection.execute("UPDATE NVTX_EVENTS SET text = '' WHERE text IS NULL")
+        connection.execute("UPDATE NVTX_EVENTS SET endGlobalTid = 0 WHERE endGlobalTid IS NULL")
+        connection.execute("UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET graphNodeId = 0 WHERE graphNodeId IS NULL")
+    connection.close()
+    assert read(two).ranges.equals(expected.ranges) and read(two).kernels.equals(expected.kernels)
+
+
 def test_timeline(two):
     kernels = read(two).kernels
     first = kernels[kernels["device"] == 0]

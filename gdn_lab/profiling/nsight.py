@@ -251,7 +251,7 @@ def _ranges(export: Export, strings: dict[int, str]) -> tuple[dict, list[str]]:
         names.append(text or strings.get(text_id) or "(unnamed)")
         in_domain.append(domains.get((_process(thread), domain), f"domain {domain}") if domain else "")
         styles.append(STYLES[style])
-        times.append((start, -1 if end is None else end, thread))
+        times.append((start, -1 if end is None or end < start else end, thread))  # older exports have 0 for NULL
     start, end, thread = numpy.array(times, numpy.int64).reshape(-1, 3).T
     ranges = {"name": names, "domain": in_domain, "style": styles, "start": start, "end": end, "thread": thread}
     notes = [f"ranges that end on another thread than they began on, left out: {across:,}"]
