@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy
 import pandas
 
-from .nesting import Chains, attribute
+from .nesting import NO_NODE, Chains, attribute
 
 OUTSIDE = "(outside any range)"
 KINDS = ("kernel", "memcpy", "memset", "graph")
@@ -88,10 +88,9 @@ def capture(profiler: str, events: Events, gpus=(), notes=()) -> Capture:
     chains, nodes, range_nodes = attribute(
         ranges["start"], ranges["end"], ranges["thread"], codes, launch["start"], launch["end"], launch["thread"]
     )
-    paths, depths = _paths(chains, names)
     notes += _notes(kernels, launch, is_open)
-    range_frame = _range_frame(ranges, is_open, chains, range_nodes, paths, depths, events.thread_id)
-    kernel_frame = _kernel_frame(kernels, events.kernel_names, launch, chains, nodes, paths, events.thread_id)
+    range_frame = _range_frame(ranges, is_open, range_nodes, _path_column(range_nodes, chains, names), events)
+    kernel_frame = _kernel_frame(kernels, launch, nodes, _path_column(nodes, chains, names)[0], events)
     return Capture(profiler, tuple(gpus), range_frame, kernel_frame, tuple(notes), chains)
 
 
@@ -178,19 +177,22 @@ def _launch_of(kernels: dict, launches: dict) -> dict:
     return {name: numpy.where(found, launches[name][order[place]], _MISSING) for name in ("start", "end", "thread")}
 
 
-def _paths(chains: Chains, names) -> tuple[list[str], numpy.ndarray]:
-    """(text, depth) of each path of the chains."""
-    texts, depths = [], []
-    for below, name in chains.paths:
-        texts.append(names[name] if below < 0 else f"{texts[below]} / {names[name]}")
-        depths.append(1 if below < 0 else depths[below] + 1)
-    return texts, numpy.array(depths, numpy.int64)
+def _path_column(nodes, chains: Chains, names) -> tuple[pandas.Categorical, numpy.ndarray]:
+    """(path, depth) of the nodes. Only paths that occur here are spelt out; two that read alike are one."""
+    paths = numpy.append(numpy.asarray(chains.path, numpy.int64), NO_NODE)[nodes]  # node -1: the last entry
+    distinct, which = numpy.unique(paths, return_inverse=True)
+    spelt = [_path_names(path, chains, names) for path in distinct.tolist()]
+    depths = numpy.array([len(parts) for parts in spelt], numpy.int64)
+    return _categorical(which, [" / ".join(parts) or OUTSIDE for parts in spelt]), depths[which]
 
 
-def _path_column(node, chains: Chains, paths: list[str]) -> pandas.Categorical:
-    """Paths of the nodes; two paths that read alike are one."""
-    codes = numpy.append(numpy.asarray(chains.path, numpy.int64), len(paths))[node]  # node -1: the last entry
-    return _categorical(codes, [*paths, OUTSIDE])
+def _path_names(path: int, chains: Chains, names) -> list[str]:
+    """Names along a path, outermost first; none for -1."""
+    parts = []
+    while path >= 0:
+        path, name = chains.paths[path]
+        parts.append(names[name])
+    return parts[::-1]
 
 
 def _categorical(codes, texts: list[str]) -> pandas.Categorical:
@@ -198,27 +200,25 @@ def _categorical(codes, texts: list[str]) -> pandas.Categorical:
     return pandas.Categorical.from_codes(merged[codes], categories=pandas.Index(distinct, dtype=object))
 
 
-def _kernel_frame(kernels, names, launch, chains, nodes, paths, thread_id) -> pandas.DataFrame:
+def _kernel_frame(kernels, launch, nodes, path, events: Events) -> pandas.DataFrame:
     gap, busy = _gaps(kernels["start"], kernels["end"], kernels["device"])
-    thread = numpy.where(launch["thread"] == _MISSING, _MISSING, thread_id(launch["thread"]))
+    thread = numpy.where(launch["thread"] == _MISSING, _MISSING, events.thread_id(launch["thread"]))
     return pandas.DataFrame({
         "kind": pandas.Categorical.from_codes(kernels["kind"], categories=list(KINDS)),
-        "name": _categorical(kernels["name"], names),
+        "name": _categorical(kernels["name"], events.kernel_names),
         "start_ns": kernels["start"], "end_ns": kernels["end"], "device": kernels["device"],
         "stream": kernels["stream"], "process": kernels["process"], "thread": thread,
         "launch_start_ns": launch["start"], "launch_end_ns": launch["end"], "correlation": kernels["correlation"],
-        "graph": kernels["graph"], "path": _path_column(nodes, chains, paths), "node": nodes,
-        "gap_ns": gap, "busy_ns": busy,
+        "graph": kernels["graph"], "path": path, "node": nodes, "gap_ns": gap, "busy_ns": busy,
     })  # fmt: skip
 
 
-def _range_frame(ranges, is_open, chains, nodes, paths, depths, thread_id) -> pandas.DataFrame:
-    path = numpy.asarray(chains.path, numpy.int64)[nodes]
+def _range_frame(ranges, is_open, nodes, paths, events: Events) -> pandas.DataFrame:
+    path, depth = paths
     return pandas.DataFrame({
         **{name: numpy.array(ranges[name], dtype=object) for name in ("name", "domain", "style")},
         "start_ns": ranges["start"], "end_ns": ranges["end"], "process": ranges["process"],
-        "thread": thread_id(ranges["thread"]), "open": is_open, "path": _path_column(nodes, chains, paths),
-        "depth": depths[path], "node": nodes,
+        "thread": events.thread_id(ranges["thread"]), "open": is_open, "path": path, "depth": depth, "node": nodes,
     })  # fmt: skip
 
 
