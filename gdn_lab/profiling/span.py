@@ -7,7 +7,7 @@ import torch
 class span:
     """Marks what runs inside as a range of this name: `with span("GDN"): …`. Nests; not for reuse.
 
-    Nsight Systems sees every span (NVTX, default domain), Kineto those that begin while it records. About 2 us when
+    Nsight Systems sees every span (NVTX, default domain), Kineto those that begin while it records. About 1 us when
     nobody records, more under Kineto: around a step or its parts, not inside a timed loop.
     """
 
