@@ -210,7 +210,7 @@ def to_html(notebook: Path) -> Path:
 
 
 class _Kernel(AsyncKernelManager):
-    """Remembers the newest kernel, so that Ctrl-C can be passed on to it: kernels live in a process group of their own."""
+    """Remembers the newest kernel, so that Ctrl-C can be passed on to it: kernels have a process group of their own."""
 
     newest = None
 
