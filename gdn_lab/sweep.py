@@ -9,7 +9,6 @@ from functools import partial
 from math import ceil
 from typing import NamedTuple
 
-import nvtx
 import torch
 
 from . import ops, reference
@@ -20,6 +19,7 @@ from .measure.results import Run
 from .measure.roofline import DECODE_BYTES_FORMULA, Roof, datasheet_gb_per_s, decode_bytes, l2_bytes, measure_roof
 from .measure.timing import TIMERS, TimerUnavailable, Timing, time_interleaved, unavailable
 from .pool import StatePool
+from .profiling import span
 from .shapes import GDNShape
 
 INDEXINGS = ("in_place", "gather_scatter")
@@ -210,7 +210,7 @@ class Sweep:
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in cases}
         try:
-            with nvtx.annotate(f"B = {batch}, {timer}"):  # a range to find it by in Nsight Systems
+            with span(f"B = {batch}, {timer}"):  # a range to find it by in Nsight Systems
                 timings = time_interleaved(calls, timer=timer, device=self.device, samples=samples, progress=share)
         except TimerUnavailable as error:
             refused = {"status": "refused", "timer": timer, "reason": str(error)}
