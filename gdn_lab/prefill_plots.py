@@ -8,8 +8,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .data import published
-from .drawing import GREY, STYLE, colour, empty_figure, marker, new_figure, plain_log_axis
-from .findings import TIMER_ORDER, VARIANTS, device_name, name_of, not_timed
+from .drawing import GREY, STYLE, colour, empty_figure, marker, new_figure
+from .findings import TIMER_ORDER, VARIANTS, clock_prefix, device_name, name_of, not_timed
 
 DETOUR = "detour"
 NATIVE = {"triton/kv32": "triton/vk", "torch/kv": "torch/vk"}  # what the pool in place runs where the detour runs KV
@@ -159,7 +159,7 @@ def tokens_per_second(rows, run=None) -> Figure:
     if not mine:
         return empty_figure("No prefill was timed", not_timed(rows))
     panels = _panels(mine)
-    own = answers(rows)[0].split(":")[0]
+    own = clock_prefix(rows) + answers(rows)[0].split(":")[0]
     fig, axes = new_figure(own, 10.5, 4.8, len(panels), _notes(rows, run))
     for ax, (heads, names, of) in zip(axes, panels, strict=True):
         for which in _order(of):
@@ -172,8 +172,7 @@ def tokens_per_second(rows, run=None) -> Figure:
             )  # fmt: skip
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
         ax.set_xlim(-0.5, len(names) - 0.5)
-        ax.set_yscale("log")
-        plain_log_axis(ax.yaxis)
+        ax.set_ylim(bottom=0)
         ax.set_title(f"{heads} value heads")
         ax.set_xlabel("sequences × tokens of each")
     axes[0].set_ylabel("thousand tokens a second")
@@ -188,7 +187,7 @@ def native_against_detour(rows, run=None) -> Figure:
     if not found:
         return empty_figure("The detour was not timed beside the pool in place", not_timed(rows))
     every = [ratio for of in found.values() for ratio in of.values()]
-    title = f"The detour by way of KV takes {_span(every)} times as long as the pool in place"
+    title = f"{clock_prefix(rows)}The detour by way of KV takes {_span(every)} times as long as the pool in place"
     panels = _panels(timed(rows))
     fig, axes = new_figure(title, 10.5, 4.2, len(panels), _notes(rows, run), sharey=True)
     for ax, (heads, names, of) in zip(axes, panels, strict=True):
