@@ -1,0 +1,89 @@
+"""FP8 as checkpoints store it: e4m3, weights scaled by blocks of 128 × 128, activations by token and 128 channels.
+
+An element is data · scale of its block or group, in float32. The scale puts the largest magnitude of the block or group
+on 448, e4m3's largest number. In plain PyTorch, on any device; the kernels that do the same are held against it.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
+BLOCK = 128  # rows and columns of a weight's block; channels of an activation's group
+SMALLEST_AMAX = 1e-10  # a block or group of zeros gets a scale all the same
+
+
+class Linear(NamedTuple):
+    """A weight y = x Wᵀ: data [..., N, K], K contiguous, e4m3 with scale float32 [..., ceil(N / 128), ceil(K / 128)], or
+    bf16 with scale None."""
+
+    data: torch.Tensor
+    scale: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+
+def blocks(size: int) -> int:
+    """Blocks or groups of `size` elements: the last may be partial."""
+    return -(-size // BLOCK)
+
+
+def quantize_weight(w: torch.Tensor) -> Linear:
+    """w [..., N, K] of a float dtype -> e4m3 in 128 × 128 blocks. N and K need not be multiples of 128."""
+    *lead, n, k = w.shape
+    padded = torch.nn.functional.pad(w.float(), (0, -k % BLOCK, 0, -n % BLOCK))
+    tiles = padded.view(*lead, blocks(n), BLOCK, blocks(k), BLOCK)
+    scale = tiles.abs().amax((-3, -1)).clamp_min(SMALLEST_AMAX) / E4M3_MAX
+    data = _to_e4m3(tiles / scale[..., :, None, :, None]).view(*lead, *padded.shape[-2:])
+    return Linear(data[..., :n, :k].contiguous(), scale)
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [..., K] -> (e4m3 [..., K], scale float32 [..., ceil(K / 128)]): a scale for each row and 128 channels."""
+    *lead, k = x.shape
+    groups = torch.nn.functional.pad(x.float(), (0, -k % BLOCK)).view(*lead, blocks(k), BLOCK)
+    scale = groups.abs().amax(-1).clamp_min(SMALLEST_AMAX) / E4M3_MAX
+    x8 = _to_e4m3(groups / scale[..., None]).view(*lead, -1)
+    return x8[..., :k].contiguous(), scale
+
+
+def dequantize(linear: Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weight [..., N, K] that `linear` stands for, in `dtype`."""
+    if linear.scale is None:
+        return linear.data.to(dtype)
+    n, k = linear.data.shape[-2:]
+    scale = linear.scale.to(dtype).repeat_interleave(BLOCK, -2)[..., :n, :]
+    return linear.data.to(dtype) * scale.repeat_interleave(BLOCK, -1)[..., :k]
+
+
+def dequantize_rows(x8: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The rows [..., K] that quantize_rows made x8 and scale of, in `dtype`."""
+    return x8.to(dtype) * scale.to(dtype).repeat_interleave(BLOCK, -1)[..., : x8.shape[-1]]
+
+
+def random_weight(*shape: int, precision: str, device=None, generator: torch.Generator | None = None) -> Linear:
+    """Normal numbers of variance 1 / K, so that x Wᵀ is about as large as x: [..., N, K], precision "fp8" or "bf16".
+
+    Made a part at a time, so that gigabytes of FP8 need little more than themselves. FP8 data is drawn without looking
+    for each block's largest magnitude: about normal times 100, each block's scale K^-½ / 100 times 0.8 to 1.2.
+    """
+    if precision not in ("fp8", "bf16"):
+        raise ValueError(f"precision: expected 'fp8' or 'bf16', got {precision!r}")
+    *lead, n, k = shape
+    fp8 = precision == "fp8"
+    data = torch.empty(*lead, n, k, dtype=E4M3 if fp8 else torch.bfloat16, device=device)
+    size = 100.0 if fp8 else k**-0.5
+    for part in data.view(-1).split(1 << 25):
+        drawn = torch.randn(part.shape, device=device, generator=generator).mul_(size)
+        part.copy_(drawn.clamp_(-E4M3_MAX, E4M3_MAX) if fp8 else drawn)
+    if not fp8:
+        return Linear(data)
+    scale = torch.rand(*lead, blocks(n), blocks(k), device=device, generator=generator).mul_(0.4).add_(0.8)
+    return Linear(data, scale.mul_(k**-0.5 / size))
+
+
+def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
