@@ -22,16 +22,16 @@ def parts_of_replays(
 def _parts(eager, replay, number: int) -> list[tuple[str, int, int]]:
     if not eager or not replay or len(replay) % len(eager):
         raise ValueError(
-            f"replay {number} has {len(replay)} kernels, expected a multiple of the {len(eager)} of the eager run: they "
-            "did not run the same step, or the profiler lost records; record both anew"
+            f"replay {number} has {len(replay)} kernels, expected a multiple of the {len(eager)} of the eager run: "
+            "they did not run the same step, or the profiler lost records; record both anew"
         )
     parts = []
     for place, (name, start, end) in enumerate(replay):
         expected, part = eager[place % len(eager)]
         if name != expected:
             raise ValueError(
-                f"kernel {place + 1} of replay {number} is {name}, but the eager run has {expected} there: they did not "
-                "run the same step, or kernels of several streams changed places; record both anew"
+                f"kernel {place + 1} of replay {number} is {name}, but the eager run has {expected} there: they did "
+                "not run the same step, or kernels of several streams changed places; record both anew"
             )
         parts.append((part, start, end))
     return parts
