@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -45,7 +46,7 @@ def test_a_timing_is_of_one_call():
 
 @given(st.lists(st.floats(0.001, 1e7), min_size=1, max_size=60))
 def test_quantiles(samples):
-    result = timing._timing("host_clock", samples, 1)
+    result = timing.timing_of("host_clock", samples, 1)
     assert min(samples) <= result.p20_us <= result.median_us <= result.p80_us <= max(samples)
     assert result.count == len(samples)
     assert numpy.mean(numpy.array(samples) <= result.p80_us) >= 0.8 - 1 / len(samples)
@@ -156,7 +157,7 @@ def records(*replays, lead_in=3):
 @given(st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=5), max_size=6), st.integers(1, 5))
 def test_replays_are_told_apart_by_markers(replays, lead_in):
     found = timing._split_at_markers(records(*replays, lead_in=lead_in))
-    assert [[end - start for start, end in kernels] for kernels in found] == replays
+    assert [[end - start for _name, start, end in kernels] for kernels in found] == replays
 
 
 def test_a_lost_lead_in_is_an_error():
@@ -166,13 +167,28 @@ def test_a_lost_lead_in_is_an_error():
 
 
 def test_overlapping_kernels_count_shared_time_once():
-    assert timing._busy_us([(0, 1000), (2000, 5000)]) == [1, 3]
-    assert timing._busy_us([(0, 3000), (2000, 5000), (2500, 4000), (6000, 7000)]) == [3, 2, 0, 1]
+    assert timing.busy_us([(0, 1000), (2000, 5000)]) == [1, 3]
+    assert timing.busy_us([(0, 3000), (2000, 5000), (2500, 4000), (6000, 7000)]) == [3, 2, 0, 1]
 
 
 class Graph:
     def replay(self):
         pass
+
+
+def test_traces_are_in_turns_and_keep_the_names(monkeypatch):
+    recorded = records([1, 2], [7], [3, 4], [9])
+    monkeypatch.setattr(timing, "_profiled_replays", lambda replays: recorded)
+    monkeypatch.setattr(timing, "unavailable", lambda timer, device: None)
+    monkeypatch.setattr(timing, "start_cupti", lambda: None)
+    monkeypatch.setattr(timing, "_captured", lambda calls: nullcontext({key: Graph() for key in calls}))
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    calls = {"a": [print, print], "b": [print]}
+    traced = timing.trace_interleaved(calls, device="cuda", replays=2)
+    durations = {key: [[end - start for _, start, end in one] for one in of] for key, of in traced.items()}
+    assert durations == {"a": [[1, 2], [3, 4]], "b": [[7], [9]]} and traced["b"][0][0][0] == "k"
+    with pytest.raises(TimerUnavailable, match="kernels of 4 replays, expected 6"):
+        timing.trace_interleaved(calls, device="cuda", replays=3)
 
 
 def cupti(monkeypatch, recorded, sizes, samples=1):

@@ -15,7 +15,7 @@ from .roofline import (
     prefill_bytes,
     prefill_flops,
 )
-from .timing import TIMERS, TimerUnavailable, Timing, time_interleaved, unavailable
+from .timing import TIMERS, TimerUnavailable, Timing, time_interleaved, trace_interleaved, unavailable
 
 __all__ = [
     "DECODE_BYTES_FORMULA",
@@ -38,5 +38,6 @@ __all__ = [
     "prefill_flops",
     "progress",
     "time_interleaved",
+    "trace_interleaved",
     "unavailable",
 ]

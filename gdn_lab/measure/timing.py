@@ -106,7 +106,7 @@ def time_interleaved(
         return _host_clock(calls, samples, warmup, min_sample_us, max_seconds, advance)
     with torch.cuda.device(device):
         if timer == "cupti_kernel":
-            _start_cupti()
+            start_cupti()
         with _captured(calls) as graphs:
             sizes = {key: len(thunks) for key, thunks in calls.items()}
             if timer == "cupti_kernel":
@@ -118,7 +118,8 @@ def _ignore(_fraction: float) -> None:
     pass
 
 
-def _timing(timer: str, samples_us, calls_per_sample: int) -> Timing:
+def timing_of(timer: str, samples_us, calls_per_sample: int) -> Timing:
+    """The Timing of samples, in µs of one call each."""
     p20, median, p80 = (float(x) for x in numpy.percentile(samples_us, (20, 50, 80)))
     return Timing(timer, median, p20, p80, len(samples_us), calls_per_sample)
 
@@ -154,7 +155,7 @@ def _host_clock(calls: Calls, samples, warmup, min_sample_us, max_seconds, advan
             per_sample = plans[key][0] * len(calls[key])
             taken[key].append(_host_sample_us(calls[key], plans[key][0]) / per_sample)
         advance(1 / len(turns))
-    return {key: _timing("host_clock", taken[key], plans[key][0] * len(calls[key])) for key in calls}
+    return {key: timing_of("host_clock", taken[key], plans[key][0] * len(calls[key])) for key in calls}
 
 
 def _host_sample_us(thunks, repeats: int) -> float:
@@ -240,7 +241,7 @@ def _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, ad
     timings = {}
     for key, events in taken.items():
         per_sample = plans[key][0] * sizes[key]
-        timings[key] = _timing(
+        timings[key] = timing_of(
             "cuda_graph_replay", [start.elapsed_time(end) * 1e3 / per_sample for start, end in events], per_sample
         )
     return timings
@@ -258,11 +259,22 @@ _MARKER = "spin_kernel"  # what torch.cuda._sleep launches; no variant has a ker
 
 
 @cache
-def _start_cupti() -> None:
+def start_cupti() -> None:
     """One throwaway profile: the first one starts CUPTI, which takes seconds, before the graphs it is to see exist."""
     os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
     os.environ.setdefault("TEARDOWN_CUPTI", "0")
     _profiled_replays([lambda: torch.cuda._sleep(1)])
+
+
+def lead_in() -> None:
+    """Launches the marker kernels with which a profile begins, so that the records it loses are theirs."""
+    for _ in range(_LEAD_IN):
+        torch.cuda._sleep(1)
+
+
+def is_marker(name: str) -> bool:
+    """Whether a kernel of this name is one of lead_in()'s."""
+    return _MARKER in name
 
 
 def _profiled_replays(replays) -> list[tuple[str, int, int]]:
@@ -272,8 +284,7 @@ def _profiled_replays(replays) -> list[tuple[str, int, int]]:
     """
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(_LEAD_IN):
-            torch.cuda._sleep(1)
+        lead_in()
         for replay in replays:
             replay()
             torch.cuda._sleep(1)
@@ -290,24 +301,24 @@ def _is_gpu_work(event) -> bool:
     return activity is None or activity() in _GPU_WORK
 
 
-def _split_at_markers(records) -> list[list[tuple[int, int]]]:
-    """[(start, end) of each kernel] of each replay. TimerUnavailable if the lead-in did not survive."""
-    if not records or _MARKER not in records[0][0]:
+def _split_at_markers(records) -> list[list[tuple[str, int, int]]]:
+    """[(name, start, end) of each kernel] of each replay. TimerUnavailable if the lead-in did not survive."""
+    if not records or not is_marker(records[0][0]):
         raise TimerUnavailable(
             f"CUPTI lost the first kernels of a recording ({len(records)} kernels arrived, none of the lead-in before "
             "the first replay): use cuda_graph_replay, or start a new process"
         )
     replays, current = [], []
-    for name, start, end in records:
-        if _MARKER not in name:
-            current.append((start, end))
+    for record in records:
+        if not is_marker(record[0]):
+            current.append(record)
         elif current:
             replays.append(current)
             current = []
     return replays + [current] if current else replays
 
 
-def _busy_us(kernels: list[tuple[int, int]]) -> list[float]:
+def busy_us(kernels: list[tuple[int, int]]) -> list[float]:
     """For each kernel, how much longer it kept the GPU busy than the kernels before it had already.
 
     That is its duration, unless it started before its predecessor had ended (programmatic dependent launch).
@@ -319,18 +330,44 @@ def _busy_us(kernels: list[tuple[int, int]]) -> list[float]:
     return busy
 
 
+def trace_interleaved(calls: Calls, *, device, replays: int) -> dict[str, list[list[tuple[str, int, int]]]]:
+    """What ran on the GPU in `replays` CUDA-graph replays of each variant, taken in turns.
+
+    calls, device: as in time_interleaved(). {key: [[(name, start, end) of each kernel, copy and fill] of each replay]},
+    in ns and in order of start. Raises TimerUnavailable where CUPTI cannot record or lost records.
+    """
+    if reason := unavailable("cupti_kernel", device):
+        raise TimerUnavailable(reason)
+    with torch.cuda.device(device):
+        start_cupti()
+        with _captured(calls) as graphs:
+            for graph in graphs.values():
+                graph.replay()
+            order = list(graphs) * replays
+            traced = {key: [] for key in graphs}
+            for key, kernels in zip(order, _traced([graphs[key].replay for key in order]), strict=True):
+                traced[key].append(kernels)
+    return traced
+
+
+def _traced(replays) -> list[list[tuple[str, int, int]]]:
+    """[(name, start, end) of each kernel] of each of these replays; TimerUnavailable if records of some are lost."""
+    found = _split_at_markers(_profiled_replays(replays))
+    if len(found) != len(replays):
+        raise TimerUnavailable(
+            f"CUPTI recorded kernels of {len(found)} replays, expected {len(replays)}: it lost records; "
+            "take fewer samples or use cuda_graph_replay"
+        )
+    return found
+
+
 def _cupti_kernel(graphs, sizes, samples, warmup, advance) -> dict[str, Timing]:
     for _ in range(warmup):
         for graph in graphs.values():
             graph.replay()
     plans = {key: (1, max(2, ceil(samples / size))) for key, size in sizes.items()}
     order = [key for turn in _turns(plans) for key in turn]
-    replays = _split_at_markers(_profiled_replays([graphs[key].replay for key in order]))
-    if len(replays) != len(order):
-        raise TimerUnavailable(
-            f"CUPTI recorded kernels of {len(replays)} replays, expected {len(order)}: it lost records; "
-            "take fewer samples or use cuda_graph_replay"
-        )
+    replays = _traced([graphs[key].replay for key in order])
     taken: dict[str, list[float]] = {key: [] for key in graphs}
     counts: dict[str, set[int]] = {key: set() for key in graphs}
     for key, kernels in zip(order, replays, strict=True):
@@ -341,6 +378,6 @@ def _cupti_kernel(graphs, sizes, samples, warmup, advance) -> dict[str, Timing]:
                 f"{sizes[key]} calls, expected the same number for each call: it lost records, or the calls differ; "
                 "take fewer samples or use cuda_graph_replay"
             )
-        taken[key].extend(numpy.reshape(_busy_us(kernels), (sizes[key], -1)).sum(1))
+        taken[key].extend(numpy.reshape(busy_us([kernel[1:] for kernel in kernels]), (sizes[key], -1)).sum(1))
     advance(1.0)
-    return {key: _timing("cupti_kernel", taken[key], 1) for key in graphs}
+    return {key: timing_of("cupti_kernel", taken[key], 1) for key in graphs}
