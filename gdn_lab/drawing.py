@@ -30,6 +30,27 @@ MARKERS = {
     "torch/vk": "X",
     "torch/kv": "^",
 }
+# The parts of a decode step by the names of their ranges: norms and copies grey, GDN's own strong, experts warm. Beside
+# colour a part always has its name.
+PART_COLOURS = {
+    "input norm": "#BDBDBD",
+    "in_proj qkvz": "#56B4E9",
+    "in_proj ba": "#44AA99",
+    "split": "#DADADA",
+    "conv": "#117733",
+    "gdn": "#D55E00",
+    "gated norm": "#8E8E8E",
+    "out_proj": "#0072B2",
+    "post norm": "#A6A6A6",
+    "router": "#CC79A7",
+    "experts": "#E69F00",
+    "shared expert": "#F0E442",
+    "combine": "#882255",
+    "feed-forward": "#E69F00",  # a dense model's, which has no experts
+    "gaps": "#F1F1F1",  # nothing runs
+}
+# For the parts of steps that have other names, in the order in which they occur.
+OTHER_PART_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#44AA99", "#8C6D31")
 GREY = "#5F5F5F"  # roofs, notes, what others published
 UNKNOWN = ("#8C6D31", "*")  # colour and marker of a variant that has none yet
 STYLE = {
@@ -55,6 +76,13 @@ STYLE = {
 
 def colour(name: str) -> str:
     return COLOURS.get(name, UNKNOWN[0])
+
+
+def part_colours(parts) -> dict[str, str]:
+    """{part: its colour}: PART_COLOURS where it has one, the others in turn."""
+    others = [part for part in dict.fromkeys(parts) if part not in PART_COLOURS]
+    turns = {part: OTHER_PART_COLOURS[i % len(OTHER_PART_COLOURS)] for i, part in enumerate(others)}
+    return {part: turns.get(part) or PART_COLOURS[part] for part in dict.fromkeys(parts)}
 
 
 def marker(name: str) -> str:
