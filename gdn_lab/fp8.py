@@ -15,8 +15,8 @@ SMALLEST_AMAX = 1e-10  # a block or group of zeros gets a scale all the same
 
 
 class Linear(NamedTuple):
-    """A weight y = x Wᵀ: data [..., N, K], K contiguous, e4m3 with scale float32 [..., ceil(N / 128), ceil(K / 128)], or
-    bf16 with scale None."""
+    """The weight of y = x Wᵀ: data [..., N, K], K contiguous; e4m3 with scale float32 [..., ceil(N / 128), ceil(K / 128)],
+    or bf16 with scale None."""
 
     data: torch.Tensor
     scale: torch.Tensor | None = None

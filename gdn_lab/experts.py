@@ -1,0 +1,342 @@
+"""The mixture of experts of a decode step on one tensor-parallel rank: weights, launches, the reference in PyTorch.
+
+    experts = experts_on(weights, top_k=10, batch=256, fused=True, overlap=True)
+    experts.route(x @ weights.router.T)       router logits [B, E] -> each token's experts and their weights
+    experts.routed(x, *quantized)             their feed-forwards: silu(x gateᵀ) · (x upᵀ), times downᵀ
+    experts.shared(x, *quantized)             the shared expert's; nothing where `fused` has it among the routed
+    experts.combine(x, out=out)               Σ weight · expert + sigmoid(x · shared_gate) · shared expert
+
+The four are called in this order, each once a step. I: an expert's intermediate size on this rank.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import silu
+
+from .fp8 import Linear, dequantize, dequantize_rows, quantize_rows, random_weight
+
+SLOTS_OF_A_GPU = 264  # programs that fill an H100's 132 SMs twice: fewer, and weights are split further
+
+
+class ExpertWeights(NamedTuple):
+    """One rank's share of a layer's experts. FP8 or bf16, as fp8.Linear says."""
+
+    router: torch.Tensor  # [E, H] bf16
+    w13: Linear  # gate and up, [E, 2, I, H]
+    w2: Linear  # down, [E, H, I]
+    shared_w13: Linear  # [1, 2, shared I, H]
+    shared_w2: Linear  # [1, H, shared I]
+    shared_gate: torch.Tensor  # [H] bf16
+
+    @classmethod
+    def random(cls, hidden, experts, intermediate, shared_intermediate, precision, device=None, generator=None):
+        """Random weights, made on `device`; precision "fp8" or "bf16". Activations keep their size through them.
+
+        Where the shared expert is as wide as the others it lies behind them in one tensor, as `fused` wants it.
+        """
+        options = dict(precision=precision, device=device, generator=generator)
+        one_tensor = intermediate == shared_intermediate
+        w13 = random_weight(experts + one_tensor, 2, intermediate, hidden, **options)
+        w2 = random_weight(experts + one_tensor, hidden, intermediate, **options)
+        if one_tensor:
+            shared_w13, shared_w2 = _part(w13, experts, experts + 1), _part(w2, experts, experts + 1)
+        else:
+            shared_w13 = random_weight(1, 2, shared_intermediate, hidden, **options)
+            shared_w2 = random_weight(1, hidden, shared_intermediate, **options)
+        router = random_weight(experts, hidden, precision="bf16", device=device, generator=generator).data
+        gate = random_weight(1, hidden, precision="bf16", device=device, generator=generator).data[0]
+        return cls(router, _part(w13, 0, experts), _part(w2, 0, experts), shared_w13, shared_w2, gate)
+
+    @property
+    def fp8(self) -> bool:
+        return self.w13.scale is not None
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether the shared expert lies behind the last of the others, as one more."""
+        pairs = (self.w13, self.shared_w13), (self.w2, self.shared_w2)
+        return all(_follows(a, b) for pair in pairs for a, b in zip(*pair, strict=True) if a is not None)
+
+    def expert(self, index: int) -> tuple[Linear, Linear]:
+        """(w13 [2, I, H], w2 [H, I]) of one expert; -1: the shared one."""
+        w13, w2 = (self.shared_w13, self.shared_w2) if index < 0 else (self.w13, self.w2)
+        index = max(index, 0)
+        return Linear(*(t if t is None else t[index] for t in w13)), Linear(*(t if t is None else t[index] for t in w2))
+
+    def expert_bytes(self, hit: int) -> int:
+        """Bytes of `hit` experts' weights and the shared expert's: what a step reads at least once."""
+        per_expert = (self.w13.nbytes + self.w2.nbytes) // len(self.w13.data)
+        return hit * per_expert + self.shared_w13.nbytes + self.shared_w2.nbytes
+
+
+def _part(linear: Linear, start: int, stop: int) -> Linear:
+    return Linear(linear.data[start:stop], None if linear.scale is None else linear.scale[start:stop])
+
+
+def _follows(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+    return b is not None and a.shape[1:] == b.shape[1:] and b.data_ptr() == a.data_ptr() + a.nbytes
+
+
+# --------------------------------------------------------------------------------------------- in plain PyTorch
+
+
+def route_reference(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [B, E] -> (ids int32, weights) [B, top_k], largest first, of equals the first: softmax over all experts,
+    then the top_k's shares, made to add up to 1. In float64."""
+    order = torch.sort(logits.double(), dim=-1, descending=True, stable=True)
+    return order.indices[:, :top_k].int(), torch.softmax(order.values[:, :top_k], -1)
+
+
+def reference(
+    x: torch.Tensor,
+    weights: ExpertWeights,
+    ids: torch.Tensor,
+    topk_weights: torch.Tensor,
+    quantized: tuple[torch.Tensor, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> torch.Tensor:
+    """The experts' part of a step, [B, H] in `dtype`, rounded where the kernels round: x to e4m3, h to bf16 and e4m3.
+
+    x [B, H] bf16; quantized: (x8, x_scale), where they were made elsewhere.
+    """
+    rows = expert_rows(x, weights, quantized, dtype)
+    out = torch.sigmoid(x.to(dtype) @ weights.shared_gate.to(dtype))[:, None] * rows(-1, slice(None))
+    for expert in ids.unique().tolist():
+        token, j = torch.where(ids == expert)
+        out.index_put_((token,), topk_weights.to(dtype)[token, j, None] * rows(expert, token), accumulate=True)
+    return out
+
+
+def expert_rows(x, weights: ExpertWeights, quantized, dtype):
+    """A function (expert or -1, which tokens) -> that expert's feed-forward of them, [n, H] in `dtype`."""
+    if weights.fp8:
+        x = dequantize_rows(*(quantized or quantize_rows(x)), dtype)
+    x = x.to(dtype)
+
+    def rows(expert, tokens):
+        w13, w2 = weights.expert(expert)
+        gate, up = x[tokens] @ dequantize(w13, dtype).mT
+        h = (silu(gate) * up).to(torch.bfloat16)
+        h = dequantize_rows(*quantize_rows(h), dtype) if weights.fp8 else h.to(dtype)
+        return h @ dequantize(w2, dtype).T
+
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------ launches
+
+
+def experts_on(weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
+    """Experts in Triton where the weights' device has it, else in plain PyTorch."""
+    if weights.router.device.type == "cuda" or kernels_interpreted():
+        return Experts(weights, top_k, batch, fused=fused, overlap=overlap)
+    return TorchExperts(weights, top_k, batch, fused=fused)
+
+
+def kernels_interpreted() -> bool:
+    """Whether Triton was imported under TRITON_INTERPRET=1, and so runs on CPU tensors."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    return triton.knobs.runtime.interpret
+
+
+class TorchExperts:
+    """The same interface in plain PyTorch, any device, in float32: expert by expert, for toy sizes."""
+
+    def __init__(self, weights: ExpertWeights, top_k: int, batch: int, *, fused: bool):
+        E, H = weights.router.shape
+        self.model, self.fused = weights, fused
+        self.ids = torch.zeros(batch, top_k, dtype=torch.int32, device=weights.router.device)
+        self.weights = torch.zeros(batch, top_k, device=weights.router.device)
+        self._routed = self._shared = torch.zeros(batch, H, device=weights.router.device)
+
+    def route(self, logits):
+        ids, weights = route_reference(logits, self.ids.shape[1])
+        self.ids.copy_(ids)
+        self.weights.copy_(weights)
+
+    def routed(self, x, x8=None, x_scale=None):
+        rows = expert_rows(x, self.model, None if x8 is None else (x8, x_scale), torch.float32)
+        self._routed = torch.zeros_like(x, dtype=torch.float32)
+        for expert in self.ids.unique().tolist():
+            token, j = torch.where(self.ids == expert)
+            self._routed[token] += self.weights[token, j, None] * rows(expert, token)
+        if self.fused:
+            self._shared = rows(-1, slice(None))
+
+    def shared(self, x, x8=None, x_scale=None):
+        if not self.fused:
+            rows = expert_rows(x, self.model, None if x8 is None else (x8, x_scale), torch.float32)
+            self._shared = rows(-1, slice(None))
+
+    def combine(self, x, *, out, residual=None):
+        gate = torch.sigmoid(x.float() @ self.model.shared_gate.float())
+        total = self._routed + gate[:, None] * self._shared
+        out.copy_(total if residual is None else total + residual)
+        return out
+
+    def experts_hit(self) -> int:
+        return self.ids.unique().numel()
+
+
+class GateUp(NamedTuple):
+    """How gate_up_kernel is launched: its constants, warps and stages of its loop."""
+
+    block_m: int  # tokens of a product
+    tile: int  # of I
+    sub: int = 1  # 128s of H in a step of the loop
+    split: int = 1  # parts of H
+    warps: int = 4
+    stages: int = 4
+
+
+class Down(NamedTuple):
+    """How down_kernel is launched; block_m and split are gate_up's."""
+
+    tile: int  # of H
+    tiles: int  # tiles of a program; 0: one, with the loop over blocks of I
+    block_k: int  # of I
+    warps: int = 4
+    stages: int = 4
+
+
+def tilings(slots: int, tokens: float, hidden: int, intermediate: int, fp8: bool) -> tuple[GateUp, Down]:
+    """What a launch takes. slots: experts at most; tokens: of an expert, on average; intermediate: I."""
+    if intermediate not in (32, 64) and intermediate % 128:
+        raise ValueError(f"intermediate: takes 32, 64 or a multiple of 128, got {intermediate}")
+    if hidden % 128:
+        raise ValueError(f"hidden: takes multiples of 128, got {hidden}")
+    block_m = 16 if tokens <= 6 else 32 if tokens <= 20 else 64
+    tile, split = min(64, intermediate), 1
+    while intermediate <= 128 and split < 8 and slots * (intermediate // tile) * split < SLOTS_OF_A_GPU:
+        if hidden // 128 % (2 * split):
+            break
+        split *= 2
+    gate_up = GateUp(block_m, tile, split=split, stages=4 if fp8 else 3)
+    if intermediate > 128:
+        return gate_up, Down(128, 0, 128, stages=4 if fp8 else 3)
+    tiles = 8
+    while tiles > 1 and slots * hidden < SLOTS_OF_A_GPU * 128 * tiles:
+        tiles //= 2
+    return gate_up, Down(128, tiles, intermediate, stages=4 if fp8 else 3)
+
+
+class Experts:
+    """Buffers and launches of one layer's experts for a batch of `batch` tokens; a step allocates nothing.
+
+    fused: the shared expert runs in the same launches as the others. overlap: programmatic dependent launch, of every
+    kernel here. After route, ids and weights [B, top_k] hold each token's experts.
+    """
+
+    def __init__(self, weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
+        E, H = weights.router.shape
+        inner, shared_inner = weights.w13.data.shape[2], weights.shared_w13.data.shape[2]
+        if fused and not weights.can_fuse:
+            raise ValueError(
+                "fused: the shared expert must lie behind the last of the others in one tensor, and be as wide; "
+                "make the weights so, or take fused=False"
+            )
+        if not 1 <= top_k <= E:
+            raise ValueError(f"top_k: expected 1 to {E}, the number of experts, got {top_k}")
+        self.model, self.top_k, self.batch, self.fused, self.overlap = weights, top_k, batch, fused, overlap
+        self.hit_slots = min(E, batch * top_k)
+        slots = self.hit_slots + (1 if fused else 0)
+        self.tiling = tilings(slots, batch * top_k / E, H, inner, weights.fp8)
+        # The shared expert alone: 16 tokens a slot, so that its few programs are as many as can be
+        self.shared_tiling = tilings(blocks_of(batch, 16), 0, H, shared_inner, weights.fp8)
+
+        device = weights.router.device
+        rows = batch * (top_k + 1)
+        self.ids = torch.zeros(batch, top_k, dtype=torch.int32, device=device)
+        self.weights = torch.zeros(batch, top_k, dtype=torch.float32, device=device)
+        # Zero before each step: made so here, and by the combine that ends a step
+        self.counts = torch.zeros(E + 1, dtype=torch.int32, device=device)
+        self.hits = torch.zeros(E, dtype=torch.int32, device=device)
+        self.lists = torch.zeros(E, batch, dtype=torch.int32, device=device)
+        self.h = hidden_buffer(self.tiling[0], rows, inner, device)
+        self.shared_h = self.h if fused else hidden_buffer(self.shared_tiling[0], rows, shared_inner, device)
+        self.y = torch.empty(rows, H, dtype=torch.bfloat16, device=device)
+
+    def route(self, logits: torch.Tensor) -> None:
+        """logits [B, E] bf16 or float32, the last dimension contiguous."""
+        from .experts_kernels import route_kernel
+
+        E = len(self.model.router)
+        route_kernel[(self.batch,)](
+            logits, self.ids, self.weights, self.counts, self.hits, self.lists, self.batch, E, logits.stride(0),
+            self.top_k, power_of_2(self.top_k), power_of_2(E), self.overlap, num_warps=1, launch_pdl=self.overlap,
+        )  # fmt: skip
+
+    def routed(self, x: torch.Tensor, x8: torch.Tensor | None = None, x_scale: torch.Tensor | None = None) -> None:
+        """x [B, H] bf16; with FP8 weights x8 [B, H] e4m3 and x_scale [B, H / 128] are read in its place."""
+        virtual = blocks_of(self.batch, self.tiling[0].block_m) if self.fused else 0
+        E = len(self.model.router)
+        given = (x8, x_scale) if self.model.fp8 else (x, x)
+        self._launch(given, self.model.w13, self.model.w2, self.h, self.tiling, virtual, self.hit_slots, E)
+
+    def shared(self, x: torch.Tensor, x8: torch.Tensor | None = None, x_scale: torch.Tensor | None = None) -> None:
+        """The shared expert's launches; none where it is fused."""
+        if self.fused:
+            return
+        virtual = blocks_of(self.batch, self.shared_tiling[0].block_m)
+        given = (x8, x_scale) if self.model.fp8 else (x, x)
+        w13, w2 = self.model.shared_w13, self.model.shared_w2
+        self._launch(given, w13, w2, self.shared_h, self.shared_tiling, virtual, 0, 0)
+
+    def combine(self, x: torch.Tensor, *, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """out [B, H] = (residual +) the weighted sum; x [B, H] bf16 for the shared expert's gate."""
+        from .experts_kernels import combine_kernel
+
+        E, H = self.model.router.shape
+        combine_kernel[(blocks_of(H, COMBINE_CHUNK), self.batch)](
+            x, self.model.shared_gate, self.y, self.weights, x if residual is None else residual, out, self.counts,
+            self.batch, E, H, self.top_k, COMBINE_CHUNK, power_of_2(H), power_of_2(E + 1), residual is not None,
+            self.overlap, num_warps=4, launch_pdl=self.overlap,
+        )  # fmt: skip
+        return out
+
+    def experts_hit(self) -> int:
+        """Experts that at least one token of the last step chose. Waits for the GPU."""
+        return self.ids.unique().numel()
+
+    def _launch(self, given, w13, w2, h, tiling, virtual, hit_slots, shared_at):
+        from .experts_kernels import down_kernel, gate_up_kernel
+
+        gate_up, down = tiling
+        E, H = self.model.router.shape
+        inner = w13.data.shape[2]
+        fp8 = w13.scale is not None
+        sizes = (self.batch, E, H, inner, virtual, shared_at)
+        lists = (self.counts, self.hits, self.lists)
+        gate_up_kernel[(inner // gate_up.tile * gate_up.split, virtual + hit_slots)](
+            *given, w13.data, w13.scale if fp8 else w13.data, *lists, h, *sizes,
+            self.top_k, gate_up.block_m, gate_up.tile, gate_up.sub, gate_up.split, fp8, self.overlap,
+            num_warps=gate_up.warps, num_stages=gate_up.stages, launch_pdl=self.overlap,
+        )  # fmt: skip
+        down_kernel[(blocks_of(H, down.tile * max(down.tiles, 1)), virtual + hit_slots)](
+            h, w2.data, w2.scale if fp8 else w2.data, *lists, self.y, *sizes,
+            self.top_k, gate_up.block_m, down.tile, down.tiles, down.block_k, gate_up.split, fp8, self.overlap,
+            num_warps=down.warps, num_stages=down.stages, launch_pdl=self.overlap,
+        )  # fmt: skip
+
+
+COMBINE_CHUNK = 1024  # of H, a program of combine_kernel
+
+
+def hidden_buffer(gate_up: GateUp, rows: int, intermediate: int, device) -> torch.Tensor:
+    """h between the two products, as gate_up_kernel writes it."""
+    if gate_up.split == 1:
+        return torch.empty(rows, intermediate, dtype=torch.bfloat16, device=device)
+    return torch.empty(gate_up.split, rows, 2, intermediate, dtype=torch.float32, device=device)
+
+
+def blocks_of(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def power_of_2(size: int) -> int:
+    """The smallest power of 2 that is no smaller than size."""
+    return 1 << (size - 1).bit_length()

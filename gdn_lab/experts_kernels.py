@@ -1,0 +1,274 @@
+"""A mixture of experts at decode in four Triton kernels: route, gate_up, down, combine; built for few tokens an expert.
+
+At B = 256 and top 10 of 512 experts an expert has five tokens, and what takes time is reading its weights. So a program
+takes some rows of one expert's weight and all of the expert's tokens, 16 at a time, and multiplies
+
+    weight tile [TILE rows, 128 of K]  by  activations [128 of K, BLOCK_M tokens]
+
+in this order: the weight is the tensor cores' large operand, as it lies in memory, and 16 tokens are enough for a
+product. The products of each 128 of K are scaled and added in float32, as 128 × 128 block scales want it.
+
+route_kernel leaves, beside each token's experts, the list of each expert's tokens and the list of experts that have
+any, by atomic counters: their order differs from run to run, results do not, since no product mixes tokens. The
+counters must be zero when it begins; combine_kernel, the last of a step, sets them back.
+
+Rows of h and y: token · TOP_K + j for a token's j-th expert, then B · TOP_K + token for the shared expert. The shared
+expert is a slot of the same grids for every BLOCK_M tokens (`virtual` of them, before the experts hit), its weight
+lying at index `shared_at` of the weight it is launched with. inner: an expert's intermediate size on this rank.
+
+OVERLAP: a launch may begin before the kernel ahead of it has ended; each kernel waits for it before it lets the next
+begin, so that what lies two kernels back may be read before the wait.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+BLOCK = tl.constexpr(128)  # of fp8.py
+E4M3_MAX = tl.constexpr(448.0)
+SMALLEST_AMAX = tl.constexpr(1e-10)
+RUNTIME = ["B", "E", "virtual", "shared_at"]  # no compilation of their own for 1 and multiples of 16
+
+
+@triton.jit
+def dot(x, y, z):
+    """x @ y + z in float32; the interpreter gets products of narrow dtypes wrong."""
+    if INTERPRETED:
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), z, input_precision="ieee")
+    return tl.dot(x, y, z)
+
+
+@triton.jit
+def quantized(x, axis: tl.constexpr):
+    """x float32, a group of one scale along `axis` -> (e4m3, scale float32 without that axis)."""
+    scale = tl.maximum(tl.max(tl.abs(x), axis=axis), SMALLEST_AMAX) / E4M3_MAX
+    x = x / tl.expand_dims(scale, axis)
+    return tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX).to(tl.float8e4nv), scale
+
+
+@triton.jit(do_not_specialize=["B", "E"])
+def route_kernel(
+    logits, ids, weights, counts, hits, lists, B, E, row,
+    TOP_K: tl.constexpr, SLOTS: tl.constexpr, BLOCK_E: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One program: one token. Grid: [B]. logits [B, E], `row` elements apart -> ids, weights [B, TOP_K], largest first.
+
+    counts [E + 1]: tokens of each expert, then the number of experts that have any; hits: those experts; lists [E, B]:
+    token · TOP_K + j of each expert's tokens. SLOTS, BLOCK_E: TOP_K and E rounded up to powers of 2.
+    """
+    token = tl.program_id(0)
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    es = tl.arange(0, BLOCK_E)
+    js = tl.arange(0, SLOTS)
+    live = js < TOP_K
+    x = tl.load(logits + token.to(tl.int64) * row + es, mask=es < E, other=float("-inf")).to(tl.float32) + 0.0
+    bits = x.to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # int32 in the order of the floats
+    best = tl.zeros([SLOTS], tl.int32)
+    expert = tl.zeros([SLOTS], tl.int32)
+    for j in tl.static_range(TOP_K):
+        largest = tl.max(order)
+        chosen = tl.min(tl.where(order == largest, es, BLOCK_E))  # the first of equals
+        best = tl.where(js == j, largest, best)
+        expert = tl.where(js == j, chosen, expert)
+        order = tl.where(es == chosen, -0x80000000, order)
+    logit = tl.where(best < 0, best ^ 0x7FFFFFFF, best).to(tl.float32, bitcast=True)
+    share = tl.where(live, tl.exp(logit - tl.max(tl.where(live, logit, float("-inf")))), 0.0)
+    tl.store(ids + token * TOP_K + js, expert, mask=live)
+    tl.store(weights + token * TOP_K + js, share / tl.sum(share), mask=live)
+
+    at = tl.atomic_add(counts + expert, 1, mask=live, sem="relaxed")
+    tl.store(lists + expert * B + at, token * TOP_K + js, mask=live & (at < B))
+    first = (live & (at == 0)).to(tl.int32)
+    hit = tl.atomic_add(counts + E, tl.sum(first), sem="relaxed") + tl.cumsum(first) - 1
+    tl.store(hits + hit, expert, mask=(first > 0) & (hit < E))
+
+
+@triton.jit
+def expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M: tl.constexpr):
+    """(expert, its number of tokens in this slot) of a slot; no tokens: the program has nothing to do."""
+    hit = slot - virtual
+    used = hit < tl.load(counts + E)
+    expert = tl.load(hits + tl.maximum(hit, 0), mask=used, other=0)
+    count = tl.minimum(tl.load(counts + expert, mask=used, other=0), B)
+    if hit < 0:
+        expert = shared_at
+        count = tl.minimum(B - slot * BLOCK_M, BLOCK_M)
+    return expert, count
+
+
+@triton.jit
+def rows_of(slot, expert, start, live, lists, B, virtual, TOP_K: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(row of h and y, token) of the tokens from `start` on in an expert's list."""
+    ms = tl.arange(0, BLOCK_M)
+    shared = slot < virtual
+    entry = tl.load(lists + expert * B + start + ms, mask=live & (slot >= virtual), other=0)
+    token = tl.where(shared, slot * BLOCK_M + ms, entry // TOP_K)
+    return tl.where(shared, B * TOP_K + token, entry), token
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def gate_up_kernel(
+    x, x_scale, w, w_scale, counts, hits, lists, h, B, E, H, inner, virtual, shared_at,
+    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr, SPLIT: tl.constexpr,
+    FP8: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """silu(x gateᵀ) · (x upᵀ): one program: TILE of inner, gate and up. Grid: [inner // TILE · SPLIT, slots].
+
+    x [B, H], with FP8 e4m3 and x_scale [B, H / 128]; w [experts, 2, inner, H], w_scale [.., ceil(inner / 128), H / 128].
+    H is a multiple of 128 · SUB · SPLIT; a step of the loop takes SUB times 128 of it.
+    SPLIT 1: h [rows, inner] bf16. Else the parts of the sum over H, before SiLU: h [SPLIT, rows, 2, inner] float32.
+    """
+    slot = tl.program_id(1)
+    tile = tl.program_id(0) // SPLIT
+    part = tl.program_id(0) % SPLIT
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    expert, count = expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M)
+    if count == 0:
+        return
+    ks = tl.arange(0, BLOCK)
+    ms = tl.arange(0, BLOCK_M)
+    cols = tile * TILE + tl.arange(0, TILE)
+    blocks = H // BLOCK
+    mine = blocks // SPLIT  # blocks of H of this program
+    # gate [TILE, 128], K contiguous; up lies inner rows further on
+    gate_at = w + expert.to(tl.int64) * 2 * inner * H + cols[:, None] * H + ks[None, :]
+    up_at = gate_at + inner.to(tl.int64) * H
+    scales = (inner + BLOCK - 1) // BLOCK * blocks
+    scale_at = w_scale + expert * 2 * scales + (tile * TILE // BLOCK) * blocks
+    for start in range(0, count, BLOCK_M):
+        live = start + ms < count
+        row, token = rows_of(slot, expert, start, live, lists, B, virtual, TOP_K, BLOCK_M)
+        x_at = x + token[None, :] * H + ks[:, None]  # [128, BLOCK_M], K contiguous
+        gate = tl.zeros([TILE, BLOCK_M], tl.float32)
+        up = tl.zeros([TILE, BLOCK_M], tl.float32)
+        for step in range(part * mine // SUB, (part + 1) * mine // SUB):
+            for sub in tl.static_range(SUB):
+                block = step * SUB + sub
+                gate_w = tl.load(gate_at + block * BLOCK)
+                up_w = tl.load(up_at + block * BLOCK)
+                x_k = tl.load(x_at + block * BLOCK, mask=live[None, :], other=0.0)
+                if FP8:
+                    x_s = tl.load(x_scale + token * blocks + block, mask=live, other=0.0)
+                    zero = tl.zeros([TILE, BLOCK_M], tl.float32)
+                    gate += dot(gate_w, x_k, zero) * (x_s * tl.load(scale_at + block))[None, :]
+                    up += dot(up_w, x_k, zero) * (x_s * tl.load(scale_at + scales + block))[None, :]
+                else:
+                    gate = dot(gate_w, x_k, gate)
+                    up = dot(up_w, x_k, up)
+        if SPLIT == 1:
+            product = gate / (1.0 + tl.exp(-gate)) * up
+            tl.store(h + row[None, :] * inner + cols[:, None], product.to(h.dtype.element_ty), mask=live[None, :])
+        else:
+            rows = B * TOP_K + B
+            part_at = h + ((part * rows + row) * 2)[None, :] * inner + cols[:, None]
+            tl.store(part_at, gate, mask=live[None, :])
+            tl.store(part_at + inner, up, mask=live[None, :])
+
+
+@triton.jit
+def hidden(h, row, ks, live, rows, inner, SPLIT: tl.constexpr):
+    """h [len(ks), BLOCK_M] float32, rounded to bf16; K the first axis."""
+    if SPLIT == 1:
+        return tl.load(h + row[None, :] * inner + ks[:, None], mask=live[None, :], other=0.0).to(tl.float32)
+    at = h + (row * 2)[None, :] * inner + ks[:, None]
+    gate = tl.zeros(at.shape, tl.float32)
+    up = tl.zeros(at.shape, tl.float32)
+    for part in tl.static_range(SPLIT):
+        gate += tl.load(at + part * rows * 2 * inner, mask=live[None, :], other=0.0)
+        up += tl.load(at + part * rows * 2 * inner + inner, mask=live[None, :], other=0.0)
+    return (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def down_kernel(
+    h, w, w_scale, counts, hits, lists, y, B, E, H, inner, virtual, shared_at,
+    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """y = h downᵀ: one program: TILES tiles of TILE of H. Grid: [ceil(H / TILE / TILES), slots].
+
+    h as gate_up_kernel leaves it; w [experts, H, inner], w_scale [.., ceil(H / 128), ceil(inner / 128)]; y [rows, H]
+    bf16. With FP8 h is quantised here, a scale for each row and 128 of inner. TILES > 0: inner is BLOCK_K, and the loop
+    is over tiles of weights, contiguous in memory. TILES = 0: one tile, the loop is over BLOCK_K at a time of inner.
+    """
+    slot = tl.program_id(1)
+    expert, count = expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M)  # written two kernels back
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    if count == 0:
+        return
+    ks = tl.arange(0, BLOCK_K)
+    ms = tl.arange(0, BLOCK_M)
+    ns = tl.arange(0, TILE)
+    rows = B * TOP_K + B
+    blocks = (inner + BLOCK - 1) // BLOCK
+    w_at = w + expert.to(tl.int64) * H * inner + ns[:, None] * inner + ks[None, :]
+    scale_at = w_scale + expert * ((H + BLOCK - 1) // BLOCK) * blocks
+    for start in range(0, count, BLOCK_M):
+        live = start + ms < count
+        row, token = rows_of(slot, expert, start, live, lists, B, virtual, TOP_K, BLOCK_M)
+        y_at = y + row.to(tl.int64)[None, :] * H + ns[:, None]
+        zero = tl.zeros([TILE, BLOCK_M], tl.float32)
+        if TILES > 0:
+            h_k = hidden(h, row, ks, live, rows, inner, SPLIT)
+            if FP8:
+                h_q, h_s = quantized(h_k, 0)
+            else:
+                h_q = h_k.to(tl.bfloat16)
+            first = tl.program_id(0) * TILES
+            for tile in range(first, tl.minimum(first + TILES, H // TILE)):
+                product = dot(tl.load(w_at + tile * TILE * inner), h_q, zero)
+                if FP8:
+                    product *= (h_s * tl.load(scale_at + tile * TILE // BLOCK))[None, :]
+                tl.store(y_at + tile * TILE, product.to(y.dtype.element_ty), mask=live[None, :])
+        else:
+            tile = tl.program_id(0)
+            total = zero
+            for block in range(0, inner // BLOCK_K):
+                h_k = hidden(h, row, block * BLOCK_K + ks, live, rows, inner, SPLIT)
+                w_k = tl.load(w_at + tile * TILE * inner + block * BLOCK_K)
+                if FP8:
+                    h_q, h_s = quantized(h_k, 0)
+                    w_s = tl.load(scale_at + (tile * TILE // BLOCK) * blocks + block * BLOCK_K // BLOCK)
+                    total += dot(w_k, h_q, zero) * (h_s * w_s)[None, :]
+                else:
+                    total = dot(w_k, h_k.to(tl.bfloat16), total)
+            tl.store(y_at + tile * TILE, total.to(y.dtype.element_ty), mask=live[None, :])
+
+
+@triton.jit(do_not_specialize=["B", "E"])
+def combine_kernel(
+    x, shared_gate, y, weights, residual, out, counts, B, E, H,
+    TOP_K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr, RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """out = residual + Σ_j weight_j y_j + sigmoid(x · shared_gate) y_shared. One program: CHUNK of H of one token.
+    Grid: [ceil(H / CHUNK), B]. BLOCK_H, BLOCK_E: H and E + 1 rounded up to powers of 2. Sets counts [E + 1] to zero.
+    """
+    chunk = tl.program_id(0)
+    token = tl.program_id(1).to(tl.int64)
+    hs = tl.arange(0, BLOCK_H)
+    cs = chunk * CHUNK + tl.arange(0, CHUNK)
+    live = cs < H
+    gate_w = tl.load(shared_gate + hs, mask=hs < H, other=0.0).to(tl.float32)
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    if (chunk == 0) & (token == 0):
+        es = tl.arange(0, BLOCK_E)
+        tl.store(counts + es, tl.zeros([BLOCK_E], tl.int32), mask=es <= E)
+    gate = tl.sum(tl.load(x + token * H + hs, mask=hs < H, other=0.0).to(tl.float32) * gate_w)
+    total = tl.load(y + (B * TOP_K + token) * H + cs, mask=live, other=0.0).to(tl.float32) / (1.0 + tl.exp(-gate))
+    for j in tl.static_range(TOP_K):
+        weight = tl.load(weights + token * TOP_K + j)
+        total += weight * tl.load(y + (token * TOP_K + j) * H + cs, mask=live, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        total += tl.load(residual + token * H + cs, mask=live, other=0.0).to(tl.float32)
+    tl.store(out + token * H + cs, total.to(out.dtype.element_ty), mask=live)
