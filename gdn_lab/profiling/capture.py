@@ -14,6 +14,7 @@ from .nesting import NO_NODE, Chains, attribute
 
 OUTSIDE = "(outside any range)"
 KINDS = ("kernel", "memcpy", "memset", "graph")
+CAPTURED = "Captured"  # the style of ranges that graphs.py makes
 UNTRACED_GRAPH = "(CUDA graph as a whole)"
 _MISSING = -1  # stands for an id, a time or a thread that was not recorded
 
@@ -23,12 +24,15 @@ class Capture:
     """What a profiler recorded. Times in ns of the profiler's clock; rows in order of start.
 
     profiler: "Kineto" or "Nsight Systems". gpus: their names, as far as recorded.
-    ranges: name, domain ("" = default), style ("PushPop", "StartEnd"), start_ns, end_ns, process, thread, open (never
-        closed: then end_ns is the end of the capture), path, depth (1 = outermost on its thread), node.
+    ranges: name, domain ("" = default), style ("PushPop", "StartEnd"; "Captured": made by graphs.py), start_ns, end_ns,
+        process, thread, open (never closed: then end_ns is the end of the capture), path, depth (1 = outermost on its
+        thread), node.
     kernels: kind (one of KINDS), name, start_ns, end_ns, device, stream, process, thread, launch_start_ns,
         launch_end_ns, correlation (one process, one correlation: launched by one call), graph (ran in a CUDA graph),
-        path (OUTSIDE if no range encloses the launch), node; gap_ns: how long the device had been idle when it started
-        (0 for the first); busy_ns: how much longer it kept the device busy than what had started before it.
+        path (OUTSIDE if no range encloses the launch), node; captured_path, captured_node: the ranges that enclosed the
+        making of its graph node, at capture ("" and -1: none, not recorded, or not in a graph); gap_ns: how long the
+        device had been idle when it started (0 for the first); busy_ns: how much longer it kept the device busy than
+        what had started before it.
         Gaps and busy times of a device add up to its span. thread, launch_…: -1 where the launch was not recorded.
     notes: sentences about what is missing or was left out.
     chains: the stacks of ranges that `node` points into; enclosing() unfolds them.
@@ -61,15 +65,17 @@ class Events:
     """What a reader collects, in any order. Arrays of int64 unless said otherwise; -1 where something is unknown.
 
     kernels: kind (index to KINDS), name (index to kernel_names), start, end, device, stream, process, correlation,
-    graph (bool). launches: start, end, process, thread, correlation. ranges: name, domain, style (lists of str), start,
-    end (-1: never closed), process, thread. Threads are numbers unique in the capture, of which thread_id() makes what
-    the operating system calls them.
+    graph (bool), creation (index to creations). launches: start, end, process, thread, correlation. ranges: name,
+    domain, style (lists of str), start, end (-1: never closed), process, thread. creations: start, end, thread of the
+    calls that made the nodes of CUDA graphs. Threads are numbers unique in the capture, of which thread_id() makes
+    what the operating system calls them.
     """
 
     kernels: dict
     kernel_names: list[str]
     launches: dict
     ranges: dict
+    creations: dict
     thread_id: Callable = lambda thread: thread
 
 
@@ -81,17 +87,21 @@ def capture(profiler: str, events: Events, gpus=(), notes=()) -> Capture:
     kernels = _sorted(events.kernels, ("correlation", "name", "stream", "device", "end", "start"))
     launch = _launch_of(kernels, events.launches)
     ranges, is_open = _closed_ranges(events.ranges, (kernels, launch))
-    labels = [
-        f"{domain}:{name}" if domain else name for domain, name in zip(ranges["domain"], ranges["name"], strict=True)
-    ]
-    codes, names = pandas.factorize(numpy.array(labels, dtype=object))
-    chains, nodes, range_nodes = attribute(
-        ranges["start"], ranges["end"], ranges["thread"], codes, launch["start"], launch["end"], launch["thread"]
-    )
+    codes, names = pandas.factorize(numpy.array(labels(ranges["domain"], ranges["name"]), dtype=object))
+    calls = [numpy.concatenate((launch[column], events.creations[column])) for column in ("start", "end", "thread")]
+    chains, nodes, range_nodes = attribute(ranges["start"], ranges["end"], ranges["thread"], codes, *calls)
+    nodes, of_creations = numpy.split(nodes, [len(launch["start"])])
+    captured = numpy.append(of_creations, NO_NODE)[kernels["creation"]]  # creation -1: the last entry
     notes += _notes(kernels, launch, is_open)
-    range_frame = _range_frame(ranges, is_open, range_nodes, _path_column(range_nodes, chains, names), events)
-    kernel_frame = _kernel_frame(kernels, launch, nodes, _path_column(nodes, chains, names)[0], events)
+    range_frame = _range_frame(ranges, is_open, range_nodes, path_column(range_nodes, chains, names), events)
+    paths = path_column(nodes, chains, names)[0], path_column(captured, chains, names, outside="")[0]
+    kernel_frame = _kernel_frame(kernels, launch, (nodes, captured), paths, events)
     return Capture(profiler, tuple(gpus), range_frame, kernel_frame, tuple(notes), chains)
+
+
+def labels(domains, names) -> list[str]:
+    """What paths call ranges: "domain:name", or the name alone in the default domain."""
+    return [f"{domain}:{name}" if domain else name for domain, name in zip(domains, names, strict=True)]
 
 
 def table(capture: Capture) -> pandas.DataFrame:
@@ -118,7 +128,8 @@ def range_table(capture: Capture) -> pandas.DataFrame:
     Here a kernel counts under every range that encloses its launch, so that a range holds all that its inner ranges
     hold; share is of the time of all kernels. instances: ranges of this path. span_us: from the start of the first to
     the end of the last kernel of an instance, gaps included; host_us: its time on the CPU. Both are medians, span_us
-    over the instances that have kernels (NaN if none has). In order of first beginning.
+    over the instances that have kernels (NaN if none has), host_us NaN for "Captured" ranges, which took none. In order
+    of first beginning.
     """
     kernels, ranges = capture.kernels, capture.ranges
     pairs = capture.enclosing()
@@ -128,7 +139,8 @@ def range_table(capture: Capture) -> pandas.DataFrame:
         kernels=("us", "count"), us=("us", "sum"), first=("start", "min"), last=("end", "max")
     )
     sums["span_us"] = (sums["last"] - sums["first"]) / 1e3
-    each = ranges[["path", "depth"]].assign(host_us=(ranges["end_ns"] - ranges["start_ns"]) / 1e3).join(sums)
+    host_us = ((ranges["end_ns"] - ranges["start_ns"]) / 1e3).where(ranges["style"] != CAPTURED)
+    each = ranges[["path", "depth"]].assign(host_us=host_us).join(sums)
     groups = each.groupby("path", observed=True, sort=False)
     rows = groups.agg(
         depth=("depth", "first"), instances=("depth", "count"), kernels=("kernels", "sum"), total_us=("us", "sum"),
@@ -177,13 +189,16 @@ def _launch_of(kernels: dict, launches: dict) -> dict:
     return {name: numpy.where(found, launches[name][order[place]], _MISSING) for name in ("start", "end", "thread")}
 
 
-def _path_column(nodes, chains: Chains, names) -> tuple[pandas.Categorical, numpy.ndarray]:
-    """(path, depth) of the nodes. Only paths that occur here are spelt out; two that read alike are one."""
+def path_column(nodes, chains: Chains, names, outside=OUTSIDE) -> tuple[pandas.Categorical, numpy.ndarray]:
+    """(path, depth) of the nodes, `outside` for -1. Only paths that occur here are spelt; two that read alike are one.
+
+    names: the label of each code that chains.paths has.
+    """
     paths = numpy.append(numpy.asarray(chains.path, numpy.int64), NO_NODE)[nodes]  # node -1: the last entry
     distinct, which = numpy.unique(paths, return_inverse=True)
     spelt = [_path_names(path, chains, names) for path in distinct.tolist()]
     depths = numpy.array([len(parts) for parts in spelt], numpy.int64)
-    return _categorical(which, [" / ".join(parts) or OUTSIDE for parts in spelt]), depths[which]
+    return _categorical(which, [" / ".join(parts) or outside for parts in spelt]), depths[which]
 
 
 def _path_names(path: int, chains: Chains, names) -> list[str]:
@@ -200,7 +215,7 @@ def _categorical(codes, texts: list[str]) -> pandas.Categorical:
     return pandas.Categorical.from_codes(merged[codes], categories=pandas.Index(distinct, dtype=object))
 
 
-def _kernel_frame(kernels, launch, nodes, path, events: Events) -> pandas.DataFrame:
+def _kernel_frame(kernels, launch, nodes, paths, events: Events) -> pandas.DataFrame:
     gap, busy = _gaps(kernels["start"], kernels["end"], kernels["device"])
     thread = numpy.where(launch["thread"] == _MISSING, _MISSING, events.thread_id(launch["thread"]))
     return pandas.DataFrame({
@@ -209,7 +224,8 @@ def _kernel_frame(kernels, launch, nodes, path, events: Events) -> pandas.DataFr
         "start_ns": kernels["start"], "end_ns": kernels["end"], "device": kernels["device"],
         "stream": kernels["stream"], "process": kernels["process"], "thread": thread,
         "launch_start_ns": launch["start"], "launch_end_ns": launch["end"], "correlation": kernels["correlation"],
-        "graph": kernels["graph"], "path": path, "node": nodes, "gap_ns": gap, "busy_ns": busy,
+        "graph": kernels["graph"], "path": paths[0], "node": nodes[0], "captured_path": paths[1],
+        "captured_node": nodes[1], "gap_ns": gap, "busy_ns": busy,
     })  # fmt: skip
 
 

@@ -87,12 +87,14 @@ def _events(entries: list[dict]) -> Events:
     processes = {row[4]: row[3] for row in launches}
     kernels = _columns(("kind", "name", "start", "end", "device", "stream", "graph", "correlation"), work)
     kernels["graph"] = kernels["graph"] > 0
+    kernels["creation"] = numpy.full(len(work), -1)  # Kineto does not record when the nodes of a graph are made
     # A kernel's entry names device and stream; its process is that of its launch.
     kernels["process"] = numpy.array([processes.get(row[-1], -1) for row in work], numpy.int64)
     return Events(
         kernels, list(names), _columns(("start", "end", "thread", "process", "correlation"), launches),
         _columns(("start", "end", "thread", "process"), [row[1:] for row in ranges])
         | {"name": [row[0] for row in ranges], "domain": [""] * len(ranges), "style": ["PushPop"] * len(ranges)},
+        _columns(("start", "end", "thread"), []),
     )  # fmt: skip
 
 

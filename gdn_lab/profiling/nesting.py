@@ -12,11 +12,12 @@ NO_NODE = -1
 class Chains:
     """The stacks that occur. parent, range: one entry a node: the node below it, the row of its range.
 
-    path: the node's path of names as an index to `paths`; paths[i] = (path below, name). Both -1 where there is none.
+    names: of each range, as codes. path: the node's path of names as an index to `paths`; paths[i] = (path below,
+    name). Both -1 where there is none.
     """
 
     def __init__(self, names):
-        self._names = names  # of each range, as codes
+        self.names = names
         self.parent: list[int] = []
         self.range: list[int] = []
         self.path: list[int] = []
@@ -25,7 +26,7 @@ class Chains:
 
     def push(self, node: int, row: int) -> int:
         """The node of range `row` on top of `node`."""
-        key = (self.path[node] if node >= 0 else NO_NODE, self._names[row])
+        key = (self.path[node] if node >= 0 else NO_NODE, self.names[row])
         path = self._path_of.get(key)
         if path is None:
             path = self._path_of[key] = len(self.paths)
@@ -34,6 +35,10 @@ class Chains:
         self.range.append(row)
         self.path.append(path)
         return len(self.parent) - 1
+
+    def index_paths(self) -> None:
+        """Makes known to push() which paths there are, after they were put in from elsewhere."""
+        self._path_of = {key: path for path, key in enumerate(self.paths)}
 
     def remove(self, node: int, row: int) -> int:
         """The node without range `row`, which may lie below others."""

@@ -1,7 +1,9 @@
 """Reads what Nsight Systems recorded: the SQLite export of any capture, or a .nsys-rep, which nsys exports first.
 
 A kernel is joined to its launch call by process and correlationId (all kernels of a graph have that of the
-cudaGraphLaunch), and belongs to the NVTX ranges of the calling thread that enclose the call. Nothing is written.
+cudaGraphLaunch), and belongs to the NVTX ranges of the calling thread that enclose the call. If the capture also says
+when the nodes of a graph were made (--cuda-graph-trace=node, and the graph was captured meanwhile), a kernel of the
+graph is joined to that call too, by way of the node that its own was instantiated from. Nothing is written.
 """
 
 import shutil
@@ -20,6 +22,7 @@ from .capture import KINDS, UNTRACED_GRAPH, Capture, Events, capture
 # What is read, by table: columns that must be there, and columns that may be. A scrubbed capture holds these only.
 KERNEL, RUNTIME, NVTX = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME", "NVTX_EVENTS"
 MEMCPY, MEMSET, GRAPH = (f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("MEMCPY", "MEMSET", "GRAPH_TRACE"))
+NODES = "CUDA_GRAPH_NODE_EVENTS"
 _WORK = ("start", "end", "deviceId", "streamId", "correlationId", "globalPid")
 TABLES = {
     "StringIds": (("id", "value"), ()),
@@ -28,6 +31,7 @@ TABLES = {
     MEMSET: (_WORK, ("graphNodeId",)),
     GRAPH: (("start", "end", "deviceId", "correlationId", "globalPid"), ("streamId",)),
     RUNTIME: (("start", "end", "globalTid", "correlationId"), ()),
+    NODES: (("graphNodeId",), ("start", "end", "globalTid", "originalGraphNodeId")),
     NVTX: (("start", "end", "eventType", "globalTid"), ("text", "textId", "domainId", "endGlobalTid")),
     "META_DATA_EXPORT": (("name", "value"), ()),
     "TARGET_INFO_GPU": (("name",), ()),
@@ -38,6 +42,7 @@ VERSION_KEYS = ("EXPORT_SCHEMA_VERSION", "EXPORT_SCHEMA_VERSION_MAJOR")
 STYLES = {59: "PushPop", 60: "StartEnd", 70: "PushPop", 71: "StartEnd"}  # eventType; 70 and 71 are NVTX's legacy form
 DOMAIN_CREATE = 75
 _COPIES = {1: "HtoD", 2: "DtoH", 8: "DtoD", 9: "HtoH", 10: "PtoP"}  # CUpti_ActivityMemcpyKind
+_LINEAGE = 16  # instantiations of instantiations that are followed; one or two occur
 _CHUNK = 100_000  # rows that are Python objects at one time
 
 
@@ -186,13 +191,14 @@ def _check_version(path: Path, connection) -> str:
 def _events(export: Export) -> tuple[Events, list[str]]:
     strings = dict(rows(export, "StringIds", ("id", "value"), "ORDER BY id"))
     kernels, names = _gpu_work(export, strings)
+    creations, kernels["creation"] = _creations(export, kernels["process"], kernels.pop("graph_node"))
     launches = _integers(export, RUNTIME, ("start", "end", "globalTid", "correlationId"))
     start, end, thread, correlation = launches
     ranges, notes = _ranges(export, strings)
     events = Events(
         kernels, names,
         {"start": start, "end": end, "thread": thread, "process": _process(thread), "correlation": correlation},
-        ranges, thread_id=lambda thread: thread & 0xFFFFFF,
+        ranges, creations, thread_id=lambda thread: thread & 0xFFFFFF,
     )  # fmt: skip
     return events, notes
 
@@ -212,7 +218,7 @@ def _gpu_work(export: Export, strings: dict[int, str]) -> tuple[dict, list[str]]
         parts.append({
             "start": start, "end": end, "device": device, "stream": stream, "correlation": correlation,
             "process": _process(process), "kind": numpy.full(len(start), kind), "name": which + len(names),
-            "graph": (node > 0) | (KINDS[kind] == "graph"),
+            "graph": (node > 0) | (KINDS[kind] == "graph"), "graph_node": node,
         })  # fmt: skip
         names += [_work_name(KINDS[kind], label, strings) for label in labels.tolist()]
     return {key: numpy.concatenate([part[key] for part in parts]) for key in parts[0]}, names
@@ -226,12 +232,43 @@ def _work_name(kind: str, label: int, strings: dict[int, str]) -> str:
     return "Memset" if kind == "memset" else UNTRACED_GRAPH
 
 
-def _integers(export: Export, table: str, columns) -> numpy.ndarray:
+def _creations(export: Export, processes, nodes) -> tuple[dict, numpy.ndarray]:
+    """(start, end, thread of the making of each node at capture; for each kernel the place there of its node, or -1).
+
+    nodes: graphNodeId of each kernel, that of an instantiated graph. A node that was made by instantiating another has
+    that one's id as originalGraphNodeId; one that was made at capture has none.
+    """
+    nothing = {name: numpy.empty(0, numpy.int64) for name in ("start", "end", "thread")}, numpy.full(len(nodes), -1)
+    if not {"start", "globalTid", "originalGraphNodeId"} <= set(export.columns.get(NODES, ())):
+        return nothing
+    columns = ("start", "end", "globalTid", "graphNodeId", "originalGraphNodeId")
+    start, end, thread, node, original = _integers(export, NODES, columns, "start, graphNodeId, originalGraphNodeId")
+    keys = list(zip(_process(thread).tolist(), node.tolist(), strict=True))
+    originals = original.tolist()
+    made = {key: place for place, key in reversed(list(enumerate(keys))) if originals[place] <= 0}
+    parents = {key: (key[0], of) for key, of in zip(keys, originals, strict=True) if of > 0}
+    places = numpy.full(len(nodes), -1)
+    for process in numpy.unique(processes[nodes > 0]).tolist():
+        rows = numpy.flatnonzero((processes == process) & (nodes > 0))
+        distinct, which = numpy.unique(nodes[rows], return_inverse=True)
+        places[rows] = numpy.array([_made_at((process, one), made, parents) for one in distinct.tolist()])[which]
+    return {"start": start, "end": numpy.maximum(start, end), "thread": thread}, places
+
+
+def _made_at(key, made: dict, parents: dict) -> int:
+    for _ in range(_LINEAGE):
+        if key in made or key not in parents:
+            break
+        key = parents[key]
+    return made.get(key, -1)
+
+
+def _integers(export: Export, table: str, columns, order='start, "end", correlationId') -> numpy.ndarray:
     """int64 [columns, rows] of a table in order of start; -1 for NULL, absent columns and an absent table."""
     if table not in export.columns:
         return numpy.empty((len(columns), 0), numpy.int64)
     chosen = ", ".join(f'COALESCE("{name}", -1)' if name in export.columns[table] else "-1" for name in columns)
-    cursor = export.connection.execute(f'SELECT {chosen} FROM {table} ORDER BY start, "end", correlationId')
+    cursor = export.connection.execute(f"SELECT {chosen} FROM {table} ORDER BY {order}")
     chunks = []
     while chunk := cursor.fetchmany(_CHUNK):
         chunks.append(numpy.array(chunk, numpy.int64).T)
