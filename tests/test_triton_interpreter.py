@@ -1,4 +1,4 @@
-"""Runs interpreter_cases.py under TRITON_INTERPRET=1: Triton reads it on import, so it takes a process of its own."""
+"""Runs cases under TRITON_INTERPRET=1: Triton reads it on import, so each file takes a process of its own."""
 
 import os
 import re
@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("triton", reason="there is no Triton for this operating system")
 
 
-def test_every_kernel_in_the_interpreter():
-    cases = Path(__file__).with_name("interpreter_cases.py")
+@pytest.mark.parametrize("name, fewest", [("interpreter_cases.py", 40), ("layer_interpreter_cases.py", 18)])
+def test_every_kernel_in_the_interpreter(name, fewest):
+    cases = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=environment, cwd=cases.parent.parent, capture_output=True, text=True)
     print(run.stdout, run.stderr)
     assert run.returncode == 0, run.stdout[-5000:]
     passed = int(re.search(r"(\d+) passed", run.stdout)[1])
-    assert passed >= 40, "cases are missing"
+    assert passed >= fewest, "cases are missing"

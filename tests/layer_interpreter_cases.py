@@ -1,0 +1,132 @@
+"""The small kernels of a layer on the CPU, in Triton's interpreter, against layer_reference.py in float64.
+
+Run by test_triton_interpreter.py in a process of its own, under TRITON_INTERPRET=1.
+"""
+
+import pytest
+import torch
+
+from gdn_lab import layer_kernels, layer_reference
+from gdn_lab.backends.triton import INTERPRETED
+from gdn_lab.fp8 import quantize_rows
+from gdn_lab.layer import Activation
+
+assert INTERPRETED, "run under TRITON_INTERPRET=1"
+
+BF16 = torch.bfloat16
+LAST_PLACE = 2.0**-7  # the interpreter cuts float32 to bf16 instead of rounding it
+
+
+def random(*size, seed=0):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(BF16)
+
+
+def assert_close(actual, expected):
+    error = (actual.double() - expected.double()).abs()
+    assert (error <= LAST_PLACE * expected.double().abs() + 1e-5).all(), error.max()
+
+
+def assert_quantized(activation, rows, expected):
+    """Scales agree with PyTorch's, elements within a place of e4m3, rows beyond are untouched."""
+    data, scale = quantize_rows(expected)
+    torch.testing.assert_close(activation.scale[:rows], scale.float(), rtol=1e-5, atol=0)
+    # The interpreter loses the carry where rounding up reaches the next power of 2: the GPU tests see those elements.
+    carried = (data.view(torch.uint8) & 7) == 0
+    difference = (activation.y8[:rows].float() - data.float()).abs()
+    assert (carried | (difference <= 2.0**-3 * data.float().abs() + 2.0**-9)).all(), difference.max()
+    assert carried.float().mean() < 0.5
+    assert not activation.y8[rows:].view(torch.uint8).any() and (activation.scale[rows:] == 1).all()
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("hidden", [256, 384])  # 384: a row that is no power of 2
+def test_add_norm(hidden, quantize):
+    rows = 3
+    x, residual, weight = random(rows, 2 * hidden)[:, :hidden], random(rows, hidden, seed=1), random(hidden, seed=2)
+    out, made = torch.full((rows, hidden), torch.nan, dtype=BF16), Activation(rows, hidden, True)
+    layer_kernels.add_norm(x, residual, weight, out, made.live, **(made.quantized() if quantize else {}))
+    total = x.double() + residual.double()
+    expected = layer_reference.rms_norm(total, weight, torch.float64)
+    assert_close(out, total)
+    assert_close(made.live, expected)
+    if quantize:
+        assert_quantized(made, rows, expected)
+    else:
+        assert not made.y8.view(torch.uint8).any()
+
+
+def test_a_row_of_zeros_is_normed_and_quantised_to_zeros():
+    made = Activation(1, 128, True)
+    zeros = torch.zeros(1, 128, dtype=BF16)
+    layer_kernels.add_norm(zeros, zeros, zeros[0], torch.empty_like(zeros), made.live, **made.quantized())
+    assert not made.y.any() and not made.y8.view(torch.uint8).any() and torch.isfinite(made.scale).all()
+
+
+def test_quantize_takes_strided_rows_of_any_number_of_groups():
+    x, made = random(3, 9 * 128 + 5)[:, : 9 * 128], Activation(3, 9 * 128, True)
+    layer_kernels.quantize(x, made.y8, made.scale)
+    assert_quantized(made, 3, x)
+
+
+def test_split_copies_and_nothing_else():
+    rows, conv_dim, z_dim, heads = 3, 384, 256, 6
+    qkvz, ba = random(16, conv_dim + z_dim), random(16, 2 * heads)
+    mixed, z, b, a = (torch.full((rows + 1, n), torch.nan, dtype=BF16) for n in (conv_dim, z_dim, heads, heads))
+    layer_kernels.split(qkvz, ba, mixed[:rows], z[:rows], b[:rows], a[:rows])
+    assert torch.equal(torch.cat((mixed, z), 1)[:rows], qkvz[:rows])
+    assert torch.equal(torch.cat((b, a), 1)[:rows], ba[:rows])
+    assert all(torch.isnan(x[rows:]).all() for x in (mixed, z, b, a))
+
+
+@pytest.mark.parametrize("conv_dim", [256, 384])
+def test_conv_moves_the_windows_of_its_rows_alone(conv_dim):
+    window, weight = random(5, conv_dim, 3), random(conv_dim, 4, seed=1)
+    indices = torch.tensor([3, -1, 1], dtype=torch.int32)
+    mixed = random(3, conv_dim + 128, seed=2)[:, :conv_dim]  # a view of a wider product
+    out = torch.full((3, conv_dim), torch.nan, dtype=BF16)
+    before = window.clone()
+    for _ in range(2):  # the second time on the moved window
+        live, slots = [0, 2], [3, 1]
+        expected, moved = layer_reference.causal_conv(mixed[live], window[slots], weight, torch.float64)
+        layer_kernels.conv_update(mixed, window, weight, indices, out)
+        assert_close(out[live], expected)
+        assert torch.equal(window[slots], moved)
+    assert not out[1].any()
+    assert torch.equal(window[[0, 2, 4]], before[[0, 2, 4]])
+
+
+def test_four_tokens_fill_the_window_as_a_convolution_over_them():
+    weight, tokens = random(128, 4), random(5, 128, seed=1)
+    window, out = torch.zeros(2, 128, 3, dtype=BF16), torch.empty(1, 128, dtype=BF16)
+    for token in tokens:
+        layer_kernels.conv_update(token[None], window, weight, torch.tensor([1]), out)
+    whole = torch.nn.functional.conv1d(tokens.double().T[None], weight.double()[:, None], groups=128)[0, :, -1]
+    assert_close(out[0], torch.nn.functional.silu(whole))
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("heads", [1, 6, 9])
+def test_gated_norm(heads, quantize):
+    rows = 2
+    o, weight = random(rows, heads, 128), random(128, seed=1)
+    z = random(rows, heads * 128 + 256, seed=2)[:, 256:]  # the end of a wider product
+    made = Activation(rows, heads * 128, True)
+    layer_kernels.gated_norm(o, z, weight, **(made.quantized() if quantize else {"y": made.live}))
+    expected = layer_reference.gated_rms_norm(o, z.reshape(o.shape), weight, torch.float64).flatten(1)
+    if quantize:
+        assert_quantized(made, rows, expected)
+    else:
+        assert_close(made.live, expected)
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_silu_mul(quantize):
+    rows, width = 3, 640
+    gate_up, made = random(16, 2 * width), Activation(rows, width, True)
+    layer_kernels.silu_mul(gate_up[:rows], **(made.quantized() if quantize else {"y": made.live}))
+    gate, up = gate_up[:rows].double().chunk(2, 1)
+    expected = torch.nn.functional.silu(gate) * up
+    if quantize:
+        assert_quantized(made, rows, expected)
+    else:
+        assert_close(made.live, expected)
