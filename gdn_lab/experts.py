@@ -271,7 +271,8 @@ class Experts:
         )  # fmt: skip
 
     def routed(self, x: torch.Tensor, x8: torch.Tensor | None = None, x_scale: torch.Tensor | None = None) -> None:
-        """x [B, H] bf16; with FP8 weights x8 [B, H] e4m3 and x_scale [B, H / 128] are read in its place."""
+        """x [B, H] bf16; with FP8 weights x8 [B, H] e4m3, contiguous, and x_scale [B, H / 128] of any strides are
+        read in its place."""
         virtual = blocks_of(self.batch, self.tiling[0].block_m) if self.fused else 0
         E = len(self.model.router)
         given = (x8, x_scale) if self.model.fp8 else (x, x)
@@ -312,7 +313,7 @@ class Experts:
         sizes = (self.batch, E, H, inner, virtual, shared_at)
         lists = (self.counts, self.hits, self.lists)
         gate_up_kernel[(inner // gate_up.tile * gate_up.split, virtual + hit_slots)](
-            *given, w13.data, w13.scale if fp8 else w13.data, *lists, h, *sizes,
+            *given, w13.data, w13.scale if fp8 else w13.data, *lists, h, *given[1].stride(), *sizes,
             self.top_k, gate_up.block_m, gate_up.tile, gate_up.sub, gate_up.split, fp8, self.overlap,
             num_warps=gate_up.warps, num_stages=gate_up.stages, launch_pdl=self.overlap,
         )  # fmt: skip

@@ -28,7 +28,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 BLOCK = tl.constexpr(128)  # of fp8.py
 E4M3_MAX = tl.constexpr(448.0)
 SMALLEST_AMAX = tl.constexpr(1e-10)
-RUNTIME = ["B", "E", "virtual", "shared_at"]  # no compilation of their own for 1 and multiples of 16
+RUNTIME = ["B", "E", "virtual", "shared_at", "scale_token", "scale_group"]  # no compilation of their own for 1 and multiples of 16
 
 
 @triton.jit
@@ -112,13 +112,13 @@ def rows_of(slot, expert, start, live, lists, B, virtual, TOP_K: tl.constexpr, B
 
 @triton.jit(do_not_specialize=RUNTIME)
 def gate_up_kernel(
-    x, x_scale, w, w_scale, counts, hits, lists, h, B, E, H, inner, virtual, shared_at,
+    x, x_scale, w, w_scale, counts, hits, lists, h, scale_token, scale_group, B, E, H, inner, virtual, shared_at,
     TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr, SPLIT: tl.constexpr,
     FP8: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """silu(x gateᵀ) · (x upᵀ): one program: TILE of inner, gate and up. Grid: [inner // TILE · SPLIT, slots].
 
-    x [B, H], with FP8 e4m3 and x_scale [B, H / 128]; w [experts, 2, inner, H], w_scale [.., ceil(inner / 128), H / 128].
+    x [B, H]; FP8: e4m3, x_scale [B, H / 128] of any strides; w [experts, 2, inner, H], w_scale [.., ceil(inner / 128), H / 128].
     H is a multiple of 128 · SUB · SPLIT; a step of the loop takes SUB times 128 of it.
     SPLIT 1: h [rows, inner] bf16. Else the parts of the sum over H, before SiLU: h [SPLIT, rows, 2, inner] float32.
     """
@@ -154,7 +154,7 @@ def gate_up_kernel(
                 up_w = tl.load(up_at + block * BLOCK)
                 x_k = tl.load(x_at + block * BLOCK, mask=live[None, :], other=0.0)
                 if FP8:
-                    x_s = tl.load(x_scale + token * blocks + block, mask=live, other=0.0)
+                    x_s = tl.load(x_scale + token * scale_token + block * scale_group, mask=live, other=0.0)
                     zero = tl.zeros([TILE, BLOCK_M], tl.float32)
                     gate += dot(gate_w, x_k, zero) * (x_s * tl.load(scale_at + block))[None, :]
                     up += dot(up_w, x_k, zero) * (x_s * tl.load(scale_at + scales + block))[None, :]
@@ -185,7 +185,7 @@ def hidden(h, row, ks, live, rows, inner, SPLIT: tl.constexpr):
     return (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME[:4])
 def down_kernel(
     h, w, w_scale, counts, hits, lists, y, B, E, H, inner, virtual, shared_at,
     TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_K: tl.constexpr,

@@ -146,6 +146,11 @@ class Activation:
         """What a Projection takes."""
         return self.y, self.y8, self.scale
 
+    @property
+    def of_tokens(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same without the rows that mean nothing."""
+        return tuple(x if x is None else x[: self.rows] for x in self.padded)
+
     def quantized(self) -> dict[str, Tensor]:
         """For a kernel that makes an activation and its FP8 form at once: its arguments y8 and y_scale."""
         return {} if self.y8 is None else {"y8": self.y8, "y_scale": self.scale}
