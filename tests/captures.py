@@ -43,6 +43,7 @@ class Program:
     ranges: list = field(default_factory=list)
     launches: list = field(default_factory=list)
     kernels: list = field(default_factory=list)
+    nodes: list = field(default_factory=list)
 
     def range(self, name, start, end, thread=MAIN, style=59, domain=0, end_thread=None):
         """end None: never closed. style: 59 push/pop, 60 start/end."""
@@ -54,6 +55,65 @@ class Program:
     def kernel(self, name, start, end, correlation, process=MAIN[0], device=0, stream=7, node=None):
         """name "DtoD": a copy. node: its graph node."""
         self.kernels.append((name, start, end, correlation, process, device, stream, node))
+
+    def node(self, start, end, node, original=None, thread=MAIN):
+        """The making of a graph's node, at capture or (with original) at instantiation."""
+        self.nodes.append((start, end, node, original, thread))
+
+
+def eager_and_graph(replays: int = 3, layers: int = 2, *, nodes: bool = True, eager: int = 2) -> Program:
+    """Eager runs and replays of steps of three parts and four kernels, as step_capture.py records them.
+
+    A kernel runs 2, 4, 1 and 3 us; eager ones lie 5 us apart, those of a replay 1 us. nodes: the capture of the graph
+    lies in the recording.
+    """
+    program, time, correlation = Program(), 0, 0
+    parts = (("norm", ("norm_kernel",)), ("gdn", ("gdn_kernel", "copy_kernel")), ("mlp", ("mm_kernel",)))
+    us = {"norm_kernel": 2000, "gdn_kernel": 4000, "copy_kernel": 1000, "mm_kernel": 3000}
+
+    def step(call):
+        nonlocal time
+        begin = time
+        for part, kernels in parts:
+            start = time
+            for kernel in kernels:
+                time += 200
+                call(kernel, time)
+                time += us[kernel] + 4800
+            program.range(part, start, time - 100)
+        program.range("decode step", begin, time)
+        time += 100
+
+    def launched(kernel, at):
+        nonlocal correlation
+        correlation += 1
+        program.launch(at - 100, at, correlation)
+        program.kernel(kernel, at, at + us[kernel], correlation)
+
+    names = []
+    if nodes:
+        step_nodes = lambda kernel, at: (program.node(at, at + 1, 100 + len(names)), names.append(kernel))  # noqa: E731
+        for _ in range(layers):
+            step(step_nodes)
+        for number in range(len(names)):
+            program.node(time + number, time + number + 1, 500 + number, 100 + number)
+    for _ in range(eager):
+        begin = time
+        for _ in range(layers):
+            step(launched)
+        program.range("eager", begin, time)
+        time += 1000
+    for _ in range(replays):
+        time += 2000
+        correlation += 1
+        program.launch(time + 100, time + 400, correlation)
+        program.range("graph", time, time + 500)
+        at = time + 1000
+        for number, kernel in enumerate([kernel for _, kernels in parts * layers for kernel in kernels]):
+            program.kernel(kernel, at, at + us[kernel], correlation, node=500 + number)
+            at += us[kernel] + 1000
+        time = at
+    return program
 
 
 def two_steps(other_process: bool = True) -> Program:
@@ -88,6 +148,11 @@ def two_steps(other_process: bool = True) -> Program:
     return program
 
 
+_NODES = """CREATE TABLE CUDA_GRAPH_NODE_EVENTS (
+    start INTEGER NOT NULL, end INTEGER NOT NULL, nameId INTEGER NOT NULL, eventClass INTEGER NOT NULL,
+    globalTid INTEGER, graphNodeId INTEGER NOT NULL, originalGraphNodeId INTEGER)"""
+
+
 def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", text_ids=True) -> Path:
     """Writes the SQLite export. domains: {(process, id): name}. text_ids: half the names lie in StringIds."""
     strings: dict[str, int] = {}
@@ -118,6 +183,11 @@ def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", 
                 code = strings.setdefault(name, len(strings) + 1)
                 insert = "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, 1, ?)"
                 connection.execute(insert, (*row, code, code, node))
+        if program.nodes:  # tables are absent when empty
+            connection.execute(_NODES)
+        for start, end, node, original, thread in reversed(program.nodes):
+            row = (start, end, global_tid(*thread), node, original)
+            connection.execute("INSERT INTO CUDA_GRAPH_NODE_EVENTS VALUES (?, ?, 0, 0, ?, ?, ?)", row)
         connection.executemany("INSERT INTO StringIds VALUES (?, ?)", [(code, text) for text, code in strings.items()])
     connection.close()
     return path

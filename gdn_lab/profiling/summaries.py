@@ -1,10 +1,10 @@
 """The summaries that nsys stats calls cuda_gpu_kern_sum, nvtx_kern_sum and nvtx_gpu_proj_sum, of any Capture.
 
 Columns, units and rounding are those of its CSV: ns; averages, medians, deviations and percentages to one decimal, .05
-upwards; the deviation is that of a sample (n - 1), 0 for one value; rows with the longest total first. A range is called
-"domain:name", or ":name" in the default domain. One that was never closed lasts until the last beginning or end of any
-range. Graphs recorded as a whole, and the ranges that graphs.py makes, are left out. The definitions are stated at each
-function; they are what nsys stats computes, not only what its help says.
+upwards; the deviation is that of a sample (n - 1), 0 for one value; rows with the longest total first. A range is
+called "domain:name", or ":name" in the default domain. One that was never closed lasts until the last beginning or end
+of any range. Graphs recorded as a whole, and the ranges that graphs.py makes, are left out. The definitions are stated
+at each function; they are what nsys stats computes, not only what its help says.
 """
 
 from decimal import ROUND_HALF_UP, Decimal
