@@ -1,0 +1,300 @@
+"""A sweep of decode steps: each configuration of step.py checked, timed against the others, and taken apart.
+
+Whole step: a CUDA graph of several layers' steps, each with weights and state of its own, so that both come from memory
+as in serving; what a replay takes, over the number of layers. Parts: what CUPTI saw in such replays (step_parts.py). On
+a CPU both are the host's clock.
+"""
+
+from contextlib import nullcontext
+
+import torch
+
+from . import ops, step
+from .backends.base import dtype_name
+from .measure.progress import progress as progress_bar
+from .measure.results import Run
+from .measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
+from .measure.timing import TimerUnavailable, Timing, time_interleaved
+from .profiling import span
+from .shapes import divisions
+from .step_parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
+from .sweep import NoBar, Share, checked_batches, recorded
+
+CPU_LAYERS = 2
+LEAST_LAYERS = 4  # in one graph, so that what lies between two replays is little of it
+WEIGHTS_SHARE = 0.5  # of free GPU memory, that layers beyond those needed may take
+WHOLE = "step"  # the part that is all of them
+ALL_REDUCE = "all-reduce"
+SHARE_PARTS = ("gdn", TRACED)  # what a sweep for the share of GDN keeps of the parts
+ALL_REDUCE_REASON = (
+    "one GPU plays one tensor-parallel rank: the all-reduces after out_proj and after combine are not run"
+)
+
+
+def step_sweep(
+    model: str, tp: int, batches, *, configurations, precision: str = "fp8", state_dtype=torch.bfloat16, device=None,
+    run: Run | None = None, samples: int = 200, seed: int = 0, roof: Roof | None = None, toy: bool = False,
+    parts: bool = True, eager: bool = True, progress: bool = True,
+) -> list[dict]:  # fmt: skip
+    """Times the decode step of each configuration at each batch size; returns the rows, appended to `run` as made.
+
+    model, tp: a name in the model table, and how many GPUs share a layer. configurations: names of step.CONFIGURATIONS.
+    precision: of the weights, "fp8" or "bf16". samples: CUDA-graph replays of each configuration, taken in turns.
+    roof: default, it is measured first. toy: the model at toy size. parts, eager: also take the step apart; also launch
+    it kernel by kernel.
+
+    Rows have phase "step" and results.ROW_FIELDS, and configuration, part, mode ("graph" or "eager"), model, tp,
+    precision, toy, layers (steps in one replay), experts_hit, sweep ("step" or "share"), seed, l2, calls_per_sample;
+    parts also kernels (of one step; None on a CPU). Times are of one step of one layer. Parts:
+        "step"          the whole: timer cuda_graph_replay (mode graph), cuda_events_eager (mode eager), or host_clock
+        one of PARTS    the time in which its kernels keep the GPU busy, in a replay recorded by CUPTI (cupti_kernel)
+        "gaps"          of the same replay, the time in which nothing ran
+        "traced step"   the sum of these: the replay as recorded, from its first kernel's start to its last one's end
+    A part that a configuration fuses away has no row. status "wrong": the check failed, not timed; "refused": cannot
+    run here, or cannot be taken apart here (timer is then given); "fact", part "all-reduce": what one GPU leaves out.
+
+    Raises ValueError for arguments that cannot be, RuntimeError if a step fails, or leaves NaN or infinity.
+    """
+    options = _Options(precision, state_dtype, device, samples, seed, toy, "step")
+    batches, rows = checked_batches(batches), _Rows(run)
+    names = _checked(configurations)
+    with recorded(run), ops.checks(False):
+        options.roof = roof or measure_roof(options.device)
+        with progress_bar(what="step", total=len(batches)) if progress else nullcontext(NoBar()) as bar:
+            rank = _Rank(model, tp, options)
+            for batch in batches:
+                point = _Point(rank, batch, names, rows, Share(bar, 0.7))
+                bar.set_postfix_str(f"B = {batch}", refresh=False)
+                point.whole()
+                if eager and options.device.type == "cuda":
+                    point.eager()
+                bar.update(0.1)
+                if parts:  # last: once CUPTI is started it stays in the process
+                    point.parts()
+                bar.update(0.2)
+                point.close()
+    return rows
+
+
+def share_sweep(
+    models, tps, batches, configurations, *, precision: str = "fp8", state_dtype=torch.bfloat16, device=None,
+    run: Run | None = None, samples: int = 20, seed: int = 0, roof: Roof | None = None, toy: bool = False,
+    progress: bool = True,
+) -> list[dict]:  # fmt: skip
+    """How the share of GDN moves with model, tensor-parallel size and batch: step_sweep()'s rows for each combination.
+
+    Of the parts only those of SHARE_PARTS are kept. A size that cannot split a model's heads is left out; a combination
+    that has no room in the GPU's memory is a row of status "refused".
+    """
+    options = _Options(precision, state_dtype, device, samples, seed, toy, "share")
+    batches, names, rows = checked_batches(batches), _checked(configurations), _Rows(run)
+    ranks = [(model, tp) for model in models for tp in tps if tp in divisions(model)]
+    with recorded(run), ops.checks(False):
+        options.roof = roof or measure_roof(options.device)
+        total = len(ranks) * len(batches)
+        with progress_bar(what="share of GDN", total=total) if progress else nullcontext(NoBar()) as bar:
+            for model, tp in ranks:
+                bar.set_postfix_str(f"{model}, tp {tp}", refresh=False)
+                try:
+                    rank = _Rank(model, tp, options)
+                    for batch in batches:
+                        point = _Point(rank, batch, names, rows, Share(bar, 1.0))
+                        point.whole()
+                        point.parts(SHARE_PARTS)
+                        point.close()
+                except torch.OutOfMemoryError:
+                    rows.add({
+                        "status": "refused", "phase": "step", "backend": "any", "variant": "any", "model": model,
+                        "tp": tp, "sweep": "share", "reason": "needs more memory than this GPU has free",
+                    })  # fmt: skip
+                rank = point = None
+                if options.device.type == "cuda":
+                    torch.cuda.empty_cache()
+    return rows
+
+
+class _Options:
+    """What all points of a sweep share."""
+
+    def __init__(self, precision, state_dtype, device, samples, seed, toy, sweep):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision, self.state_dtype, self.samples, self.seed = precision, state_dtype, samples, seed
+        self.toy, self.sweep, self.roof = toy, sweep, None
+        on_gpu = self.device.type == "cuda"
+        self.datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(self.device)) if on_gpu else None
+        self.l2 = "cold" if on_gpu else "not controlled"
+
+
+class _Rows(list):
+    """Rows, each written to the run, if any, as it is made."""
+
+    def __init__(self, run: Run | None):
+        self.run = run
+
+    def add(self, row: dict) -> None:
+        if self.run is not None:
+            self.run.append(row)
+        self.append(row)
+
+
+class _Rank:
+    """The weights of one tensor-parallel rank of a model, layer after layer as they are needed, for all batches."""
+
+    def __init__(self, model: str, tp: int, options: _Options):
+        self.model, self.tp, self.options, self.weights = model, tp, options, []
+
+    def layer(self, number: int):
+        while len(self.weights) <= number:
+            o = self.options
+            seed = o.seed + len(self.weights)
+            self.weights.append(
+                step.StepWeights.random(
+                    self.model, self.tp, precision=o.precision, device=o.device, seed=seed, toy=o.toy
+                )
+            )
+        return self.weights[number]
+
+
+class _Point:
+    """The steps of all configurations at one batch size: checked when made, then timed."""
+
+    def __init__(self, rank: _Rank, batch: int, names, rows: _Rows, share):
+        self.rank, self.options, self.batch, self.rows, self.share = rank, rank.options, batch, rows, share
+        self.steps, self.checks = {}, {}
+        for name in names:
+            reason = step.Step.refusal(name, rank.layer(0), self.options.state_dtype)
+            if reason is not None:
+                rows.add(self._case(name) | {"status": "refused", "reason": reason})
+                continue
+            first = self._step(name, 0)
+            check = first.check()
+            if not check.right:
+                rows.add(self._case(name) | {"status": "wrong", "max_abs_error": check.max_abs_error, "part": WHOLE})
+                continue
+            self.steps[name], self.checks[name] = [first], check
+        self._add_layers()
+        self._all_reduce()
+
+    def _step(self, name: str, layer: int):
+        o = self.options
+        return step.Step(self.rank.layer(layer), name, self.batch, state_dtype=o.state_dtype, seed=o.seed + layer)
+
+    def _add_layers(self) -> None:
+        """The steps of further layers, as many for each configuration."""
+        if not self.steps:
+            return
+        first = next(iter(self.steps.values()))[0]
+        self.bytes = {name: of[0].bytes() for name, of in self.steps.items()}
+        self.experts_hit = first.experts_hit
+        self.layers = self._layers(first)
+        for name, steps in self.steps.items():
+            steps += [self._step(name, layer) for layer in range(1, self.layers)]
+
+    def _layers(self, first) -> int:
+        """As many as the L2 calls for, and LEAST_LAYERS where there is room for their weights."""
+        device = self.options.device
+        if device.type == "cpu":
+            return CPU_LAYERS
+        made = len(self.rank.weights)
+        room = WEIGHTS_SHARE * torch.cuda.mem_get_info(device)[0]
+        affordable = made + int(room / self.rank.layer(0).nbytes)
+        return max(step.layers_needed(first, l2_bytes(device)), min(LEAST_LAYERS, affordable))
+
+    def close(self) -> None:
+        """Lets go of the steps, whose state may be gigabytes."""
+        self.steps.clear()
+        if self.options.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def whole(self) -> None:
+        """Rows of the whole step."""
+        if not self.steps:
+            return self.share.update(1.0)
+        on_gpu = self.options.device.type == "cuda"
+        with span(f"B = {self.batch}, {GRAPH_TIMER if on_gpu else CPU_TIMER}"):
+            timings = time_interleaved(
+                self.steps, timer=GRAPH_TIMER if on_gpu else CPU_TIMER, device=self.options.device,
+                samples=self.options.samples, warmup=3 if on_gpu else 1, min_sample_us=200.0 if on_gpu else 0.0,
+                max_seconds=float(self.options.samples), progress=self.share,
+            )  # fmt: skip
+        self._check_finite()
+        for name, timing in timings.items():
+            self._add(name, WHOLE, "graph" if on_gpu else "eager", timing, sum(self.bytes[name].values()))
+
+    def parts(self, keep=None) -> None:
+        """Rows of the parts, gaps and total; all, or those in `keep`. A sentence where they cannot be had."""
+        if not self.steps:
+            return
+        try:
+            taken = take_apart(self.steps, self.options.device, self.options.samples)
+        except TimerUnavailable as error:
+            for name in self.steps:
+                self.rows.add(self._case(name) | {"status": "refused", "timer": PARTS_TIMER, "reason": str(error)})
+            return
+        mode = "eager" if self.options.device.type == "cpu" else "graph"
+        for name, of in taken.items():
+            bytes_of = self.bytes[name] | {TRACED: sum(self.bytes[name].values())}
+            for part, timing in of.parts.items():
+                if keep is None or part in keep:
+                    self._add(name, part, mode, timing, bytes_of.get(part, 0), {"kernels": of.kernels.get(part)})
+
+    def eager(self) -> None:
+        """Rows of the whole step launched kernel by kernel."""
+        if self.steps:
+            for name, timing in eager_interleaved(self.steps, max(10, self.options.samples // 4)).items():
+                self._add(name, WHOLE, "eager", timing, sum(self.bytes[name].values()))
+
+    def _check_finite(self) -> None:
+        for name, steps in self.steps.items():
+            if not all(bool(torch.isfinite(of.out).all()) for of in steps):
+                raise RuntimeError(
+                    f"{name} at B = {self.batch} leaves NaN or infinity after the replays; its times mean nothing"
+                )
+
+    def _all_reduce(self) -> None:
+        if not self.steps or self.rank.tp == 1:
+            return
+        out = next(iter(self.steps.values()))[0].out
+        self.rows.add({
+            "status": "fact", "phase": "step", "part": ALL_REDUCE, "model": self.rank.model, "tp": self.rank.tp,
+            "batch": self.batch, "bytes": out.nbytes, "times_a_layer": 2, "reason": ALL_REDUCE_REASON,
+            "sweep": self.options.sweep,
+        })  # fmt: skip
+
+    def _case(self, name: str) -> dict:
+        configuration, shape = step.CONFIGURATIONS[name], self.rank.layer(0).shape
+        backend, variant = configuration.gdn.split("/")
+        return {
+            "phase": "step", "configuration": name, "backend": backend, "variant": variant,
+            "layout": configuration.layout, "state_dtype": dtype_name(self.options.state_dtype), "batch": self.batch,
+            "tokens": self.batch, "num_k_heads": shape.num_k_heads, "num_v_heads": shape.num_v_heads,
+            "model": self.rank.model, "tp": self.rank.tp, "precision": self.options.precision,
+            "toy": self.options.toy, "sweep": self.options.sweep, "seed": self.options.seed,
+        }  # fmt: skip
+
+    def _add(self, name: str, part: str, mode: str, timing: Timing, nbytes: int, more=None) -> None:
+        roof = self.options.roof
+        gb_per_s = nbytes / timing.median_us / 1e3 if timing.median_us > 0 else 0.0
+        self.rows.add(
+            self._case(name)
+            | {
+                "status": "ok", "part": part, "mode": mode, "timer": timing.timer, "median_us": timing.median_us,
+                "p20_us": timing.p20_us, "p80_us": timing.p80_us, "count": timing.count,
+                "calls_per_sample": timing.calls_per_sample, "bytes": nbytes, "bytes_formula": step.BYTES_FORMULA,
+                "gb_per_s": gb_per_s, "roof_gb_per_s": roof.gb_per_s, "share_of_roof": gb_per_s / roof.gb_per_s,
+                "roof_method": roof.method, "datasheet_gb_per_s": self.options.datasheet, "l2": self.options.l2,
+                "max_abs_error": self.checks[name].max_abs_error, "layers": self.layers,
+                "experts_hit": self.experts_hit,
+            }
+            | (more or {})
+        )  # fmt: skip
+
+
+def _checked(configurations) -> list[str]:
+    names = list(configurations)
+    unknown = [name for name in names if name not in step.CONFIGURATIONS]
+    if unknown or not names:
+        raise ValueError(
+            f"configurations: expected some of {', '.join(step.CONFIGURATIONS)}, got {', '.join(unknown) or 'none'}"
+        )
+    return names
