@@ -148,9 +148,9 @@ def two_steps(other_process: bool = True) -> Program:
     return program
 
 
-_NODES = """CREATE TABLE CUDA_GRAPH_NODE_EVENTS (
+GRAPH_NODES = """CREATE TABLE CUDA_GRAPH_NODE_EVENTS (
     start INTEGER NOT NULL, end INTEGER NOT NULL, nameId INTEGER NOT NULL, eventClass INTEGER NOT NULL,
-    globalTid INTEGER, graphNodeId INTEGER NOT NULL, originalGraphNodeId INTEGER)"""
+    globalTid INTEGER, graphNodeId INTEGER NOT NULL, originalGraphNodeId INTEGER);"""
 
 
 def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", text_ids=True) -> Path:
@@ -184,7 +184,7 @@ def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", 
                 insert = "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, 1, ?)"
                 connection.execute(insert, (*row, code, code, node))
         if program.nodes:  # tables are absent when empty
-            connection.execute(_NODES)
+            connection.execute(GRAPH_NODES)
         for start, end, node, original, thread in reversed(program.nodes):
             row = (start, end, global_tid(*thread), node, original)
             connection.execute("INSERT INTO CUDA_GRAPH_NODE_EVENTS VALUES (?, ?, 0, 0, ?, ?, ?)", row)
