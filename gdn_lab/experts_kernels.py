@@ -28,7 +28,8 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 BLOCK = tl.constexpr(128)  # of fp8.py
 E4M3_MAX = tl.constexpr(448.0)
 SMALLEST_AMAX = tl.constexpr(1e-10)
-RUNTIME = ["B", "E", "virtual", "shared_at", "scale_token", "scale_group"]  # no compilation of their own for 1 and multiples of 16
+# No compilations of their own for 1 and for multiples of 16
+RUNTIME = ["B", "E", "virtual", "shared_at", "scale_token", "scale_group"]
 
 
 @triton.jit
@@ -91,9 +92,10 @@ def route_kernel(
 def expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M: tl.constexpr):
     """(expert, its number of tokens in this slot) of a slot; no tokens: the program has nothing to do."""
     hit = slot - virtual
-    used = hit < tl.load(counts + E)
-    expert = tl.load(hits + tl.maximum(hit, 0), mask=used, other=0)
-    count = tl.minimum(tl.load(counts + expert, mask=used, other=0), B)
+    expert = tl.load(hits + tl.maximum(hit, 0))  # beyond the experts hit: one of an earlier step
+    count = tl.minimum(tl.load(counts + expert), B)
+    if hit >= tl.load(counts + E):
+        count = 0
     if hit < 0:
         expert = shared_at
         count = tl.minimum(B - slot * BLOCK_M, BLOCK_M)
@@ -112,15 +114,16 @@ def rows_of(slot, expert, start, live, lists, B, virtual, TOP_K: tl.constexpr, B
 
 @triton.jit(do_not_specialize=RUNTIME)
 def gate_up_kernel(
-    x, x_scale, w, w_scale, counts, hits, lists, h, scale_token, scale_group, B, E, H, inner, virtual, shared_at,
-    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, SUB: tl.constexpr, SPLIT: tl.constexpr,
-    FP8: tl.constexpr, OVERLAP: tl.constexpr,
+    x, x_scale, w, w_scale, counts, hits, lists, h, B, E, H, inner, virtual, shared_at, x_scale_row, x_scale_group,
+    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SUB: tl.constexpr,
+    SPLIT: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """silu(x gateᵀ) · (x upᵀ): one program: TILE of inner, gate and up. Grid: [inner // TILE · SPLIT, slots].
 
-    x [B, H]; FP8: e4m3, x_scale [B, H / 128] of any strides; w [experts, 2, inner, H], w_scale [.., ceil(inner / 128), H / 128].
-    H is a multiple of 128 · SUB · SPLIT; a step of the loop takes SUB times 128 of it.
-    SPLIT 1: h [rows, inner] bf16. Else the parts of the sum over H, before SiLU: h [SPLIT, rows, 2, inner] float32.
+    x [B, H]; w [experts, 2, inner, H]. FP8: both e4m3, BLOCK_K 128, x_scale [B, H / 128] by strides,
+    w_scale [experts, 2, ceil(inner / 128), H / 128]. H is a multiple of BLOCK_K · SUB · SPLIT; a step of the loop takes
+    SUB blocks of it. SPLIT 1: h [rows, inner] bf16. Else the parts of the sum over H, before SiLU: h
+    [SPLIT, rows, 2, inner] float32.
     """
     slot = tl.program_id(1)
     tile = tl.program_id(0) // SPLIT
@@ -131,33 +134,47 @@ def gate_up_kernel(
     expert, count = expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M)
     if count == 0:
         return
-    ks = tl.arange(0, BLOCK)
+    ks = tl.arange(0, BLOCK_K)
     ms = tl.arange(0, BLOCK_M)
     cols = tile * TILE + tl.arange(0, TILE)
-    blocks = H // BLOCK
-    mine = blocks // SPLIT  # blocks of H of this program
-    # gate [TILE, 128], K contiguous; up lies inner rows further on
+    groups = H // BLOCK
+    steps = H // (BLOCK_K * SUB) // SPLIT  # of this program
+    first = part * steps * SUB  # its first block of H, and the one after its last
+    end = first + steps * SUB
+    # gate [TILE, BLOCK_K], K contiguous; up lies `inner` rows further on
     gate_at = w + expert.to(tl.int64) * 2 * inner * H + cols[:, None] * H + ks[None, :]
     up_at = gate_at + inner.to(tl.int64) * H
-    scales = (inner + BLOCK - 1) // BLOCK * blocks
-    scale_at = w_scale + expert * 2 * scales + (tile * TILE // BLOCK) * blocks
+    scales = (inner + BLOCK - 1) // BLOCK * groups
+    gate_s_at = w_scale + expert * 2 * scales + (tile * TILE // BLOCK) * groups
+    up_s_at = gate_s_at + scales
     for start in range(0, count, BLOCK_M):
         live = start + ms < count
         row, token = rows_of(slot, expert, start, live, lists, B, virtual, TOP_K, BLOCK_M)
-        x_at = x + token[None, :] * H + ks[:, None]  # [128, BLOCK_M], K contiguous
+        x_at = x + token[None, :] * H + ks[:, None]  # [BLOCK_K, BLOCK_M], K contiguous
+        x_s_at = x_scale + token * x_scale_row
         gate = tl.zeros([TILE, BLOCK_M], tl.float32)
         up = tl.zeros([TILE, BLOCK_M], tl.float32)
-        for step in range(part * mine // SUB, (part + 1) * mine // SUB):
+        if FP8:
+            # Loaded a block ahead: nothing waits for them
+            x_s = tl.load(x_s_at + first * x_scale_group, mask=live, other=0.0)
+            gate_s = tl.load(gate_s_at + first)
+            up_s = tl.load(up_s_at + first)
+        for step in range(0, steps):
             for sub in tl.static_range(SUB):
-                block = step * SUB + sub
-                gate_w = tl.load(gate_at + block * BLOCK)
-                up_w = tl.load(up_at + block * BLOCK)
-                x_k = tl.load(x_at + block * BLOCK, mask=live[None, :], other=0.0)
+                block = first + step * SUB + sub
+                gate_w = tl.load(gate_at + block * BLOCK_K)
+                up_w = tl.load(up_at + block * BLOCK_K)
+                x_k = tl.load(x_at + block * BLOCK_K, mask=live[None, :], other=0.0)
                 if FP8:
-                    x_s = tl.load(x_scale + token * scale_token + block * scale_group, mask=live, other=0.0)
                     zero = tl.zeros([TILE, BLOCK_M], tl.float32)
-                    gate += dot(gate_w, x_k, zero) * (x_s * tl.load(scale_at + block))[None, :]
-                    up += dot(up_w, x_k, zero) * (x_s * tl.load(scale_at + scales + block))[None, :]
+                    gate_product = dot(gate_w, x_k, zero)
+                    up_product = dot(up_w, x_k, zero)
+                    gate += gate_product * (x_s * gate_s)[None, :]
+                    up += up_product * (x_s * up_s)[None, :]
+                    ahead = tl.minimum(block + 1, end - 1)
+                    x_s = tl.load(x_s_at + ahead * x_scale_group, mask=live, other=0.0)
+                    gate_s = tl.load(gate_s_at + ahead)
+                    up_s = tl.load(up_s_at + ahead)
                 else:
                     gate = dot(gate_w, x_k, gate)
                     up = dot(up_w, x_k, up)
