@@ -32,7 +32,7 @@ class Difference(NamedTuple):
 
 
 def check(step) -> Check:
-    """Runs `step` once. right: every part's result is. The largest error of what parts put out, FP8 rows left out, which
+    """Runs `step` once. right: every part's result is. The largest error of what parts put out, but for FP8 rows, which
     round by design; then that of the new state."""
     compared = differences(step)
     output = state = 0.0
