@@ -118,6 +118,7 @@ class StepWeights:
     """One decoder layer's random weights on one rank; steps of several configurations share them. random() makes them.
 
     model: a name of the table. tp: tensor-parallel GPUs. precision: "fp8" or "bf16". experts None: dense is not.
+    popularity [experts] bf16, added to the router's logits; None: the routing is uniform.
     """
 
     model: str
@@ -129,14 +130,26 @@ class StepWeights:
     post_norm: torch.Tensor  # [hidden] bf16
     experts: ExpertWeights | None
     dense: DenseWeights | None
+    popularity: torch.Tensor | None
 
     @classmethod
     def random(
-        cls, model: str, tp: int, *, precision: str = "fp8", device=None, seed: int = 0, toy: bool = False
+        cls,
+        model: str,
+        tp: int,
+        *,
+        precision: str = "fp8",
+        device=None,
+        seed: int = 0,
+        toy: bool = False,
+        skew: float = 0.0,
     ) -> "StepWeights":
         """precision: "fp8" (e4m3, 128 × 128 block scales) or "bf16" of projections and experts; router, in_proj ba and
         norms are bf16 in either. seed: the same, the same weights (on one kind of device). toy: a small model built
-        alike, for a CPU. ValueError for what cannot be made."""
+        alike, for a CPU. skew: 0 routes uniformly at random; s > 0 makes the n-th most popular expert n^-s times as
+        likely as the first, the order being random. ValueError for what cannot be made."""
+        if not skew >= 0:
+            raise ValueError(f"skew: expected 0 (uniform) or more, got {skew}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
         s, device = StepSizes.of(model, tp, toy), torch.device(device or "cpu")
@@ -150,7 +163,11 @@ class StepWeights:
             )
         else:
             experts = ExpertWeights.random(s.hidden, s.experts, s.routed, s.shared, **options)
-        return cls(model, tp, precision, s, device, layer, post_norm, experts, dense)
+        popularity = None
+        if experts and skew:
+            rank = torch.randperm(s.experts, generator=torch.Generator().manual_seed(seed)) + 1
+            popularity = (-skew * rank.double().log()).to(device, torch.bfloat16)
+        return cls(model, tp, precision, s, device, layer, post_norm, experts, dense, popularity)
 
     @property
     def shape(self) -> GDNShape:
@@ -242,7 +259,11 @@ class Step:
         )
 
         def router():
-            self.logits = self.post.y @ weights.router.T
+            popularity = self.weights.popularity
+            if popularity is None:
+                self.logits = self.post.y @ weights.router.T
+            else:
+                self.logits = torch.addmm(popularity, self.post.y, weights.router.T)
             self.experts.route(self.logits[: self.batch])
 
         def experts():

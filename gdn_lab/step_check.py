@@ -116,6 +116,8 @@ def _experts(step, rows, compare) -> list[Difference]:
     """Choice of experts, then what they make of it."""
     w = step.weights.experts
     logits = step.post.y[rows].double() @ w.router.double().T
+    if step.weights.popularity is not None:
+        logits += step.weights.popularity
     compare("router", step.logits[rows], logits, PRODUCT)
     ids = step.experts.ids[rows].long()
     of_ids = step.logits[rows].double().gather(1, ids)

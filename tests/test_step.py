@@ -201,3 +201,13 @@ def test_routing_of_random_weights_is_spread_evenly():
     counts = torch.bincount(step.experts.ids.flatten().long(), minlength=8)
     share = counts / counts.sum()
     assert (share - 1 / 8).abs().max() < 6 * math.sqrt(1 / 8 / 1024), share
+
+
+def test_a_skewed_routing_prefers_some_experts():
+    weights = StepWeights.random(EXPERTS, 8, toy=True, skew=2.0)
+    step = Step(weights, "torch", 256)
+    assert step.check().right
+    counts = torch.bincount(step.experts.ids.flatten().long(), minlength=8)
+    assert counts.argmax() == weights.popularity.argmax() and counts.max() > 8 * counts.min()
+    with pytest.raises(ValueError, match="skew: expected 0 .uniform. or more, got -1"):
+        StepWeights.random(EXPERTS, 8, toy=True, skew=-1)
