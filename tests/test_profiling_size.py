@@ -16,7 +16,8 @@ capture = graphs.unfolded(read(sys.argv[1]))
 rows, ranges = table(capture), range_table(capture)
 seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-                  "instances": int(ranges["instances"].sum()), "count": int(rows["count"].sum()), "rows": len(rows), "paths": sorted(set(rows["path"]))}))
+                  "instances": int(ranges["instances"].sum()), "count": int(rows["count"].sum()), "rows": len(rows),
+                  "paths": sorted(set(rows["path"]))}))
 """
 
 

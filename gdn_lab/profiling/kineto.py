@@ -6,6 +6,7 @@ belongs to the record_function ranges of the calling thread that enclose the cal
 
 import gzip
 import json
+import os
 import re
 import tempfile
 import zlib
@@ -19,6 +20,8 @@ from .capture import Capture, Events, capture
 _WORK = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}  # category of the trace: index to capture.KINDS
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _RANGES = ("user_annotation",)
+_ENTRY = ("ph", "cat", "name", "pid", "tid", "ts", "dur")  # what is read of an entry, and of its args
+_ARGS = ("device", "stream", "correlation", "graph node id")
 
 
 def read(source) -> Capture:
@@ -32,13 +35,49 @@ def read(source) -> Capture:
         return _capture(Path(source), Path(source))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        try:
-            source.export_chrome_trace(str(path))
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"the profile cannot be exported ({error}); let it finish first, or give the trace that was exported"
-            ) from error
+        _export(source, path)
         return _capture(path, "the profile")
+
+
+def keep(profile: torch.profiler.profile, out: Path, dropped=lambda kernel: False) -> Path:
+    """Writes what read() reads of a finished profile, and nothing else, as a .json.gz; returns its path.
+
+    A trace also holds every operator of torch, and facts about the machine. dropped: says of a kernel's name that it
+    and its launch are to be left out. The file appears when it is complete. Errors are those of read() for a profile,
+    and OSError if it cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        _export(profile, path)
+        trace = _load(path, "the profile")
+    beside = out.with_name(f".{out.name}.part")
+    beside.write_bytes(gzip.compress(json.dumps(_slim(trace, dropped)).encode(), mtime=0))
+    os.replace(beside, out)
+    return out
+
+
+def _slim(trace: dict, dropped) -> dict:
+    entries = [entry for entry in trace["traceEvents"] if entry.get("ph") == "X"]
+    work = [entry for entry in entries if entry.get("cat") in _WORK and not dropped(str(entry["name"]))]
+    launched = {_correlation(entry) for entry in work}
+    calls = [entry for entry in entries if entry.get("cat") in _LAUNCHES and _correlation(entry) in launched]
+    ranges = [entry for entry in entries if entry.get("cat") in _RANGES]
+    kept = [
+        {name: entry[name] for name in _ENTRY if name in entry}
+        | {"args": {name: entry["args"][name] for name in _ARGS if name in entry.get("args", {})}}
+        for entry in (*ranges, *calls, *work)
+    ]
+    gpus = [{"name": device["name"]} for device in trace.get("deviceProperties", [])]
+    return {"deviceProperties": gpus, "traceEvents": kept}
+
+
+def _export(profile: torch.profiler.profile, path: Path) -> None:
+    try:
+        profile.export_chrome_trace(str(path))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"the profile cannot be exported ({error}); let it finish first, or give the trace that was exported"
+        ) from error
 
 
 def _capture(path: Path, called) -> Capture:
