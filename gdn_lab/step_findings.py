@@ -17,7 +17,8 @@ WHOLE_TIMERS = ("cuda_graph_replay", "host_clock")
 GDN = "gdn"
 OTHERS = "other parts"
 AIM = 0.10  # the pull request's saving, which `best` over `before-32` aims at
-SMALL = 0.01  # of a step: less than this is called nothing, and has no bar of its own in a waterfall
+SMALL = 0.01  # of a step: less than this is called nothing
+LEAST_BAR = 0.003  # of a step: a part that changes by less has no bar of its own in a waterfall
 
 
 # ---- choosing rows --------------------------------------------------------------------------------------------------
@@ -110,18 +111,19 @@ class Bar(NamedTuple):
 def waterfall(rows) -> list[Bar]:
     """From the first configuration's recorded step to the last one's, part by part, the largest saving first.
 
-    What changes by less than SMALL of the first step is added up as OTHERS.
+    What changes by less than LEAST_BAR of the first step is added up as OTHERS.
     """
     steps, order, bars = traced(rows), part_order(rows), []
     names = list(steps)
     for before, after in zip([None, *names], names, strict=False):
         end = steps[after]["median_us"]
         if before is not None:
-            least, at = SMALL * steps[names[0]]["median_us"], bars[-1].end
+            least, at = LEAST_BAR * steps[names[0]]["median_us"], bars[-1].end
             changes = {part: part_us(rows, after, part) - part_us(rows, before, part) for part in order}
             shown = {part: us for part, us in changes.items() if abs(us) >= least}
             shown = dict(sorted(shown.items(), key=lambda change: change[1]))
-            for part, us in [*shown.items(), (OTHERS, end - at - sum(shown.values()))]:
+            rest = end - at - sum(shown.values())
+            for part, us in [*shown.items(), *([(OTHERS, rest)] if abs(rest) >= 0.05 else [])]:
                 bars.append(Bar(part, part, at, at + us))
                 at += us
         bars.append(Bar(after, None, 0.0, end))
@@ -188,9 +190,9 @@ def conditions(rows, run=None) -> str:
     return " · ".join(said)
 
 
-def prefix(rows) -> str:
+def prefix(rows, sweep="step") -> str:
     """What a title begins with: "CPU times: " where that is what they are, else nothing."""
-    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows)) else ""
+    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows, sweep)) else ""
 
 
 def answers(rows, run=None) -> list[str]:
@@ -199,7 +201,7 @@ def answers(rows, run=None) -> list[str]:
         return ["No step was timed, so nothing is answered."]
     sayings = (
         _say_share(rows, run), _say_savings(rows), _say_where(rows), _say_published(rows), _say_best(rows),
-        _say_launch(rows), _say_elsewhere(rows), _say_tracing(rows), _say_all_reduce(rows),
+        _say_launch(rows), say_elsewhere(rows), _say_tracing(rows), _say_all_reduce(rows),
     )  # fmt: skip
     return [sentence for sentence in sayings if sentence]
 
@@ -226,7 +228,7 @@ def _say_savings(rows) -> str:
 
 
 def _spread(row) -> str:
-    return f"{row['p20_us']:,.1f} to {row['p80_us']:,.1f}"
+    return f"{micro(row['p20_us'])} to {micro(row['p80_us'])}"
 
 
 def _say_where(rows) -> str | None:
@@ -235,12 +237,13 @@ def _say_where(rows) -> str | None:
         if bar.part is None:
             said += [f"to `{bar.label}`: {', '.join(gave)}"] if gave else []
             gave = []
-        elif abs(bar.end - bar.start) >= 0.05:
-            gave.append(f"{bar.label} {_signed(bar.end - bar.start)}")
+        else:
+            gave.append(f"{bar.label} {signed(bar.end - bar.start)}")
     return f"What gave it, in the recorded steps: {'; '.join(said)}." if said else None
 
 
-def _signed(us: float) -> str:
+def signed(us: float) -> str:
+    """A difference in words: −42.0 µs."""
     return f"{'−' if us < 0 else '+'}{micro(abs(us))}"
 
 
@@ -262,7 +265,7 @@ def _say_published(rows) -> str | None:
 
 
 def _plain(us: float) -> str:
-    return f"{us:.1f} µs".replace("-", "−")
+    return f"{round(us, 1) + 0.0:.1f} µs".replace("-", "−")
 
 
 def _say_best(rows) -> str | None:
@@ -313,7 +316,8 @@ def _say_launch(rows) -> str | None:
     return f"Launched kernel by kernel instead of as a CUDA graph: {', '.join(each)}." if each else None
 
 
-def _say_elsewhere(rows) -> str | None:
+def say_elsewhere(rows) -> str | None:
+    """How GDN's share, and what the last configuration saves, move over the share sweep."""
     table = shares(rows).dropna(subset=["share"])
     if not len(table):
         return None
@@ -341,8 +345,8 @@ def _say_tracing(rows) -> str | None:
         for name, of in parts(rows).items()
     ]
     return (
-        f"Parts and gaps add up to the recorded step within {percent(max(sums))}; recorded, a step is at most "
-        f"{percent(abs(worst))} {what} than untraced."
+        f"Parts and gaps add up to the recorded step within {percent(max([0.001, *sums]))}; recorded, a step is at "
+        f"most {percent(abs(worst))} {what} than untraced."
     )
 
 
