@@ -4,9 +4,9 @@
     experts.route(x @ weights.router.T)       router logits [B, E] -> each token's experts and their weights
     experts.routed(x, *quantized)             their feed-forwards: silu(x gateᵀ) · (x upᵀ), times downᵀ
     experts.shared(x, *quantized)             the shared expert's; nothing where `fused` has it among the routed
-    experts.combine(x, out=out)               Σ weight · expert + sigmoid(x · shared_gate) · shared expert
+    experts.combine(x, out)                   Σ weight · expert + sigmoid(x · shared_gate) · shared expert
 
-The four are called in this order, each once a step. I: an expert's intermediate size on this rank.
+The four are called in this order, each once a step. inner: an expert's intermediate size on this rank.
 """
 
 from typing import NamedTuple
@@ -16,34 +16,32 @@ from torch.nn.functional import silu
 
 from .fp8 import Linear, dequantize, dequantize_rows, quantize_rows, random_weight
 
-SLOTS_OF_A_GPU = 264  # programs that fill an H100's 132 SMs twice: fewer, and weights are split further
-
 
 class ExpertWeights(NamedTuple):
     """One rank's share of a layer's experts. FP8 or bf16, as fp8.Linear says."""
 
     router: torch.Tensor  # [E, H] bf16
-    w13: Linear  # gate and up, [E, 2, I, H]
-    w2: Linear  # down, [E, H, I]
-    shared_w13: Linear  # [1, 2, shared I, H]
-    shared_w2: Linear  # [1, H, shared I]
+    w13: Linear  # gate and up, [E, 2, inner, H]
+    w2: Linear  # down, [E, H, inner]
+    shared_w13: Linear  # [1, 2, shared inner, H]
+    shared_w2: Linear  # [1, H, shared inner]
     shared_gate: torch.Tensor  # [H] bf16
 
     @classmethod
-    def random(cls, hidden, experts, intermediate, shared_intermediate, precision, device=None, generator=None):
+    def random(cls, hidden, experts, inner, shared_inner, precision, device=None, generator=None):
         """Random weights, made on `device`; precision "fp8" or "bf16". Activations keep their size through them.
 
         Where the shared expert is as wide as the others it lies behind them in one tensor, as `fused` wants it.
         """
         options = dict(precision=precision, device=device, generator=generator)
-        one_tensor = intermediate == shared_intermediate
-        w13 = random_weight(experts + one_tensor, 2, intermediate, hidden, **options)
-        w2 = random_weight(experts + one_tensor, hidden, intermediate, **options)
+        one_tensor = inner == shared_inner
+        w13 = random_weight(experts + one_tensor, 2, inner, hidden, **options)
+        w2 = random_weight(experts + one_tensor, hidden, inner, **options)
         if one_tensor:
             shared_w13, shared_w2 = _part(w13, experts, experts + 1), _part(w2, experts, experts + 1)
         else:
-            shared_w13 = random_weight(1, 2, shared_intermediate, hidden, **options)
-            shared_w2 = random_weight(1, hidden, shared_intermediate, **options)
+            shared_w13 = random_weight(1, 2, shared_inner, hidden, **options)
+            shared_w2 = random_weight(1, hidden, shared_inner, **options)
         router = random_weight(experts, hidden, precision="bf16", device=device, generator=generator).data
         gate = random_weight(1, hidden, precision="bf16", device=device, generator=generator).data[0]
         return cls(router, _part(w13, 0, experts), _part(w2, 0, experts), shared_w13, shared_w2, gate)
@@ -59,7 +57,7 @@ class ExpertWeights(NamedTuple):
         return all(_follows(a, b) for pair in pairs for a, b in zip(*pair, strict=True) if a is not None)
 
     def expert(self, index: int) -> tuple[Linear, Linear]:
-        """(w13 [2, I, H], w2 [H, I]) of one expert; -1: the shared one."""
+        """(w13 [2, inner, H], w2 [H, inner]) of one expert; -1: the shared one."""
         w13, w2 = (self.shared_w13, self.shared_w2) if index < 0 else (self.w13, self.w2)
         index = max(index, 0)
         return Linear(*(t if t is None else t[index] for t in w13)), Linear(*(t if t is None else t[index] for t in w2))
@@ -128,7 +126,7 @@ def expert_rows(x, weights: ExpertWeights, quantized, dtype):
 
 
 def experts_on(weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
-    """Experts in Triton where the weights' device has it, else in plain PyTorch."""
+    """Experts, in Triton, where the weights' device has it, else in plain PyTorch."""
     if weights.router.device.type == "cuda" or kernels_interpreted():
         return Experts(weights, top_k, batch, fused=fused, overlap=overlap)
     return TorchExperts(weights, top_k, batch, fused=fused)
@@ -147,20 +145,18 @@ class TorchExperts:
     """The same interface in plain PyTorch, any device, in float32: expert by expert, for toy sizes."""
 
     def __init__(self, weights: ExpertWeights, top_k: int, batch: int, *, fused: bool):
-        E, H = weights.router.shape
-        self.model, self.fused = weights, fused
+        self.model, self.top_k, self.batch, self.fused = weights, top_k, batch, fused
         self.ids = torch.zeros(batch, top_k, dtype=torch.int32, device=weights.router.device)
         self.weights = torch.zeros(batch, top_k, device=weights.router.device)
-        self._routed = self._shared = torch.zeros(batch, H, device=weights.router.device)
 
     def route(self, logits):
-        ids, weights = route_reference(logits, self.ids.shape[1])
+        ids, weights = route_reference(logits, self.top_k)
         self.ids.copy_(ids)
         self.weights.copy_(weights)
 
     def routed(self, x, x8=None, x_scale=None):
-        rows = expert_rows(x, self.model, None if x8 is None else (x8, x_scale), torch.float32)
-        self._routed = torch.zeros_like(x, dtype=torch.float32)
+        rows = self._rows(x, x8, x_scale)
+        self._routed = torch.zeros(x.shape, device=x.device)
         for expert in self.ids.unique().tolist():
             token, j = torch.where(self.ids == expert)
             self._routed[token] += self.weights[token, j, None] * rows(expert, token)
@@ -169,25 +165,27 @@ class TorchExperts:
 
     def shared(self, x, x8=None, x_scale=None):
         if not self.fused:
-            rows = expert_rows(x, self.model, None if x8 is None else (x8, x_scale), torch.float32)
-            self._shared = rows(-1, slice(None))
+            self._shared = self._rows(x, x8, x_scale)(-1, slice(None))
 
-    def combine(self, x, *, out, residual=None):
+    def combine(self, x, out, residual=None):
         gate = torch.sigmoid(x.float() @ self.model.shared_gate.float())
         total = self._routed + gate[:, None] * self._shared
-        out.copy_(total if residual is None else total + residual)
-        return out
+        return out.copy_(total if residual is None else total + residual)
 
     def experts_hit(self) -> int:
         return self.ids.unique().numel()
 
+    def _rows(self, x, x8, x_scale):
+        return expert_rows(x, self.model, None if x8 is None else (x8, x_scale), torch.float32)
+
 
 class GateUp(NamedTuple):
-    """How gate_up_kernel is launched: its constants, warps and stages of its loop."""
+    """How gate_up_kernel is launched: its constants, warps, and stages of its loop."""
 
     block_m: int  # tokens of a product
-    tile: int  # of I
-    sub: int = 1  # 128s of H in a step of the loop
+    tile: int  # of inner
+    block_k: int  # of H
+    sub: int = 1  # blocks of H in a step of the loop
     split: int = 1  # parts of H
     warps: int = 4
     stages: int = 4
@@ -197,38 +195,46 @@ class Down(NamedTuple):
     """How down_kernel is launched; block_m and split are gate_up's."""
 
     tile: int  # of H
-    tiles: int  # tiles of a program; 0: one, with the loop over blocks of I
-    block_k: int  # of I
+    tiles: int  # tiles of a program; 0: one, with the loop over blocks of inner
+    block_k: int  # of inner
     warps: int = 4
     stages: int = 4
 
 
-def tilings(slots: int, tokens: float, hidden: int, intermediate: int, fp8: bool) -> tuple[GateUp, Down]:
-    """What a launch takes. slots: experts at most; tokens: of an expert, on average; intermediate: I."""
-    if intermediate not in (32, 64) and intermediate % 128:
-        raise ValueError(f"intermediate: takes 32, 64 or a multiple of 128, got {intermediate}")
+PROGRAMS = 264  # fill an H100's 132 SMs twice: with fewer, weights are split further
+
+
+def tilings(slots: int, tokens: float, hidden: int, inner: int, fp8: bool) -> tuple[GateUp, Down]:
+    """What the two products are launched with. slots: at most, of BLOCK_M tokens; tokens: of an expert, on average.
+
+    A stage of a loop is 16 KB of weights, so that three programs fit an SM, with 48 KB in flight each.
+    """
+    if inner not in (32, 64) and inner % 128:
+        raise ValueError(f"inner: an expert's intermediate size must be 32, 64 or a multiple of 128, got {inner}")
     if hidden % 128:
-        raise ValueError(f"hidden: takes multiples of 128, got {hidden}")
+        raise ValueError(f"hidden: expected a multiple of 128, got {hidden}")
     block_m = 16 if tokens <= 6 else 32 if tokens <= 20 else 64
-    tile, split = min(64, intermediate), 1
-    while intermediate <= 128 and split < 8 and slots * (intermediate // tile) * split < SLOTS_OF_A_GPU:
-        if hidden // 128 % (2 * split):
+    block_k = 128 if fp8 else 64
+    tile, split = min(64, inner), 1
+    while inner <= 128 and split < 8 and slots * (inner // tile) * split < PROGRAMS:
+        if hidden // block_k % (2 * split):
             break
         split *= 2
-    gate_up = GateUp(block_m, tile, split=split, stages=4 if fp8 else 3)
-    if intermediate > 128:
-        return gate_up, Down(128, 0, 128, stages=4 if fp8 else 3)
-    tiles = 8
-    while tiles > 1 and slots * hidden < SLOTS_OF_A_GPU * 128 * tiles:
+    gate_up = GateUp(block_m, tile, block_k, split=split)
+    if inner > 128:
+        return gate_up, Down(128, 0, block_k)
+    tile = 128 if fp8 or inner < 128 else 64
+    tiles = 8 * 128 // tile
+    while tiles > 1 and slots * (hidden // tile) < PROGRAMS * tiles:
         tiles //= 2
-    return gate_up, Down(128, tiles, intermediate, stages=4 if fp8 else 3)
+    return gate_up, Down(tile, tiles, inner)
 
 
 class Experts:
     """Buffers and launches of one layer's experts for a batch of `batch` tokens; a step allocates nothing.
 
     fused: the shared expert runs in the same launches as the others. overlap: programmatic dependent launch, of every
-    kernel here. After route, ids and weights [B, top_k] hold each token's experts.
+    kernel here. After route, ids and weights [B, top_k] hold each token's experts, largest weight first.
     """
 
     def __init__(self, weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
@@ -242,20 +248,21 @@ class Experts:
         if not 1 <= top_k <= E:
             raise ValueError(f"top_k: expected 1 to {E}, the number of experts, got {top_k}")
         self.model, self.top_k, self.batch, self.fused, self.overlap = weights, top_k, batch, fused, overlap
-        self.hit_slots = min(E, batch * top_k)
-        slots = self.hit_slots + (1 if fused else 0)
-        self.tiling = tilings(slots, batch * top_k / E, H, inner, weights.fp8)
+        tokens = batch * top_k / E
+        self.tiling = tilings(min(E, batch * top_k) + fused, tokens, H, inner, weights.fp8)
         # The shared expert alone: 16 tokens a slot, so that its few programs are as many as can be
-        self.shared_tiling = tilings(blocks_of(batch, 16), 0, H, shared_inner, weights.fp8)
+        self.shared_tiling = tilings(cdiv(batch, 16), 0, H, shared_inner, weights.fp8)
+        # At most so many blocks of tokens: each expert may have one that is not full
+        self.slots = min(batch * top_k, E + batch * top_k // self.tiling[0].block_m)
 
-        device = weights.router.device
-        rows = batch * (top_k + 1)
-        self.ids = torch.zeros(batch, top_k, dtype=torch.int32, device=device)
+        rows, device = batch * (top_k + 1), weights.router.device
+        options = dict(dtype=torch.int32, device=device)
+        self.ids = torch.zeros(batch, top_k, **options)
         self.weights = torch.zeros(batch, top_k, dtype=torch.float32, device=device)
         # Zero before each step: made so here, and by the combine that ends a step
-        self.counts = torch.zeros(E + 1, dtype=torch.int32, device=device)
-        self.hits = torch.zeros(E, dtype=torch.int32, device=device)
-        self.lists = torch.zeros(E, batch, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(E + 1, **options)
+        self.work = torch.zeros(self.slots, **options)
+        self.lists = torch.zeros(E, batch, **options)
         self.h = hidden_buffer(self.tiling[0], rows, inner, device)
         self.shared_h = self.h if fused else hidden_buffer(self.shared_tiling[0], rows, shared_inner, device)
         self.y = torch.empty(rows, H, dtype=torch.bfloat16, device=device)
@@ -266,36 +273,35 @@ class Experts:
 
         E = len(self.model.router)
         route_kernel[(self.batch,)](
-            logits, self.ids, self.weights, self.counts, self.hits, self.lists, self.batch, E, logits.stride(0),
-            self.top_k, power_of_2(self.top_k), power_of_2(E), self.overlap, num_warps=1, launch_pdl=self.overlap,
+            logits, self.ids, self.weights, self.counts, self.work, self.lists, self.batch, E, self.slots,
+            logits.stride(0), self.top_k, self.tiling[0].block_m, power_of_2(self.top_k), power_of_2(E), self.overlap,
+            num_warps=1, launch_pdl=self.overlap,
         )  # fmt: skip
 
     def routed(self, x: torch.Tensor, x8: torch.Tensor | None = None, x_scale: torch.Tensor | None = None) -> None:
         """x [B, H] bf16; with FP8 weights x8 [B, H] e4m3, contiguous, and x_scale [B, H / 128] of any strides are
         read in its place."""
-        virtual = blocks_of(self.batch, self.tiling[0].block_m) if self.fused else 0
-        E = len(self.model.router)
-        given = (x8, x_scale) if self.model.fp8 else (x, x)
-        self._launch(given, self.model.w13, self.model.w2, self.h, self.tiling, virtual, self.hit_slots, E)
+        virtual = cdiv(self.batch, self.tiling[0].block_m) if self.fused else 0
+        self._launch((x, x8, x_scale), self.model.w13, self.model.w2, self.h, self.tiling, virtual, self.slots)
 
     def shared(self, x: torch.Tensor, x8: torch.Tensor | None = None, x_scale: torch.Tensor | None = None) -> None:
         """The shared expert's launches; none where it is fused."""
         if self.fused:
             return
-        virtual = blocks_of(self.batch, self.shared_tiling[0].block_m)
-        given = (x8, x_scale) if self.model.fp8 else (x, x)
-        w13, w2 = self.model.shared_w13, self.model.shared_w2
-        self._launch(given, w13, w2, self.shared_h, self.shared_tiling, virtual, 0, 0)
+        virtual = cdiv(self.batch, self.shared_tiling[0].block_m)
+        weights = self.model.shared_w13, self.model.shared_w2
+        self._launch((x, x8, x_scale), *weights, self.shared_h, self.shared_tiling, virtual, 0)
 
-    def combine(self, x: torch.Tensor, *, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def combine(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """out [B, H] = (residual +) the weighted sum; x [B, H] bf16 for the shared expert's gate."""
         from .experts_kernels import combine_kernel
 
         E, H = self.model.router.shape
-        combine_kernel[(blocks_of(H, COMBINE_CHUNK), self.batch)](
+        chunk = min(1024 if self.batch <= 64 else 4096, power_of_2(H))
+        combine_kernel[(cdiv(H, chunk), self.batch)](
             x, self.model.shared_gate, self.y, self.weights, x if residual is None else residual, out, self.counts,
-            self.batch, E, H, self.top_k, COMBINE_CHUNK, power_of_2(H), power_of_2(E + 1), residual is not None,
-            self.overlap, num_warps=4, launch_pdl=self.overlap,
+            self.batch, E, H, self.top_k, chunk, power_of_2(H), power_of_2(E + 1), residual is not None, self.overlap,
+            num_warps=max(1, chunk // 512), launch_pdl=self.overlap,
         )  # fmt: skip
         return out
 
@@ -303,38 +309,36 @@ class Experts:
         """Experts that at least one token of the last step chose. Waits for the GPU."""
         return self.ids.unique().numel()
 
-    def _launch(self, given, w13, w2, h, tiling, virtual, hit_slots, shared_at):
+    def _launch(self, given, w13, w2, h, tiling, virtual, slots):
         from .experts_kernels import down_kernel, gate_up_kernel
 
-        gate_up, down = tiling
+        up, down = tiling
         E, H = self.model.router.shape
         inner = w13.data.shape[2]
         fp8 = w13.scale is not None
-        sizes = (self.batch, E, H, inner, virtual, shared_at)
-        lists = (self.counts, self.hits, self.lists)
-        gate_up_kernel[(inner // gate_up.tile * gate_up.split, virtual + hit_slots)](
-            *given, w13.data, w13.scale if fp8 else w13.data, *lists, h, *given[1].stride(), *sizes,
-            self.top_k, gate_up.block_m, gate_up.tile, gate_up.sub, gate_up.split, fp8, self.overlap,
-            num_warps=gate_up.warps, num_stages=gate_up.stages, launch_pdl=self.overlap,
+        x, x_scale = given[1:] if fp8 else (given[0], given[0])
+        sizes = (self.batch, E, H, inner, virtual, E if slots else 0)
+        lists = (self.counts, self.work, self.lists)
+        gate_up_kernel[(inner // up.tile * up.split, virtual + slots)](
+            x, x_scale, w13.data, w13.scale if fp8 else w13.data, *lists, h, *sizes, *x_scale.stride(),
+            self.top_k, up.block_m, up.tile, up.block_k, up.sub, up.split, fp8, self.overlap,
+            num_warps=up.warps, num_stages=up.stages, launch_pdl=self.overlap,
         )  # fmt: skip
-        down_kernel[(blocks_of(H, down.tile * max(down.tiles, 1)), virtual + hit_slots)](
+        down_kernel[(cdiv(H, down.tile * max(down.tiles, 1)), virtual + slots)](
             h, w2.data, w2.scale if fp8 else w2.data, *lists, self.y, *sizes,
-            self.top_k, gate_up.block_m, down.tile, down.tiles, down.block_k, gate_up.split, fp8, self.overlap,
+            self.top_k, up.block_m, down.tile, down.tiles, down.block_k, up.split, fp8, self.overlap,
             num_warps=down.warps, num_stages=down.stages, launch_pdl=self.overlap,
         )  # fmt: skip
 
 
-COMBINE_CHUNK = 1024  # of H, a program of combine_kernel
-
-
-def hidden_buffer(gate_up: GateUp, rows: int, intermediate: int, device) -> torch.Tensor:
+def hidden_buffer(gate_up: GateUp, rows: int, inner: int, device) -> torch.Tensor:
     """h between the two products, as gate_up_kernel writes it."""
     if gate_up.split == 1:
-        return torch.empty(rows, intermediate, dtype=torch.bfloat16, device=device)
-    return torch.empty(gate_up.split, rows, 2, intermediate, dtype=torch.float32, device=device)
+        return torch.empty(rows, inner, dtype=torch.bfloat16, device=device)
+    return torch.empty(gate_up.split, rows, 2, inner, dtype=torch.float32, device=device)
 
 
-def blocks_of(size: int, block: int) -> int:
+def cdiv(size: int, block: int) -> int:
     return -(-size // block)
 
 

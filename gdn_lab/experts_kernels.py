@@ -8,13 +8,14 @@ takes some rows of one expert's weight and all of the expert's tokens, 16 at a t
 in this order: the weight is the tensor cores' large operand, as it lies in memory, and 16 tokens are enough for a
 product. The products of each 128 of K are scaled and added in float32, as 128 × 128 block scales want it.
 
-route_kernel leaves, beside each token's experts, the list of each expert's tokens and the list of experts that have
-any, by atomic counters: their order differs from run to run, results do not, since no product mixes tokens. The
+route_kernel leaves, beside each token's experts, the list of each expert's tokens, and `work`: for each BLOCK_M tokens
+of an expert one item, so that a popular expert is many programs' work and one that nobody chose is nobody's. Both are
+made by atomic counters: their order differs from run to run, results do not, since no product mixes tokens. The
 counters must be zero when it begins; combine_kernel, the last of a step, sets them back.
 
-Rows of h and y: token · TOP_K + j for a token's j-th expert, then B · TOP_K + token for the shared expert. The shared
-expert is a slot of the same grids for every BLOCK_M tokens (`virtual` of them, before the experts hit), its weight
-lying at index `shared_at` of the weight it is launched with. inner: an expert's intermediate size on this rank.
+Slots of a grid: first `virtual` ones for the shared expert, BLOCK_M consecutive tokens each, its weight lying at index
+`shared_at` of the weight the launch is given; then those of work. Rows of h and y: token · TOP_K + j for a token's j-th
+expert, then B · TOP_K + token for the shared expert. inner: an expert's intermediate size on this rank.
 
 OVERLAP: a launch may begin before the kernel ahead of it has ended; each kernel waits for it before it lets the next
 begin, so that what lies two kernels back may be read before the wait.
@@ -28,8 +29,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 BLOCK = tl.constexpr(128)  # of fp8.py
 E4M3_MAX = tl.constexpr(448.0)
 SMALLEST_AMAX = tl.constexpr(1e-10)
-# No compilations of their own for 1 and for multiples of 16
-RUNTIME = ["B", "E", "virtual", "shared_at", "scale_token", "scale_group"]
+RUNTIME = ["B", "E", "virtual", "shared_at"]  # no compilations of their own for 1 and for multiples of 16
 
 
 @triton.jit
@@ -48,28 +48,37 @@ def quantized(x, axis: tl.constexpr):
     return tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX).to(tl.float8e4nv), scale
 
 
-@triton.jit(do_not_specialize=["B", "E"])
+@triton.jit
+def prefetch(at, BYTES: tl.constexpr):
+    """Asks for BYTES of memory from pointer `at` on to be brought into the L2, in lines of 128."""
+    if not INTERPRETED:
+        lines = at.to(tl.int64) + tl.arange(0, BYTES // 128) * 128
+        asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
+        tl.inline_asm_elementwise(asm, "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit(do_not_specialize=["B", "E", "slots"])
 def route_kernel(
-    logits, ids, weights, counts, hits, lists, B, E, row,
-    TOP_K: tl.constexpr, SLOTS: tl.constexpr, BLOCK_E: tl.constexpr, OVERLAP: tl.constexpr,
+    logits, ids, weights, counts, work, lists, B, E, slots, row,
+    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: one token. Grid: [B]. logits [B, E], `row` elements apart -> ids, weights [B, TOP_K], largest first.
 
-    counts [E + 1]: tokens of each expert, then the number of experts that have any; hits: those experts; lists [E, B]:
-    token · TOP_K + j of each expert's tokens. SLOTS, BLOCK_E: TOP_K and E rounded up to powers of 2.
+    lists [E, B]: token · TOP_K + j of each expert's tokens; counts [E + 1]: their numbers, then the number of items of
+    work [slots], each expert + 65536 · which BLOCK_M of its tokens. BLOCK_TOP, BLOCK_E: TOP_K, E to a power of 2.
     """
     token = tl.program_id(0)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
     es = tl.arange(0, BLOCK_E)
-    js = tl.arange(0, SLOTS)
+    js = tl.arange(0, BLOCK_TOP)
     live = js < TOP_K
     x = tl.load(logits + token.to(tl.int64) * row + es, mask=es < E, other=float("-inf")).to(tl.float32) + 0.0
     bits = x.to(tl.int32, bitcast=True)
     order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # int32 in the order of the floats
-    best = tl.zeros([SLOTS], tl.int32)
-    expert = tl.zeros([SLOTS], tl.int32)
+    best = tl.zeros([BLOCK_TOP], tl.int32)
+    expert = tl.zeros([BLOCK_TOP], tl.int32)
     for j in tl.static_range(TOP_K):
         largest = tl.max(order)
         chosen = tl.min(tl.where(order == largest, es, BLOCK_E))  # the first of equals
@@ -83,38 +92,40 @@ def route_kernel(
 
     at = tl.atomic_add(counts + expert, 1, mask=live, sem="relaxed")
     tl.store(lists + expert * B + at, token * TOP_K + js, mask=live & (at < B))
-    first = (live & (at == 0)).to(tl.int32)
-    hit = tl.atomic_add(counts + E, tl.sum(first), sem="relaxed") + tl.cumsum(first) - 1
-    tl.store(hits + hit, expert, mask=(first > 0) & (hit < E))
+    opens = (live & (at % BLOCK_M == 0)).to(tl.int32)
+    item = tl.atomic_add(counts + E, tl.sum(opens), sem="relaxed") + tl.cumsum(opens) - 1
+    tl.store(work + item, expert + (at // BLOCK_M << 16), mask=(opens > 0) & (item < slots))
 
 
 @triton.jit
-def expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M: tl.constexpr):
-    """(expert, its number of tokens in this slot) of a slot; no tokens: the program has nothing to do."""
-    hit = slot - virtual
-    expert = tl.load(hits + tl.maximum(hit, 0))  # beyond the experts hit: one of an earlier step
-    count = tl.minimum(tl.load(counts + expert), B)
-    if hit >= tl.load(counts + E):
+def slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M: tl.constexpr):
+    """What a slot stands for: (expert, the first of its tokens, their number). No tokens: nothing to do."""
+    item = tl.load(work + tl.maximum(slot - virtual, 0))  # beyond the last item: one of an earlier step
+    expert = item & 0xFFFF
+    start = (item >> 16) * BLOCK_M
+    count = tl.minimum(tl.load(counts + expert), B) - start
+    if slot - virtual >= tl.load(counts + E):
         count = 0
-    if hit < 0:
+    if slot < virtual:
         expert = shared_at
-        count = tl.minimum(B - slot * BLOCK_M, BLOCK_M)
-    return expert, count
+        start = slot * BLOCK_M
+        count = B - start
+    return expert, start, tl.minimum(count, BLOCK_M)
 
 
 @triton.jit
-def rows_of(slot, expert, start, live, lists, B, virtual, TOP_K: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(row of h and y, token) of the tokens from `start` on in an expert's list."""
+def rows_of(expert, start, count, shared, lists, B, TOP_K: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Of a slot's tokens: (which are there, rows of h and y, tokens), [BLOCK_M] each."""
     ms = tl.arange(0, BLOCK_M)
-    shared = slot < virtual
-    entry = tl.load(lists + expert * B + start + ms, mask=live & (slot >= virtual), other=0)
-    token = tl.where(shared, slot * BLOCK_M + ms, entry // TOP_K)
-    return tl.where(shared, B * TOP_K + token, entry), token
+    live = ms < count
+    entry = tl.load(lists + expert * B + start + ms, mask=live & (not shared), other=0)
+    token = tl.where(shared, start + ms, entry // TOP_K)
+    return live, tl.where(shared, B * TOP_K + token, entry), token
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def gate_up_kernel(
-    x, x_scale, w, w_scale, counts, hits, lists, h, B, E, H, inner, virtual, shared_at, x_scale_row, x_scale_group,
+    x, x_scale, w, w_scale, counts, work, lists, h, B, E, H, inner, virtual, shared_at, x_scale_row, x_scale_group,
     TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SUB: tl.constexpr,
     SPLIT: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -131,11 +142,11 @@ def gate_up_kernel(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    expert, count = expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M)
-    if count == 0:
+    expert, start, count = slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M)
+    if count <= 0:
         return
+    live, row, token = rows_of(expert, start, count, slot < virtual, lists, B, TOP_K, BLOCK_M)
     ks = tl.arange(0, BLOCK_K)
-    ms = tl.arange(0, BLOCK_M)
     cols = tile * TILE + tl.arange(0, TILE)
     groups = H // BLOCK
     steps = H // (BLOCK_K * SUB) // SPLIT  # of this program
@@ -147,45 +158,41 @@ def gate_up_kernel(
     scales = (inner + BLOCK - 1) // BLOCK * groups
     gate_s_at = w_scale + expert * 2 * scales + (tile * TILE // BLOCK) * groups
     up_s_at = gate_s_at + scales
-    for start in range(0, count, BLOCK_M):
-        live = start + ms < count
-        row, token = rows_of(slot, expert, start, live, lists, B, virtual, TOP_K, BLOCK_M)
-        x_at = x + token[None, :] * H + ks[:, None]  # [BLOCK_K, BLOCK_M], K contiguous
-        x_s_at = x_scale + token * x_scale_row
-        gate = tl.zeros([TILE, BLOCK_M], tl.float32)
-        up = tl.zeros([TILE, BLOCK_M], tl.float32)
-        if FP8:
-            # Loaded a block ahead: nothing waits for them
-            x_s = tl.load(x_s_at + first * x_scale_group, mask=live, other=0.0)
-            gate_s = tl.load(gate_s_at + first)
-            up_s = tl.load(up_s_at + first)
-        for step in range(0, steps):
-            for sub in tl.static_range(SUB):
-                block = first + step * SUB + sub
-                gate_w = tl.load(gate_at + block * BLOCK_K)
-                up_w = tl.load(up_at + block * BLOCK_K)
-                x_k = tl.load(x_at + block * BLOCK_K, mask=live[None, :], other=0.0)
-                if FP8:
-                    zero = tl.zeros([TILE, BLOCK_M], tl.float32)
-                    gate_product = dot(gate_w, x_k, zero)
-                    up_product = dot(up_w, x_k, zero)
-                    gate += gate_product * (x_s * gate_s)[None, :]
-                    up += up_product * (x_s * up_s)[None, :]
-                    ahead = tl.minimum(block + 1, end - 1)
-                    x_s = tl.load(x_s_at + ahead * x_scale_group, mask=live, other=0.0)
-                    gate_s = tl.load(gate_s_at + ahead)
-                    up_s = tl.load(up_s_at + ahead)
-                else:
-                    gate = dot(gate_w, x_k, gate)
-                    up = dot(up_w, x_k, up)
-        if SPLIT == 1:
-            product = gate / (1.0 + tl.exp(-gate)) * up
-            tl.store(h + row[None, :] * inner + cols[:, None], product.to(h.dtype.element_ty), mask=live[None, :])
-        else:
-            rows = B * TOP_K + B
-            part_at = h + ((part * rows + row) * 2)[None, :] * inner + cols[:, None]
-            tl.store(part_at, gate, mask=live[None, :])
-            tl.store(part_at + inner, up, mask=live[None, :])
+    x_at = x + token[None, :] * H + ks[:, None]  # [BLOCK_K, BLOCK_M], K contiguous
+    x_s_at = x_scale + token * x_scale_row
+    gate = tl.zeros([TILE, BLOCK_M], tl.float32)
+    up = tl.zeros([TILE, BLOCK_M], tl.float32)
+    if FP8:
+        # Loaded a block ahead: nothing waits for them
+        x_s = tl.load(x_s_at + first * x_scale_group, mask=live, other=0.0)
+        gate_s = tl.load(gate_s_at + first)
+        up_s = tl.load(up_s_at + first)
+    for step in range(0, steps):
+        for sub in tl.static_range(SUB):
+            block = first + step * SUB + sub
+            gate_w = tl.load(gate_at + block * BLOCK_K)
+            up_w = tl.load(up_at + block * BLOCK_K)
+            x_k = tl.load(x_at + block * BLOCK_K, mask=live[None, :], other=0.0)
+            if FP8:
+                zero = tl.zeros([TILE, BLOCK_M], tl.float32)
+                gate_product = dot(gate_w, x_k, zero)
+                up_product = dot(up_w, x_k, zero)
+                gate += gate_product * (x_s * gate_s)[None, :]
+                up += up_product * (x_s * up_s)[None, :]
+                ahead = tl.minimum(block + 1, end - 1)
+                x_s = tl.load(x_s_at + ahead * x_scale_group, mask=live, other=0.0)
+                gate_s = tl.load(gate_s_at + ahead)
+                up_s = tl.load(up_s_at + ahead)
+            else:
+                gate = dot(gate_w, x_k, gate)
+                up = dot(up_w, x_k, up)
+    if SPLIT == 1:
+        product = gate / (1.0 + tl.exp(-gate)) * up
+        tl.store(h + row[None, :] * inner + cols[:, None], product.to(h.dtype.element_ty), mask=live[None, :])
+    else:
+        part_at = h + ((part * B * (TOP_K + 1) + row) * 2)[None, :] * inner + cols[:, None]
+        tl.store(part_at, gate, mask=live[None, :])
+        tl.store(part_at + inner, up, mask=live[None, :])
 
 
 @triton.jit
@@ -202,9 +209,9 @@ def hidden(h, row, ks, live, rows, inner, SPLIT: tl.constexpr):
     return (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=RUNTIME[:4])
+@triton.jit(do_not_specialize=RUNTIME)
 def down_kernel(
-    h, w, w_scale, counts, hits, lists, y, B, E, H, inner, virtual, shared_at,
+    h, w, w_scale, counts, work, lists, y, B, E, H, inner, virtual, shared_at,
     TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -215,49 +222,50 @@ def down_kernel(
     is over tiles of weights, contiguous in memory. TILES = 0: one tile, the loop is over BLOCK_K at a time of inner.
     """
     slot = tl.program_id(1)
-    expert, count = expert_of(slot, counts, hits, B, E, virtual, shared_at, BLOCK_M)  # written two kernels back
+    # Written two kernels back, the weight before that: both may be read before the wait
+    expert, start, count = slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M)
+    first = tl.program_id(0) * (TILES if TILES > 0 else 1)  # its first tile
+    w_first = w + expert.to(tl.int64) * H * inner + first * TILE * inner
     if OVERLAP:
+        if TILES > 0:
+            if count > 0:
+                prefetch(w_first, TILE * BLOCK_K * w.dtype.element_ty.primitive_bitwidth // 8)
         gdc_wait()
         gdc_launch_dependents()
-    if count == 0:
+    if count <= 0:
         return
+    live, row, _ = rows_of(expert, start, count, slot < virtual, lists, B, TOP_K, BLOCK_M)
     ks = tl.arange(0, BLOCK_K)
-    ms = tl.arange(0, BLOCK_M)
     ns = tl.arange(0, TILE)
-    rows = B * TOP_K + B
-    blocks = (inner + BLOCK - 1) // BLOCK
-    w_at = w + expert.to(tl.int64) * H * inner + ns[:, None] * inner + ks[None, :]
-    scale_at = w_scale + expert * ((H + BLOCK - 1) // BLOCK) * blocks
-    for start in range(0, count, BLOCK_M):
-        live = start + ms < count
-        row, token = rows_of(slot, expert, start, live, lists, B, virtual, TOP_K, BLOCK_M)
-        y_at = y + row.to(tl.int64)[None, :] * H + ns[:, None]
-        zero = tl.zeros([TILE, BLOCK_M], tl.float32)
-        if TILES > 0:
-            h_k = hidden(h, row, ks, live, rows, inner, SPLIT)
+    rows = B * (TOP_K + 1)
+    groups = (inner + BLOCK - 1) // BLOCK
+    w_at = w_first + ns[:, None] * inner + ks[None, :]
+    w_s_at = w_scale + expert * ((H + BLOCK - 1) // BLOCK) * groups
+    y_at = y + row.to(tl.int64)[None, :] * H + first * TILE + ns[:, None]
+    zero = tl.zeros([TILE, BLOCK_M], tl.float32)
+    if TILES > 0:
+        h_k = hidden(h, row, ks, live, rows, inner, SPLIT)
+        if FP8:
+            h_q, h_s = quantized(h_k, 0)
+        else:
+            h_q = h_k.to(tl.bfloat16)
+        for tile in range(0, tl.minimum(TILES, H // TILE - first)):
+            product = dot(tl.load(w_at + tile * TILE * inner), h_q, zero)
+            if FP8:
+                product *= (h_s * tl.load(w_s_at + (first + tile) * TILE // BLOCK))[None, :]
+            tl.store(y_at + tile * TILE, product.to(y.dtype.element_ty), mask=live[None, :])
+    else:
+        total = zero
+        for block in range(0, inner // BLOCK_K):
+            h_k = hidden(h, row, block * BLOCK_K + ks, live, rows, inner, SPLIT)
+            w_k = tl.load(w_at + block * BLOCK_K)
             if FP8:
                 h_q, h_s = quantized(h_k, 0)
+                w_s = tl.load(w_s_at + (first * TILE // BLOCK) * groups + block)
+                total += dot(w_k, h_q, zero) * (h_s * w_s)[None, :]
             else:
-                h_q = h_k.to(tl.bfloat16)
-            first = tl.program_id(0) * TILES
-            for tile in range(first, tl.minimum(first + TILES, H // TILE)):
-                product = dot(tl.load(w_at + tile * TILE * inner), h_q, zero)
-                if FP8:
-                    product *= (h_s * tl.load(scale_at + tile * TILE // BLOCK))[None, :]
-                tl.store(y_at + tile * TILE, product.to(y.dtype.element_ty), mask=live[None, :])
-        else:
-            tile = tl.program_id(0)
-            total = zero
-            for block in range(0, inner // BLOCK_K):
-                h_k = hidden(h, row, block * BLOCK_K + ks, live, rows, inner, SPLIT)
-                w_k = tl.load(w_at + tile * TILE * inner + block * BLOCK_K)
-                if FP8:
-                    h_q, h_s = quantized(h_k, 0)
-                    w_s = tl.load(scale_at + (tile * TILE // BLOCK) * blocks + block * BLOCK_K // BLOCK)
-                    total += dot(w_k, h_q, zero) * (h_s * w_s)[None, :]
-                else:
-                    total = dot(w_k, h_k.to(tl.bfloat16), total)
-            tl.store(y_at + tile * TILE, total.to(y.dtype.element_ty), mask=live[None, :])
+                total = dot(w_k, h_k.to(tl.bfloat16), total)
+        tl.store(y_at, total.to(y.dtype.element_ty), mask=live[None, :])
 
 
 @triton.jit(do_not_specialize=["B", "E"])

@@ -44,7 +44,7 @@ MIN_LOG_DECAY = -90.0
 class KernelCase(NamedTuple):
     """One compilation of a Triton kernel. types: argument name -> "*bf16", "i32", "fp32"; constants: its constexprs.
 
-    architectures: of resources.py, those it is made for; None: all."""
+    architectures: of resources.py, those it is made for; None: all. num_stages: None: what Triton takes."""
 
     label: str
     kernel: object
@@ -52,6 +52,7 @@ class KernelCase(NamedTuple):
     constants: dict[str, object]
     num_warps: int
     architectures: tuple[str, ...] | None = None
+    num_stages: int | None = None
 
 
 # decode   launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out)

@@ -54,7 +54,10 @@ def compiled(case: KernelCase, architecture: str):
     }
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
-    return triton.compile(source, target=target, options={"num_warps": case.num_warps})
+    options = {"num_warps": case.num_warps}
+    if case.num_stages is not None:
+        options["num_stages"] = case.num_stages
+    return triton.compile(source, target=target, options=options)
 
 
 def resources(case: KernelCase, architecture: str) -> Resources:
