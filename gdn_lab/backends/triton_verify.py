@@ -11,7 +11,8 @@ With G_i the sum of log g up to token i, S the state before the first, and norma
 prepare_kernel, one program for a value head, makes A, P and the factors of each token, which need no state, and
 leaves them in scratch. verify_kernel, one program for a [TILE × K] tile of a state, has the tensor cores multiply
 the tile as it is stored with the keys and queries as they came, without rounding anything: norms, decay and beta are
-factors of the [TILE × T] products. What remains are T steps on that small product.
+factors of the [TILE × T] products. What remains are T steps on that small product, and one product of all u with the
+keys where the state moves on.
 
 On compute capability 9.0 and newer both are programmatic dependents: verify_kernel's state loads overlap the kernel
 that prepares its factors. It may read what was written before prepare_kernel, because that waits before it lets
@@ -31,6 +32,7 @@ from .base import KernelCase, dtype_name
 TOKENS = 16  # rows and columns of A and P in scratch
 SCRATCH = (2 * TOKENS + 5) * TOKENS  # float32 of a value head: A, P, then one row for each of the factors below
 BETA, STATE_TO_U, STATE_TO_O, U_TO_STATE, CARRY = (tl.constexpr((2 * TOKENS + i) * TOKENS) for i in range(5))
+BY_TOKEN = tl.constexpr(-1)
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -125,13 +127,14 @@ def verify_kernel(
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, states_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
     N: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, K_LAST: tl.constexpr, STEPS: tl.constexpr,
-    UPDATE: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr,
+    UPDATE: tl.constexpr, PIECES: tl.constexpr, U_PIECES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
 
     state [slots, HV, V, K] with K_LAST, else [slots, HV, K, V]; offsets of slots and rows are 64-bit. COLUMNS: T,
     rounded up to 8 or 16. STEPS: states [B, T, HV, V, K] (or [.., K, V]) takes the state after each token. UPDATE: the
-    pool's state takes the last.
+    pool's state takes the last. U_PIECES: as _product's PIECES, of the product of u and the keys that moves the state
+    on by all tokens at once; BY_TOKEN instead: one by one.
     """
     TILES: tl.constexpr = V // TILE
     tile = tl.program_id(0) % TILES
@@ -173,12 +176,13 @@ def verify_kernel(
     u = tl.load(at + BETA + ts)[None, :] * v_i - tl.load(at + STATE_TO_U + ts)[None, :] * Sk
     o = tl.load(at + STATE_TO_O + ts)[None, :] * Sq
     S = stored.to(tl.float32)
+    TOKEN_BY_TOKEN: tl.constexpr = STEPS or (UPDATE and U_PIECES == BY_TOKEN)
     for t in tl.static_range(T):
         u_t = tl.sum(tl.where(ts[None, :] == t, u, 0.0), axis=1)
         if t < T - 1:
             u -= u_t[:, None] * tl.load(at + t * N + ts)[None, :]
         o += u_t[:, None] * tl.load(at + N * N + t * N + ts)[None, :]
-        if STEPS or UPDATE:
+        if TOKEN_BY_TOKEN:
             if STEPS or t == 0:
                 S *= tl.load(at + CARRY + t)
             k_t = tl.load(k_head_at + t * k_token + ks).to(tl.float32)
@@ -188,6 +192,8 @@ def verify_kernel(
             tl.store(states_at, S.to(states.dtype.element_ty))
     tl.store(out_at, o.to(out.dtype.element_ty), mask=live)
     if UPDATE:
+        if not TOKEN_BY_TOKEN:  # by now column t of u is u_t
+            S = S * tl.load(at + CARRY) + _product(u * tl.load(at + U_TO_STATE + ts)[None, :], tl.trans(k_i), U_PIECES)
         tl.store(tile_at, S.to(state.dtype.element_ty))
 
 
@@ -209,13 +215,14 @@ def verify_launch(call, overlap: bool):
             HK, HV, K, T, TOKENS, SCRATCH, steps, of_keys, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
             num_warps=1, launch_pdl=overlap,
         )  # fmt: skip
-        tile, warps = tiling(B * HV, T, state.dtype, steps or update_state)
+        of_u = u_pieces(state.dtype, q.dtype, steps) if update_state else BY_TOKEN.value
+        tile, warps = tiling(B * HV, T, state.dtype, steps or update_state, of_state, of_u)
         tile = min(tile, V & -V)  # the largest power of 2 that divides V
         verify_kernel[(V // tile * B * HV,)](
             q, k, v, state, indices, scratch, intermediate_states if steps else state, out,
             *strides, *v.stride()[:3], intermediate_states.stride(0) if steps else 0,
-            HK, HV, K, V, T, columns(T), TOKENS, SCRATCH, tile, k_last, steps, update_state, of_state, overlap,
-            num_warps=warps, launch_pdl=overlap,
+            HK, HV, K, V, T, columns(T, of_u), TOKENS, SCRATCH, tile, k_last, steps, update_state, of_state, of_u,
+            overlap, num_warps=warps, launch_pdl=overlap,
         )  # fmt: skip
 
     return launch
@@ -229,34 +236,51 @@ def pieces(dtype: torch.dtype, io_dtype: torch.dtype) -> int:
     return 1 if dtype is io_dtype else {torch.float16: 2, torch.float32: 3}[dtype]
 
 
-def columns(tokens: int) -> int:
-    """Columns of the products with the state: tokens rounded up to what the tensor cores take."""
-    return 8 if tokens <= 8 else 16
+def u_pieces(dtype: torch.dtype, io_dtype: torch.dtype, steps: bool) -> int:
+    """How many numbers of io_dtype make up u where one product with the keys moves a state of dtype on by all tokens:
+    two of bfloat16 have 16 bits, more than a 16-bit state keeps. -1 where the state moves on token by token: for states
+    in between, and for inputs of float32, whose products take many registers, and float16, whose range is too small."""
+    if steps or not INTERPRETED and io_dtype is not torch.bfloat16:
+        return BY_TOKEN.value
+    return 0 if INTERPRETED else 3 if dtype is torch.float32 else 2
 
 
-def tiling(heads: int, tokens: int, state_dtype: torch.dtype, writes: bool) -> tuple[int, int]:
-    """(rows of a tile, warps) for B · HV heads. bf16: by times on an H100; float16, float32: so that nothing spills."""
-    if state_dtype is torch.float32:
+def columns(tokens: int, of_u: int) -> int:
+    """Columns of the products with the state: tokens rounded up to what the tensor cores take; 16 where one product
+    moves the state on, which sums over them."""
+    return 8 if tokens <= 8 and of_u == BY_TOKEN.value else 16
+
+
+def tiling(heads: int, tokens: int, dtype: torch.dtype, writes: bool, of_state: int, of_u: int) -> tuple[int, int]:
+    """(rows of a tile, warps) for B · HV heads. of_state, of_u: pieces(), u_pieces(). bf16: by times on an H100;
+    otherwise so that next to nothing spills."""
+    if of_state == 0:
+        return 16, 2 if tokens <= 8 else 4
+    by_product = writes and of_u != BY_TOKEN.value
+    if dtype is torch.float32 or dtype is torch.float16 and by_product:
         return 16, 2
+    if by_product:
+        return (16, 1) if heads < 1024 else (64, 4)
     if writes:
-        return (16, 1) if tokens <= 4 or state_dtype is torch.float16 else (32, 2)
-    return (16, 1) if heads < 1024 or state_dtype is torch.float16 else (64, 2)
+        return (16, 1) if tokens <= 4 or dtype is torch.float16 else (32, 2)
+    return (16, 1) if heads < 1024 or dtype is torch.float16 else (64, 2)
 
 
 def kernel_cases() -> list[KernelCase]:
     """What verify compiles at the models' head size, for resources.py: the most tokens of each number of columns."""
-    cases = []
+    cases, bf16 = [], torch.bfloat16
     writes = {"": (False, False), " states": (True, False), " update": (False, True)}
-    pools = [("VK", torch.bfloat16, "bf16"), ("VK", torch.float16, "fp16"), ("VK", torch.float32, "fp32")]
-    for layout, dtype, name in [*pools, ("KV", torch.bfloat16, "bf16")]:
+    pools = [("VK", bf16, "bf16"), ("VK", torch.float16, "fp16"), ("VK", torch.float32, "fp32")]
+    for layout, dtype, name in [*pools, ("KV", bf16, "bf16")]:
         types = dict.fromkeys(verify_kernel.arg_names, "i32")
         types |= dict.fromkeys(("q", "k", "v", "out"), "*bf16") | dict.fromkeys(("state", "states"), f"*{name}")
         types |= {"indices": "*i32", "scratch": "*fp32"}
         for (what, (steps, update)), tokens in itertools.product(writes.items(), (8, 16)):
-            tile, warps = tiling(4096, tokens, dtype, steps or update)
-            constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens), N=TOKENS, SIZE=SCRATCH)
-            constants |= dict(TILE=tile, K_LAST=layout == "VK", STEPS=steps, UPDATE=update, OVERLAP=True)
-            constants |= dict(PIECES=pieces(dtype, torch.bfloat16))
+            of_state, of_u = pieces(dtype, bf16), u_pieces(dtype, bf16, not update)
+            tile, warps = tiling(4096, tokens, dtype, steps or update, of_state, of_u)
+            constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens, of_u), N=TOKENS)
+            constants |= dict(SIZE=SCRATCH, TILE=tile, K_LAST=layout == "VK", STEPS=steps, UPDATE=update, OVERLAP=True)
+            constants |= dict(PIECES=of_state, U_PIECES=of_u)
             label = f"verify {layout} {dtype_name(dtype)} T {tokens}{what}"
             cases.append(KernelCase(label, verify_kernel, types, constants, warps))
     types = dict.fromkeys(prepare_kernel.arg_names, "i32")
