@@ -80,9 +80,10 @@ def colour(name: str) -> str:
 
 def part_colours(parts) -> dict[str, str]:
     """{part: its colour}: PART_COLOURS where it has one, the others in turn."""
-    others = [part for part in dict.fromkeys(parts) if part not in PART_COLOURS]
+    parts = list(dict.fromkeys(parts))
+    others = [part for part in parts if part not in PART_COLOURS]
     turns = {part: OTHER_PART_COLOURS[i % len(OTHER_PART_COLOURS)] for i, part in enumerate(others)}
-    return {part: turns.get(part) or PART_COLOURS[part] for part in dict.fromkeys(parts)}
+    return {part: turns.get(part) or PART_COLOURS[part] for part in parts}
 
 
 def marker(name: str) -> str:
@@ -103,15 +104,15 @@ def line_style(name: str, indexing: str = "in_place") -> dict:
     }
 
 
-def new_figure(title, width, height, columns=1, notes=(), **options):
-    """A figure with its finding above and its notes below, and `columns` axes between."""
+def new_figure(title, width, height, columns=1, notes=(), rows=1, **options):
+    """A figure with its finding above and its notes below, and rows x columns axes between, row after row."""
     fig = Figure(figsize=(width, height), layout="constrained")
     fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.04)
     fig.suptitle(textwrap.fill(title, int(width * 8.8)), x=0.01, ha="left", fontsize=13, fontweight="bold")
     notes = [textwrap.fill(note, int(width * 14)) for note in notes if note]
     if notes:
         fig.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=8.5, color=GREY)
-    axes = fig.subplots(1, columns, squeeze=False, **options)[0]
+    axes = fig.subplots(rows, columns, squeeze=False, **options).ravel()
     return fig, axes
 
 
