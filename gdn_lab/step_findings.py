@@ -224,7 +224,7 @@ def _say_savings(rows) -> str:
     first = next(iter(of.values()))["median_us"]
     last = list(of.values())[-1]["median_us"]
     told = f"A whole step, p20 to p80 in brackets: {', '.join(each)}"
-    return f"{told}; the last saves {percent(1 - last / first)} of the first." if len(of) > 1 else f"{told}."
+    return f"{told}; the last saves {percent_change(1 - last / first)} of the first." if len(of) > 1 else f"{told}."
 
 
 def _spread(row) -> str:

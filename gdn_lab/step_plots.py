@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from . import step_findings as findings
 from .data import measured, published
@@ -43,9 +44,14 @@ def waterfall(rows, run=None) -> Figure:
     for tick, bar in zip(ax.get_yticklabels(), bars, strict=True):
         tick.set_fontweight("bold" if bar.part is None else "normal")
     ax.set(ylim=(len(bars) - 0.4, -0.6), xlim=(0, longest * 1.13))
-    ax.set_xlabel("µs of one step, as recorded (light line in a whole bar: p20 to p80)")
-    ax.grid(axis="y", visible=False)
+    _time_axis(ax, "µs of one step, as recorded (light line in a whole bar: p20 to p80)")
     return fig
+
+
+def _time_axis(ax, label: str) -> None:
+    ax.set_xlabel(label)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda us, _: f"{us:,.0f}"))
+    ax.grid(axis="y", visible=False)
 
 
 def _colours(rows) -> dict[str, str]:
@@ -110,8 +116,7 @@ def parts(rows, run=None) -> Figure:
         ax.annotate(text, (left, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9.5)
     ax.set_yticks(range(len(apart)), list(apart))
     ax.set(ylim=(len(apart) - 0.45, -0.75), xlim=(0, longest * 1.2))
-    ax.set_xlabel("µs of one step (dark line above a bar: p20 to p80 of the untraced step, its median a tick)")
-    ax.grid(axis="y", visible=False)
+    _time_axis(ax, "µs of one step (dark line above a bar: p20 to p80 of the untraced step, its median a tick)")
     handles = {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     for part in order:  # parts that the first configuration has not
         handles.setdefault(part, ax.barh(0, 0, color=colours[part]))
@@ -164,8 +169,8 @@ def beside_published(rows, run=None) -> Figure:
             ax.annotate(micro(us), (end, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
         ax.set_yticks(range(len(bars)), [name for name, _, _ in bars])
         ax.set(ylim=(len(bars) - 0.4, -0.6), xlim=(0, max(us for _, us, _ in bars) * 1.22))
-        ax.set(xlabel="µs (light line: p20 to p80)", title=part)
-        ax.grid(axis="y", visible=False)
+        ax.set_title(part)
+        _time_axis(ax, "µs (light line: p20 to p80)")
     return fig
 
 
@@ -173,7 +178,7 @@ def _published_title(rows) -> str:
     theirs, ours = findings.published_saving(), findings.saving(rows)
     told = f"Published: {theirs.total:.0f} µs saved, {theirs.gdn:.0f} by the GDN kernel, {theirs.rest:.0f} unexplained"
     if ours is None:
-        return f"{told}; here `before` and `after` were not both measured" if findings.whole(rows) else told
+        return f"{told}; here before and after were not both measured" if findings.whole(rows) else told
     numbers = (f"{value:.0f}".replace("-0", "0").replace("-", "−") for value in (ours.total, ours.gdn, ours.rest))
     return "{}; here {}, {} and {}".format(told, *numbers)
 

@@ -5,24 +5,27 @@ as in serving; what a replay takes, over the number of layers. Parts: what CUPTI
 a CPU both are the host's clock.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
-from . import ops, step
+from . import ops, shapes, step
 from .backends.base import dtype_name
 from .measure.progress import progress as progress_bar
 from .measure.results import Run
 from .measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
 from .measure.timing import TimerUnavailable, Timing, time_interleaved
 from .profiling import span
-from .shapes import divisions
 from .step_parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
 from .sweep import NoBar, Share, checked_batches, recorded
 
 CPU_LAYERS = 2
 LEAST_LAYERS = 4  # in one graph, so that what lies between two replays is little of it
 WEIGHTS_SHARE = 0.5  # of free GPU memory, that layers beyond those needed may take
+SAMPLES = {"cuda": 200, "cpu": 5}
+SHARE_SAMPLES = {"cuda": 20, "cpu": 3}
+SHARE_MODELS = ("qwen3.5-397b-a17b", "qwen3.5-35b-a3b", "qwen3.5-27b")  # beside the model asked for
+SHARE_TPS, SHARE_BATCHES = (1, 4, 8), (16, 64, 256)
 WHOLE = "step"  # the part that is all of them
 ALL_REDUCE = "all-reduce"
 SHARE_PARTS = ("gdn", TRACED)  # what a sweep for the share of GDN keeps of the parts
@@ -58,8 +61,8 @@ def step_sweep(
     options = _Options(precision, state_dtype, device, samples, seed, toy, "step")
     batches, rows = checked_batches(batches), _Rows(run)
     names = _checked(configurations)
-    with recorded(run), ops.checks(False):
-        options.roof = roof or measure_roof(options.device)
+    options.roof = roof or measure_roof(options.device)
+    with recorded(run), ops.checks(False), _one_thread(options.device):
         with progress_bar(what="step", total=len(batches)) if progress else nullcontext(NoBar()) as bar:
             rank = _Rank(model, tp, options)
             for batch in batches:
@@ -83,14 +86,17 @@ def share_sweep(
 ) -> list[dict]:  # fmt: skip
     """How the share of GDN moves with model, tensor-parallel size and batch: step_sweep()'s rows for each combination.
 
-    Of the parts only those of SHARE_PARTS are kept. A size that cannot split a model's heads is left out; a combination
-    that has no room in the GPU's memory is a row of status "refused".
+    Of the parts only those of SHARE_PARTS are kept. No models: no rows. A size that cannot split a model's heads is
+    left out; a combination that has no room in the GPU's memory is a row of status "refused".
     """
     options = _Options(precision, state_dtype, device, samples, seed, toy, "share")
-    batches, names, rows = checked_batches(batches), _checked(configurations), _Rows(run)
-    ranks = [(model, tp) for model in models for tp in tps if tp in divisions(model)]
-    with recorded(run), ops.checks(False):
-        options.roof = roof or measure_roof(options.device)
+    names, rows = _checked(configurations), _Rows(run)
+    if not models:
+        return rows
+    batches = checked_batches(batches)
+    ranks = [(model, tp) for model in models for tp in tps if tp in shapes.divisions(model)]
+    options.roof = roof or measure_roof(options.device)
+    with recorded(run), ops.checks(False), _one_thread(options.device):
         total = len(ranks) * len(batches)
         with progress_bar(what="share of GDN", total=total) if progress else nullcontext(NoBar()) as bar:
             for model, tp in ranks:
@@ -111,6 +117,27 @@ def share_sweep(
                 if options.device.type == "cuda":
                     torch.cuda.empty_cache()
     return rows
+
+
+def steps_of(
+    model: str, tp: int, batch: int, name: str, *, precision: str = "fp8", device=None, seed: int = 0,
+    toy: bool = False, layers: int = 2,
+) -> list:  # fmt: skip
+    """The steps of `layers` layers with weights of their own, in configuration `name`: functions for a profiler."""
+    rank = _Rank(model, tp, _Options(precision, torch.bfloat16, device, 1, seed, toy, "step"))
+    return [step.Step(rank.layer(layer), name, batch, seed=seed + layer) for layer in range(layers)]
+
+
+@contextmanager
+def _one_thread(device):
+    """On a CPU one thread: a toy step's operators are so short that several wait for each other more than they help."""
+    threads = torch.get_num_threads()
+    try:
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Options:
@@ -290,8 +317,43 @@ class _Point:
         )  # fmt: skip
 
 
+def parse_configurations(text: str, device) -> list[str]:
+    """ "before,best" -> ["before", "best"]; "auto" -> those made for the device. ValueError for unknown names."""
+    if text.strip() == "auto":
+        return list(step.GPU_CONFIGURATIONS if torch.device(device).type == "cuda" else step.CPU_CONFIGURATIONS)
+    return _checked(word.strip() for word in text.split(","))
+
+
+def parse_share(models: str, tps: str, batches: str, *, own: str, tp: int, device) -> tuple[list, list, list]:
+    """What share_sweep() goes over, from comma-separated text; nothing where a text is empty.
+
+    "auto": on a GPU `own` and SHARE_MODELS, SHARE_TPS, SHARE_BATCHES; on a CPU `own`, `tp`, and batches of 1 and 4.
+    ValueError for anything else than names of models and positive whole numbers.
+    """
+    on_gpu, found = torch.device(device).type == "cuda", []
+    given = {"heat_models": models, "heat_tps": tps, "heat_batches": batches}
+    auto = ([own, *SHARE_MODELS], SHARE_TPS, SHARE_BATCHES) if on_gpu else ([own], [tp], [1, 4])
+    for (name, text), default in zip(given.items(), auto, strict=True):
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if words == ["auto"]:
+            found.append(list(dict.fromkeys(default)))
+        elif name == "heat_models":
+            found.append([word for word in dict.fromkeys(words) if shapes.model(word)])
+        elif all(word.isdecimal() and int(word) > 0 for word in words):
+            found.append(sorted({int(word) for word in words}))
+        else:
+            raise ValueError(f"{name}: expected auto, nothing, or positive whole numbers such as 1,8, got {text!r}")
+    return tuple(found) if all(found) else ([], [], [])
+
+
+def parse_captured(text: str, names: list[str]) -> list[str]:
+    """The configuration to record: the last of `names` for "auto", none for nothing. ValueError for an unknown one."""
+    text = text.strip()
+    return _checked([names[-1] if text == "auto" else text]) if text else []
+
+
 def _checked(configurations) -> list[str]:
-    names = list(configurations)
+    names = list(dict.fromkeys(configurations))
     unknown = [name for name in names if name not in step.CONFIGURATIONS]
     if unknown or not names:
         raise ValueError(

@@ -4,7 +4,21 @@ import pandas
 
 from .data import published
 from .findings import byte_size, percent
+from .step import configuration
 from .step_findings import ALL_REDUCE, GDN, eager, part_order, part_us, parts, share_of_gdn, traced, whole
+
+
+def configuration_table(names) -> pandas.DataFrame:
+    """What each configuration is: a line of step.CONFIGURATIONS."""
+    entries = {name: configuration(name) for name in names}
+    return pandas.DataFrame([
+        {
+            "configuration": name, "GDN kernel": entry.gdn, "pool": entry.layout,
+            "small kernels": "fused, launches overlapped" if entry.fused else "separate",
+            "what it is": entry.description,
+        }
+        for name, entry in entries.items()
+    ])  # fmt: skip
 
 
 def step_table(rows) -> pandas.DataFrame:
@@ -47,9 +61,11 @@ def parts_table(rows) -> pandas.DataFrame:
     return pandas.DataFrame(lines)
 
 
-def roof_table(rows, configuration: str) -> pandas.DataFrame:
-    """A line for each part of one configuration: µs, p20, p80, kernels, what it must move, share of the roof."""
-    of, total = parts(rows).get(configuration, {}), traced(rows).get(configuration)
+def roof_table(rows) -> pandas.DataFrame:
+    """A line for each part of the last configuration: µs, p20, p80, kernels, what it must move, share of the roof."""
+    apart = parts(rows)
+    name = list(apart)[-1] if apart else None
+    of, total = apart.get(name, {}), traced(rows).get(name)
     lines = [
         {
             "part": part, "µs": row["median_us"], "p20": row["p20_us"], "p80": row["p80_us"],
