@@ -9,12 +9,15 @@
 The four are called in this order, each once a step. inner: an expert's intermediate size on this rank.
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import silu
 
+from .backends.base import KernelCase
 from .fp8 import Linear, dequantize, dequantize_rows, quantize_rows, random_weight
+from .shapes import MODELS
 
 
 class ExpertWeights(NamedTuple):
@@ -195,7 +198,7 @@ class Down(NamedTuple):
     """How down_kernel is launched; block_m and split are gate_up's."""
 
     tile: int  # of H
-    tiles: int  # tiles of a program; 0: one, with the loop over blocks of inner
+    tiles: int  # tiles of a program: one, where inner is more than one block
     block_k: int  # of inner
     warps: int = 4
     stages: int = 4
@@ -213,17 +216,17 @@ def tilings(slots: int, tokens: float, hidden: int, inner: int, fp8: bool) -> tu
         raise ValueError(f"inner: an expert's intermediate size must be 32, 64 or a multiple of 128, got {inner}")
     if hidden % 128:
         raise ValueError(f"hidden: expected a multiple of 128, got {hidden}")
-    block_m = 16 if tokens <= 6 else 32 if tokens <= 20 else 64
+    block_m = 16 if tokens <= 6 else 32
     block_k = 128 if fp8 else 64
-    tile, split = min(64, inner), 1
-    while inner <= 128 and split < 8 and slots * (inner // tile) * split < PROGRAMS:
-        if hidden // block_k % (2 * split):
-            break
-        split *= 2
+    tile = min(64, inner)
+    programs = slots * (inner // tile)
+    split = 1
+    if inner <= 128 and programs < PROGRAMS and hidden // block_k % 8 == 0:
+        split = 4 if 4 * programs >= PROGRAMS else 8
     gate_up = GateUp(block_m, tile, block_k, split=split)
     if inner > 128:
-        return gate_up, Down(128, 0, block_k)
-    tile = 128 if fp8 or inner < 128 else 64
+        return gate_up, Down(128 if block_m == 16 else 64, 1, block_k)
+    tile = 128 if fp8 else 64
     tiles = 8 * 128 // tile
     while tiles > 1 and slots * (hidden // tile) < PROGRAMS * tiles:
         tiles //= 2
@@ -317,16 +320,16 @@ class Experts:
         inner = w13.data.shape[2]
         fp8 = w13.scale is not None
         x, x_scale = given[1:] if fp8 else (given[0], given[0])
-        sizes = (self.batch, E, H, inner, virtual, E if slots else 0)
+        sizes = (self.batch, E, H, inner, self.top_k, virtual, E if slots else 0)
         lists = (self.counts, self.work, self.lists)
         gate_up_kernel[(inner // up.tile * up.split, virtual + slots)](
             x, x_scale, w13.data, w13.scale if fp8 else w13.data, *lists, h, *sizes, *x_scale.stride(),
-            self.top_k, up.block_m, up.tile, up.block_k, up.sub, up.split, fp8, self.overlap,
+            up.block_m, up.tile, up.block_k, up.sub, up.split, fp8, self.overlap,
             num_warps=up.warps, num_stages=up.stages, launch_pdl=self.overlap,
         )  # fmt: skip
-        down_kernel[(cdiv(H, down.tile * max(down.tiles, 1)), virtual + slots)](
-            h, w2.data, w2.scale if fp8 else w2.data, *lists, self.y, *sizes,
-            self.top_k, up.block_m, down.tile, down.tiles, down.block_k, up.split, fp8, self.overlap,
+        down_kernel[(cdiv(H, down.tile * down.tiles), virtual + slots)](
+            h, w2.data, w2.scale if fp8 else w2.data, *lists, self.y, *sizes, down.tiles,
+            up.block_m, down.tile, down.block_k, down.block_k == inner, up.split, fp8, self.overlap,
             num_warps=down.warps, num_stages=down.stages, launch_pdl=self.overlap,
         )  # fmt: skip
 
@@ -345,3 +348,39 @@ def cdiv(size: int, block: int) -> int:
 def power_of_2(size: int) -> int:
     """The smallest power of 2 that is no smaller than size."""
     return 1 << (size - 1).bit_length()
+
+
+def kernel_cases() -> list[KernelCase]:
+    """What the table's models compile at 1, 2, 4 or 8 GPUs and any batch, for resources.py."""
+    from .experts_kernels import combine_kernel, down_kernel, gate_up_kernel, route_kernel
+
+    cases = {}
+
+    def case(label, kernel, pointers, warps, stages=None, **constants):
+        types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(("counts", "work", "lists", "ids"), "*i32")
+        types = {name: kind for name, kind in (types | pointers).items() if name in kernel.arg_names}
+        cases[label] = KernelCase(f"experts {label}", kernel, types, constants | {"OVERLAP": True}, warps, None, stages)
+
+    models = [entry for entry in MODELS.values() if entry.experts]
+    for fp8, entry, tp, batch in product((True, False), models, (1, 2, 4, 8), (1, 8, 64, 256, 512)):
+        tokens, inner = batch * entry.top_k, entry.moe_intermediate // tp
+        up, down = tilings(min(entry.experts, tokens), tokens / entry.experts, entry.hidden, inner, fp8)
+        whole, name = inner == down.block_k, "fp8" if fp8 else "bf16"
+        data, scale = ("*fp8e4nv", "*fp32") if fp8 else ("*bf16", "*bf16")
+        pointers = {"x": data, "x_scale": scale, "w": data, "w_scale": scale, "y": "*bf16"}
+        pointers["h"] = "*bf16" if up.split == 1 else "*fp32"
+        common = dict(BLOCK_M=up.block_m, SPLIT=up.split, FP8=fp8)
+        label = f"{name} tokens {up.block_m} split {up.split}"
+        constants = common | dict(TILE=up.tile, BLOCK_K=up.block_k, SUB=up.sub)
+        case(f"gate_up {label} tile {up.tile}", gate_up_kernel, pointers, up.warps, up.stages, **constants)
+        constants = common | dict(TILE=down.tile, BLOCK_K=down.block_k, WHOLE=whole)
+        label = f"down {label} tile {down.tile} × {down.block_k}{'' if whole else ' of more'}"
+        case(label, down_kernel, pointers, down.warps, down.stages, **constants)
+    types = {"weights": "*fp32", "logits": "*bf16"}
+    constants = dict(TOP_K=10, BLOCK_M=16, BLOCK_TOP=16, BLOCK_E=512)
+    case("route", route_kernel, types, 1, **constants)
+    types = {"weights": "*fp32"} | dict.fromkeys(("x", "shared_gate", "y", "residual", "out"), "*bf16")
+    for chunk in (1024, 4096):
+        constants = dict(TOP_K=10, CHUNK=chunk, BLOCK_H=4096, BLOCK_E=1024, RESIDUAL=True)
+        case(f"combine {chunk}", combine_kernel, types, chunk // 512, **constants)
+    return list(cases.values())

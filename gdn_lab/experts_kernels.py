@@ -14,8 +14,8 @@ made by atomic counters: their order differs from run to run, results do not, si
 counters must be zero when it begins; combine_kernel, the last of a step, sets them back.
 
 Slots of a grid: first `virtual` ones for the shared expert, BLOCK_M consecutive tokens each, its weight lying at index
-`shared_at` of the weight the launch is given; then those of work. Rows of h and y: token · TOP_K + j for a token's j-th
-expert, then B · TOP_K + token for the shared expert. inner: an expert's intermediate size on this rank.
+`shared_at` of the weight the launch is given; then those of work. Rows of h and y: token · top_k + j for a token's j-th
+expert, then B · top_k + token for the shared expert. inner: an expert's intermediate size on this rank.
 
 OVERLAP: a launch may begin before the kernel ahead of it has ended; each kernel waits for it before it lets the next
 begin, so that what lies two kernels back may be read before the wait.
@@ -29,7 +29,14 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 BLOCK = tl.constexpr(128)  # of fp8.py
 E4M3_MAX = tl.constexpr(448.0)
 SMALLEST_AMAX = tl.constexpr(1e-10)
-RUNTIME = ["B", "E", "virtual", "shared_at"]  # no compilations of their own for 1 and for multiples of 16
+RUNTIME = [
+    "B",
+    "E",
+    "top_k",
+    "virtual",
+    "shared_at",
+    "tiles",
+]  # no compilations of their own for 1 and for multiples of 16
 
 
 @triton.jit
@@ -41,11 +48,21 @@ def dot(x, y, z):
 
 
 @triton.jit
+def narrow(x, dtype: tl.constexpr, BITS: tl.constexpr):
+    """float32 x in `dtype`, of BITS mantissa bits, to nearest even; the interpreter cuts, or loses the carry."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        bits += (1 << (22 - BITS)) - 1 + ((bits >> (23 - BITS)) & 1)
+        x = ((bits >> (23 - BITS)) << (23 - BITS)).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def quantized(x, axis: tl.constexpr):
     """x float32, a group of one scale along `axis` -> (e4m3, scale float32 without that axis)."""
     scale = tl.maximum(tl.max(tl.abs(x), axis=axis), SMALLEST_AMAX) / E4M3_MAX
     x = x / tl.expand_dims(scale, axis)
-    return tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX).to(tl.float8e4nv), scale
+    return narrow(tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX), tl.float8e4nv, 3), scale
 
 
 @triton.jit
@@ -114,19 +131,19 @@ def slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M: tl.constexpr)
 
 
 @triton.jit
-def rows_of(expert, start, count, shared, lists, B, TOP_K: tl.constexpr, BLOCK_M: tl.constexpr):
+def rows_of(expert, start, count, shared, lists, B, top_k, BLOCK_M: tl.constexpr):
     """Of a slot's tokens: (which are there, rows of h and y, tokens), [BLOCK_M] each."""
     ms = tl.arange(0, BLOCK_M)
     live = ms < count
     entry = tl.load(lists + expert * B + start + ms, mask=live & (not shared), other=0)
-    token = tl.where(shared, start + ms, entry // TOP_K)
-    return live, tl.where(shared, B * TOP_K + token, entry), token
+    token = tl.where(shared, start + ms, entry // top_k)
+    return live, tl.where(shared, B * top_k + token, entry), token
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def gate_up_kernel(
-    x, x_scale, w, w_scale, counts, work, lists, h, B, E, H, inner, virtual, shared_at, x_scale_row, x_scale_group,
-    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SUB: tl.constexpr,
+    x, x_scale, w, w_scale, counts, work, lists, h, B, E, H, inner, top_k, virtual, shared_at, x_scale_row,
+    x_scale_group, BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SUB: tl.constexpr,
     SPLIT: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """silu(x gateᵀ) · (x upᵀ): one program: TILE of inner, gate and up. Grid: [inner // TILE · SPLIT, slots].
@@ -145,7 +162,7 @@ def gate_up_kernel(
     expert, start, count = slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M)
     if count <= 0:
         return
-    live, row, token = rows_of(expert, start, count, slot < virtual, lists, B, TOP_K, BLOCK_M)
+    live, row, token = rows_of(expert, start, count, slot < virtual, lists, B, top_k, BLOCK_M)
     ks = tl.arange(0, BLOCK_K)
     cols = tile * TILE + tl.arange(0, TILE)
     groups = H // BLOCK
@@ -188,9 +205,9 @@ def gate_up_kernel(
                 up = dot(up_w, x_k, up)
     if SPLIT == 1:
         product = gate / (1.0 + tl.exp(-gate)) * up
-        tl.store(h + row[None, :] * inner + cols[:, None], product.to(h.dtype.element_ty), mask=live[None, :])
+        tl.store(h + row[None, :] * inner + cols[:, None], narrow(product, tl.bfloat16, 7), mask=live[None, :])
     else:
-        part_at = h + ((part * B * (TOP_K + 1) + row) * 2)[None, :] * inner + cols[:, None]
+        part_at = h + ((part * B * (top_k + 1) + row) * 2)[None, :] * inner + cols[:, None]
         tl.store(part_at, gate, mask=live[None, :])
         tl.store(part_at + inner, up, mask=live[None, :])
 
@@ -206,54 +223,54 @@ def hidden(h, row, ks, live, rows, inner, SPLIT: tl.constexpr):
     for part in tl.static_range(SPLIT):
         gate += tl.load(at + part * rows * 2 * inner, mask=live[None, :], other=0.0)
         up += tl.load(at + part * rows * 2 * inner + inner, mask=live[None, :], other=0.0)
-    return (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16).to(tl.float32)
+    return narrow(gate / (1.0 + tl.exp(-gate)) * up, tl.bfloat16, 7).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def down_kernel(
-    h, w, w_scale, counts, work, lists, y, B, E, H, inner, virtual, shared_at,
-    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
+    h, w, w_scale, counts, work, lists, y, B, E, H, inner, top_k, virtual, shared_at, tiles,
+    BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr, SPLIT: tl.constexpr,
+    FP8: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """y = h downᵀ: one program: TILES tiles of TILE of H. Grid: [ceil(H / TILE / TILES), slots].
+    """y = h downᵀ: one program: `tiles` tiles of TILE of H. Grid: [ceil(H / TILE / tiles), slots].
 
     h as gate_up_kernel leaves it; w [experts, H, inner], w_scale [.., ceil(H / 128), ceil(inner / 128)]; y [rows, H]
-    bf16. With FP8 h is quantised here, a scale for each row and 128 of inner. TILES > 0: inner is BLOCK_K, and the loop
-    is over tiles of weights, contiguous in memory. TILES = 0: one tile, the loop is over BLOCK_K at a time of inner.
+    bf16. With FP8 h is quantised here, a scale for each row and 128 of inner. WHOLE: inner is BLOCK_K, and the loop is
+    over tiles of weights, contiguous in memory. Else tiles is 1, and the loop is over BLOCK_K at a time of inner.
     """
     slot = tl.program_id(1)
     # Written two kernels back, the weight before that: both may be read before the wait
     expert, start, count = slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M)
-    first = tl.program_id(0) * (TILES if TILES > 0 else 1)  # its first tile
+    first = tl.program_id(0) * tiles  # its first tile
     w_first = w + expert.to(tl.int64) * H * inner + first * TILE * inner
     if OVERLAP:
-        if TILES > 0:
+        if WHOLE:
             if count > 0:
                 prefetch(w_first, TILE * BLOCK_K * w.dtype.element_ty.primitive_bitwidth // 8)
         gdc_wait()
         gdc_launch_dependents()
     if count <= 0:
         return
-    live, row, _ = rows_of(expert, start, count, slot < virtual, lists, B, TOP_K, BLOCK_M)
+    live, row, _ = rows_of(expert, start, count, slot < virtual, lists, B, top_k, BLOCK_M)
     ks = tl.arange(0, BLOCK_K)
     ns = tl.arange(0, TILE)
-    rows = B * (TOP_K + 1)
+    rows = B * (top_k + 1)
     groups = (inner + BLOCK - 1) // BLOCK
     w_at = w_first + ns[:, None] * inner + ks[None, :]
     w_s_at = w_scale + expert * ((H + BLOCK - 1) // BLOCK) * groups
     y_at = y + row.to(tl.int64)[None, :] * H + first * TILE + ns[:, None]
     zero = tl.zeros([TILE, BLOCK_M], tl.float32)
-    if TILES > 0:
+    if WHOLE:
         h_k = hidden(h, row, ks, live, rows, inner, SPLIT)
         if FP8:
             h_q, h_s = quantized(h_k, 0)
         else:
             h_q = h_k.to(tl.bfloat16)
-        for tile in range(0, tl.minimum(TILES, H // TILE - first)):
+        for tile in range(0, tl.minimum(tiles, H // TILE - first)):
             product = dot(tl.load(w_at + tile * TILE * inner), h_q, zero)
             if FP8:
                 product *= (h_s * tl.load(w_s_at + (first + tile) * TILE // BLOCK))[None, :]
-            tl.store(y_at + tile * TILE, product.to(y.dtype.element_ty), mask=live[None, :])
+            tl.store(y_at + tile * TILE, narrow(product, tl.bfloat16, 7), mask=live[None, :])
     else:
         total = zero
         for block in range(0, inner // BLOCK_K):
@@ -265,7 +282,7 @@ def down_kernel(
                 total += dot(w_k, h_q, zero) * (h_s * w_s)[None, :]
             else:
                 total = dot(w_k, h_k.to(tl.bfloat16), total)
-        tl.store(y_at, total.to(y.dtype.element_ty), mask=live[None, :])
+        tl.store(y_at, narrow(total, tl.bfloat16, 7), mask=live[None, :])
 
 
 @triton.jit(do_not_specialize=["B", "E"])
@@ -296,4 +313,4 @@ def combine_kernel(
         total += weight * tl.load(y + (token * TOP_K + j) * H + cs, mask=live, other=0.0).to(tl.float32)
     if RESIDUAL:
         total += tl.load(residual + token * H + cs, mask=live, other=0.0).to(tl.float32)
-    tl.store(out + token * H + cs, total.to(out.dtype.element_ty), mask=live)
+    tl.store(out + token * H + cs, narrow(total, tl.bfloat16, 7), mask=live)

@@ -32,9 +32,11 @@ class Resources(NamedTuple):
 
 def cases(architecture: str) -> list[KernelCase]:
     """Every compilation of a Triton kernel that an architecture may see."""
-    from .triton import kernel_cases
+    from .. import experts
+    from . import triton
 
-    return [case for case in kernel_cases() if case.architectures is None or architecture in case.architectures]
+    found = triton.kernel_cases() + experts.kernel_cases()
+    return [case for case in found if case.architectures is None or architecture in case.architectures]
 
 
 def compiled(case: KernelCase, architecture: str):
