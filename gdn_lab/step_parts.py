@@ -93,8 +93,10 @@ def kernels_of_parts(step) -> list[tuple[str, str]]:
 
 
 def _plain(kernel: str) -> str:
-    """A copy's or fill's name without what an eager and a captured one may differ in."""
-    return re.sub(r"\s*\(.*", "", kernel) if kernel.startswith(("Memcpy", "Memset")) else kernel
+    """A name as both a trace and a profile have it: a trace changes backslashes, and names copies by direction alone."""
+    if kernel.startswith(("Memcpy", "Memset")):
+        return re.sub(r"\s*\(.*", "", kernel)
+    return kernel.replace("\\", "/").replace("\n", "")
 
 
 def _part(path: str, parts) -> str:
