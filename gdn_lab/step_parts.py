@@ -93,7 +93,7 @@ def kernels_of_parts(step) -> list[tuple[str, str]]:
 
 
 def _plain(kernel: str) -> str:
-    """A name as both a trace and a profile have it: a trace changes backslashes, and names copies by direction alone."""
+    """A name as traces and profiles both have it: traces change backslashes, and name a copy by its direction alone."""
     if kernel.startswith(("Memcpy", "Memset")):
         return re.sub(r"\s*\(.*", "", kernel)
     return kernel.replace("\\", "/").replace("\n", "")
