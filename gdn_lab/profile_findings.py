@@ -47,18 +47,25 @@ class Analysis:
 
     @property
     def modes(self) -> list[str]:
-        """Those of MODES that occur."""
+        """Those of MODES that occur, the replayed step first; none in NOTHING."""
         return [mode for mode in MODES if (self.steps["mode"] == mode).any()]
+
+
+NOTHING = Analysis(
+    "", None, None, "", pandas.DataFrame({"mode": []}), pandas.DataFrame({"mode": []}), ("There is no capture.",)
+)  # fmt: skip
 
 
 # ---- from a capture to its steps ------------------------------------------------------------------------------------
 
 
 def analyse(path, step_range: str = "") -> Analysis:
-    """The Analysis of a capture. step_range: name of the range that is a step; "" chooses.
+    """The Analysis of a capture; NOTHING of None. step_range: name of the range that is a step; "" chooses.
 
     Errors are those of profiling.read(); ValueError too if no range of that name has work of a GPU.
     """
+    if path is None:
+        return NOTHING
     capture = profiling.read(path)
     unfolded, notes = _unfolded(capture)
     step, owner = _steps(unfolded, step_range)
@@ -206,6 +213,8 @@ def part_times(of: Analysis, mode: str) -> pandas.Series:
 
 def part_table(of: Analysis) -> pandas.DataFrame:
     """A line for each part: kernels and µs in one step, and its share of the step's kernels, for each mode."""
+    if not of.modes:
+        return pandas.DataFrame()
     columns = {}
     for mode in of.modes:
         times, kernels = part_times(of, mode), of.kernels[of.kernels["mode"] == mode]
@@ -228,8 +237,11 @@ def gaps(of: Analysis, mode: str) -> pandas.DataFrame:
     return found[after.notna()].reset_index(drop=True)
 
 
-def gap_table(of: Analysis, mode: str, most: int = 15) -> pandas.DataFrame:
-    """Where nothing runs: after which part and before which, gaps in a step, median µs of one, µs of a step, share."""
+def gap_table(of: Analysis, most: int = 15) -> pandas.DataFrame:
+    """Where nothing runs in a step of the first mode: after and before which part, gaps in a step, their µs, share."""
+    if not of.modes:
+        return pandas.DataFrame()
+    mode = of.modes[0]
     found, steps = gaps(of, mode), (of.steps["mode"] == mode).sum()
     rows = found.groupby(["after", "before"], sort=False)["gap_us"].agg(["count", "median", "sum"]).reset_index()
     rows["count"], rows["sum"] = rows["count"] / steps, rows["sum"] / steps
@@ -238,8 +250,11 @@ def gap_table(of: Analysis, mode: str, most: int = 15) -> pandas.DataFrame:
     return rows.rename(columns={"count": "in a step", "median": "median µs", "sum": "µs in a step"})
 
 
-def kernel_table(of: Analysis, mode: str, most: int = 40) -> pandas.DataFrame:
-    """The kernels of a step, longest first: part, kernel, how many in a step, µs of one and of all, share."""
+def kernel_table(of: Analysis, most: int = 40) -> pandas.DataFrame:
+    """The kernels of a step of the first mode, longest first: part, how many in a step, µs of one and of all, share."""
+    if not of.modes:
+        return pandas.DataFrame()
+    mode = of.modes[0]
     kernels, steps = of.kernels[of.kernels["mode"] == mode], (of.steps["mode"] == mode).sum()
     us = (kernels["end_ns"] - kernels["start_ns"]) / 1e3
     rows = us.groupby([kernels["part"], kernels["name"]]).agg(["count", "median", "min", "max", "sum"]).reset_index()
@@ -255,6 +270,8 @@ def kernel_table(of: Analysis, mode: str, most: int = 40) -> pandas.DataFrame:
 
 def ranges(of: Analysis, most: int = 60) -> pandas.DataFrame:
     """range_table() of the ranges that have work of a GPU, at most those with the longest time, in order."""
+    if not of.modes:
+        return pandas.DataFrame()
     rows = range_table(of.unfolded)
     rows = rows[rows["kernels"] > 0]
     rows = rows.loc[sorted(rows["total_us"].nlargest(most).index)]
@@ -268,8 +285,10 @@ def ranges(of: Analysis, most: int = 60) -> pandas.DataFrame:
 def agreement(one: Analysis, other: Analysis, least_us: float = 5.0) -> pandas.DataFrame:
     """Parts of two captures of the same step beside each other: µs in one step of each, and the difference in %.
 
-    Only parts that last `least_us` in either; the replayed step if both have it.
+    Only parts that last `least_us` in either; the replayed step if both have it. Empty if one is NOTHING.
     """
+    if not one.modes or not other.modes:
+        return pandas.DataFrame()
     mode = next((mode for mode in MODES if mode in one.modes and mode in other.modes), None)
     if mode is None:
         raise ValueError(f"{one.name} and {other.name} have no steps of the same kind: {one.modes}, {other.modes}")
@@ -280,11 +299,27 @@ def agreement(one: Analysis, other: Analysis, least_us: float = 5.0) -> pandas.D
     return table.rename_axis("part").reset_index()
 
 
+def rows(of: Analysis) -> list[dict]:
+    """Rows for a run: what one step takes, whole ("step"), by part and in gaps, in each mode."""
+    common = {"status": "fact", "phase": "profile", "timer": of.capture.profiler, "range": of.step} if of.modes else {}
+    made = []
+    for mode in of.modes:
+        steps, times = of.steps[of.steps["mode"] == mode], part_times(of, mode)
+        times = {"step": steps["step_us"].median()} | times.to_dict()
+        made += [
+            common | {"mode": mode, "part": part, "median_us": float(us), "count": len(steps)}
+            for part, us in times.items()
+        ]
+    return made
+
+
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 
 def conditions(of: Analysis) -> str:
     """What the figures hold for, in one line."""
+    if not of.modes:
+        return "no capture"
     gpu = ", ".join(dict.fromkeys(of.capture.gpus)) or "GPU not recorded"
     counts = ", ".join(f"{(of.steps['mode'] == mode).sum()} {MODES[mode]}" for mode in of.modes)
     return f"{gpu} · {of.capture.profiler}: {of.name} · steps: {of.step}, {counts}, medians"
@@ -300,6 +335,8 @@ def overhead(of: Analysis) -> float | None:
 
 def answers(of: Analysis) -> list[str]:
     """What the capture says to the question of notebook 04, a sentence each; only what it can answer."""
+    if not of.modes:
+        return list(of.notes)
     said = [_step_sentence(of, mode) for mode in of.modes]
     mode = of.modes[0]
     if ratio := overhead(of):
@@ -314,7 +351,7 @@ def answers(of: Analysis) -> list[str]:
     said.append(f"The longest parts of the {mode_noun(mode)}'s kernels: {shares}.")
     if "gdn" in times.index and "gdn" not in longest:
         said.append(f"gdn takes {times['gdn']:,.1f} µs, {100 * times['gdn'] / times.sum():.0f} % of the kernels' time.")
-    where = gap_table(of, mode, 1)
+    where = gap_table(of, 1)
     if len(where) and where["µs in a step"][0] > 0:
         first = where.iloc[0]
         said.append(

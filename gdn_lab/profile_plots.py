@@ -20,6 +20,8 @@ _MODE_LINES = {"graph": "-", "eager": (0, (4, 2))}
 @rc_context(STYLE)
 def timeline(of: Analysis) -> Figure:
     """One step of each mode, that of median length: its parts above, its kernels by stream below, gaps under them."""
+    if not of.modes:
+        return empty_figure("Nothing to draw", of.notes)
     shown = {mode: _median_step(of, mode) for mode in of.modes}
     said = [
         f"{mode_noun(mode)} of {_length(kernels):,.0f} µs: {(kernels['gap_us'] > 0).sum()} gaps, "
@@ -112,6 +114,8 @@ def _light(ink: str) -> bool:
 @rc_context(STYLE)
 def gap_sizes(of: Analysis) -> Figure:
     """The gaps between two kernels of a step: how long they are, and between which parts those lie that cost most."""
+    if not of.modes:
+        return empty_figure("Nothing to draw", of.notes)
     mode = of.modes[0]
     found = {mode: findings.gaps(of, mode)["gap_us"].to_numpy() for mode in of.modes}
     found = {mode: gap for mode, gap in found.items() if len(gap)}
@@ -119,7 +123,7 @@ def gap_sizes(of: Analysis) -> Figure:
         return empty_figure("A step of one kernel has no gaps", [findings.conditions(of)])
     said = [f"{mode_noun(mode)}: {numpy.median(gap):.2f} µs" for mode, gap in found.items()]
     title = f"From one kernel's end to the next one's start, median: {', '.join(said)}"
-    rows = findings.gap_table(of, mode, 10)
+    rows = findings.gap_table(of, 10)
     rows = rows[rows["µs in a step"] > 0][::-1]
     fig, (left, right) = new_figure(title, 12.5, 4.8, 2, [findings.conditions(of), *of.notes])
     for one, gap in found.items():
@@ -151,6 +155,8 @@ def _cut(name: str, width: int = 26) -> str:
 @rc_context(STYLE)
 def where_time_goes(of: Analysis) -> Figure:
     """A step of each mode as one bar: the parts' kernels, then the gaps."""
+    if not of.modes:
+        return empty_figure("Nothing to draw", of.notes)
     title = _where_title(of)
     drawn, colours = _drawn_parts(of)
     fig, (ax,) = new_figure(

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 
+from .data import DATA
 from .measure.results import Run
 from .measure.timing import is_marker, lead_in, start_cupti, unavailable
 from .profiling import kineto, span
 
 WARM_UP, EAGER, GRAPH = "warm-up", "eager", "graph"
 FILE = "capture.json.gz"  # what Kineto recorded, in the run's folder
+SQLITE = "capture.sqlite"  # what Nsight Systems recorded, scrubbed, there and in data/measured
 NSYS = "NSYS_PROFILING_SESSION_ID"  # set inside a session of Nsight Systems
 
 
@@ -109,3 +111,33 @@ def _captured(steps) -> torch.cuda.CUDAGraph:
     except Exception as error:
         raise RuntimeError(f"the step cannot be captured in a CUDA graph: {type(error).__name__}: {error}") from error
     return graph
+
+
+def find_capture(given: str, runs: Path, gpu: str, data: Path = DATA) -> Path | None:
+    """The capture to analyse, said in a line; None, said too, where there is none.
+
+    given: its path, as seen from the current folder or from the repository. "": of the newest run in `runs` that has
+    one, else the recorded one of data/measured/<gpu>. FileNotFoundError if a given one is not there.
+    """
+    if given:
+        places = [Path(given).expanduser(), data.parent / given]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"there is no capture {given}; give a .nsys-rep or .sqlite file of Nsight Systems, or a .json or "
+                ".json.gz that torch.profiler exported"
+            )
+        print(f"The capture: {found.name}.")
+        return found
+    folders = sorted((path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()), reverse=True)
+    for folder in folders:
+        for name in (SQLITE, FILE):
+            if (folder / name).is_file():
+                print(f"The capture: {name} of the run {folder.name}, the newest that has one.")
+                return folder / name
+    stored = data / "measured" / gpu / "04_nsight_systems" / SQLITE
+    if stored.is_file():
+        print(f"The capture: the recorded one, data/measured/{gpu}/04_nsight_systems/{SQLITE}; no run here has one.")
+        return stored
+    print(f"There is no capture: no run here has one, none is recorded of {gpu!r}; make profile makes one on a GPU.")
+    return None
