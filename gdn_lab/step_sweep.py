@@ -172,14 +172,19 @@ class _Rank:
 
     def layer(self, number: int):
         while len(self.weights) <= number:
-            o = self.options
+            o, before = self.options, self._allocated()
             seed = o.seed + len(self.weights)
             self.weights.append(
                 step.StepWeights.random(
                     self.model, self.tp, precision=o.precision, device=o.device, seed=seed, toy=o.toy
                 )
             )
+            self.layer_bytes = self._allocated() - before
         return self.weights[number]
+
+    def _allocated(self) -> int:
+        device = self.options.device
+        return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 class _Point:
@@ -222,9 +227,8 @@ class _Point:
         device = self.options.device
         if device.type == "cpu":
             return CPU_LAYERS
-        made = len(self.rank.weights)
-        room = WEIGHTS_SHARE * torch.cuda.mem_get_info(device)[0]
-        affordable = made + int(room / self.rank.layer(0).nbytes)
+        free = torch.cuda.mem_get_info(device)[0]
+        affordable = len(self.rank.weights) + int(WEIGHTS_SHARE * free / self.rank.layer_bytes)
         return max(step.layers_needed(first, l2_bytes(device)), min(LEAST_LAYERS, affordable))
 
     def close(self) -> None:
