@@ -15,8 +15,8 @@ SMALLEST_AMAX = 1e-10  # a block or group of zeros gets a scale all the same
 
 
 class Linear(NamedTuple):
-    """The weight of y = x Wᵀ: data [..., N, K], K contiguous; e4m3 with scale float32 [..., ceil(N / 128), ceil(K / 128)],
-    or bf16 with scale None."""
+    """The weight of y = x Wᵀ: data [..., N, K], K contiguous, either e4m3 with scale float32
+    [..., ceil(N / 128), ceil(K / 128)] or bf16 with scale None."""
 
     data: torch.Tensor
     scale: torch.Tensor | None = None
@@ -46,7 +46,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     *lead, k = x.shape
     groups = torch.nn.functional.pad(x.float(), (0, -k % BLOCK)).view(*lead, blocks(k), BLOCK)
     scale = groups.abs().amax(-1).clamp_min(SMALLEST_AMAX) / E4M3_MAX
-    x8 = _to_e4m3(groups / scale[..., None]).view(*lead, -1)
+    x8 = _to_e4m3(groups / scale[..., None]).view(*lead, blocks(k) * BLOCK)
     return x8[..., :k].contiguous(), scale
 
 

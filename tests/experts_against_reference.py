@@ -1,0 +1,54 @@
+"""One check for the experts' kernels, in the interpreter and on a GPU: whole steps against the reference."""
+
+import torch
+from tolerances import ROUNDING
+
+from gdn_lab.experts import ExpertWeights, experts_on, reference, route_reference
+from gdn_lab.fp8 import quantize_rows
+
+BF16 = torch.bfloat16
+# Of the largest element: h before its rounding to e4m3 differs in its last bits, which moves some of it by a whole step
+E4M3_STEPS = 0.01
+
+
+def random_weights(hidden, experts, inner, precision, shared_inner=None, device="cpu"):
+    generator = torch.Generator(device).manual_seed(7)
+    return ExpertWeights.random(hidden, experts, inner, shared_inner or inner, precision, device, generator)
+
+
+def check_steps(weights, top_k, batch, *, fused=True, overlap=False, bias=None, logits_dtype=BF16, residual=False):
+    """Two steps of one Experts with different tokens; returns the last result. bias [E]: added to the logits."""
+    experts = experts_on(weights, top_k, batch, fused=fused, overlap=overlap)
+    for seed in range(2):
+        x, logits, quantized = tokens(weights, batch, seed)
+        logits = (logits if bias is None else logits + bias.to(logits.device)).to(logits_dtype)
+        more = torch.randn_like(x) if residual else None
+        experts.route(logits)
+        experts.routed(x, *quantized)
+        experts.shared(x, *quantized)
+        out = experts.combine(x, torch.full_like(x, torch.nan), more)
+
+        ids, shares = route_reference(logits, top_k)
+        assert torch.equal(experts.ids, ids)
+        torch.testing.assert_close(experts.weights.double(), shares, rtol=1e-5, atol=1e-6)
+        assert experts.experts_hit() == len(ids.unique())
+        expected = reference(x, weights, ids, experts.weights, quantized if weights.fp8 else None)
+        assert_near(out, expected if more is None else expected + more, weights.fp8)
+    return out
+
+
+def tokens(weights, batch, seed):
+    """x [B, H] bf16, router logits [B, E], and (x8, x_scale) with the token fastest, as the norm's kernel leaves it."""
+    device = weights.router.device
+    x = torch.randn(batch, weights.router.shape[1], generator=torch.Generator().manual_seed(seed)).to(device, BF16)
+    x8, scale = quantize_rows(x)
+    return x, x.float() @ weights.router.float().T, (x8, scale.T.contiguous().T)
+
+
+def assert_near(out, expected, fp8: bool):
+    """h is rounded to bf16, and y of each expert again; FP8 adds E4M3_STEPS."""
+    largest = expected.abs().max()
+    allowed = 2 * ROUNDING[BF16] * largest + (E4M3_STEPS * largest if fp8 else 0)
+    error = (out.double() - expected).abs()
+    assert (error <= allowed).all(), f"{error.max():.3g} of {largest:.3g}"  # NaN is not
+    assert error.mean() <= ROUNDING[BF16] * largest / 2, f"{error.mean():.3g} on average, of {largest:.3g}"

@@ -1,0 +1,88 @@
+"""The experts' kernels in Triton's interpreter, against the reference. Run by test_experts.py, TRITON_INTERPRET=1."""
+
+import pytest
+import torch
+from experts_against_reference import assert_near, check_steps, random_weights, tokens
+
+from gdn_lab import experts
+from gdn_lab.experts import Experts, experts_on
+
+assert experts.kernels_interpreted(), "run under TRITON_INTERPRET=1"
+both_precisions = pytest.mark.parametrize("precision", ["fp8", "bf16"])
+
+
+@both_precisions
+@pytest.mark.parametrize("inner, batch", [(32, 3), (64, 1), (128, 5), (256, 4), (384, 2)])
+def test_widths_of_an_expert(inner, batch, precision):
+    check_steps(random_weights(256, 8, inner, precision), 2, batch)
+
+
+@both_precisions
+def test_parts_of_the_sum_over_hidden(precision):
+    """A hidden size that few programs split; every expert is hit by nobody, or by a token or two."""
+    weights = random_weights(1024, 16, 128, precision)
+    assert experts.experts_on(weights, 3, 1, fused=True, overlap=False).tiling[0].split > 1
+    check_steps(weights, 3, 1)
+
+
+@both_precisions
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_expert_with_many_tokens(fused, precision):
+    """Everybody's first choice is one expert: more tokens than a product takes. Nobody's choice: most."""
+    bias = torch.full((32,), -50.0)
+    bias[[5, 9, 30]] = torch.tensor([100.0, 0.0, 0.0])
+    weights = random_weights(128, 32, 64, precision)
+    assert experts_on(weights, 2, 37, fused=fused, overlap=False).tiling[0].block_m == 16
+    check_steps(weights, 2, 37, bias=bias, fused=fused)
+
+
+def test_products_of_32_tokens():
+    weights = random_weights(128, 4, 64, "fp8")
+    assert experts_on(weights, 2, 19, fused=True, overlap=False).tiling[0].block_m == 32
+    check_steps(weights, 2, 19)
+
+
+@both_precisions
+def test_fused_is_separate(precision):
+    weights = random_weights(256, 8, 64, precision)
+    fused, separate = (check_steps(weights, 2, 5, fused=fused) for fused in (True, False))
+    assert_near(fused, separate.double(), precision == "fp8")
+
+
+def test_a_shared_expert_of_another_width():
+    weights = random_weights(128, 8, 64, "fp8", shared_inner=128)
+    assert not weights.can_fuse
+    check_steps(weights, 2, 17, fused=False)
+    with pytest.raises(ValueError, match="fused: the shared expert must lie behind"):
+        Experts(weights, 2, 17, fused=True, overlap=False)
+
+
+def test_float32_logits_and_residual():
+    check_steps(random_weights(128, 12, 32, "bf16"), 3, 6, logits_dtype=torch.float32, residual=True)
+
+
+def test_equal_logits():
+    """Of equals the first experts are taken; 0 and -0 are equal, and logits below zero are in order."""
+    weights = random_weights(128, 8, 32, "bf16")
+    run = experts_on(weights, 3, 4, fused=True, overlap=False)
+    logits = torch.zeros(4, 8)
+    logits[0, 0] = -0.0
+    logits[1] = torch.tensor([-3.0, -1.0, -2.0, -1.0, -5.0, -1.5, -torch.inf, -9.0])
+    logits[2, 7] = 1
+    wide = torch.full((4, 11), 99.0)
+    wide[:, :8] = logits
+    run.route(wide[:, :8])
+    assert run.ids.tolist() == [[0, 1, 2], [1, 3, 5], [7, 0, 1], [0, 1, 2]]
+
+
+def test_a_step_left_half_done_does_not_spoil_the_next():
+    weights = random_weights(128, 8, 32, "bf16")
+    run = experts_on(weights, 2, 3, fused=True, overlap=False)
+    x, logits, quantized = tokens(weights, 3, 0)
+    run.route(logits)
+    run.route(logits)
+    run.combine(x, torch.empty_like(x))
+    run.route(logits)
+    run.routed(x, *quantized)
+    out = run.combine(x, torch.empty_like(x))
+    assert_near(out, experts.reference(x, weights, run.ids, run.weights), False)
