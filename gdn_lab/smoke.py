@@ -3,7 +3,9 @@
     python -m gdn_lab.smoke [backend ...]
 
 Two rows on a pool of four slots, one of them padding where the phase allows it, so that compute-sanitizer, which slows
-kernels a hundredfold, is through in minutes. Prints a line a call and exits 1 if one fails or is not the oracle's.
+kernels a hundredfold, is through in minutes. Decode with bf16 and float32 state, where kernels differ by more than a
+conversion; the other phases with bf16. Prints where it runs, then a line a call, and exits 1 if one fails or is not the
+oracle's.
 """
 
 import sys
@@ -14,12 +16,14 @@ import torch
 from . import ops, reference
 from .backends.base import dtype_name
 from .backends.registry import BACKENDS, refusal
+from .measure import environment
 from .pool import StatePool
 from .shapes import GDNShape
 
 SHAPE = GDNShape(1, 2)
 TOKENS = 3  # of a verify step
 LENGTHS = (70, 5)  # of the sequences of a prefill: more than one chunk, and less than one
+DTYPES = {"decode": (torch.bfloat16, torch.float32), "verify": (torch.bfloat16,), "prefill": (torch.bfloat16,)}
 LARGEST_ERROR = 0.05  # coarse on purpose: this looks for wrong memory, the tests for wrong arithmetic
 VERIFY_MODES = {
     "update": (True, False), "intermediate": (False, True), "output": (False, False)
@@ -34,15 +38,16 @@ def calls(names=()):
             continue
         for variant in backend.variants:
             for phase in variant.phases:
-                name, dtype = f"{backend.name}/{variant.name}", variant.state_dtypes[0]
-                reason = refusal(name, SHAPE, layout=variant.layout, dtype=dtype, device=device, phase=phase)
-                if reason:
-                    print(f"{phase} {name}: {reason}", flush=True)
-                    continue
-                pool = partial(StatePool, SHAPE, 4, layout=variant.layout, dtype=dtype, device=device)
-                for mode, call in PHASES[phase]:
-                    what = " ".join(filter(None, (phase, mode, name, dtype_name(dtype))))
-                    yield what, partial(call, pool, name)
+                name = f"{backend.name}/{variant.name}"
+                for dtype in [dtype for dtype in DTYPES[phase] if dtype in variant.state_dtypes]:
+                    reason = refusal(name, SHAPE, layout=variant.layout, dtype=dtype, device=device, phase=phase)
+                    if reason:
+                        print(f"{phase} {name} {dtype_name(dtype)}: {reason}", flush=True)
+                        continue
+                    pool = partial(StatePool, SHAPE, 4, layout=variant.layout, dtype=dtype, device=device)
+                    for mode, call in PHASES[phase]:
+                        what = " ".join(filter(None, (phase, mode, name, dtype_name(dtype))))
+                        yield what, partial(call, pool, name)
 
 
 def _decode(make_pool, backend):
@@ -104,11 +109,24 @@ def _error(o, expected, pool, indices, state) -> float:
     return errors.max().item() if torch.isfinite(errors).all() else float("inf")
 
 
+def where() -> str:
+    """GPU, driver, versions and commit, so that a log says what it is of."""
+    facts = environment()
+    said = [facts["gpu_name"] or facts["cpu"]]
+    said += [
+        f"{name} {facts[name]}" for name in ("driver", "torch", "triton", "flashinfer", "cutlass_dsl") if facts[name]
+    ]
+    if facts["git_commit"]:
+        said.append(f"commit {facts['git_commit'][:10]}{' with changes' if facts['git_dirty'] else ''}")
+    return ", ".join([*said, facts["utc"]])
+
+
 def main(names: list[str]) -> int:
     unknown = [name for name in names if name not in BACKENDS]
     if unknown:
         print(f"backend: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}", file=sys.stderr)
         return 2
+    print(f"Every kernel once, small: {where()}", flush=True)
     wrong = 0
     for what, call in calls(names):
         try:

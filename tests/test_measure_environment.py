@@ -18,7 +18,7 @@ module = sys.modules[environment_function.__module__]
 
 FIELDS = set(
     "gpu_name compute_capability sm_count l2_bytes memory_bytes driver power_limit_w cuda python torch triton "
-    "flashinfer cutlass_dsl cpu cpu_count platform git_commit git_dirty utc".split()
+    "flashinfer cutlass_dsl fla cpu cpu_count platform git_commit git_dirty utc".split()
 )
 
 

@@ -421,7 +421,7 @@ def test_new_enough_versions_of_flashinfer(machine, version):
         (
             "auto",
             dict(phase="train"),
-            "finds no backend for this call: cutedsl has no train kernel; triton has no train kernel; ",
+            "finds no backend for this call: triton has no train kernel; cutedsl has no train kernel; ",
         ),
     ],
 )  # fmt: skip

@@ -11,8 +11,8 @@ Verify has a second kernel, `wy`: output only, bf16 pools, the state read once. 
 into an output that it did not make itself it copies (but for T = 16).
 
 Prefill takes decay and beta ready-made in float32 (one kernel of ours before it), q, k and v contiguous (copied where
-they are views of a packed tensor), and normalises q and k by a kernel of its own. Padding sequences work on the null
-slot, and their output means nothing.
+they are views of a packed tensor), all at multiples of 16 bytes (copied where they are not, the output back), and
+normalises q and k by a kernel of its own. Padding sequences work on the null slot, and their output means nothing.
 """
 
 import functools
@@ -92,15 +92,21 @@ def _prefill(q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, u
 
     from .gates import gates
 
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    _check_alignment(16, q=q, k=k, v=v, out=out)
-    _check_alignment(8, cu_seqlens=cu_seqlens)
+    q, k, v, cu_seqlens = (_aligned(x.contiguous()) for x in (q, k, v, cu_seqlens))
     g, beta = gates(a, b, A_log, dt_bias)
+    o = out if out.data_ptr() % 16 == 0 else torch.empty_like(out)
     chunk_gated_delta_rule(
-        q, k, v, g, beta, scale, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens, output=out,
+        q, k, v, g, beta, scale, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens, output=o,
         output_state=state, state_indices=indices.clamp(min=0), use_qk_l2norm_in_kernel=use_qk_l2norm,
         backend="flashinfer",
     )  # fmt: skip
+    if o is not out:
+        out.copy_(o)
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """x, or a copy of it, that begins at a multiple of 16 bytes."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 @functools.cache

@@ -32,13 +32,14 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def auto_order(call: Call) -> tuple[str, ...]:
-    """The backends that "auto" tries, fastest first by the times in data/measured/; torch, the last, serves every call.
+# The backends that "auto" tries, fastest first by the times in data/measured/, for a phase and a dtype of the state.
+# torch, the last, serves every call. Peers are for comparison only.
+AUTO_ORDER = {("decode", torch.bfloat16): ("cutedsl", "triton", "flashinfer", "torch")}
+OTHERWISE = ("triton", "cutedsl", "flashinfer", "torch")
 
-    The CuTe DSL kernel comes first for the states it was timed on, which is bfloat16. Peers are for comparison only.
-    """
-    first = ("cutedsl", "triton") if call.state_dtype == torch.bfloat16 else ("triton", "cutedsl")
-    return *first, "flashinfer", "torch"
+
+def auto_order(call: Call) -> tuple[str, ...]:
+    return AUTO_ORDER.get((call.phase, call.state_dtype), OTHERWISE)
 
 
 class BackendReport(NamedTuple):

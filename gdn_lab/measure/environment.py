@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
-DISTRIBUTIONS = {"triton": "triton", "flashinfer": "flashinfer-python", "cutlass_dsl": "nvidia-cutlass-dsl"}
+DISTRIBUTIONS = {
+    "triton": "triton", "flashinfer": "flashinfer-python", "cutlass_dsl": "nvidia-cutlass-dsl", "fla": "fla-core",
+}  # fmt: skip
 
 
 def environment(device=None) -> dict:
     """GPU, software and code that a run measures, for run.json. Fields of a GPU are None without one.
 
     device: the GPU (default: the current one). gpu_name, compute_capability ("9.0"), sm_count, l2_bytes, memory_bytes,
-    driver, power_limit_w; cuda (what torch was built for), python, torch, triton, flashinfer, cutlass_dsl (None: not
-    installed); cpu, cpu_count, platform; git_commit, git_dirty (None outside a checkout); utc.
+    driver, power_limit_w; cuda (what torch was built for), python, torch, triton, flashinfer, cutlass_dsl, fla (None:
+    not installed); cpu, cpu_count, platform; git_commit, git_dirty (None outside a checkout); utc.
     """
     facts = dict.fromkeys(("gpu_name", "compute_capability", "sm_count", "l2_bytes", "memory_bytes"))
     if torch.cuda.is_available():
