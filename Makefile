@@ -14,7 +14,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench lab report capture-scrub test test-gpu sanitize lint clean
+.PHONY: help run bench profile lab report capture-scrub test test-gpu sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -25,6 +25,9 @@ run: $(READY)  ## set up, then run the workbook from end to end: notebooks, repo
 
 bench: $(READY)  ## the decode benchmark alone (notebook 02)
 	@$(IN_VENV) -m gdn_lab run 02 $(ARGS)
+
+profile: $(READY)  ## record a decode step (notebook 03) and take it apart (04); or take CAPTURE=file apart
+	@$(IN_VENV) -m gdn_lab.profile $(if $(CAPTURE),"$(CAPTURE)") $(ARGS)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(IN_VENV) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
