@@ -118,14 +118,17 @@ def _span(values) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def first_measurements() -> pandas.DataFrame:
-    """What was measured before this workbook could prefill; the CSV's header says how."""
-    return published("prefill", "first_measurements")
-
-
-def one_process() -> pandas.DataFrame:
-    """What was measured in one process while the kernels were tuned, with flash-linear-attention beside them."""
-    return published("prefill_one_process", "first_measurements")
+def beside_first(rows) -> pandas.DataFrame:
+    """The workloads that were measured before this workbook could prefill, 64 value heads: median µs of each variant of
+    `rows`, in place, then those figures. data/published/first_measurements/prefill.csv says how they were made."""
+    rows = [row for row in timed(rows) if row["num_v_heads"] == 64]
+    lines, names = [], [name for name in _order(rows) if not name.endswith(DETOUR)]
+    here = {(row["batch"], row["length"], label(row)): row["median_us"] for row in rows}
+    for before in published("prefill", "first_measurements").itertuples():
+        line = {"sequences × tokens": f"{before.sequences} × {before.length:,}"}
+        line |= {name: here.get((before.sequences, before.length, name)) for name in names}
+        lines.append(line | {"flashinfer, before": before.flashinfer_us, "fla, before": before.fla_us})
+    return pandas.DataFrame(lines).dropna(axis="columns", how="all")
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

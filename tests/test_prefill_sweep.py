@@ -65,6 +65,13 @@ def test_parameters():
         notebook.parse_degrees("qwen3.5-397b-a17b", 1, 3)
 
 
-def test_first_measurements():
-    assert prefill_plots.first_measurements().values.tolist() == [[8, 1024, 329, 1204], [1, 8192, 541, 1326]]
-    assert prefill_plots.one_process().set_index(["variant", "what"]).us[("fla", "call")] == 1029
+def test_beside_earlier_figures():
+    """The two workloads that were measured before, with what rows have of them; columns without a figure go."""
+    row = {"phase": "prefill", "status": "ok", "timer": "cuda_graph_replay", "backend": "triton", "variant": "vk"}
+    row |= {"indexing": "in_place", "batch": 8, "length": 1024, "num_v_heads": 64, "median_us": 500.0}
+    other = row | {"variant": "kv32", "num_v_heads": 8}
+    table = prefill_plots.beside_first([row, other]).set_index("sequences × tokens")
+    assert list(table.columns) == ["triton/vk", "flashinfer, before", "fla, before"]
+    assert table.loc["8 × 1,024"].tolist() == [500.0, 329, 1204]
+    assert table.loc["1 × 8,192"].tolist()[1:] == [541, 1326]
+    assert list(prefill_plots.beside_first([]).columns[1:]) == ["flashinfer, before", "fla, before"]
