@@ -1,7 +1,8 @@
 """The engine's selection rules: which backend decodes, which prefills and which dtype the state has, from its settings.
 
 The settings, their names and what is refused follow SGLang pull request 19150 and what came after it
-(data/published/pr19150/selection_rules.csv). Nothing here touches a GPU: what the rules need to know of one is given.
+(data/published/pr19150/selection_rules.csv). resolve() touches no GPU: what the rules need to know of one is given, and
+this_machine() finds it out.
 
     linear_attn_backend           triton (default), cutedsl, flashinfer: for decode and prefill alike, unless
     linear_attn_decode_backend    says otherwise for decode, or
@@ -10,11 +11,14 @@ The settings, their names and what is refused follow SGLang pull request 19150 a
     mamba_scheduler_strategy      no_buffer (default) or extra_buffer: how the engine schedules state slots
 """
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .backends.flashinfer import MINIMUM_VERSION, release
+import torch
+
+from .backends.flashinfer import MINIMUM_VERSION, no_prefill, release
 
 BACKENDS = ("triton", "cutedsl", "flashinfer")
 SSM_DTYPES = ("float32", "bfloat16", "float16")
@@ -42,6 +46,18 @@ class Machine(NamedTuple):
     capability: tuple[int, int] | None
     flashinfer_version: str | None
     flashinfer_prefill: str | None = None
+
+
+def this_machine() -> Machine:
+    """torch's current GPU, if it is an NVIDIA one, and FlashInfer as it is installed here."""
+    has_gpu = torch.cuda.is_available() and torch.version.hip is None
+    capability = torch.cuda.get_device_capability() if has_gpu else None
+    try:
+        version = importlib.metadata.version("flashinfer-python")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    serves = capability and version and capability[0] >= min(MINIMUM_VERSION)  # otherwise other rules say why not
+    return Machine(capability, version, no_prefill(capability[0]) if serves else None)
 
 
 class Resolved(NamedTuple):

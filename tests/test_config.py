@@ -1,7 +1,9 @@
 """Each selection rule: what it lets through, what it refuses, and that the message names setting, value and way out."""
 
 import pytest
+import torch
 
+from gdn_lab import config
 from gdn_lab.config import EngineSettings, Machine, Resolved, resolve
 
 HOPPER = Machine((9, 0), "0.7.2.post1")
@@ -36,6 +38,14 @@ ALLOWED = [
      Machine((10, 0), "0.6.5"), "bfloat16", Resolved("flashinfer", "triton", "bfloat16")),
     ("no_buffer from the version that fixed padding", {"linear_attn_decode_backend": "flashinfer"},
      Machine((9, 0), "0.6.7"), "float32", Resolved("flashinfer", "triton", "float32")),
+    ("a later patch of the fixed version", {"linear_attn_decode_backend": "flashinfer"},
+     Machine((9, 0), "0.6.7.post1"), "float32", Resolved("flashinfer", "triton", "float32")),
+    ("flashinfer prefill alone on Blackwell leaves the dtype free", {"linear_attn_prefill_backend": "flashinfer"},
+     BLACKWELL, "float32", Resolved("triton", "flashinfer", "float32")),
+    ("flashinfer prefill alone leaves the scheduler free", {"linear_attn_prefill_backend": "flashinfer"},
+     Machine((9, 0), "0.6.4"), "float32", Resolved("triton", "flashinfer", "float32")),
+    ("every choice of the scheduler", {"mamba_scheduler_strategy": "extra_buffer"}, NO_GPU, "float16",
+     Resolved("triton", "triton", "float16")),
     ("no_buffer with triton and an old flashinfer", {}, Machine((9, 0), "0.6.4"), "float32",
      Resolved("triton", "triton", "float32")),
 ]  # fmt: skip
@@ -80,6 +90,19 @@ REFUSED = [
     ("Hopper's first version on Blackwell", {"linear_attn_decode_backend": "flashinfer"}, Machine((10, 0), "0.6.4"),
      "bfloat16", "linear_attn_decode_backend: 'flashinfer' needs flashinfer-python 0.6.5 or newer on compute "
      "capability 10.0 and 0.6.4 is installed; upgrade it or set linear_attn_decode_backend to triton"),
+    ("one version before the first on Blackwell, newer GPU", {"linear_attn_decode_backend": "flashinfer"},
+     Machine((12, 0), "0.6.4"), "bfloat16", "linear_attn_decode_backend: 'flashinfer' needs flashinfer-python 0.6.5 or "
+     "newer on compute capability 12.0 and 0.6.4 is installed; upgrade it or set linear_attn_decode_backend to triton"),
+    ("an old version for prefill alone", {"linear_attn_prefill_backend": "flashinfer"}, Machine((9, 0), "0.6.3"),
+     "float32", "linear_attn_prefill_backend: 'flashinfer' needs flashinfer-python 0.6.4 or newer on compute "
+     "capability 9.0 and 0.6.3 is installed; upgrade it or set linear_attn_prefill_backend to triton"),
+    ("a candidate is older than its release", {"linear_attn_decode_backend": "flashinfer"}, Machine((9, 0), "0.6.7rc1"),
+     "float32", "linear_attn_decode_backend: 'flashinfer' needs flashinfer-python 0.6.4 or newer on compute capability "
+     "9.0 and 0.6.7rc1 is installed; upgrade it or set linear_attn_decode_backend to triton"),
+    ("float16 set on the first capability that needs bfloat16",
+     {"linear_attn_decode_backend": "flashinfer", "mamba_ssm_dtype": "float16"}, BLACKWELL._replace(capability=(10, 3)),
+     "bfloat16", "mamba_ssm_dtype: FlashInfer decode on compute capability 10.3 needs 'bfloat16' and it is 'float16'; "
+     "set mamba_ssm_dtype to bfloat16"),
     ("float32 set on Blackwell", {"linear_attn_decode_backend": "flashinfer", "mamba_ssm_dtype": "float32"}, BLACKWELL,
      "bfloat16", "mamba_ssm_dtype: FlashInfer decode on compute capability 10.0 needs 'bfloat16' and it is 'float32'; "
      "set mamba_ssm_dtype to bfloat16"),
@@ -108,3 +131,29 @@ def test_refused(settings, machine, model_dtype, message):
     with pytest.raises(ValueError) as refusal:
         resolve(EngineSettings(**settings), machine, model_ssm_dtype=model_dtype)
     assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize(
+    "capability, installed, prefill",
+    [
+        (None, "0.7.2", None),
+        ((8, 0), "0.7.2", None),
+        ((9, 0), None, None),
+        ((9, 0), "0.7.2", "asked for 9"),
+        ((10, 3), "0.7.2", "asked for 10"),
+    ],
+    ids=str,
+)
+def test_this_machine(monkeypatch, capability, installed, prefill):
+    """What is found out here; FlashInfer is asked about prefill only where it can serve at all."""
+
+    def version(_):
+        if installed is None:
+            raise config.importlib.metadata.PackageNotFoundError
+        return installed
+
+    monkeypatch.setattr(config.importlib.metadata, "version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(config, "no_prefill", lambda major: f"asked for {major}")
+    assert config.this_machine() == Machine(capability, installed, prefill)

@@ -49,7 +49,7 @@ class FlashInferBackend(Backend):
     def refusal(self, variant, call):
         if reason := super().refusal(variant, call) or _refusal_of_mode(variant.name, call.mode):
             return reason
-        return _no_prefill(torch.cuda.get_device_capability(call.device)[0]) if call.phase == "prefill" else None
+        return no_prefill(torch.cuda.get_device_capability(call.device)[0]) if call.phase == "prefill" else None
 
     def refusal_of_sizes(self, call):
         K, V = call.shape.head_k_dim, call.shape.head_v_dim
@@ -110,9 +110,12 @@ def _aligned(x: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _no_prefill(capability_major: int) -> str | None:
+def no_prefill(capability_major: int) -> str | None:
     """Why the installed FlashInfer has no prefill on a pool for this GPU: one sentence, or None."""
-    from flashinfer.gdn_prefill import chunk_gated_delta_rule
+    try:
+        from flashinfer.gdn_prefill import chunk_gated_delta_rule
+    except Exception as error:  # versions without it, and broken installations: each is a reason, told in full
+        return f"its prefill cannot be imported ({type(error).__name__}: {error})"
 
     if "state_indices" not in inspect.signature(chunk_gated_delta_rule).parameters:
         version = importlib.metadata.version("flashinfer-python")
