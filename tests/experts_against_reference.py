@@ -1,10 +1,10 @@
 """One check for the experts' kernels, in the interpreter and on a GPU: whole steps against the reference."""
 
 import torch
-from tolerances import ROUNDING
+from tolerances import ROUNDING, assert_close
 
 from gdn_lab.experts import ExpertWeights, experts_on, reference, route_reference
-from gdn_lab.fp8 import quantize_rows
+from gdn_lab.fp8 import dequantize, dequantize_rows, quantize_rows, quantize_weight
 
 BF16 = torch.bfloat16
 # Of the largest element: h before its rounding to e4m3 differs in its last bits, which moves some of it by a whole step
@@ -52,3 +52,17 @@ def assert_near(out, expected, fp8: bool):
     error = (out.double() - expected).abs()
     assert (error <= allowed).all(), f"{error.max():.3g} of {largest:.3g}"  # NaN is not
     assert error.mean() <= ROUNDING[BF16] * largest / 2, f"{error.mean():.3g} on average, of {largest:.3g}"
+
+
+def check_linear(m, n, k, device="cpu", **options):
+    """projection_kernels.linear, scales with the token fastest, out a part of something wider."""
+    from gdn_lab.projection_kernels import linear
+
+    generator = torch.Generator().manual_seed(m)
+    x, w = (torch.randn(rows, k, generator=generator).to(device) for rows in (m, n))
+    (x8, x_scale), weight = quantize_rows(x), quantize_weight(w)
+    out = torch.full((m, n + 32), 7.0, dtype=BF16, device=device)
+    linear(x8, x_scale.T.contiguous().T, weight, out[:, :n], **options)
+    expected = dequantize_rows(x8, x_scale, torch.float64) @ dequantize(weight, torch.float64).T
+    assert_close("out", out[:, :n], expected.cpu(), BF16, extra=2e-4)  # the tensor cores keep 13 bits of a sum of 32
+    assert (out[:, n:] == 7).all()

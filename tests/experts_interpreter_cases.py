@@ -1,8 +1,8 @@
-"""The experts' kernels in Triton's interpreter, against the reference. Run by test_experts.py, TRITON_INTERPRET=1."""
+"""The kernels of experts and projections in the interpreter. Run by test_experts.py, under TRITON_INTERPRET=1."""
 
 import pytest
 import torch
-from experts_against_reference import assert_near, check_steps, random_weights, tokens
+from experts_against_reference import assert_near, check_linear, check_steps, random_weights, tokens
 
 from gdn_lab import experts
 from gdn_lab.experts import Experts, experts_on
@@ -86,3 +86,11 @@ def test_a_step_left_half_done_does_not_spoil_the_next():
     run.routed(x, *quantized)
     out = run.combine(x, torch.empty_like(x))
     assert_near(out, experts.reference(x, weights, run.ids, run.weights), False)
+
+
+@pytest.mark.parametrize(
+    "m, n, k",
+    [(1, 64, 128), (3, 192, 512), (17, 64, 1024), (33, 128, 256), (70, 100, 384), (5, 64, 200), (2, 70, 544)],
+)
+def test_linear(m, n, k):
+    check_linear(m, n, k)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import HAS_GPU
-from experts_against_reference import assert_near, check_steps, random_weights, tokens
+from experts_against_reference import assert_near, check_linear, check_steps, random_weights, tokens
 
 from gdn_lab.experts import Experts, reference, route_reference
 
@@ -69,3 +69,10 @@ def test_replays_of_a_graph_repeat_to_the_bit(fused):
         ids, _ = route_reference(logits, 8)
         assert torch.equal(run.ids, ids)
         assert_near(out, reference(x, weights, run.ids, run.weights, quantized), True)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("n, k", [(2560, 4096), (4096, 1024), (128, 1088)])
+@pytest.mark.parametrize("m", [1, 16, 48, 256, 512])
+def test_linear(m, n, k, overlap):
+    check_linear(m, n, k, GPU, overlap=overlap)

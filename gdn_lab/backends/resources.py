@@ -32,10 +32,10 @@ class Resources(NamedTuple):
 
 def cases(architecture: str) -> list[KernelCase]:
     """Every compilation of a Triton kernel that an architecture may see."""
-    from .. import experts
+    from .. import experts, projection_kernels
     from . import triton
 
-    found = triton.kernel_cases() + experts.kernel_cases()
+    found = triton.kernel_cases() + experts.kernel_cases() + projection_kernels.kernel_cases()
     return [case for case in found if case.architectures is None or architecture in case.architectures]
 
 
