@@ -194,3 +194,11 @@ def test_only_unaligned_heads_take_the_slower_kernel(hopper):
     assert ran[2:] == [False, False]
     with pytest.raises(ValueError, match="refused by the kernel"):
         run(torch.full((4, 1, 128), torch.nan, dtype=BF16))
+
+
+def test_what_preparing_cost_in_words(monkeypatch):
+    monkeypatch.setattr(cutedsl, "prepared", [])
+    assert cutedsl.preparation() == "cutedsl prepared no kernel in this process."
+    cutedsl.prepared += [cutedsl.Prepared(None, True, 0.25), cutedsl.Prepared(None, False, 2.0)]
+    said = "cutedsl kernels made ready before their first call: 1 compiled in 2.0 s, 1 loaded from the cache folder in "
+    assert cutedsl.preparation().startswith(said)

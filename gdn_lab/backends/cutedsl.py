@@ -41,6 +41,17 @@ class Prepared(NamedTuple):
 prepared: list[Prepared] = []
 
 
+def preparation() -> str:
+    """What `prepared` says, in one sentence: the time that is no part of any call's."""
+    if not prepared:
+        return "cutedsl prepared no kernel in this process."
+    compiled = [kernel.seconds for kernel in prepared if not kernel.from_cache]
+    loaded = [kernel.seconds for kernel in prepared if kernel.from_cache]
+    said = [f"{len(compiled)} compiled in {sum(compiled):.1f} s"] if compiled else []
+    said += [f"{len(loaded)} loaded from the cache folder in {sum(loaded):.1f} s"] if loaded else []
+    return f"cutedsl kernels made ready before their first call: {', '.join(said)}."
+
+
 class CuteDSLBackend(Backend):
     name = "cutedsl"
     distribution = "nvidia-cutlass-dsl"
