@@ -355,8 +355,8 @@ def answers(of: Analysis) -> list[str]:
     if len(where) and where["µs in a step"][0] > 0:
         first = where.iloc[0]
         said.append(
-            f"Of the gaps, {first['% of gaps']:.0f} % lie after {first['after']} and before {first['before']}: "
-            f"{first['µs in a step']:,.1f} µs in a step, {first['median µs']:.2f} µs each."
+            f"Of the time in gaps, {first['% of gaps']:.0f} % lies after {first['after']} and before "
+            f"{first['before']}: {first['µs in a step']:,.1f} µs in a step."
         )
     return said
 

@@ -6,12 +6,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from . import profile_findings as findings
-from .drawing import GREY, STYLE, empty_figure, new_figure, part_colours
+from .drawing import GREY, OTHER_PART_COLOURS, PART_COLOURS, STYLE, empty_figure, new_figure, part_colours
 from .profile_findings import MODES, REST, Analysis, mode_noun
 
 GAP = "#000000"  # drawn as a mark of its own, below the kernels
-MOST_PARTS = 14  # with a colour and a line of the legend of their own
-OTHERS = "other parts"
+OTHERS = "other parts"  # those for which no colour is left
 _STREAM = 1.0  # height of a lane
 _MODE_COLOURS = {"graph": "#0072B2", "eager": "#E69F00"}
 _MODE_LINES = {"graph": "-", "eager": (0, (4, 2))}
@@ -58,8 +57,10 @@ def _drawn_parts(of: Analysis) -> tuple[dict[str, str], dict[str, str]]:
     """({part: as which it is drawn}, {those: colour}), in order of the step; short parts are drawn as OTHERS."""
     times = findings.part_times(of, of.modes[0]).drop("gaps")
     every = list(dict.fromkeys([*times.index, *of.kernels["part"]]))
-    kept = set(times.sort_values(ascending=False).index[:MOST_PARTS]) if len(every) > MOST_PARTS else set(every)
-    drawn = {part: part if part in kept else OTHERS for part in every}
+    longest = [*times.sort_values(ascending=False).index, *every]
+    unknown = list(dict.fromkeys(part for part in longest if part not in PART_COLOURS and part != REST))
+    other = set(unknown[len(OTHER_PART_COLOURS) :])  # no colour stands for two parts
+    drawn = {part: OTHERS if part in other else part for part in every}
     colours = part_colours(part for part in drawn.values() if part not in (OTHERS, REST))
     if set(drawn.values()) & {OTHERS, REST}:
         colours |= {part: GREY for part in drawn.values() if part in (OTHERS, REST)}

@@ -31,7 +31,7 @@ TABLES = {
     MEMSET: (_WORK, ("graphNodeId",)),
     GRAPH: (("start", "end", "deviceId", "correlationId", "globalPid"), ("streamId",)),
     RUNTIME: (("start", "end", "globalTid", "correlationId"), ()),
-    NODES: (("graphNodeId",), ("start", "end", "globalTid", "originalGraphNodeId")),
+    NODES: ((), ("start", "end", "globalTid", "graphNodeId", "originalGraphNodeId")),
     NVTX: (("start", "end", "eventType", "globalTid"), ("text", "textId", "domainId", "endGlobalTid")),
     "META_DATA_EXPORT": (("name", "value"), ()),
     "TARGET_INFO_GPU": (("name",), ()),
@@ -239,7 +239,7 @@ def _creations(export: Export, processes, nodes) -> tuple[dict, numpy.ndarray]:
     that one's id as originalGraphNodeId; one that was made at capture has none.
     """
     nothing = {name: numpy.empty(0, numpy.int64) for name in ("start", "end", "thread")}, numpy.full(len(nodes), -1)
-    if not {"start", "globalTid", "originalGraphNodeId"} <= set(export.columns.get(NODES, ())):
+    if not {"start", "globalTid", "graphNodeId", "originalGraphNodeId"} <= set(export.columns.get(NODES, ())):
         return nothing
     columns = ("start", "end", "globalTid", "graphNodeId", "originalGraphNodeId")
     start, end, thread, node, original = _integers(export, NODES, columns, "start, graphNodeId, originalGraphNodeId")
