@@ -35,7 +35,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 report: $(READY)  ## draw the README's figures again from data/
 	@$(IN_VENV) -m gdn_lab report $(ARGS)
 
-capture-scrub: $(READY)  ## a copy of the Nsight Systems capture CAPTURE=file that can be shared [OUT=file]
+capture-scrub: $(READY)  ## a copy of the capture CAPTURE=file that can be shared [OUT=file]
 	@$(IN_VENV) -m gdn_lab.profiling.scrub "$(CAPTURE)" $(if $(OUT),"$(OUT)")
 
 test: $(READY)  ## set up, then run the tests that need no GPU

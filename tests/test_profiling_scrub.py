@@ -1,5 +1,7 @@
 """A scrubbed capture has lost every secret that was planted in it, and still gives the same tables."""
 
+import gzip
+import json
 import os
 import sqlite3
 import subprocess
@@ -7,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from captures import MAIN, global_tid, two_steps, write_nsys
+from captures import MAIN, global_tid, kineto_trace, two_steps, write_nsys
 
 import gdn_lab.profiling.scrub as module
 from gdn_lab.profiling import nsight, range_table, read, summaries, table
@@ -131,6 +133,23 @@ def test_report_is_exported_and_scrubbed(secret, tmp_path, monkeypatch):
     copy = scrub(report)
     assert copy.name == "run.scrubbed.sqlite" and SECRET.encode() not in copy.read_bytes()
     assert table(read(copy)).equals(table(read(secret)))
+
+
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_a_trace_is_scrubbed_too(tmp_path, name):
+    trace = kineto_trace(two_steps(other_process=False)) | {"hostname": SECRET, "traceName": f"/home/{SECRET}"}
+    for entry in trace["traceEvents"]:
+        entry["args"] = entry.get("args", {}) | {"Call stack": SECRET}
+    data = json.dumps(trace).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    copy = scrub(tmp_path / name)
+    assert copy.name == "trace.scrubbed.json.gz" and sorted(os.listdir(tmp_path)) == sorted([name, copy.name])
+    assert SECRET.encode() not in gzip.decompress(copy.read_bytes())
+    assert read(copy).kernels.equals(read(tmp_path / name).kernels)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match="not a trace"):
+        scrub(tmp_path / name, tmp_path / "other.json.gz")
+    assert not (tmp_path / "other.json.gz").exists()
 
 
 def test_command(secret, tmp_path, capsys):

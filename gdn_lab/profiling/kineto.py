@@ -49,10 +49,17 @@ def keep(profile: torch.profiler.profile, out: Path, dropped=lambda kernel: Fals
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         _export(profile, path)
-        trace = _load(path, "the profile")
-    beside = out.with_name(f".{out.name}.part")
-    beside.write_bytes(gzip.compress(json.dumps(_slim(trace, dropped)).encode(), mtime=0))
-    os.replace(beside, out)
+        return copy(path, out, dropped)
+
+
+def copy(path: Path, out: Path, dropped=lambda kernel: False) -> Path:
+    """The same of a trace that was exported before. Errors are those of read(), and OSError."""
+    trace, beside = _load(path, path), out.with_name(f".{out.name}.part")
+    try:
+        beside.write_bytes(gzip.compress(json.dumps(_slim(trace, dropped)).encode(), mtime=0))
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
     return out
 
 

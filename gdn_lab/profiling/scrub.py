@@ -1,8 +1,9 @@
 """A copy of a capture that can be kept or shared: python -m gdn_lab.profiling.scrub CAPTURE [OUT].
 
 A capture of Nsight Systems also holds the environment variables, processes, host name, paths and command lines of the
-machine that made it. The copy is a new file with nothing in it but the columns that the reader reads, the NVTX ranges,
-and the strings that name a kept kernel or range. Those names themselves stay as they are.
+machine that made it, a trace of Kineto operators, stacks and paths. The copy is a new file with nothing in it but what
+the reader reads: columns of kernels, launches and ranges, and the strings that name a kept kernel or range. Those names
+themselves stay as they are.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from . import nsight
+from . import kineto, nsight
 from .nsight import DOMAIN_CREATE, KERNEL, NVTX, STYLES, VERSION_KEYS
 
 _RANGES = f"eventType IN ({', '.join(map(str, STYLES))})"
@@ -19,18 +20,26 @@ _NAMED_BY = {KERNEL: ("demangledName", "shortName"), NVTX: ("textId",)}  # colum
 
 
 def scrub(path, out=None) -> Path:
-    """Writes the scrubbed SQLite copy of a capture (.sqlite or .nsys-rep); returns its path.
+    """Writes the scrubbed copy of a capture: SQLite of a .sqlite or .nsys-rep, .json.gz of a trace; returns its path.
 
-    out: where to, an existing copy is replaced; default <name>.scrubbed.sqlite beside the capture. It appears only when
-    it is complete. Errors are those of nsight.read(); ValueError too if `out` is the capture itself, OSError if it
-    cannot be written.
+    out: where to, an existing copy is replaced; default <name>.scrubbed.sqlite or .json.gz beside the capture. It
+    appears only when it is complete. Errors are those of profiling.read(); ValueError too if `out` is the capture
+    itself, OSError if it cannot be written.
     """
     path = Path(path)
-    out = path.with_name(f"{path.stem}.scrubbed.sqlite") if out is None else Path(out)
+    is_trace = path.name.endswith((".json", ".json.gz"))
+    if out is None:
+        ending = ".scrubbed.json.gz" if is_trace else ".scrubbed.sqlite"
+        stem = path.name.removesuffix(".gz").removesuffix(".json") if is_trace else path.stem
+        out = path.with_name(stem + ending)
+    out = Path(out)
     if out.exists() and path.exists() and out.samefile(path):
         raise ValueError(f"{out} is the capture itself; name another file for the copy")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent} for the copy; make it first")
+    if is_trace:
+        kineto.read(path)  # what cannot be read is refused before anything is written
+        return kineto.copy(path, out)
     beside = out.with_name(f".{out.name}.part")
     beside.unlink(missing_ok=True)
     try:
