@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from . import findings, step_plots
+from . import findings, prefill_plots, step_plots, verify_plots
 from .data import DATA, measured, published_ratios
 from .drawing import (
     GREY,
@@ -466,12 +466,17 @@ def errors(rows) -> Figure:
 # ---- the README -----------------------------------------------------------------------------------------------------
 
 
+SECTIONS = {
+    "step": step_plots.readme_section, "verify": verify_plots.readme_section, "prefill": prefill_plots.readme_section,
+}  # fmt: skip
+
+
 def report(root: Path | None = None) -> list[Path]:
     """Draws the README's figures from data/ into docs/ and fills README.md between its measured markers.
 
     root: the repository. Between `<!-- measured:GPU -->` and `<!-- /measured:GPU -->` come what is recorded under
-    data/measured/GPU/02_decode_kernels, between `<!-- measured:GPU-step -->` and its end 03_decode_step, or a line
-    that says how to record it. Returns the files written.
+    data/measured/GPU/02_decode_kernels, between `<!-- measured:GPU-step -->` and its end 03_decode_step, and so on
+    (SECTIONS), or a line that says how to record it. Returns the files written.
     """
     root = Path(root or DATA.parent)
     written = [
@@ -482,15 +487,16 @@ def report(root: Path | None = None) -> list[Path]:
     before = readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
     def filled(found):
-        if found["step"]:
-            text, figures = step_plots.readme_section(root, found["gpu"], _save)
+        if found["part"]:
+            text, figures = SECTIONS[found["part"]](root, found["gpu"], _save)
         else:
             text, figures = _measured(root, found["gpu"])
         written.extend(figures)
         return f"<!-- measured:{found['block']} -->\n{text}\n<!-- /measured:{found['block']} -->"
 
     marked = (  # the closing one is put where it lacks
-        r"<!-- measured:(?P<block>(?P<gpu>\w+)(?P<step>-step)?) -->(?:.*?<!-- /measured:(?P=block) -->)?"
+        rf"<!-- measured:(?P<block>(?P<gpu>\w+)(?:-(?P<part>{'|'.join(SECTIONS)}))?) -->"
+        r"(?:.*?<!-- /measured:(?P=block) -->)?"
     )
     after = re.sub(marked, filled, before, flags=re.DOTALL)
     if after != before:

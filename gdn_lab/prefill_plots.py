@@ -3,10 +3,13 @@
 Nothing here measures; rows are prefill_sweep.py's. Looks and colours are drawing.py's.
 """
 
+from pathlib import Path
+
 import pandas
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from . import readme
 from .data import published
 from .drawing import GREY, STYLE, colour, empty_figure, marker, new_figure
 from .findings import TIMER_ORDER, VARIANTS, clock_prefix, device_name, name_of, not_timed
@@ -134,15 +137,19 @@ def beside_first(rows) -> pandas.DataFrame:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def _notes(rows, run) -> list[str]:
-    first = timed(rows)[0]
-    counts = sorted({row["count"] for row in timed(rows)})
-    held = (
-        f"{device_name(run)} · {first['state_dtype']} state, {first['io_dtype']} inputs · {first['timer']}, median of "
-    )
+def conditions(rows) -> str:
+    """What the times hold for, in one line."""
+    rows = timed(rows)
+    if not rows:
+        return "nothing was timed"
+    first, counts = rows[0], sorted({row["count"] for row in rows})
+    held = f"{first['state_dtype']} state, {first['io_dtype']} inputs · {first['timer']}, median of "
     held += "…".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    held += f" · roof {first['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)"
-    return [held, *not_timed(rows)]
+    return held + f" · roof {first['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)"
+
+
+def _notes(rows, run) -> list[str]:
+    return [f"{device_name(run)} · {conditions(rows)}", *not_timed(rows)]
 
 
 def _panels(rows):
@@ -209,3 +216,14 @@ def native_against_detour(rows, run=None) -> Figure:
     axes[0].set_ylabel("time by the detour / time in place")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     return fig
+
+
+def readme_section(root: Path, gpu: str, save) -> tuple[str, list[Path]]:
+    """The README's section on prefill, from data/measured/<gpu>/06_prefill: readme.section()."""
+
+    def words(run, rows):
+        parameters, refused = run["parameters"], not_timed(rows)
+        sentences = [sentence for sentence in answers(rows) if sentence not in refused]
+        return f"{parameters['model']}, {conditions(rows)}", sentences
+
+    return readme.section(root, gpu, "06_prefill", save, words, {"prefill_tokens_per_second": tokens_per_second})

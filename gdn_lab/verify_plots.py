@@ -1,9 +1,11 @@
 """The figures of notebook 05, drawn from verify_sweep.py's rows. Nothing here measures; drawing.py is how they look."""
 
+from pathlib import Path
+
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from . import verify_findings
+from . import readme, verify_findings
 from .drawing import GREY, STYLE, batch_axis, colour, empty_figure, label_ends, line_style, new_figure, plain_log_axis
 from .findings import (
     clock_prefix,
@@ -107,3 +109,13 @@ def draft_memory(tokens, tp: int = 1) -> Figure:
     ax.grid(axis="y", visible=False)
     ax.set_xlim(0, ax.get_xlim()[1] * 1.2)
     return fig
+
+
+def readme_section(root: Path, gpu: str, save) -> tuple[str, list[Path]]:
+    """The README's section on verify, from data/measured/<gpu>/05_verify: readme.section()."""
+
+    def words(run, rows):
+        model, tp = (run["parameters"][name] for name in ("model", "tp"))
+        return verify_findings.conditions(rows), verify_findings.answers(rows, model, tp)
+
+    return readme.section(root, gpu, "05_verify", save, words, {"verify_time": verify_time})

@@ -1,0 +1,36 @@
+"""A section of the README on one notebook's recorded run: where it was made, what it says, its figures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .data import measured
+from .findings import not_timed, provenance
+
+
+def section(
+    root: Path, gpu: str, notebook: str, save: Callable, words: Callable, figures: dict[str, Callable]
+) -> tuple[str, list[Path]]:
+    """(Markdown, figures written) from <root>/data/measured/<gpu>/<notebook>; a line that says how to record it where
+    there is none.
+
+    words(run, rows) -> (what the times hold for, sentences). figures: name -> draw(rows, run); each goes to
+    <root>/docs/<gpu>_<name>.png by save(figure, path).
+    """
+    try:
+        run, rows = measured(gpu, notebook, root / "data")
+    except FileNotFoundError as error:
+        missing = (
+            f"Nothing to show yet: {error}. On such a GPU, `.venv/bin/python -m gdn_lab run {notebook[:2]}`, then "
+        )
+        where = f"`data/measured/{gpu}/{notebook}/`"
+        return f"{missing}copy `run.json` and `rows.jsonl` of `runs/latest` to {where} and `make report`.", []
+    conditions, sentences = words(run, rows)
+    parts, written = [f"{conditions}. Measured on {provenance(run)}."], []
+    if refused := not_timed(rows):
+        parts.append("Not timed: " + "; ".join(refused) + ".")
+    parts.append("\n".join(f"- {sentence}" for sentence in sentences))
+    for name, draw in figures.items():
+        figure, path = draw(rows, run), root / "docs" / f"{gpu}_{name}.png"
+        written.append(save(figure, path))
+        parts.append(f"![{figure.get_suptitle().replace(chr(10), ' ')}](docs/{path.name})")
+    return "\n\n".join(parts), written
