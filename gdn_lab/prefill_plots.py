@@ -104,6 +104,7 @@ def answers(rows) -> list[str]:
         f"{own} reaches {best['tokens_per_s']:,.0f} tokens a second at {workload(best)} with "
         f"{best['num_v_heads']} value heads: {best['share_of_roof']:.0%} of the roof, {best['tflops']:,.3g} TFLOP/s."
     ]
+    sentences.append(f"{fastest(rows)}.")
     for name, found in ratios(rows, own).items():
         if not name.endswith(DETOUR):
             sentences.append(f"{name} takes {_span(found)} times as long as {own} in place.")
@@ -114,6 +115,17 @@ def answers(rows) -> list[str]:
             f"the pool in place {ahead}."
         )
     return sentences + not_timed(rows)
+
+
+def fastest(rows) -> str:
+    """Who takes the least time, and at how many of the workloads: "triton/vk is fastest at 5 of 6 workloads"."""
+    best = {}
+    for row in timed(rows):
+        at = best.setdefault(_point(row), row)
+        best[_point(row)] = min(at, row, key=lambda row: row["median_us"])
+    names = [label(row) for row in best.values()]
+    name = max(names, key=names.count)
+    return f"{name} is fastest at {names.count(name)} of {len(names)} workload{'s' * (len(names) > 1)}"
 
 
 def _span(values) -> str:
@@ -169,8 +181,8 @@ def tokens_per_second(rows, run=None) -> Figure:
     if not mine:
         return empty_figure("No prefill was timed", not_timed(rows))
     panels = _panels(mine)
-    own = clock_prefix(rows) + answers(rows)[0].split(":")[0]
-    fig, axes = new_figure(own, 10.5, 4.8, len(panels), _notes(rows, run))
+    title = f"{clock_prefix(rows)}{answers(rows)[0].split(':')[0]}; {fastest(rows)}"
+    fig, axes = new_figure(title, 10.5, 4.8, len(panels), _notes(rows, run))
     for ax, (heads, names, of) in zip(axes, panels, strict=True):
         for which in _order(of):
             line = sorted((row for row in of if label(row) == which), key=lambda row: names.index(workload(row)))

@@ -32,6 +32,7 @@ def test_rows(tmp_path):
     table = prefill_plots.time_table(rows)
     assert list(table.columns[2:]) == ["torch/vk", "torch/kv", "torch/kv, detour"] and len(table) == 2
     assert set(prefill_plots.detour_ratios(rows)["torch/vk"]) == {(4, 1, 70), (4, 3, 5)}
+    assert " is fastest at " in prefill_plots.fastest(rows) and prefill_plots.fastest(rows).endswith("2 workloads")
     assert any("by way of KV" in sentence for sentence in prefill_plots.answers(rows))
     for draw in (prefill_plots.tokens_per_second, prefill_plots.native_against_detour):
         assert draw(rows, run.info).get_suptitle() and draw([]).get_suptitle()
