@@ -77,7 +77,13 @@ def _under_kineto(steps, eager: int, replays: int, out: Path) -> Path | None:
     with torch.profiler.profile(activities=activities) as profile:
         lead_in()
         _runs(steps, graph, eager, replays)
-    kineto.keep(profile, out, is_marker)
+    try:
+        kineto.keep(profile, out, is_marker)
+        kineto.read(out)
+    except ValueError as error:  # CUPTI lost everything: the run goes on, and leaves no file that cannot be read
+        out.unlink(missing_ok=True)
+        print(f"Not recorded: {error}.")
+        return None
     print(f"Kineto recorded {eager} eager runs of the step and {replays} replays: {out.name} in the run's folder.")
     return out
 

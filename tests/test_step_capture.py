@@ -82,9 +82,20 @@ def test_under_kineto_markers_come_first_and_cupti_before_the_graph(run, seen, m
     monkeypatch.delenv(step_capture.NSYS, raising=False)
     monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext("profile"))
     monkeypatch.setattr(kineto, "keep", lambda profile, out, dropped: seen.append((profile, out.name)))
+    monkeypatch.setattr(kineto, "read", lambda out: None)
     out = step_capture.capture_step(lambda: seen.append("step"), run, eager=2, replays=1, device="cuda")
     assert out == run.folder / "capture.json.gz"
     assert seen[2:] == ["start_cupti", "captured", "lead_in", *RUNS, ("profile", "capture.json.gz")]
+
+
+def test_a_recording_that_lost_everything_is_said_and_not_kept(run, seen, monkeypatch, capsys):
+    monkeypatch.delenv(step_capture.NSYS, raising=False)
+    monkeypatch.setattr(torch.profiler, "profile", type("profile", (nullcontext,), {"__init__": lambda *_, **__: None}))
+    monkeypatch.setattr(torch.profiler.profile, "__enter__", lambda _: "profile")
+    monkeypatch.setattr(kineto, "_export", lambda profile, path: path.write_text('{"traceEvents": []}'))
+    assert step_capture.capture_step(lambda: None, run, device="cuda") is None
+    assert "holds no work of a GPU" in capsys.readouterr().out
+    assert sorted(path.name for path in run.folder.iterdir()) == ["run.json"]
 
 
 def test_without_cupti_a_sentence_says_so(run, seen, monkeypatch, capsys):
