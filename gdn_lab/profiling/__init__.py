@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import kineto, nsight, summaries
+from . import graphs, kineto, nsight, positions, summaries
 from .capture import OUTSIDE, Capture, range_table, table
 from .span import span
 
@@ -18,4 +18,6 @@ def read(source) -> Capture:
     return kineto.read(source)
 
 
-__all__ = ["OUTSIDE", "Capture", "kineto", "nsight", "range_table", "read", "span", "summaries", "table"]
+__all__ = [
+    "OUTSIDE", "Capture", "graphs", "kineto", "nsight", "positions", "range_table", "read", "span", "summaries", "table",
+]  # fmt: skip
