@@ -19,5 +19,6 @@ def read(source) -> Capture:
 
 
 __all__ = [
-    "OUTSIDE", "Capture", "graphs", "kineto", "nsight", "positions", "range_table", "read", "span", "summaries", "table",
+    "OUTSIDE", "Capture", "graphs", "kineto", "nsight", "positions", "range_table", "read", "span", "summaries",
+    "table",
 ]  # fmt: skip
