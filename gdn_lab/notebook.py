@@ -40,11 +40,12 @@ class NotebookError(ValueError):
 # ---- the first cells ------------------------------------------------------------------------------------------------
 
 
-def begin(name: str, names: dict) -> Run:
+def begin(name: str, names: dict, *, measures: bool = True) -> Run:
     """Checks the parameters, opens the run and says on what it measures.
 
-    name: the notebook's, without .ipynb. names: its globals(). The run's folder is new under runs/, or the one that the
-    batch command made. A cell that raises marks the run failed, or interrupted.
+    name: the notebook's, without .ipynb. names: its globals(). measures: whether it times anything; one that does not
+    shows what was recorded before. The run's folder is new under runs/, or the one that the batch command made. A cell
+    that raises marks the run failed, or interrupted.
     NotebookError, one sentence: a parameter that is not declared, of a wrong type, or with an impossible value.
     """
     history = [source for source in names.get("In", []) if source.strip()]
@@ -63,7 +64,7 @@ def begin(name: str, names: dict) -> Run:
         command=f"python -m gdn_lab run {name}{words}" if folder else None,
     )  # fmt: skip
     _watch_cells(run)
-    print(header(run))
+    print(header(run, measures))
     return run
 
 
@@ -116,11 +117,13 @@ def check_values(values: dict, declared: dict[str, str]) -> None:
             raise NotebookError(f"{name}: expected at least {least}, got {values[name]}")
 
 
-def header(run: Run) -> str:
+def header(run: Run, measures: bool = True) -> str:
     """Two lines: what the times below are times of, and where the results go."""
     facts, folder = run.info["environment"], run.folder.absolute()
     where = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder.name
-    if facts["gpu_name"]:
+    if not measures:
+        said = "Nothing is timed here: what follows was recorded before, on the GPU that each figure names"
+    elif facts["gpu_name"]:
         said = f"GPU times: {facts['gpu_name']}, compute capability {facts['compute_capability']}"
     else:
         said = (
