@@ -38,15 +38,13 @@ def decode_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr,
-    K_LAST: tl.constexpr, OVERLAP: tl.constexpr, EARLY_STATE: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr,
-    SOFTPLUS_MAX: tl.constexpr,
+    K_LAST: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr, SOFTPLUS_MAX: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
 
     *_row, *_head: strides in elements of a batch row and a head; the last dimension is contiguous everywhere.
     state [slots, HV, V, K] with K_LAST, else [slots, HV, K, V]; slot offsets are 64-bit. OVERLAP: this launch may begin
-    before the kernel ahead of it has ended, so nothing is loaded before gdc_wait(). EARLY_STATE: but indices and state,
-    which the kernel ahead must then not write.
+    before the kernel ahead of it has ended, so nothing is loaded before gdc_wait().
     """
     program = tl.program_id(0)
     TILES: tl.constexpr = V // TILE
@@ -57,13 +55,11 @@ def decode_kernel(
 
     ks = tl.arange(0, K)
     vs = tile * TILE + tl.arange(0, TILE)
-    if OVERLAP and not EARLY_STATE:
+    if OVERLAP:
         gdc_wait()
     slot = tl.load(indices + row).to(tl.int64)
     out_at = out + (row * HV + head) * V + vs
     if slot < 0:
-        if EARLY_STATE:
-            gdc_wait()
         tl.store(out_at, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
         return
 
@@ -73,10 +69,7 @@ def decode_kernel(
         tile_at = head_state + vs[:, None] * K + ks[None, :]
     else:
         tile_at = head_state + ks[None, :] * V + vs[:, None]
-    S = tl.load(tile_at)
-    if EARLY_STATE:
-        gdc_wait()
-    S = S.to(tl.float32)
+    S = tl.load(tile_at).to(tl.float32)
 
     q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
     k_vec = tl.load(k + row * k_row + key_head * k_head + ks).to(tl.float32)
@@ -126,13 +119,10 @@ class TritonBackend(Backend):
             return f"takes inputs of {dtype_names(IO_DTYPES)}; these are {dtype_name(call.io_dtype)}"
         return triton_prefill.refusal(call) if call.phase == "prefill" else None
 
-    def decode_launch(self, variant, call, early_state=False):
-        """early_state: `vk` loads indices and state while the kernel ahead still runs. Only for a caller who knows that
-        that kernel, and any that it overlaps, writes neither; decode() never asks for it."""
+    def decode_launch(self, variant, call):
         HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
         k_last = variant.layout == "VK"
         overlap = variant.name == "vk" and can_overlap(call.device)
-        early = early_state and overlap
         fixed = {"kv8": 8, "kv32": 32}.get(variant.name)
 
         def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
@@ -144,7 +134,7 @@ class TritonBackend(Backend):
             decode_kernel[(V // tile * heads,)](
                 q, k, v, a, b, A_log, dt_bias, state, indices, out, scale,
                 q_row, q_head, k_row, k_head, v_row, v_head, a.stride(0), b.stride(0),
-                HK, HV, K, V, tile, k_last, overlap, early, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
+                HK, HV, K, V, tile, k_last, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
                 num_warps=1, launch_pdl=overlap,
             )  # fmt: skip
 
@@ -181,11 +171,8 @@ def kernel_cases() -> list[KernelCase]:
         for variant, overlap in (("vk", True), ("vk-serial", False)):
             tiles = {vk_tile(heads, overlap) for heads in (64, 4096, 32768)}
             launches += [(variant, tile, True, overlap) for tile in sorted(tiles)]
-        launches += [("vk", tile, True, "early") for tile in (8, 16, 32)]
         for variant, tile, k_last, overlap in launches:
-            early = overlap == "early"
-            constants = dict(HK=16, HV=64, K=128, V=128, TILE=tile, K_LAST=k_last, OVERLAP=bool(overlap), L2NORM=True)
-            constants |= dict(EARLY_STATE=early, EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
-            label = f"{variant} {dtype_name(dtype)} tile {tile}" + (" early" if early else "")
-            cases.append(KernelCase(label, decode_kernel, types, constants, 1))
+            constants = dict(HK=16, HV=64, K=128, V=128, TILE=tile, K_LAST=k_last, OVERLAP=overlap, L2NORM=True)
+            constants |= dict(EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
+            cases.append(KernelCase(f"{variant} {dtype_name(dtype)} tile {tile}", decode_kernel, types, constants, 1))
     return cases + triton_verify.kernel_cases() + triton_prefill.kernel_cases()
