@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from . import layer_reference, ops
-from .backends.base import Call
 from .fp8 import BLOCK, E4M3, Linear, blocks, random_weight
 from .pool import StatePool
 from .shapes import GDNShape
@@ -36,14 +35,14 @@ Work = tuple[str, Callable[[], object]]  # a part's name, and a function that do
 class Kernels(NamedTuple):
     """How a layer runs. gdn: the decode backend. small: the module with the small kernels, layer_kernels or
     layer_reference. fused: norms quantise, nothing is split. overlap: small kernels begin before the one ahead ends.
-    early_state: so does the load of the state. projection: "torch" (its scaled product) or "triton"."""
+    fp8, bf16: what multiplies by weights of that precision, "torch" or "triton" (projection_kernels)."""
 
     gdn: str
     small: object
     fused: bool
     overlap: bool
-    early_state: bool
-    projection: str
+    fp8: str
+    bf16: str
 
 
 class LayerWeights(NamedTuple):
@@ -85,25 +84,27 @@ class LayerWeights(NamedTuple):
 
 
 class Projection:
-    """y = x Wᵀ for decode's few rows, as bf16 [rows, N]: rows a multiple of 16. How: Kernels.projection."""
+    """y = x Wᵀ for decode's few rows, as bf16 [rows, N]: rows a multiple of 16. How: Kernels.fp8 and Kernels.bf16."""
 
-    def __init__(self, weight: Linear, kernels: Kernels):
-        self.weight, self.fp8 = weight, weight.scale is not None
+    def __init__(self, weight: Linear, kernels: Kernels, rows: int):
+        self.weight, self.overlap = weight, kernels.overlap
+        fp8 = weight.scale is not None
         if kernels.small is layer_reference:
             self.run = partial(layer_reference.project, weight=weight)
-        elif not self.fp8:
-            self.run = self._bf16
-        elif kernels.projection == "torch":
+        elif (kernels.fp8 if fp8 else kernels.bf16) == "triton":
+            from .projection_kernels import Scratch, linear
+
+            self.linear, self.scratch = linear, Scratch.of(rows, weight)
+            self.run = self._triton
+        elif fp8:
             # [N / 128, K / 128] with rows padded to a multiple of 4, given transposed: cuBLAS's form
             padded = torch.nn.functional.pad(weight.scale, (0, -weight.scale.shape[1] % 4))
             self.scale = padded.contiguous().T
             self.run = self._scaled
         else:
-            from .projection_kernels import linear
+            self.run = self._bf16
 
-            self.run = partial(self._triton, linear)
-
-    def __call__(self, x: Tensor, x8: Tensor, x_scale: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, x8: Tensor | None = None, x_scale: Tensor | None = None) -> Tensor:
         return self.run(x, x8, x_scale)
 
     def _bf16(self, x, x8, x_scale):
@@ -117,10 +118,10 @@ class Projection:
             output_dtype=torch.bfloat16,
         )  # fmt: skip
 
-    def _triton(self, linear, x, x8, x_scale):
-        out = torch.empty(len(x8), self.weight.data.shape[0], dtype=torch.bfloat16, device=x8.device)
-        linear(x8, x_scale, self.weight, out)
-        return out
+    def _triton(self, x, x8, x_scale):
+        out = torch.empty(len(x), self.weight.data.shape[0], dtype=torch.bfloat16, device=x.device)
+        x = x if self.weight.scale is None else x8
+        return self.linear(x, x_scale, self.weight, out, scratch=self.scratch, overlap=self.overlap)
 
 
 class Activation:
@@ -181,8 +182,14 @@ class GDNLayer:
         self.b, self.a = room(batch, HV), room(batch, HV)
         self.conv_out, self.o = room(batch, shape.conv_dim), room(batch, HV, V)
         self.qkvz = self.ba = self.projected = None  # made by the products, anew each time
-        self.in_qkvz, self.out = Projection(weights.in_qkvz, kernels), Projection(weights.out, kernels)
-        self.gdn = self._decode_launch()
+        rows = len(self.normed.y)
+        self.in_qkvz, self.in_ba, self.out = (
+            Projection(weight, kernels, rows) for weight in (weights.in_qkvz, Linear(weights.in_ba), weights.out)
+        )
+        self.gdn = partial(
+            ops.decode, A_log=weights.A_log, dt_bias=weights.dt_bias, pool=pool, indices=indices, backend=kernels.gdn,
+            out=self.o,
+        )  # fmt: skip
         self.work = self._work()
 
     @property
@@ -208,7 +215,7 @@ class GDNLayer:
                 self._take_views()
 
         def in_ba():
-            self.ba = self.normed.y @ w.in_ba.T
+            self.ba = self.in_ba(self.normed.y)
             if fused:
                 self.b, self.a = self.ba[: self.batch].chunk(2, dim=1)
 
@@ -245,23 +252,3 @@ class GDNLayer:
         q, k, v = self.conv_out.split([s.num_k_heads * s.head_k_dim] * 2 + [s.num_v_heads * s.head_v_dim], dim=1)
         heads = (self.batch, -1, s.head_k_dim)
         return q.view(heads), k.view(heads), v.view(self.batch, s.num_v_heads, s.head_v_dim)
-
-    def _decode_launch(self):
-        """decode() with all but q, k, v, a, b given; with early_state the same kernel, begun early."""
-        pool, w = self.pool, self.weights
-        if not self.kernels.early_state:
-            return partial(
-                ops.decode, A_log=w.A_log, dt_bias=w.dt_bias, pool=pool, indices=self.indices,
-                backend=self.kernels.gdn, out=self.o,
-            )  # fmt: skip
-        from .backends.registry import BACKENDS
-
-        backend = BACKENDS["triton"]
-        (variant,) = (variant for variant in backend.variants if variant.name == "vk")
-        call = Call("decode", pool.layout, pool.dtype, torch.bfloat16, self.indices.dtype, pool.shape, pool.device)
-        launch = backend.decode_launch(variant, call, early_state=True)
-
-        def decode(q, k, v, a, b):
-            launch(q, k, v, a, b, w.A_log, w.dt_bias, pool.state, self.indices, pool.shape.scale, True, self.o)
-
-        return decode

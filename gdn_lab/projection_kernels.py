@@ -1,10 +1,13 @@
-"""y = x Wᵀ in Triton for decode's few rows, FP8 with block scales: torch's scaled GEMM, where that is missing.
+"""y = x Wᵀ in Triton for decode's few rows: FP8 with block scales, or bf16.
 
 As in experts_kernels.py the weight is the tensor cores' first operand, read from shared memory as it lies, and the
-products of each 128 of K are scaled and added in float32. Few rows make few programs: K is split among more of them,
-and a second kernel adds the parts up. With `overlap` a program asks for its first weights before it waits for the
-kernel ahead, on which they do not depend.
+products of each 128 of K are scaled and added in float32. Few rows make few programs, so K is split among more of them:
+each leaves its part in memory, and the last one to arrive adds the parts up in their order, so that results do not
+depend on who was last. With `overlap` a program asks for its first weights before it waits for the kernel ahead, on
+which they do not depend.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,30 +18,38 @@ from .backends.base import KernelCase
 from .experts_kernels import BLOCK, INTERPRETED, dot, narrow
 from .fp8 import Linear
 
-TILE = 64  # rows of a weight of a program: what Hopper's tensor cores take at least
 AHEAD = 4  # blocks of K asked for before the wait
 PROGRAMS = 264  # fill an H100's 132 SMs twice
-WARPS, STAGES = 4, 4
-SUM = 1024  # elements a program of sum_kernel
+
+
+class Tiling(NamedTuple):
+    """How linear_kernel is launched for one number of rows."""
+
+    block_m: int  # rows of x of a program
+    tile: int  # rows of the weight of a program
+    split: int  # parts of K
+    warps: int = 4
+    stages: int = 4
 
 
 @triton.jit(do_not_specialize=["M", "x_scale_row", "x_scale_group"])
 def linear_kernel(
-    x, x_scale, w, w_scale, out, M, N, K, x_row, x_scale_row, x_scale_group, out_row,
-    BLOCK_M: tl.constexpr, TILE: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    x, x_scale, w, w_scale, parts, arrived, out, M, N, K, x_row, x_scale_row, x_scale_group, out_row,
+    BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr,
+    EVEN: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE of N by BLOCK_M rows, one part of K. Grid: [ceil(N / TILE) · SPLIT, ceil(M / BLOCK_M)].
 
-    x [M, K] e4m3; x_scale [M, ceil(K / 128)] by strides; w [N, K], w_scale [ceil(N / 128), ceil(K / 128)]. EVEN: K is a
-    multiple of 128. SPLIT 1: out [M, N] bf16, rows out_row apart. Else out [SPLIT, M, N] float32.
+    x [M, K], FP8: e4m3 with x_scale [M, ceil(K / 128)] by strides; w [N, K], w_scale [ceil(N / 128), ceil(K / 128)];
+    out [M, N] bf16, rows out_row apart. EVEN: K is a multiple of BLOCK_K. With SPLIT > 1 parts [SPLIT, M, N] float32,
+    and arrived [tiles], zero before and after: how many programs of a tile have left their part.
     """
     tile = tl.program_id(0) // SPLIT
     part = tl.program_id(0) % SPLIT
-    blocks = (K + BLOCK - 1) // BLOCK
+    blocks = (K + BLOCK_K - 1) // BLOCK_K
     first = part * blocks // SPLIT
     end = (part + 1) * blocks // SPLIT
-    ks = tl.arange(0, BLOCK)
+    ks = tl.arange(0, BLOCK_K)
     ns = tile * TILE + tl.arange(0, TILE)
     ms = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = ms < M
@@ -46,101 +57,125 @@ def linear_kernel(
     if OVERLAP:
         if not INTERPRETED:
             ahead = tl.minimum(first + tl.arange(0, AHEAD), end - 1)
-            lines = (w_rows + ahead[None, :] * BLOCK).to(tl.int64)
+            lines = (w_rows + ahead[None, :] * BLOCK_K).to(tl.int64)
             asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
             tl.inline_asm_elementwise(asm, "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1)
         gdc_wait()
         gdc_launch_dependents()
-    w_at = w_rows + ks[None, :]  # [TILE, 128], K contiguous
-    x_at = x + ms.to(tl.int64)[None, :] * x_row + ks[:, None]  # [128, BLOCK_M], K contiguous
+    w_at = w_rows + ks[None, :]  # [TILE, BLOCK_K], K contiguous
+    x_at = x + ms.to(tl.int64)[None, :] * x_row + ks[:, None]  # [BLOCK_K, BLOCK_M], K contiguous
     x_s_at = x_scale + ms * x_scale_row
     w_s_at = w_scale + (tile * TILE // BLOCK) * blocks
     total = tl.zeros([TILE, BLOCK_M], tl.float32)
-    # Scales are loaded a block ahead: nothing waits for them
-    x_s = tl.load(x_s_at + first * x_scale_group, mask=live, other=0.0)
-    w_s = tl.load(w_s_at + first)
+    if FP8:  # scales are loaded a block ahead: nothing waits for them
+        x_s = tl.load(x_s_at + first * x_scale_group, mask=live, other=0.0)
+        w_s = tl.load(w_s_at + first)
     for block in range(first, end):
         if EVEN:
-            w_k = tl.load(w_at + block * BLOCK)
-            x_k = tl.load(x_at + block * BLOCK, mask=live[None, :], other=0.0)
+            w_k = tl.load(w_at + block * BLOCK_K)
+            x_k = tl.load(x_at + block * BLOCK_K, mask=live[None, :], other=0.0)
         else:
-            there = block * BLOCK + ks < K
-            w_k = tl.load(w_at + block * BLOCK, mask=there[None, :], other=0.0)
-            x_k = tl.load(x_at + block * BLOCK, mask=live[None, :] & there[:, None], other=0.0)
-        total += dot(w_k, x_k, tl.zeros([TILE, BLOCK_M], tl.float32)) * (x_s * w_s)[None, :]
-        following = tl.minimum(block + 1, end - 1)
-        x_s = tl.load(x_s_at + following * x_scale_group, mask=live, other=0.0)
-        w_s = tl.load(w_s_at + following)
+            there = block * BLOCK_K + ks < K
+            w_k = tl.load(w_at + block * BLOCK_K, mask=there[None, :], other=0.0)
+            x_k = tl.load(x_at + block * BLOCK_K, mask=live[None, :] & there[:, None], other=0.0)
+        if FP8:
+            total += dot(w_k, x_k, tl.zeros([TILE, BLOCK_M], tl.float32)) * (x_s * w_s)[None, :]
+            following = tl.minimum(block + 1, end - 1)
+            x_s = tl.load(x_s_at + following * x_scale_group, mask=live, other=0.0)
+            w_s = tl.load(w_s_at + following)
+        else:
+            total = dot(w_k, x_k, total)
     mask = live[None, :] & (ns < N)[:, None]
+    out_at = out + ms.to(tl.int64)[None, :] * out_row + ns[:, None]
     if SPLIT == 1:
-        tl.store(out + ms.to(tl.int64)[None, :] * out_row + ns[:, None], narrow(total, tl.bfloat16, 7), mask=mask)
-    else:
-        tl.store(out + (part * M + ms).to(tl.int64)[None, :] * N + ns[:, None], total, mask=mask)
+        tl.store(out_at, narrow(total, tl.bfloat16, 7), mask=mask)
+        return
+    part_at = parts + ms.to(tl.int64)[None, :] * N + ns[:, None]
+    tl.store(part_at + part.to(tl.int64) * M * N, total, mask=mask)
+    tl.debug_barrier()  # all of the program's part is stored before it is counted
+    mine = arrived + tile * tl.num_programs(1) + tl.program_id(1)
+    before = tl.atomic_add(mine, 1, sem="acq_rel")
+    if before == SPLIT - 1:
+        tl.store(mine, 0)
+        total = tl.zeros([TILE, BLOCK_M], tl.float32)
+        for other in tl.static_range(SPLIT):
+            # past the L1, which knows nothing of what other programs stored
+            total += tl.load(part_at + (other * M).to(tl.int64) * N, mask=mask, other=0.0, cache_modifier=".cg")
+        tl.store(out_at, narrow(total, tl.bfloat16, 7), mask=mask)
 
 
-@triton.jit(do_not_specialize=["M"])
-def sum_kernel(parts, out, M, N, out_row, SPLIT: tl.constexpr, SIZE: tl.constexpr, OVERLAP: tl.constexpr):
-    """out [M, N] bf16 = the sum of parts [SPLIT, M, N] float32, in order. Grid: [ceil(N / SIZE), M]."""
-    row = tl.program_id(1).to(tl.int64)
-    ns = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    live = ns < N
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
-    total = tl.load(parts + row * N + ns, mask=live, other=0.0)
-    for part in tl.static_range(1, SPLIT):
-        total += tl.load(parts + (part * M + row) * N + ns, mask=live, other=0.0)
-    tl.store(out + row * out_row + ns, narrow(total, tl.bfloat16, 7), mask=live)
+class Scratch(NamedTuple):
+    """What a product split along K keeps between its programs; one for each weight, for any number of calls."""
+
+    parts: torch.Tensor  # [split, M, N] float32
+    arrived: torch.Tensor  # [tiles] int32, zero between calls
+
+    @classmethod
+    def of(cls, rows: int, weight: Linear) -> "Scratch | None":
+        """For products of `rows` rows with `weight`; None: they need none."""
+        N, K = weight.data.shape
+        t = tiling(rows, N, K, weight.scale is not None)
+        if t.split == 1:
+            return None
+        tiles = triton.cdiv(N, t.tile) * triton.cdiv(rows, t.block_m)
+        device = weight.data.device
+        return cls(torch.empty(t.split, rows, N, device=device), torch.zeros(tiles, dtype=torch.int32, device=device))
 
 
 def linear(
-    x8: torch.Tensor, x_scale: torch.Tensor, weight: Linear, out: torch.Tensor, *, overlap: bool = False
-) -> torch.Tensor:
-    """out [M, N] bf16 = x Wᵀ. x8 [M, K] e4m3 and x_scale [M, ceil(K / 128)] float32, of any strides, are what
-    fp8.quantize_rows makes; weight [N, K] in FP8. overlap: programmatic dependent launch, from compute capability 9.0.
+    x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear, out: torch.Tensor, *, scratch: Scratch | None = None,
+    overlap: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """out [M, N] bf16 = x Wᵀ. weight [N, K] FP8: x [M, K] e4m3 and x_scale [M, ceil(K / 128)] float32, of any strides,
+    are what fp8.quantize_rows makes; bf16: x [M, K] bf16, x_scale is not read.
+
+    scratch: Scratch.of(M, weight), made anew by default. overlap: programmatic dependent launch, from compute
+    capability 9.0.
     """
-    if weight.scale is None:
-        raise ValueError("weight: expected FP8 with scales, got bf16; torch.matmul takes that")
-    (M, K), N = x8.shape, len(weight.data)
+    (M, K), N, fp8 = x.shape, len(weight.data), weight.scale is not None
     if K != weight.data.shape[1] or out.shape != (M, N):
         raise ValueError(
-            f"x8, weight, out: expected [M, K], [N, K], [M, N]; got {list(x8.shape)}, {list(weight.data.shape)}, "
+            f"x, weight, out: expected [M, K], [N, K], [M, N]; got {list(x.shape)}, {list(weight.data.shape)}, "
             f"{list(out.shape)}"
         )
-    block_m, split = tiling(M, N, K)
-    parts = out if split == 1 else torch.empty(split, M, N, dtype=torch.float32, device=out.device)
-    linear_kernel[(triton.cdiv(N, TILE) * split, triton.cdiv(M, block_m))](
-        x8, x_scale, weight.data, weight.scale, parts, M, N, K, x8.stride(0), *x_scale.stride(), out.stride(0),
-        block_m, TILE, AHEAD, split, K % 128 == 0, overlap, num_warps=WARPS, num_stages=STAGES, launch_pdl=overlap,
+    t = tiling(M, N, K, fp8)
+    parts, arrived = scratch or Scratch.of(M, weight) or (out, out)
+    scale, w_scale = (x_scale, weight.scale) if fp8 else (x, x)
+    block_k = 128 if fp8 else 64
+    linear_kernel[(triton.cdiv(N, t.tile) * t.split, triton.cdiv(M, t.block_m))](
+        x, scale, weight.data, w_scale, parts, arrived, out, M, N, K, x.stride(0), *scale.stride(), out.stride(0),
+        t.block_m, t.tile, block_k, AHEAD, t.split, K % block_k == 0, fp8, overlap,
+        num_warps=t.warps, num_stages=t.stages, launch_pdl=overlap,
     )  # fmt: skip
-    if split > 1:
-        sum_kernel[(triton.cdiv(N, SUM), M)](
-            parts, out, M, N, out.stride(0), split, SUM, overlap, num_warps=4, launch_pdl=overlap
-        )
     return out
 
 
-def tiling(M: int, N: int, K: int) -> tuple[int, int]:
-    """(rows of a product, parts of K): as many parts as fill a GPU, of two blocks of K at least."""
-    block_m = 16 if M <= 16 else 32 if M <= 32 else 64
-    programs = triton.cdiv(N, TILE) * triton.cdiv(M, block_m)
+def tiling(M: int, N: int, K: int, fp8: bool) -> Tiling:
+    """For M rows: tiles as large as the rows pay for, and as many parts of K as fill a GPU."""
+    if M <= 64 or N <= 64:
+        block_m, tile, warps = 16 if M <= 16 or N <= 64 else 32 if M <= 32 else 64, 64, 4
+    else:
+        block_m, tile, warps = 128, 128, 8
+    programs = triton.cdiv(N, tile) * triton.cdiv(M, block_m)
     split = 1
-    while split < 8 and programs * split < PROGRAMS and K >= 4 * 128 * split:
+    while split < 8 and programs * split * 2 <= PROGRAMS and K >= 4 * 128 * split:
         split *= 2
-    return block_m, split
+    return Tiling(block_m, tile, split, warps, 3 if tile == 128 else 4)
 
 
 def kernel_cases() -> list[KernelCase]:
     """Every number of rows and parts that linear() takes, for resources.py."""
     cases = []
-    types = dict.fromkeys(linear_kernel.arg_names, "i32")
-    types |= {"x": "*fp8e4nv", "w": "*fp8e4nv", "x_scale": "*fp32", "w_scale": "*fp32"}
-    tilings = (16, 1, True), (16, 8, True), (32, 1, True), (64, 1, True), (64, 2, True), (64, 2, False)
-    for block_m, split, even in tilings:
-        constants = dict(BLOCK_M=block_m, TILE=TILE, AHEAD=AHEAD, SPLIT=split, EVEN=even, OVERLAP=True)
-        pointers = types | {"out": "*bf16" if split == 1 else "*fp32"}
-        label = f"linear rows {block_m} split {split}{'' if even else ' uneven'}"
-        cases.append(KernelCase(label, linear_kernel, pointers, constants, WARPS, None, STAGES))
-    types = dict.fromkeys(sum_kernel.arg_names, "i32") | {"parts": "*fp32", "out": "*bf16"}
-    cases.append(KernelCase("linear sum 8", sum_kernel, types, dict(SPLIT=8, SIZE=SUM, OVERLAP=True), 4))
+    for fp8 in (True, False):
+        data, name = ("*fp8e4nv", "fp8") if fp8 else ("*bf16", "bf16")
+        scale = "*fp32" if fp8 else "*bf16"
+        types = dict.fromkeys(linear_kernel.arg_names, "i32") | {"x": data, "w": data, "x_scale": scale}
+        types |= {"w_scale": scale, "parts": "*fp32", "arrived": "*i32", "out": "*bf16"}
+        tilings = {tiling(M, N, 4096, fp8) for M in (16, 32, 64, 256) for N in (16, 2560, 1 << 17)}
+        for t in sorted(tilings):
+            for even in (True, False) if t.split == 1 else (True,):
+                constants = dict(BLOCK_M=t.block_m, TILE=t.tile, BLOCK_K=128 if fp8 else 64, AHEAD=AHEAD)
+                constants |= dict(SPLIT=t.split, EVEN=even, FP8=fp8, OVERLAP=True)
+                label = f"linear {name} {t.block_m} x {t.tile} split {t.split}{'' if even else ' uneven'}"
+                cases.append(KernelCase(label, linear_kernel, types, constants, t.warps, None, t.stages))
     return cases

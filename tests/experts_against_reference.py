@@ -54,15 +54,22 @@ def assert_near(out, expected, fp8: bool):
     assert error.mean() <= ROUNDING[BF16] * largest / 2, f"{error.mean():.3g} on average, of {largest:.3g}"
 
 
-def check_linear(m, n, k, device="cpu", **options):
-    """projection_kernels.linear, scales with the token fastest, out a part of something wider."""
-    from gdn_lab.projection_kernels import linear
+def check_linear(m, n, k, device="cpu", fp8=True, **options):
+    """projection_kernels.linear twice on one scratch, scales with the token fastest, out a part of something wider."""
+    from gdn_lab.fp8 import Linear
+    from gdn_lab.projection_kernels import Scratch, linear
 
     generator = torch.Generator().manual_seed(m)
     x, w = (torch.randn(rows, k, generator=generator).to(device) for rows in (m, n))
-    (x8, x_scale), weight = quantize_rows(x), quantize_weight(w)
-    out = torch.full((m, n + 32), 7.0, dtype=BF16, device=device)
-    linear(x8, x_scale.T.contiguous().T, weight, out[:, :n], **options)
-    expected = dequantize_rows(x8, x_scale, torch.float64) @ dequantize(weight, torch.float64).T
-    assert_close("out", out[:, :n], expected.cpu(), BF16, extra=2e-4)  # the tensor cores keep 13 bits of a sum of 32
-    assert (out[:, n:] == 7).all()
+    (x8, x_scale), weight = quantize_rows(x), quantize_weight(w) if fp8 else Linear(w.to(BF16))
+    x_scale = x_scale.T.contiguous().T
+    rows = dequantize_rows(x8, x_scale, torch.float64) if fp8 else x.to(BF16).double()
+    expected = rows @ dequantize(weight, torch.float64).T
+    scratch = Scratch.of(m, weight)
+    for _ in range(2):
+        out = torch.full((m, n + 32), 7.0, dtype=BF16, device=device)
+        linear(x8 if fp8 else x.to(BF16), x_scale, weight, out[:, :n], scratch=scratch, **options)
+        # the tensor cores keep 13 bits of a sum of 32
+        assert_close("out", out[:, :n], expected.cpu(), BF16, extra=2e-4 if fp8 else 0)
+        assert (out[:, n:] == 7).all()
+    assert scratch is None or not scratch.arrived.any()

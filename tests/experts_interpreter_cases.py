@@ -90,7 +90,17 @@ def test_a_step_left_half_done_does_not_spoil_the_next():
 
 @pytest.mark.parametrize(
     "m, n, k",
-    [(1, 64, 128), (3, 192, 512), (17, 64, 1024), (33, 128, 256), (70, 100, 384), (5, 64, 200), (2, 70, 544)],
+    [
+        (1, 64, 128),
+        (3, 192, 512),
+        (17, 64, 1024),
+        (33, 128, 256),
+        (70, 100, 384),
+        (5, 64, 200),
+        (2, 70, 544),
+        (3, 16, 1024),
+    ],
 )
-def test_linear(m, n, k):
-    check_linear(m, n, k)
+@pytest.mark.parametrize("fp8", [True, False])
+def test_linear(m, n, k, fp8):
+    check_linear(m, n, k, fp8=fp8)

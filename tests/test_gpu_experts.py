@@ -72,7 +72,8 @@ def test_replays_of_a_graph_repeat_to_the_bit(fused):
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
-@pytest.mark.parametrize("n, k", [(2560, 4096), (4096, 1024), (128, 1088)])
-@pytest.mark.parametrize("m", [1, 16, 48, 256, 512])
-def test_linear(m, n, k, overlap):
-    check_linear(m, n, k, GPU, overlap=overlap)
+@pytest.mark.parametrize("fp8", [True, False])
+@pytest.mark.parametrize("n, k", [(2560, 4096), (4096, 1024), (16, 4096), (128, 1088)])
+@pytest.mark.parametrize("m", [1, 48, 256])
+def test_linear(m, n, k, fp8, overlap):
+    check_linear(m, n, k, GPU, fp8=fp8, overlap=overlap)
