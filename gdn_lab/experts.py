@@ -54,6 +54,10 @@ class ExpertWeights(NamedTuple):
         return self.w13.scale is not None
 
     @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self)
+
+    @property
     def can_fuse(self) -> bool:
         """Whether the shared expert lies behind the last of the others, as one more."""
         pairs = (self.w13, self.shared_w13), (self.w2, self.shared_w2)
@@ -210,7 +214,8 @@ PROGRAMS = 264  # fill an H100's 132 SMs twice: with fewer, weights are split fu
 def tilings(slots: int, tokens: float, hidden: int, inner: int, fp8: bool) -> tuple[GateUp, Down]:
     """What the two products are launched with. slots: at most, of BLOCK_M tokens; tokens: of an expert, on average.
 
-    A stage of a loop is 16 KB of weights, so that three programs fit an SM, with 48 KB in flight each.
+    A stage of gate_up's loop is 32 KB of weights in FP8, two blocks of H, so that two programs fit an SM, with 64 KB in
+    flight each; of down's loop 16 KB, and three. Chosen by times on an H100.
     """
     if inner not in (32, 64) and inner % 128:
         raise ValueError(f"inner: an expert's intermediate size must be 32, 64 or a multiple of 128, got {inner}")
@@ -219,11 +224,9 @@ def tilings(slots: int, tokens: float, hidden: int, inner: int, fp8: bool) -> tu
     block_m = 16 if tokens <= 6 else 32
     block_k = 128 if fp8 else 64
     tile = min(64, inner)
-    programs = slots * (inner // tile)
-    split = 1
-    if inner <= 128 and programs < PROGRAMS and hidden // block_k % 8 == 0:
-        split = 4 if 4 * programs >= PROGRAMS else 8
-    gate_up = GateUp(block_m, tile, block_k, split=split)
+    split = 4 if inner <= 128 and slots * (inner // tile) < PROGRAMS and hidden // block_k % 8 == 0 else 1
+    sub = 2 if fp8 and hidden // block_k % (2 * split) == 0 else 1
+    gate_up = GateUp(block_m, tile, block_k, sub, split, stages=3)
     if inner > 128:
         return gate_up, Down(128 if block_m == 16 else 64, 1, block_k)
     tile = 128 if fp8 else 64

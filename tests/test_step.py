@@ -26,6 +26,7 @@ def test_every_part_is_right(model, precision, name):
     wrong = [difference for difference in differences(step) if not difference.right]
     assert not wrong
     assert step.check().right
+    assert step.weights.nbytes > 256 * 1024
     assert set(step.parts) <= set(PARTS) and list(step.parts) == sorted(step.parts, key=PARTS.index)
     assert torch.isfinite(step.out).all() and step.out.float().std() > 0.01, "a step of zeros proves nothing"
 

@@ -32,10 +32,11 @@ class Resources(NamedTuple):
 
 def cases(architecture: str) -> list[KernelCase]:
     """Every compilation of a Triton kernel that an architecture may see."""
-    from .. import experts, projection_kernels
+    from .. import experts, layer_kernels, projection_kernels
     from . import triton
 
-    found = triton.kernel_cases() + experts.kernel_cases() + projection_kernels.kernel_cases()
+    modules = (triton, layer_kernels, experts, projection_kernels)
+    found = [case for module in modules for case in module.kernel_cases()]
     return [case for case in found if case.architectures is None or architecture in case.architectures]
 
 
