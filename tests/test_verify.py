@@ -290,8 +290,16 @@ def _kernel_cases():
     return {case.label: case for case in [*kernel_cases(), state, window]}
 
 
-@pytest.mark.parametrize("label", _kernel_cases())
-@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a", "sm_120a"])
+def _compilations():
+    everywhere = ("sm_90a", "sm_100a", "sm_120a")
+    return [
+        (label, architecture)
+        for label, case in _kernel_cases().items()
+        for architecture in case.architectures or everywhere
+    ]
+
+
+@pytest.mark.parametrize("label, architecture", _compilations())
 def test_no_spills(label, architecture):
     from gdn_lab.backends.resources import resources
 

@@ -33,6 +33,7 @@ TOKENS = 16  # rows and columns of A and P in scratch
 SCRATCH = (2 * TOKENS + 5) * TOKENS  # float32 of a value head: A, P, then one row for each of the factors below
 BETA, STATE_TO_U, STATE_TO_O, U_TO_STATE, CARRY = (tl.constexpr((2 * TOKENS + i) * TOKENS) for i in range(5))
 BY_TOKEN = tl.constexpr(-1)
+FULL = 1024  # B · HV heads from which a GPU is full
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -202,6 +203,7 @@ def verify_launch(call, overlap: bool):
     HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
     k_last = call.layout == "VK"
     of_keys, of_state = pieces(call.io_dtype, call.io_dtype), pieces(call.state_dtype, call.io_dtype)
+    wide = k_last and call.device.type == "cuda" and torch.cuda.get_device_capability(call.device)[0] == 9
 
     def launch(
         q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
@@ -215,8 +217,8 @@ def verify_launch(call, overlap: bool):
             HK, HV, K, T, TOKENS, SCRATCH, steps, of_keys, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
             num_warps=1, launch_pdl=overlap,
         )  # fmt: skip
-        of_u = u_pieces(state.dtype, q.dtype, steps) if update_state else BY_TOKEN.value
-        tile, warps = tiling(B * HV, T, state.dtype, steps or update_state, of_state, of_u)
+        of_u = BY_TOKEN.value if steps or not update_state else u_pieces(B * HV, T, state.dtype, q.dtype)
+        tile, warps = tiling(B * HV, T, state.dtype, steps or update_state, of_state, of_u, wide)
         tile = min(tile, V & -V)  # the largest power of 2 that divides V
         verify_kernel[(V // tile * B * HV,)](
             q, k, v, state, indices, scratch, intermediate_states if steps else state, out,
@@ -236,13 +238,16 @@ def pieces(dtype: torch.dtype, io_dtype: torch.dtype) -> int:
     return 1 if dtype is io_dtype else {torch.float16: 2, torch.float32: 3}[dtype]
 
 
-def u_pieces(dtype: torch.dtype, io_dtype: torch.dtype, steps: bool) -> int:
+def u_pieces(heads: int, tokens: int, dtype: torch.dtype, io_dtype: torch.dtype) -> int:
     """How many numbers of io_dtype make up u where one product with the keys moves a state of dtype on by all tokens:
-    two of bfloat16 have 16 bits, more than a 16-bit state keeps. -1 where the state moves on token by token: for states
-    in between, and for inputs of float32, whose products take many registers, and float16, whose range is too small."""
-    if steps or not INTERPRETED and io_dtype is not torch.bfloat16:
+    two of bfloat16 have 16 bits, more than a 16-bit state keeps. -1 where the state moves on token by token: by few
+    tokens, which takes less time on an H100; a state of float32, whose three pieces take twice the time of its bytes;
+    and for inputs of float32, whose products take many registers, and float16, whose range is too small."""
+    if tokens <= (4 if heads < FULL else 3) or dtype is torch.float32:
         return BY_TOKEN.value
-    return 0 if INTERPRETED else 3 if dtype is torch.float32 else 2
+    if INTERPRETED:
+        return 0
+    return 2 if io_dtype is torch.bfloat16 else BY_TOKEN.value
 
 
 def columns(tokens: int, of_u: int) -> int:
@@ -251,38 +256,52 @@ def columns(tokens: int, of_u: int) -> int:
     return 8 if tokens <= 8 and of_u == BY_TOKEN.value else 16
 
 
-def tiling(heads: int, tokens: int, dtype: torch.dtype, writes: bool, of_state: int, of_u: int) -> tuple[int, int]:
-    """(rows of a tile, warps) for B · HV heads. of_state, of_u: pieces(), u_pieces(). bf16: by times on an H100;
-    otherwise so that next to nothing spills."""
+def tiling(heads: int, tokens: int, dtype: torch.dtype, writes: bool, of_state: int, of_u: int, wide: bool):
+    """(rows of a tile, warps) for B · HV heads. of_state, of_u: pieces(), u_pieces(). wide: a VK pool on compute
+    capability 9.x, where the largest tiles do not spill. bf16: by times on an H100; otherwise so that next to nothing
+    spills, and no two warps multiply the same 16 rows where registers allow."""
     if of_state == 0:
         return 16, 2 if tokens <= 8 else 4
-    by_product = writes and of_u != BY_TOKEN.value
-    if dtype is torch.float32 or dtype is torch.float16 and by_product:
-        return 16, 2
+    by_product = of_u != BY_TOKEN.value
+    if dtype is torch.float32:
+        if writes:
+            return (32, 2) if wide and tokens <= 8 else (16, 2)
+        return (32, 2) if tokens <= 8 else (64, 4)
+    if dtype is torch.float16:
+        return 16, 2 if by_product else 1
     if by_product:
-        return (16, 1) if heads < 1024 else (64, 4)
+        return (128, 4) if wide and heads >= FULL else (64, 4)
     if writes:
-        return (16, 1) if tokens <= 4 or dtype is torch.float16 else (32, 2)
-    return (16, 1) if heads < 1024 or dtype is torch.float16 else (64, 2)
+        return (16, 1) if tokens <= 4 else (32, 2)
+    if heads < FULL:
+        return (32, 2) if heads < 256 else (128, 8)
+    return 64, 2 if tokens <= 4 else 4
 
 
 def kernel_cases() -> list[KernelCase]:
     """What verify compiles at the models' head size, for resources.py: the most tokens of each number of columns."""
     cases, bf16 = [], torch.bfloat16
     writes = {"": (False, False), " states": (True, False), " update": (False, True)}
-    pools = [("VK", bf16, "bf16"), ("VK", torch.float16, "fp16"), ("VK", torch.float32, "fp32")]
-    for layout, dtype, name in [*pools, ("KV", bf16, "bf16")]:
+    pools = [("VK", bf16, "bf16"), ("VK", torch.float16, "fp16"), ("VK", torch.float32, "fp32"), ("KV", bf16, "bf16")]
+    for (layout, dtype, name), wide in itertools.product(pools, (False, True)):
         types = dict.fromkeys(verify_kernel.arg_names, "i32")
         types |= dict.fromkeys(("q", "k", "v", "out"), "*bf16") | dict.fromkeys(("state", "states"), f"*{name}")
         types |= {"indices": "*i32", "scratch": "*fp32"}
         for (what, (steps, update)), tokens in itertools.product(writes.items(), (8, 16)):
-            of_state, of_u = pieces(dtype, bf16), u_pieces(dtype, bf16, not update)
-            tile, warps = tiling(4096, tokens, dtype, steps or update, of_state, of_u)
+            of_state, of_u = pieces(dtype, bf16), u_pieces(4096, tokens, dtype, bf16) if update else BY_TOKEN.value
+            narrow, tile_and_warps = (
+                tiling(4096, tokens, dtype, steps or update, of_state, of_u, of_wide) for of_wide in (False, wide)
+            )
+            if wide and (layout == "KV" or tile_and_warps == narrow):
+                continue  # the launch never takes it, or it is there already
+            tile, warps = tile_and_warps
             constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens, of_u), N=TOKENS)
             constants |= dict(SIZE=SCRATCH, TILE=tile, K_LAST=layout == "VK", STEPS=steps, UPDATE=update, OVERLAP=True)
             constants |= dict(PIECES=of_state, U_PIECES=of_u)
-            label = f"verify {layout} {dtype_name(dtype)} T {tokens}{what}"
-            cases.append(KernelCase(label, verify_kernel, types, constants, warps))
+            label = f"verify {layout} {dtype_name(dtype)} T {tokens}{what}{' wide' if wide else ''}"
+            cases.append(
+                KernelCase(label, verify_kernel, types, constants, warps, architectures=("sm_90a",) if wide else None)
+            )
     types = dict.fromkeys(prepare_kernel.arg_names, "i32")
     types |= dict.fromkeys(("q", "k", "a", "b"), "*bf16")
     types |= {"A_log": "*fp32", "dt_bias": "*fp32", "indices": "*i32", "scratch": "*fp32", "scale": "fp32"}
