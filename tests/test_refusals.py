@@ -323,18 +323,19 @@ def why(name, shape=BIG, **call):
 
 
 @pytest.mark.parametrize(
-    "capability, triton, flashinfer, auto",
+    "capability, triton, flashinfer, auto, prefill",
     [
-        ((7, 5), "8.0 or newer; this is 7.5", "9.0 or newer; this is 7.5", "torch"),
-        ((8, 0), None, "9.0 or newer; this is 8.0", "triton"),
-        ((8, 9), None, "9.0 or newer; this is 8.9", "triton"),
-        ((9, 0), None, None, "cutedsl"),
-        ((10, 0), None, None, "cutedsl"),
-        ((12, 0), None, None, "cutedsl"),
+        ((7, 5), "8.0 or newer; this is 7.5", "9.0 or newer; this is 7.5", "torch", "torch"),
+        ((8, 0), None, "9.0 or newer; this is 8.0", "triton", "triton"),
+        ((8, 9), None, "9.0 or newer; this is 8.9", "triton", "triton"),
+        ((9, 0), None, None, "cutedsl", "flashinfer"),
+        ((10, 0), None, None, "cutedsl", "triton"),
+        ((12, 0), None, None, "cutedsl", "triton"),
     ],
     ids=str,
 )
-def test_who_serves_which_gpu(machine, capability, triton, flashinfer, auto):
+def test_who_serves_which_gpu(machine, monkeypatch, capability, triton, flashinfer, auto, prefill):
+    monkeypatch.setattr(flashinfer_file, "no_prefill", lambda major: None)
     machine(capability)
     needs = "needs an NVIDIA GPU of compute capability "
     assert why("triton") == (triton and needs + triton)
@@ -342,9 +343,15 @@ def test_who_serves_which_gpu(machine, capability, triton, flashinfer, auto):
     assert why("torch") is None and why("auto") is None
     call = Call("decode", "VK", BF16, BF16, torch.int32, BIG, CUDA)
     assert registry.serving("auto", call) == f"{auto}/vk"
-    by_triton = auto != "torch"
-    assert registry.serving("auto", call._replace(layout="KV")) == ("triton/kv32" if by_triton else "torch/kv")
-    assert registry.serving("auto", call._replace(state_dtype=FP32)) == ("triton/vk" if by_triton else "torch/vk")
+    assert registry.serving("auto", call._replace(state_dtype=FP32)) == f"{auto}/vk"
+    by_triton = "torch" if auto == "torch" else "triton"
+    kv = {"torch": "torch/kv", "triton": "triton/kv32"}[by_triton]
+    for dtype in (BF16, FP32):
+        verify = call._replace(phase="verify", mode="update", state_dtype=dtype)
+        assert registry.serving("auto", verify) == f"{by_triton}/vk"
+        assert registry.serving("auto", call._replace(phase="prefill", state_dtype=dtype)) == f"{prefill}/vk"
+    for phase, mode in (("decode", None), ("verify", "output"), ("prefill", None)):
+        assert registry.serving("auto", call._replace(phase=phase, mode=mode, layout="KV")) == kv
     reports = {report.name: report for report in backends(CUDA)}
     assert reports["triton"].reason == why("triton") and reports["flashinfer"].reason == why("flashinfer")
     assert reports["torch"].reason is None and reports["torch"].installed
