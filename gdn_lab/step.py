@@ -324,6 +324,9 @@ class Step:
         moved["experts"] = hit + row * (H + s.top_k * (2 * s.routed + H))
         shared = w.experts.shared_w13.nbytes + w.experts.shared_w2.nbytes + w.experts.shared_gate.nbytes
         moved["shared expert"] = shared + row * (2 * H + 2 * s.shared)
+        if self.kernels.fused:  # it is one of the experts
+            moved["experts"] += moved["shared expert"]
+            moved["shared expert"] = 0
         moved["combine"] = row * H * (s.top_k + 2)
         return moved
 

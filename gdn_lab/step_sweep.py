@@ -37,18 +37,19 @@ ALL_REDUCE_REASON = (
 def step_sweep(
     model: str, tp: int, batches, *, configurations, precision: str = "fp8", state_dtype=torch.bfloat16, device=None,
     run: Run | None = None, samples: int = 200, seed: int = 0, roof: Roof | None = None, toy: bool = False,
-    parts: bool = True, eager: bool = True, progress: bool = True,
+    skew: float = 0.0, parts: bool = True, eager: bool = True, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Times the decode step of each configuration at each batch size; returns the rows, appended to `run` as made.
 
     model, tp: a name in the model table, and how many GPUs share a layer. configurations: names of step.CONFIGURATIONS.
     precision: of the weights, "fp8" or "bf16". samples: CUDA-graph replays of each configuration, taken in turns.
-    roof: default, it is measured first. toy: the model at toy size. parts, eager: also take the step apart; also launch
-    it kernel by kernel.
+    roof: default, it is measured first. toy: the model at toy size. skew: of the routing (StepWeights.random). parts,
+    eager: also take the step apart; also launch it kernel by kernel.
 
     Rows have phase "step" and results.ROW_FIELDS, and configuration, part, mode ("graph" or "eager"), model, tp,
-    precision, toy, layers (steps in one replay), experts_hit, sweep ("step" or "share"), seed, l2, calls_per_sample;
-    parts also kernels (of one step; None on a CPU). Times are of one step of one layer. Parts:
+    precision, products ("torch" or "triton" multiplies by the weights of that precision), toy, skew, layers (steps in
+    one replay), experts_hit, sweep ("step" or "share"), seed, l2, calls_per_sample; parts also kernels (of one step;
+    None on a CPU). Times are of one step of one layer. Parts:
         "step"          the whole: timer cuda_graph_replay (mode graph), cuda_events_eager (mode eager), or host_clock
         one of PARTS    the time in which its kernels keep the GPU busy, in a replay recorded by CUPTI (cupti_kernel)
         "gaps"          of the same replay, the time in which nothing ran
@@ -58,7 +59,7 @@ def step_sweep(
 
     Raises ValueError for arguments that cannot be, RuntimeError if a step fails, or leaves NaN or infinity.
     """
-    options = _Options(precision, state_dtype, device, samples, seed, toy, "step")
+    options = _Options(precision, state_dtype, device, samples, seed, toy, skew, "step")
     batches, rows = checked_batches(batches), _Rows(run)
     names = _checked(configurations)
     options.roof = roof or measure_roof(options.device)
@@ -82,14 +83,14 @@ def step_sweep(
 def share_sweep(
     models, tps, batches, configurations, *, precision: str = "fp8", state_dtype=torch.bfloat16, device=None,
     run: Run | None = None, samples: int = 20, seed: int = 0, roof: Roof | None = None, toy: bool = False,
-    progress: bool = True,
+    skew: float = 0.0, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """How the share of GDN moves with model, tensor-parallel size and batch: step_sweep()'s rows for each combination.
 
     Of the parts only those of SHARE_PARTS are kept. No models: no rows. A size that cannot split a model's heads is
     left out; a combination that has no room in the GPU's memory is a row of status "refused".
     """
-    options = _Options(precision, state_dtype, device, samples, seed, toy, "share")
+    options = _Options(precision, state_dtype, device, samples, seed, toy, skew, "share")
     names, rows = _checked(configurations), _Rows(run)
     if not models:
         return rows
@@ -121,10 +122,10 @@ def share_sweep(
 
 def steps_of(
     model: str, tp: int, batch: int, name: str, *, precision: str = "fp8", device=None, seed: int = 0,
-    toy: bool = False, layers: int = 2,
+    toy: bool = False, skew: float = 0.0, layers: int = 2,
 ) -> list:  # fmt: skip
     """The steps of `layers` layers with weights of their own, in configuration `name`: functions for a profiler."""
-    rank = _Rank(model, tp, _Options(precision, torch.bfloat16, device, 1, seed, toy, "step"))
+    rank = _Rank(model, tp, _Options(precision, torch.bfloat16, device, 1, seed, toy, skew, "step"))
     return [step.Step(rank.layer(layer), name, batch, seed=seed + layer) for layer in range(layers)]
 
 
@@ -143,10 +144,10 @@ def _one_thread(device):
 class _Options:
     """What all points of a sweep share."""
 
-    def __init__(self, precision, state_dtype, device, samples, seed, toy, sweep):
+    def __init__(self, precision, state_dtype, device, samples, seed, toy, skew, sweep):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision, self.state_dtype, self.samples, self.seed = precision, state_dtype, samples, seed
-        self.toy, self.sweep, self.roof = toy, sweep, None
+        self.toy, self.skew, self.sweep, self.roof = toy, skew, sweep, None
         on_gpu = self.device.type == "cuda"
         self.datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(self.device)) if on_gpu else None
         self.l2 = "cold" if on_gpu else "not controlled"
@@ -176,7 +177,7 @@ class _Rank:
             seed = o.seed + len(self.weights)
             self.weights.append(
                 step.StepWeights.random(
-                    self.model, self.tp, precision=o.precision, device=o.device, seed=seed, toy=o.toy
+                    self.model, self.tp, precision=o.precision, device=o.device, seed=seed, toy=o.toy, skew=o.skew
                 )
             )
             self.layer_bytes = self._allocated() - before
@@ -300,7 +301,7 @@ class _Point:
             "layout": configuration.layout, "state_dtype": dtype_name(self.options.state_dtype), "batch": self.batch,
             "tokens": self.batch, "num_k_heads": shape.num_k_heads, "num_v_heads": shape.num_v_heads,
             "model": self.rank.model, "tp": self.rank.tp, "precision": self.options.precision,
-            "toy": self.options.toy, "sweep": self.options.sweep, "seed": self.options.seed,
+            "toy": self.options.toy, "skew": self.options.skew, "sweep": self.options.sweep, "seed": self.options.seed,
         }  # fmt: skip
 
     def _add(self, name: str, part: str, mode: str, timing: Timing, nbytes: int, more=None) -> None:
@@ -316,6 +317,7 @@ class _Point:
                 "roof_method": roof.method, "datasheet_gb_per_s": self.options.datasheet, "l2": self.options.l2,
                 "max_abs_error": self.checks[name].max_abs_error, "layers": self.layers,
                 "experts_hit": self.experts_hit,
+                "products": getattr(self.steps[name][0].kernels, self.options.precision),
             }
             | (more or {})
         )  # fmt: skip
