@@ -50,7 +50,7 @@ sanitize: $(READY)  ## compute-sanitizer (memory, races) over one small call of 
 	@mkdir -p runs; for tool in memcheck racecheck; do \
 		echo "$$tool: minutes; the log goes to runs/sanitize-$$tool.log"; \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 1 \
-			$(IN_VENV) -m gdn_lab.smoke $(or $(ARGS),triton cutedsl flashinfer) > runs/sanitize-$$tool.log 2>&1 \
+			$(IN_VENV) -m gdn_lab.smoke $(or $(ARGS),triton cutedsl flashinfer step) > runs/sanitize-$$tool.log 2>&1 \
 			&& tail -n 1 runs/sanitize-$$tool.log || { tail -n 5 runs/sanitize-$$tool.log; exit 1; }; done
 
 lint: $(READY)  ## ruff over code and notebooks

@@ -1,11 +1,12 @@
 """One small call of every kernel that this machine can run, held against the oracle: what `make sanitize` watches.
 
-    python -m gdn_lab.smoke [backend ...]
+    python -m gdn_lab.smoke [backend ... | step]
 
 Two rows on a pool of four slots, one of them padding where the phase allows it, so that compute-sanitizer, which slows
-kernels a hundredfold, is through in minutes. Decode with bf16 and float32 state, where kernels differ by more than a
-conversion; the other phases with bf16. Prints where it runs, then a line a call, and exits 1 if one fails or is not the
-oracle's.
+kernels a hundredfold, is through in minutes. bf16 state, and for decode by a backend's first variant float32 too.
+`step`: the kernels around GDN, by whole decode steps of a toy model, in the configurations that launch them apart and
+fused, and the projections' kernel by itself. Prints where it runs, then a line a call, and exits 1 if one fails or is
+not the oracle's.
 """
 
 import sys
@@ -16,14 +17,19 @@ import torch
 from . import ops, reference
 from .backends.base import dtype_name
 from .backends.registry import BACKENDS, refusal
+from .fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
 from .measure import environment
 from .pool import StatePool
 from .shapes import GDNShape
+from .step import Step, StepWeights
 
 SHAPE = GDNShape(1, 2)
-TOKENS = 3  # of a verify step
+TOKENS = 5  # of a verify step: more than triton moves a bf16 state on by one by one
 LENGTHS = (70, 5)  # of the sequences of a prefill: more than one chunk, and less than one
-DTYPES = {"decode": (torch.bfloat16, torch.float32), "verify": (torch.bfloat16,), "prefill": (torch.bfloat16,)}
+STEPS = {  # configurations and models: with experts, and dense
+    "cuda": (("before", "qwen3.5-397b-a17b"), ("best", "qwen3.5-397b-a17b"), ("best", "qwen3.5-27b")),
+    "cpu": (("torch", "qwen3.5-397b-a17b"), ("torch", "qwen3.5-27b")),
+}
 LARGEST_ERROR = 0.05  # coarse on purpose: this looks for wrong memory, the tests for wrong arithmetic
 VERIFY_MODES = {
     "update": (True, False), "intermediate": (False, True), "output": (False, False)
@@ -31,15 +37,23 @@ VERIFY_MODES = {
 
 
 def calls(names=()):
-    """(what, function that returns the largest error) of each variant, phase and mode that can serve here."""
+    """(what, function) of each variant, phase and mode that can serve here, and of the steps. The function returns
+    whether all is right and the largest error."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from _backend_calls(names, device)
+    if not names or "step" in names:
+        yield from _step_calls(device)
+
+
+def _backend_calls(names, device):
     for backend in BACKENDS.values():
         if names and backend.name not in names:
             continue
         for variant in backend.variants:
             for phase in variant.phases:
                 name = f"{backend.name}/{variant.name}"
-                for dtype in [dtype for dtype in DTYPES[phase] if dtype in variant.state_dtypes]:
+                both = phase == "decode" and variant is backend.variants[0]
+                for dtype in (torch.bfloat16, torch.float32) if both else (torch.bfloat16,):
                     reason = refusal(name, SHAPE, layout=variant.layout, dtype=dtype, device=device, phase=phase)
                     if reason:
                         print(f"{phase} {name} {dtype_name(dtype)}: {reason}", flush=True)
@@ -48,6 +62,36 @@ def calls(names=()):
                     for mode, call in PHASES[phase]:
                         what = " ".join(filter(None, (phase, mode, name, dtype_name(dtype))))
                         yield what, partial(call, pool, name)
+
+
+def _step_calls(device):
+    for name, model in STEPS[device.type]:
+        weights = StepWeights.random(model, 8, toy=True, device=device)
+        if reason := Step.refusal(name, weights):
+            print(f"step {name} {model}: {reason}", flush=True)
+            continue
+        yield f"step {name} {model}", partial(_step, weights, name)
+    for precision in ("fp8", "bf16") if device.type == "cuda" else ():
+        yield f"linear {precision}", partial(_linear, precision, device)
+
+
+def _step(weights, name):
+    found = Step(weights, name, 3).check()
+    errors = found.max_abs_error, found.max_abs_error_state
+    return found.right, max(float("inf") if error is None else error for error in errors)
+
+
+def _linear(precision, device):
+    """Few rows against many columns of K, so that programs share a tile's sum."""
+    from .projection_kernels import linear  # needs Triton
+
+    weight = random_weight(256, 2048, precision=precision, device=device)
+    x = torch.randn(3, 2048, device=device)
+    rows = quantize_rows(x) if precision == "fp8" else (x.bfloat16(), None)
+    given = dequantize_rows(*rows) if precision == "fp8" else rows[0]
+    out = linear(*rows, weight, torch.empty(3, 256, dtype=torch.bfloat16, device=device))
+    error = (out.double() - given.double() @ dequantize(weight, torch.float64).T).abs().max().item()
+    return error <= LARGEST_ERROR, error
 
 
 def _decode(make_pool, backend):
@@ -103,10 +147,11 @@ def _filled(make_pool, padding: bool):
     return pool, torch.tensor([3, -1 if padding else 1], dtype=torch.int32, device=pool.device)
 
 
-def _error(o, expected, pool, indices, state) -> float:
-    """The largest error of output and state; infinity if something is not finite."""
+def _error(o, expected, pool, indices, state) -> tuple[bool, float]:
+    """Whether the largest error of output and state is small, and that error."""
     errors = torch.cat([(o.cpu() - expected.cpu()).flatten(), (pool.read(indices).cpu() - state.cpu()).flatten()]).abs()
-    return errors.max().item() if torch.isfinite(errors).all() else float("inf")
+    error = errors.max().item()
+    return error <= LARGEST_ERROR, error  # NaN is not
 
 
 def where() -> str:
@@ -122,22 +167,21 @@ def where() -> str:
 
 
 def main(names: list[str]) -> int:
-    unknown = [name for name in names if name not in BACKENDS]
+    unknown = [name for name in names if name not in (*BACKENDS, "step")]
     if unknown:
-        print(f"backend: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}", file=sys.stderr)
+        print(f"backend: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}, step", file=sys.stderr)
         return 2
     print(f"Every kernel once, small: {where()}", flush=True)
     wrong = 0
     for what, call in calls(names):
         try:
-            error = call()
+            right, error = call()
         except Exception as error:  # each library fails in its own way; the others are looked at all the same
             print(f"{what}: FAILED, {type(error).__name__}: {error}", flush=True)
             wrong += 1
             continue
-        verdict = "right" if error <= LARGEST_ERROR else "WRONG"
-        wrong += verdict == "WRONG"
-        print(f"{what}: {verdict}, largest error {error:.1e}", flush=True)
+        wrong += not right
+        print(f"{what}: {'right' if right else 'WRONG'}, largest error {error:.1e}", flush=True)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return 1 if wrong else 0

@@ -16,6 +16,13 @@ def test_every_call_of_a_backend(capsys):
     assert all(": right, largest error" in line for line in lines)
 
 
+def test_steps(capsys):
+    assert smoke.main(["step"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [["step", "torch"]] * 2
+    assert all(": right, largest error" in line for line in lines)
+
+
 @pytest.mark.parametrize("spoil", ["wrong", "raises"])
 def test_what_is_not_right_fails(monkeypatch, capsys, spoil):
     right = ops.decode
