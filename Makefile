@@ -42,7 +42,8 @@ test: $(READY)  ## set up, then run the tests that need no GPU
 	@$(IN_VENV) -m pytest -m "not gpu" -n auto --maxprocesses 4 $(ARGS)
 
 test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
-	@$(IN_VENV) -m pytest -m gpu --no-skips $(ARGS)
+	@$(IN_VENV) -m pytest -m "gpu and not alone" --no-skips -n auto --maxprocesses 12 $(ARGS) || [ $$? -eq 5 ]
+	@$(IN_VENV) -m pytest -m "gpu and alone" --no-skips $(ARGS) || [ $$? -eq 5 ]
 
 sanitize: $(READY)  ## compute-sanitizer (memory, races) over one small call of every kernel; logs in runs/
 	@command -v compute-sanitizer > /dev/null || { \

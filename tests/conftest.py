@@ -1,5 +1,7 @@
 """What every test file shares: the `gpu` marker's meaning, and hypothesis kept repeatable and small."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -16,6 +18,11 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
 )
 hypothesis.settings.load_profile("gdn_lab")
+
+
+# Of several workers each takes its share of the cores: the oracle runs on the CPU.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
 def pytest_addoption(parser):
