@@ -101,7 +101,7 @@ def answers(rows) -> list[str]:
     own = "triton/vk" if any(label(row) == "triton/vk" for row in mine) else label(mine[0])
     best = max((row for row in mine if label(row) == own), key=lambda row: row["tokens_per_s"] * row["num_v_heads"])
     sentences = [
-        f"{own} reaches {best['tokens_per_s']:,.0f} tokens a second at {workload(best)} with "
+        f"{own} reaches {_many(best['tokens_per_s'])} tokens a second at {workload(best)} with "
         f"{best['num_v_heads']} value heads: {best['share_of_roof']:.0%} of the roof, {best['tflops']:,.3g} TFLOP/s."
     ]
     sentences.append(f"{fastest(rows)}.")
@@ -126,6 +126,11 @@ def fastest(rows) -> str:
     names = [label(row) for row in best.values()]
     name = max(names, key=names.count)
     return f"{name} is fastest at {names.count(name)} of {len(names)} workload{'s' * (len(names) > 1)}"
+
+
+def _many(number: float) -> str:
+    """ "15.1 million", "8,512"."""
+    return f"{number / 1e6:.1f} million" if number >= 1e6 else f"{number:,.0f}"
 
 
 def _span(values) -> str:
@@ -182,22 +187,24 @@ def tokens_per_second(rows, run=None) -> Figure:
         return empty_figure("No prefill was timed", not_timed(rows))
     panels = _panels(mine)
     title = f"{clock_prefix(rows)}{answers(rows)[0].split(':')[0]}; {fastest(rows)}"
+    unit, of_unit = (1e6, "million") if max(row["tokens_per_s"] for row in mine) >= 1e6 else (1e3, "thousand")
     fig, axes = new_figure(title, 10.5, 4.8, len(panels), _notes(rows, run))
     for ax, (heads, names, of) in zip(axes, panels, strict=True):
         for which in _order(of):
             line = sorted((row for row in of if label(row) == which), key=lambda row: names.index(workload(row)))
             ink, hollow = colour(name_of(line[0])), line[0]["indexing"] == DETOUR
             ax.plot(
-                [names.index(workload(row)) for row in line], [row["tokens_per_s"] / 1e3 for row in line],
+                [names.index(workload(row)) for row in line], [row["tokens_per_s"] / unit for row in line],
                 color=ink, marker=marker(name_of(line[0])), linewidth=0.8, alpha=0.95, label=which,
                 linestyle=(0, (4, 2)) if hollow else "-", markerfacecolor="white" if hollow else ink,
+                zorder=3 if which == "triton/vk" else 2,
             )  # fmt: skip
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
         ax.set_xlim(-0.5, len(names) - 0.5)
         ax.set_ylim(bottom=0)
         ax.set_title(f"{heads} value heads")
         ax.set_xlabel("sequences × tokens of each")
-    axes[0].set_ylabel("thousand tokens a second")
+    axes[0].set_ylabel(f"{of_unit} tokens a second")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     return fig
 

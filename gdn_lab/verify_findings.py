@@ -148,6 +148,19 @@ def fastest(of: dict[str, dict[int, float]], T: int) -> str | None:
     return min(kernels, key=kernels.get, default=None)
 
 
+def _who_is_fastest(of: dict[str, dict[int, float]], tokens: list[int]) -> str:
+    """ "triton/vk is fastest:", or where that changes "flashinfer/vk is fastest at T = 2, 4, triton/vk at T = 8: it
+    takes"; named last is who is fastest at the most tokens."""
+    at = defaultdict(list)
+    for T in sorted(tokens, reverse=True):
+        at[fastest(of, T)].insert(0, str(T))
+    if len(at) == 1:
+        return f"{next(iter(at))} is fastest:"
+    (first, Ts), *others = reversed(at.items())
+    said = [f"{first} is fastest at T = {', '.join(Ts)}"]
+    return ", ".join(said + [f"{name} at T = {', '.join(Ts)}" for name, Ts in others]) + ": it takes"
+
+
 def answers(rows, model: str, tp: int) -> list[str]:
     """What the rows say to the question of notebook 05, a sentence each; only what they can answer."""
     times, said = verify_times(rows), []
@@ -158,7 +171,7 @@ def answers(rows, model: str, tp: int) -> list[str]:
             continue
         name = fastest(of, tokens[-1])
         spent = ", ".join(f"{micro(of[name][T])} at T = {T}" for T in tokens if T in of[name])
-        sentence = f"To {what}, {name} is fastest: {spent}"
+        sentence = f"To {what}, {_who_is_fastest(of, tokens)} {spent}"
         theirs = {T: us / of[name][T] for T, us in of.get("flashinfer/vk", {}).items() if T in of[name]}
         if theirs and name != "flashinfer/vk":
             sentence += f"; flashinfer/vk takes {', '.join(f'{ratio:.2f}' for ratio in theirs.values())} times as long"

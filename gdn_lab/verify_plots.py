@@ -6,7 +6,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from . import readme, verify_findings
-from .drawing import GREY, STYLE, batch_axis, colour, empty_figure, label_ends, line_style, new_figure, plain_log_axis
+from .drawing import GREY, STYLE, batch_axis, colour, empty_figure, label_ends, line_style, new_figure
 from .findings import (
     clock_prefix,
     micro,
@@ -33,8 +33,7 @@ def verify_time(rows, run=None) -> Figure:
             xs = sorted(us)
             ax.plot(xs, [us[T] for T in xs], **line_style(name))
             ends.append((us[xs[-1]], f"{name}  {micro(us[xs[-1]])}", colour(name)))
-        ax.set_yscale("log")
-        plain_log_axis(ax.yaxis)
+        ax.set_ylim(0, max(us[T] for us in of.values() for T in us) * 1.05)
         batch_axis(ax, tokens, "T (tokens verified in one step)")
         ax.set_title(verify_findings.MODES[mode])
         label_ends(ax, ends)
@@ -96,7 +95,8 @@ def draft_memory(tokens, tp: int = 1) -> Figure:
         f"{last.removeprefix('drafts, ')}: a request of {first['model']} in flight keeps {first[last]:,.0f} MB more, "
         f"{ratio:.1f} times its state"
     )
-    note = f"bf16, all GDN layers of a model, on one of {tp} tensor-parallel GPU{'s' * (tp > 1)}."
+    where = f"on one of {tp} tensor-parallel GPUs" if tp > 1 else "on one GPU"
+    note = f"bf16, all GDN layers of a model, {where}."
     fig, (ax,) = new_figure(title, 9.5, 4.6, 1, [note])
     columns = table.columns[1:]
     for i, column in enumerate(columns):
