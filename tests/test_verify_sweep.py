@@ -126,8 +126,8 @@ def test_who_is_fastest_may_change_with_T():
     rows = [made("verify", "flashinfer/vk", 2, 50.0, "update"), made("verify", "triton/vk", 2, 100.0, "update")]
     rows += [made("verify", "flashinfer/vk", 8, 200.0, "update"), made("verify", "triton/vk", 8, 100.0, "update")]
     assert verify_findings.answers(rows, MODEL, 1)[0] == (
-        "To update the state, flashinfer/vk is fastest at T = 2, triton/vk at T = 8: it takes 100 µs at T = 2, 100 µs at "
-        "T = 8; flashinfer/vk takes 0.50, 2.00 times as long."
+        "To update the state, flashinfer/vk is fastest at T = 2, triton/vk at T = 8: it takes 100 µs at T = 2, 100 µs "
+        "at T = 8; flashinfer/vk takes 0.50, 2.00 times as long."
     )
 
 
