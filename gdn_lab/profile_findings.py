@@ -299,6 +299,18 @@ def agreement(one: Analysis, other: Analysis, least_us: float = 5.0) -> pandas.D
     return table.rename_axis("part").reset_index()
 
 
+def agreement_rows(one: Analysis, other: Analysis) -> list[dict]:
+    """Rows for a run: the parts of agreement(), what each profiler says of them, and the difference in %."""
+    profilers = [of.capture.profiler for of in (one, other)] if one.modes and other.modes else []
+    return [
+        {
+            "status": "fact", "phase": "profile", "part": part, "profilers": profilers, "median_us": [first, second],
+            "difference_percent": difference,
+        }
+        for part, first, second, difference in agreement(one, other).itertuples(index=False)
+    ]  # fmt: skip
+
+
 def rows(of: Analysis) -> list[dict]:
     """Rows for a run: what one step takes, whole ("step"), by part and in gaps, in each mode."""
     common = {"status": "fact", "phase": "profile", "timer": of.capture.profiler, "range": of.step} if of.modes else {}

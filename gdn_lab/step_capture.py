@@ -27,7 +27,7 @@ NSYS = "NSYS_PROFILING_SESSION_ID"  # set inside a session of Nsight Systems
 
 
 def capture_step(
-    steps: Callable | list[Callable], run: Run, *, eager: int = 3, replays: int = 5, device=None
+    steps: Callable | list[Callable], run: Run, *, eager: int = 8, replays: int = 16, device=None
 ) -> Path | None:
     """Records `eager` runs and `replays` replays; says where they are, and returns the file if there is one.
 

@@ -57,7 +57,10 @@ class Program:
         self.kernels.append((name, start, end, correlation, process, device, stream, node))
 
     def node(self, start, end, node, original=None, thread=MAIN):
-        """The making of a graph's node, at capture or (with original) at instantiation."""
+        """The making of a graph's node, at capture or (with original) at instantiation, which Nsight Systems writes
+        twice: without its original, then with it."""
+        if original is not None:
+            self.nodes.append((start, end, node, None, thread))
         self.nodes.append((start, end, node, original, thread))
 
 
@@ -211,11 +214,12 @@ def kineto_trace(program: Program) -> dict:
         add("user_annotation", name, start, end, *thread)
         add("gpu_user_annotation", name, start + 500, end + 500, 0, 7)
         add("cpu_op", "aten::mm", start, end, *thread)
+    of_graphs = {kernel[3] for kernel in program.kernels if kernel[-1]}  # torch 2.11 says it of no kernel itself
     for start, end, correlation, thread in program.launches:
-        add("cuda_runtime", "cudaLaunchKernel", start, end, *thread, correlation=correlation)
-    for name, start, end, correlation, _, device, stream, node in program.kernels:
+        name = "cudaGraphLaunch" if correlation in of_graphs else "cudaLaunchKernel"
+        add("cuda_runtime", name, start, end, *thread, correlation=correlation)
+    for name, start, end, correlation, _, device, stream, _ in program.kernels:
         args = {"device": device, "stream": stream, "correlation": correlation}
-        args |= {"graph id": 1, "graph node id": node} if node else {}
         if name == "DtoD":
             add("gpu_memcpy", "Memcpy DtoD (Device -> Device)", start, end, device, stream, **args)
         else:

@@ -37,7 +37,7 @@ def record(root) -> Run:
                 torch.softmax(z, -1)
 
     run = Run.create("x", {}, root=root)
-    step_capture.capture_step([step, step], run)
+    step_capture.capture_step([step, step], run, eager=3, replays=5)
     return run
 
 

@@ -21,7 +21,7 @@ _WORK = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}  # category of the trace
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _RANGES = ("user_annotation",)
 _ENTRY = ("ph", "cat", "name", "pid", "tid", "ts", "dur")  # what is read of an entry, and of its args
-_ARGS = ("device", "stream", "correlation", "graph node id")
+_ARGS = ("device", "stream", "correlation")
 
 
 def read(source) -> Capture:
@@ -119,7 +119,7 @@ def _load(path: Path, called) -> dict:
 
 def _events(entries: list[dict]) -> Events:
     """Events of the complete entries ("ph": "X") of a trace; times are microseconds there."""
-    work, launches, ranges, names = [], [], [], {}
+    work, launches, ranges, names, of_graphs = [], [], [], {}, set()
     for entry in entries:
         if entry.get("ph") != "X":
             continue
@@ -128,11 +128,13 @@ def _events(entries: list[dict]) -> Events:
             work.append(_work(entry, _WORK[category], names))
         elif category in _LAUNCHES:
             launches.append((*_interval(entry), entry["tid"], entry["pid"], _correlation(entry)))
+            if "GraphLaunch" in entry["name"]:
+                of_graphs.add(_correlation(entry))
         elif category in _RANGES:
             ranges.append((str(entry["name"]), *_interval(entry), entry["tid"], entry["pid"]))
     processes = {row[4]: row[3] for row in launches}
-    kernels = _columns(("kind", "name", "start", "end", "device", "stream", "graph", "correlation"), work)
-    kernels["graph"] = kernels["graph"] > 0
+    kernels = _columns(("kind", "name", "start", "end", "device", "stream", "correlation"), work)
+    kernels["graph"] = numpy.isin(kernels["correlation"], list(of_graphs))
     kernels["creation"] = numpy.full(len(work), -1)  # Kineto does not record when the nodes of a graph are made
     # A kernel's entry names device and stream; its process is that of its launch.
     kernels["process"] = numpy.array([processes.get(row[-1], -1) for row in work], numpy.int64)
@@ -145,13 +147,12 @@ def _events(entries: list[dict]) -> Events:
 
 
 def _work(entry: dict, kind: int, names: dict[str, int]) -> tuple[int, ...]:
-    """(kind, name, start, end, device, stream, in a graph, correlation). A copy is named by its direction alone."""
+    """(kind, name, start, end, device, stream, correlation). A copy is named by its direction alone."""
     details, name = entry["args"], str(entry["name"])
     if kind:
         name = re.sub(r"\s*\(.*", "", name)
     code = names.setdefault(name, len(names))
-    graph = int(details.get("graph node id") or 0) > 0
-    return kind, code, *_interval(entry), int(details["device"]), int(details["stream"]), graph, _correlation(entry)
+    return kind, code, *_interval(entry), int(details["device"]), int(details["stream"]), _correlation(entry)
 
 
 def _interval(entry: dict) -> tuple[int, int]:

@@ -235,8 +235,8 @@ def _work_name(kind: str, label: int, strings: dict[int, str]) -> str:
 def _creations(export: Export, processes, nodes) -> tuple[dict, numpy.ndarray]:
     """(start, end, thread of the making of each node at capture; for each kernel the place there of its node, or -1).
 
-    nodes: graphNodeId of each kernel, that of an instantiated graph. A node that was made by instantiating another has
-    that one's id as originalGraphNodeId; one that was made at capture has none.
+    nodes: graphNodeId of each kernel, that of an instantiated graph. Of a node made by instantiating another there is
+    a row that has that one's id as originalGraphNodeId, and may be one that has none, as of a node made at capture.
     """
     nothing = {name: numpy.empty(0, numpy.int64) for name in ("start", "end", "thread")}, numpy.full(len(nodes), -1)
     if not {"start", "globalTid", "graphNodeId", "originalGraphNodeId"} <= set(export.columns.get(NODES, ())):
@@ -257,7 +257,7 @@ def _creations(export: Export, processes, nodes) -> tuple[dict, numpy.ndarray]:
 
 def _made_at(key, made: dict, parents: dict) -> int:
     for _ in range(_LINEAGE):
-        if key in made or key not in parents:
+        if key not in parents:
             break
         key = parents[key]
     return made.get(key, -1)
