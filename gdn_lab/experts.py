@@ -211,11 +211,14 @@ class Down(NamedTuple):
 PROGRAMS = 264  # fill an H100's 132 SMs twice: with fewer, weights are split further
 
 
-def tilings(slots: int, tokens: float, hidden: int, inner: int, fp8: bool) -> tuple[GateUp, Down]:
+def tilings(
+    slots: int, tokens: float, hidden: int, inner: int, fp8: bool, roomy: bool = True
+) -> tuple[GateUp, Down]:  # fmt: skip
     """What the two products are launched with. slots: at most, of BLOCK_M tokens; tokens: of an expert, on average.
+    roomy: a block may have 110 KB of shared memory, as on compute capability 9.0 and 10.0 but not on 12.0.
 
-    A stage of gate_up's loop is 32 KB of weights in FP8, two blocks of H, so that two programs fit an SM, with 64 KB in
-    flight each; of down's loop 16 KB, and three. Chosen by times on an H100.
+    A stage of a loop is 16 KB of weights, so that three programs fit an SM, with 48 KB in flight each; of gate_up's for
+    few tokens in FP8 32 KB, two blocks of H, and two programs with 64 KB. Chosen by times on an H100.
     """
     if inner not in (32, 64) and inner % 128:
         raise ValueError(f"inner: an expert's intermediate size must be 32, 64 or a multiple of 128, got {inner}")
@@ -225,8 +228,8 @@ def tilings(slots: int, tokens: float, hidden: int, inner: int, fp8: bool) -> tu
     block_k = 128 if fp8 else 64
     tile = min(64, inner)
     split = 4 if inner <= 128 and slots * (inner // tile) < PROGRAMS and hidden // block_k % 8 == 0 else 1
-    sub = 2 if fp8 and hidden // block_k % (2 * split) == 0 else 1
-    gate_up = GateUp(block_m, tile, block_k, sub, split, stages=3)
+    sub = 2 if fp8 and block_m == 16 and hidden // block_k % (2 * split) == 0 else 1
+    gate_up = GateUp(block_m, tile, block_k, sub, split, stages=4 if sub == 1 else 3 if roomy else 2)
     if inner > 128:
         return gate_up, Down(128 if block_m == 16 else 64, 1, block_k)
     tile = 128 if fp8 else 64
@@ -255,9 +258,10 @@ class Experts:
             raise ValueError(f"top_k: expected 1 to {E}, the number of experts, got {top_k}")
         self.model, self.top_k, self.batch, self.fused, self.overlap = weights, top_k, batch, fused, overlap
         tokens = batch * top_k / E
-        self.tiling = tilings(min(E, batch * top_k) + fused, tokens, H, inner, weights.fp8)
+        roomy = has_room(weights.router.device)
+        self.tiling = tilings(min(E, batch * top_k) + fused, tokens, H, inner, weights.fp8, roomy)
         # The shared expert alone: 16 tokens a slot, so that its few programs are as many as can be
-        self.shared_tiling = tilings(cdiv(batch, 16), 0, H, shared_inner, weights.fp8)
+        self.shared_tiling = tilings(cdiv(batch, 16), 0, H, shared_inner, weights.fp8, roomy)
         # At most so many blocks of tokens: each expert may have one that is not full
         self.slots = min(batch * top_k, E + batch * top_k // self.tiling[0].block_m)
 
@@ -344,6 +348,13 @@ def hidden_buffer(gate_up: GateUp, rows: int, inner: int, device) -> torch.Tenso
     return torch.empty(gate_up.split, rows, 2, inner, dtype=torch.float32, device=device)
 
 
+def has_room(device: torch.device) -> bool:
+    """Whether a block on `device` may have as much shared memory as tilings() would like; a CPU's interpreter has."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 110 << 10
+
+
 def cdiv(size: int, block: int) -> int:
     return -(-size // block)
 
@@ -359,15 +370,18 @@ def kernel_cases() -> list[KernelCase]:
 
     cases = {}
 
-    def case(label, kernel, pointers, warps, stages=None, **constants):
+    def case(label, kernel, pointers, warps, stages=None, architectures=None, **constants):
         types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(("counts", "work", "lists", "ids"), "*i32")
         types = {name: kind for name, kind in (types | pointers).items() if name in kernel.arg_names}
-        cases[label] = KernelCase(f"experts {label}", kernel, types, constants | {"OVERLAP": True}, warps, None, stages)
+        constants |= {"OVERLAP": True}
+        cases[label] = KernelCase(f"experts {label}", kernel, types, constants, warps, architectures, stages)
 
     models = [entry for entry in MODELS.values() if entry.experts]
     for fp8, entry, tp, batch in product((True, False), models, (1, 2, 4, 8), (1, 8, 64, 256, 512)):
         tokens, inner = batch * entry.top_k, entry.moe_intermediate // tp
-        up, down = tilings(min(entry.experts, tokens), tokens / entry.experts, entry.hidden, inner, fp8)
+        sizes = (min(entry.experts, tokens), tokens / entry.experts, entry.hidden, inner, fp8)
+        up, down = tilings(*sizes)
+        narrow, _ = tilings(*sizes, roomy=False)
         whole, name = inner == down.block_k, "fp8" if fp8 else "bf16"
         data, scale = ("*fp8e4nv", "*fp32") if fp8 else ("*bf16", "*bf16")
         pointers = {"x": data, "x_scale": scale, "w": data, "w_scale": scale, "y": "*bf16"}
@@ -375,7 +389,11 @@ def kernel_cases() -> list[KernelCase]:
         common = dict(BLOCK_M=up.block_m, SPLIT=up.split, FP8=fp8)
         label = f"{name} tokens {up.block_m} split {up.split}"
         constants = common | dict(TILE=up.tile, BLOCK_K=up.block_k, SUB=up.sub)
-        case(f"gate_up {label} tile {up.tile}", gate_up_kernel, pointers, up.warps, up.stages, **constants)
+        for how, stages, architectures in (
+            ("", up.stages, ("sm_90a", "sm_100a")), (" narrow", narrow.stages, ("sm_120a",)),
+        ):  # fmt: skip
+            name = f"gate_up {label} tile {up.tile}{how}"
+            case(name, gate_up_kernel, pointers, up.warps, stages, architectures, **constants)
         constants = common | dict(TILE=down.tile, BLOCK_K=down.block_k, WHOLE=whole)
         label = f"down {label} tile {down.tile} × {down.block_k}{'' if whole else ' of more'}"
         case(label, down_kernel, pointers, down.warps, down.stages, **constants)

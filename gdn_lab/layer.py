@@ -34,15 +34,15 @@ Work = tuple[str, Callable[[], object]]  # a part's name, and a function that do
 
 class Kernels(NamedTuple):
     """How a layer runs. gdn: the decode backend. small: the module with the small kernels, layer_kernels or
-    layer_reference. fused: norms quantise, nothing is split. overlap: small kernels begin before the one ahead ends.
-    fp8, bf16: what multiplies by weights of that precision, "torch" or "triton" (projection_kernels)."""
+    layer_reference. fused: norms quantise, nothing is split, and products of few rows are of projection_kernels.
+    overlap: small kernels begin before the one ahead ends. torch_fp8: torch has a product with block scales here; where
+    it has not, FP8 products are of projection_kernels, too."""
 
     gdn: str
     small: object
     fused: bool
     overlap: bool
-    fp8: str
-    bf16: str
+    torch_fp8: bool
 
 
 class LayerWeights(NamedTuple):
@@ -84,17 +84,18 @@ class LayerWeights(NamedTuple):
 
 
 class Projection:
-    """y = x Wᵀ for decode's few rows, as bf16 [rows, N]: rows a multiple of 16. How: Kernels.fp8 and Kernels.bf16."""
+    """y = x Wᵀ for decode's few rows, as bf16 [rows, N]: rows a multiple of 16. `by`: "torch" or "triton"."""
 
     def __init__(self, weight: Linear, kernels: Kernels, rows: int):
-        self.weight, self.overlap = weight, kernels.overlap
+        self.weight, self.overlap, self.by = weight, kernels.overlap, "torch"
         fp8 = weight.scale is not None
         if kernels.small is layer_reference:
             self.run = partial(layer_reference.project, weight=weight)
-        elif (kernels.fp8 if fp8 else kernels.bf16) == "triton":
-            from .projection_kernels import Scratch, linear
+            return
+        from .projection_kernels import Scratch, linear, worth_it
 
-            self.linear, self.scratch = linear, Scratch.of(rows, weight)
+        if fp8 and not kernels.torch_fp8 or kernels.fused and worth_it(rows, len(weight.data)):
+            self.linear, self.scratch, self.by = linear, Scratch.of(rows, weight), "triton"
             self.run = self._triton
         elif fp8:
             # [N / 128, K / 128] with rows padded to a multiple of 4, given transposed: cuBLAS's form

@@ -266,7 +266,7 @@ def kernel_cases() -> list[KernelCase]:
     def case(label, kernel, pointers, warps, **constants):
         types = dict.fromkeys(kernel.arg_names, "i32") | pointers
         constants |= {name: value for name, value in fixed.items() if name in kernel.arg_names}
-        return KernelCase(label, kernel, types, constants, warps)
+        return KernelCase(f"layer {label}", kernel, types, constants, warps)
 
     def bf16(*names, **others):
         return dict.fromkeys(names, "*bf16") | others

@@ -1,4 +1,4 @@
-"""y = x Wᵀ in Triton for decode's few rows: FP8 with block scales, or bf16.
+"""y = x Wᵀ in Triton for few rows: FP8 with block scales, or bf16.
 
 As in experts_kernels.py the weight is the tensor cores' first operand, read from shared memory as it lies, and the
 products of each 128 of K are scaled and added in float32. Few rows make few programs, so K is split among more of them:
@@ -19,7 +19,8 @@ from .experts_kernels import BLOCK, INTERPRETED, dot, narrow
 from .fp8 import Linear
 
 AHEAD = 4  # blocks of K asked for before the wait
-PROGRAMS = 264  # fill an H100's 132 SMs twice
+TILE = 64  # rows of a weight: what Hopper's tensor cores take at least
+PROGRAMS = 176  # parts of K are made up to here: an H100 has 132 SMs
 
 
 class Tiling(NamedTuple):
@@ -151,16 +152,21 @@ def linear(
 
 
 def tiling(M: int, N: int, K: int, fp8: bool) -> Tiling:
-    """For M rows: tiles as large as the rows pay for, and as many parts of K as fill a GPU."""
-    if M <= 64 or N <= 64:
-        block_m, tile, warps = 16 if M <= 16 or N <= 64 else 32 if M <= 32 else 64, 64, 4
-    else:
-        block_m, tile, warps = 128, 128, 8
-    programs = triton.cdiv(N, tile) * triton.cdiv(M, block_m)
+    """For M rows: small tiles, and as many parts of K as fill a GPU. Chosen by times on an H100."""
+    block_k = 128 if fp8 else 64
+    if N <= 64:
+        return Tiling(16, 16, max(1, min(16 if M <= 64 else 8, K // block_k)))
+    block_m = 16 if M <= 16 else 32 if M <= 64 else 64
+    programs = triton.cdiv(N, TILE) * triton.cdiv(M, block_m)
     split = 1
-    while split < 8 and programs * split * 2 <= PROGRAMS and K >= 4 * 128 * split:
+    while split < 8 and programs * split * 2 <= PROGRAMS and K >= 2 * block_k * split * 2:
         split *= 2
-    return Tiling(block_m, tile, split, warps, 3 if tile == 128 else 4)
+    return Tiling(block_m, TILE, split)
+
+
+def worth_it(M: int, N: int) -> bool:
+    """Whether linear() beats torch's product of M rows and N columns: with more of both, torch's larger tiles do."""
+    return M <= 64 or N <= 64
 
 
 def kernel_cases() -> list[KernelCase]:

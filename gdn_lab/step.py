@@ -41,8 +41,8 @@ BYTES_FORMULA = (
 
 class Configuration(NamedTuple):
     """How a step runs. gdn: what decode() calls the backend. layout: of the pool. fused: the norms quantise, nothing is
-    split, the shared expert is one of the experts, launches overlap, and products too are of this workbook's kernels;
-    otherwise each of these is a launch of its own, and products are torch's."""
+    split, the shared expert is one of the experts, launches overlap, and products of few rows are of this workbook's
+    kernels; otherwise each of these is a launch of its own, and products are torch's."""
 
     gdn: str
     layout: str
@@ -181,12 +181,13 @@ class Step:
 
     configuration: a name in CONFIGURATIONS. batch: 1 to 512 requests. state_dtype: of the pool. pool, indices: given
     ones of the configuration's layout, or by default a pool of batch + 1 slots with random states and the slots in
-    random order. Raises ValueError with the sentence of what cannot run here (refusal()).
+    random order. ahead: the layer before, whose result and residual this one takes; by default random ones.
+    Raises ValueError with the sentence of what cannot run here (refusal()).
     """
 
     def __init__(
         self, weights: StepWeights, name: str, batch: int, *, state_dtype=torch.bfloat16, seed: int = 0, pool=None,
-        indices=None,
+        indices=None, ahead: "Step | None" = None,
     ):  # fmt: skip
         if reason := self.refusal(name, weights, state_dtype):
             raise ValueError(f"configuration {name!r} {reason}")
@@ -205,7 +206,7 @@ class Step:
             pool.conv.normal_(0, 1, generator=on_device)
         if indices is None:
             indices = (torch.randperm(batch, generator=rng) + 1).to(self.device, torch.int32)
-        self.pool, self.indices = pool, indices
+        self.pool, self.indices, self.ahead = pool, indices, ahead
         hidden = weights.sizes.hidden
         x, residual = (torch.randn(batch, hidden, generator=rng).to(self.device, torch.bfloat16) for _ in range(2))
         self.layer = GDNLayer(weights.layer, self.kernels, pool, indices, x, residual)
@@ -228,6 +229,8 @@ class Step:
 
     def __call__(self) -> None:
         """Runs it once: never synchronises, allocates nothing but through torch, so that a CUDA graph can hold it."""
+        if self.ahead is not None:
+            self.layer.x, self.layer.residual = self.ahead.out, self.ahead.residual_out
         with span(STEP):
             for part, do in self.work:
                 with span(part):
@@ -255,7 +258,7 @@ class Step:
             weights, self.weights.sizes.top_k, self.batch, fused=fused, overlap=self.kernels.overlap
         )
 
-        product = Projection(Linear(weights.router), self.kernels, len(self.post.y))
+        product = self.router_product = Projection(Linear(weights.router), self.kernels, len(self.post.y))
         popularity = self.weights.popularity
 
         def router():
@@ -279,6 +282,7 @@ class Step:
     def _dense_work(self) -> tuple[Work, ...]:
         width = self.weights.sizes.shared
         up, down = (Projection(weight, self.kernels, len(self.post.y)) for weight in self.weights.dense)
+        self.up = up
         self.hidden = Activation(self.batch, width, self.fp8, self.device)
         small, fused, overlap = self.kernels.small, self.kernels.fused, self.kernels.overlap
 
@@ -299,6 +303,13 @@ class Step:
         from .step_check import check
 
         return check(self)
+
+    def products(self) -> dict[str, str]:
+        """What multiplies by the weights of each part that has some, "torch" or "triton"; experts apart."""
+        layer = self.layer
+        found = {"in_proj qkvz": layer.in_qkvz, "in_proj ba": layer.in_ba, "out_proj": layer.out}
+        found |= {"feed-forward": self.up} if self.weights.dense else {"router": self.router_product}
+        return {part: product.by for part, product in found.items()}
 
     def bytes(self) -> dict[str, int]:
         """Bytes that each part must move (BYTES_FORMULA). Of the experts, those hit in the last run."""
@@ -334,13 +345,21 @@ class Step:
 def kernels_of(entry: Configuration, device: torch.device) -> Kernels:
     """What a configuration runs on a device."""
     if entry.gdn.startswith("torch"):
-        return Kernels(entry.gdn, layer_reference, False, False, "torch", "torch")
+        return Kernels(entry.gdn, layer_reference, False, False, True)
     from . import layer_kernels
 
     # torch's product with 128 × 128 block scales is cuBLAS's, which has it for compute capability 9.x alone
-    hopper = torch.cuda.get_device_capability(device)[0] == 9
-    products = ("triton", "triton") if entry.fused else ("torch" if hopper else "triton", "torch")
-    return Kernels(entry.gdn, layer_kernels, entry.fused, entry.fused, *products)
+    torch_fp8 = torch.cuda.get_device_capability(device)[0] == 9
+    return Kernels(entry.gdn, layer_kernels, entry.fused, entry.fused, torch_fp8)
+
+
+def layers_of(weights: list[StepWeights], name: str, batch: int, *, seed: int = 0, state_dtype=torch.bfloat16):
+    """Steps of several layers, each of which takes what the one ahead leaves; seeds seed, seed + 1, …"""
+    steps = []
+    for number, layer in enumerate(weights):
+        ahead = steps[-1] if steps else None
+        steps.append(Step(layer, name, batch, state_dtype=state_dtype, seed=seed + number, ahead=ahead))
+    return steps
 
 
 def layers_needed(step: Step, l2: int) -> int:

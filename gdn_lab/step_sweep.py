@@ -1,8 +1,8 @@
 """A sweep of decode steps: each configuration of step.py checked, timed against the others, and taken apart.
 
 Whole step: a CUDA graph of several layers' steps, each with weights and state of its own, so that both come from memory
-as in serving; what a replay takes, over the number of layers. Parts: what CUPTI saw in such replays (step_parts.py). On
-a CPU both are the host's clock.
+as in serving, and each on what the one ahead leaves; what a replay takes, over the number of layers. Parts: what CUPTI
+saw in such replays (step_parts.py). On a CPU both are the host's clock.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -47,7 +47,7 @@ def step_sweep(
     eager: also take the step apart; also launch it kernel by kernel.
 
     Rows have phase "step" and results.ROW_FIELDS, and configuration, part, mode ("graph" or "eager"), model, tp,
-    precision, products ("torch" or "triton" multiplies by the weights of that precision), toy, skew, layers (steps in
+    precision, products (of each part, by "torch" or "triton"), toy, skew, layers (steps in
     one replay), experts_hit, sweep ("step" or "share"), seed, l2, calls_per_sample; parts also kernels (of one step;
     None on a CPU). Times are of one step of one layer. Parts:
         "step"          the whole: timer cuda_graph_replay (mode graph), cuda_events_eager (mode eager), or host_clock
@@ -126,7 +126,7 @@ def steps_of(
 ) -> list:  # fmt: skip
     """The steps of `layers` layers with weights of their own, in configuration `name`: functions for a profiler."""
     rank = _Rank(model, tp, _Options(precision, torch.bfloat16, device, 1, seed, toy, skew, "step"))
-    return [step.Step(rank.layer(layer), name, batch, seed=seed + layer) for layer in range(layers)]
+    return step.layers_of([rank.layer(layer) for layer in range(layers)], name, batch, seed=seed)
 
 
 @contextmanager
@@ -208,9 +208,10 @@ class _Point:
         self._add_layers()
         self._all_reduce()
 
-    def _step(self, name: str, layer: int):
+    def _step(self, name: str, layer: int, ahead=None):
         o = self.options
-        return step.Step(self.rank.layer(layer), name, self.batch, state_dtype=o.state_dtype, seed=o.seed + layer)
+        seed = o.seed + layer
+        return step.Step(self.rank.layer(layer), name, self.batch, state_dtype=o.state_dtype, seed=seed, ahead=ahead)
 
     def _add_layers(self) -> None:
         """The steps of further layers, as many for each configuration."""
@@ -220,8 +221,9 @@ class _Point:
         self.bytes = {name: of[0].bytes() for name, of in self.steps.items()}
         self.experts_hit = first.experts_hit
         self.layers = self._layers(first)
-        for name, steps in self.steps.items():
-            steps += [self._step(name, layer) for layer in range(1, self.layers)]
+        for steps in self.steps.values():
+            for layer in range(1, self.layers):
+                steps.append(self._step(steps[0].name, layer, ahead=steps[-1]))
 
     def _layers(self, first) -> int:
         """As many as the L2 calls for, and LEAST_LAYERS where there is room for their weights."""
@@ -317,7 +319,7 @@ class _Point:
                 "roof_method": roof.method, "datasheet_gb_per_s": self.options.datasheet, "l2": self.options.l2,
                 "max_abs_error": self.checks[name].max_abs_error, "layers": self.layers,
                 "experts_hit": self.experts_hit,
-                "products": getattr(self.steps[name][0].kernels, self.options.precision),
+                "products": self.steps[name][0].products(),
             }
             | (more or {})
         )  # fmt: skip
@@ -353,9 +355,11 @@ def parse_share(models: str, tps: str, batches: str, *, own: str, tp: int, devic
 
 
 def parse_captured(text: str, names: list[str]) -> list[str]:
-    """The configuration to record: the last of `names` for "auto", none for nothing. ValueError for an unknown one."""
+    """The configuration to record: for "auto" `after`, whose launches do not overlap, or else the last of `names`; none
+    for nothing. ValueError for an unknown one."""
     text = text.strip()
-    return _checked([names[-1] if text == "auto" else text]) if text else []
+    auto = "after" if "after" in names else names[-1]
+    return _checked([auto if text == "auto" else text]) if text else []
 
 
 def _checked(configurations) -> list[str]:

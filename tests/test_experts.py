@@ -150,14 +150,15 @@ def test_no_kernel_spills(architecture):
     pytest.importorskip("triton", reason="there is no Triton for this operating system")
     from gdn_lab.backends.resources import cases, resources
 
-    mine = [case for case in cases(architecture) if case.label.startswith(("experts", "linear"))]
+    mine = [case for case in cases(architecture) if case.label.startswith(("experts", "linear", "layer"))]
     assert len(mine) >= 20
     if architecture != "sm_90a":  # splits differ in how many parts are added, no more
         mine = [case for case in mine if case.constants.get("SPLIT", 1) in (1, 8)]
     for case in mine:
         found = resources(case, architecture)
-        # 99 KB is what a block of sm_120a may have, and leaves two blocks on an SM of sm_90a
-        assert not found.stack_bytes and found.shared_bytes <= 99 << 10, found
+        # 99 KB is what a block of sm_120a may have; 113 KB leave room for two blocks on an SM of the others
+        most = 99 << 10 if architecture == "sm_120a" else 113 << 10
+        assert not found.stack_bytes and found.shared_bytes <= most, found
 
 
 def test_weights_go_to_the_tensor_cores_as_they_lie_in_memory():

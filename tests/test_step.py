@@ -212,3 +212,13 @@ def test_a_skewed_routing_prefers_some_experts():
     assert counts.argmax() == weights.popularity.argmax() and counts.max() > 8 * counts.min()
     with pytest.raises(ValueError, match="skew: expected 0 .uniform. or more, got -1"):
         StepWeights.random(EXPERTS, 8, toy=True, skew=-1)
+
+
+@pytest.mark.parametrize("model", [EXPERTS, DENSE])
+def test_a_layer_takes_what_the_one_ahead_leaves(model):
+    first, second = steps.layers_of([toy(model), toy(model, seed=1)], "torch", 3)
+    for _ in range(2):
+        first()
+        second()
+        total = first.out.float() + first.residual_out.float()
+        assert torch.equal(second.layer.residual_out, total.bfloat16())
