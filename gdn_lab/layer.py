@@ -94,7 +94,7 @@ class Projection:
             return
         from .projection_kernels import Scratch, linear, worth_it
 
-        if fp8 and not kernels.torch_fp8 or kernels.fused and worth_it(rows, len(weight.data)):
+        if fp8 and not kernels.torch_fp8 or kernels.fused and worth_it(rows, *weight.data.shape):
             self.linear, self.scratch, self.by = linear, Scratch.of(rows, weight), "triton"
             self.run = self._triton
         elif fp8:
