@@ -214,6 +214,7 @@ class Step:
         self.residual_out = torch.zeros_like(residual)
         self.out = torch.zeros_like(residual)  # [B, hidden]: this rank's share, before the all-reduce
         self.logits = self.gate_up = None
+        self.wrong_parts: list[str] = []  # what the last check() found
         self.work: tuple[Work, ...] = self.layer.work + (self._expert_work() if weights.experts else self._dense_work())
         self.parts = tuple(part for part, _ in self.work)
 

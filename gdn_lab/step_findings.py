@@ -76,7 +76,9 @@ def not_timed(rows) -> list[str]:
             refused[row["reason"], row.get("timer")][what] = None
         elif row.get("status") == "wrong":
             error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
-            wrong[f"{row['configuration']} wrong at B = {row['batch']} (largest error {error}): not timed"] = None
+            parts = "".join(f", {part}" for part in row.get("wrong_parts", ()))
+            where = f"{row['model']}, tp {row['tp']}, B = {row['batch']}"
+            wrong[f"{row['configuration']} outside its tolerance at {where} (largest error {error}{parts})"] = None
     said = [
         f"{', '.join(names)} {'not taken apart' if timer else 'refused'}: {reason}"
         for (reason, timer), names in refused.items()

@@ -54,8 +54,9 @@ def step_sweep(
         one of PARTS    the time in which its kernels keep the GPU busy, in a replay recorded by CUPTI (cupti_kernel)
         "gaps"          of the same replay, the time in which nothing ran
         "traced step"   the sum of these: the replay as recorded, from its first kernel's start to its last one's end
-    A part that a configuration fuses away has no row. status "wrong": the check failed, not timed; "refused": cannot
-    run here, or cannot be taken apart here (timer is then given); "fact", part "all-reduce": what one GPU leaves out.
+    A part that a configuration fuses away has no row. status "wrong": the check failed in wrong_parts, not timed;
+    "refused": cannot run here, or cannot be taken apart here (timer is then given); "fact", part "all-reduce": what one
+    GPU leaves out.
 
     Raises ValueError for arguments that cannot be, RuntimeError if a step fails, or leaves NaN or infinity.
     """
@@ -202,7 +203,8 @@ class _Point:
             first = self._step(name, 0)
             check = first.check()
             if not check.right:
-                rows.add(self._case(name) | {"status": "wrong", "max_abs_error": check.max_abs_error, "part": WHOLE})
+                error = {"max_abs_error": check.max_abs_error, "part": WHOLE, "wrong_parts": first.wrong_parts}
+                rows.add(self._case(name) | {"status": "wrong"} | error)
                 continue
             self.steps[name], self.checks[name] = [first], check
         self._add_layers()

@@ -1,6 +1,7 @@
 """make profile: what it runs where, what it keeps, what it refuses. Nsight Systems is played by a script."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -179,5 +180,7 @@ def test_make_target(tmp_path):
     path = tmp_path / "no capture.sqlite"
     path.write_text("hello")
     arguments = [f"CAPTURE={path}", f"IN_VENV={sys.executable}", "READY="]
-    done = subprocess.run(["make", "profile", *arguments], cwd=batch.ROOT, capture_output=True, text=True)
+    # as from a shell, not as from the make that runs the tests
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    done = subprocess.run(["make", "profile", *arguments], cwd=batch.ROOT, capture_output=True, text=True, env=alone)
     assert done.returncode and "is not a capture" in done.stderr and not done.stdout

@@ -113,11 +113,12 @@ def test_without_parts_the_whole_is_still_told(rows):
 def test_what_was_refused_or_wrong_is_told_with_its_reason():
     case = {"phase": "step", "configuration": "after", "batch": 8}
     refused = case | {"status": "refused", "reason": "needs a GPU"}
-    wrong = case | {"status": "wrong", "configuration": "best", "max_abs_error": None}
+    wrong = case | {"status": "wrong", "configuration": "best", "max_abs_error": None, "wrong_parts": ["conv"]}
+    wrong |= {"model": "qwen3.5-27b", "tp": 8}
     room = {"status": "refused", "phase": "step", "model": MODEL, "tp": 1, "reason": "needs more memory"}
     assert findings.not_timed([refused, refused | {"configuration": "best"}, wrong, room]) == [
         "after, best refused: needs a GPU", f"{MODEL} at tp 1 refused: needs more memory",
-        "best wrong at B = 8 (largest error not finite): not timed",
+        "best outside its tolerance at qwen3.5-27b, tp 8, B = 8 (largest error not finite, conv)",
     ]  # fmt: skip
 
 
