@@ -164,19 +164,18 @@ def where_time_goes(of: Analysis) -> Figure:
         title, 12.5, max(1.9 + 0.9 * len(of.modes), 1.4 + 0.23 * len(colours)), 1,
         [findings.conditions(of), *of.notes],
     )  # fmt: skip
-    most = 0.0
+    most = max(findings.part_times(of, mode).sum() for mode in of.modes)
     for number, mode in enumerate(of.modes):
         times, left = findings.part_times(of, mode), 0.0
         stacked = times.drop("gaps").groupby(lambda part: drawn[part], sort=False).sum()
         for part, us in stacked.items():
             ax.barh(number, us, 0.62, left, color=colours[part], edgecolor="white", linewidth=0.5)
             ink = "black" if _light(colours[part]) else "white"
-            if us / times.sum() > 0.016 * len(f"{us:,.0f}"):
+            if us / most > 0.011 * len(f"{us:,.0f}"):
                 ax.text(left + us / 2, number, f"{us:,.0f}", ha="center", va="center", fontsize=9, color=ink)
             left += us
         ax.barh(number, times["gaps"], 0.62, left, color="white", edgecolor="black", linewidth=0.6, hatch="////")
         ax.text(left + times["gaps"], number, f"  {left + times['gaps']:,.1f} µs", va="center", fontsize=10)
-        most = max(most, left + times["gaps"])
     ax.set_yticks(range(len(of.modes)), [MODES[mode] for mode in of.modes])
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12 * most)

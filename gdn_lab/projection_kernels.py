@@ -165,8 +165,9 @@ def tiling(M: int, N: int, K: int, fp8: bool) -> Tiling:
 
 
 def worth_it(M: int, N: int, K: int) -> bool:
-    """Whether linear() beats torch's product: with many rows of a large weight torch's larger tiles do, on an H100."""
-    return M <= 64 or N <= 64 or K <= 1024
+    """Whether linear() beats torch's product, on an H100: for few rows, for few columns, for a short sum; with more of
+    each torch's larger tiles do, which read a large weight fewer times."""
+    return M <= 16 or M <= 64 and N * K <= 1 << 24 or N <= 64 or K <= 1024
 
 
 def kernel_cases() -> list[KernelCase]:

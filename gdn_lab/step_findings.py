@@ -67,10 +67,12 @@ def part_us(rows, configuration: str, part: str) -> float:
     return row["median_us"] if row else 0.0
 
 
-def not_timed(rows) -> list[str]:
-    """What refused, a sentence for each reason, and what was wrong."""
+def not_timed(rows, sweep: str | None = None) -> list[str]:
+    """What refused, a sentence for each reason, and what was wrong; of one sweep ("step", "share") or of all rows."""
     refused, wrong = defaultdict(dict), {}
     for row in rows:
+        if sweep and row.get("sweep") != sweep:
+            continue
         if row.get("status") == "refused":
             what = row.get("configuration") or f"{row['model']} at tp {row['tp']}"
             refused[row["reason"], row.get("timer")][what] = None

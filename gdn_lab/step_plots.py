@@ -20,7 +20,7 @@ OTHER_INK = "#C9B8D9"  # parts too small to be told apart
 def waterfall(rows, run=None) -> Figure:
     """From the first configuration's step to the last one's: what each part gives or takes, as recorded by CUPTI."""
     bars = findings.waterfall(rows)
-    notes = [findings.conditions(rows, run), *findings.not_timed(rows)]
+    notes = [findings.conditions(rows, run), *findings.not_timed(rows, "step")]
     if sum(bar.part is None for bar in bars) < 2:
         return empty_figure("No two configurations were taken apart: there is no way from one to the other", notes)
     notes.insert(1, _recorded_note(rows))
@@ -86,7 +86,7 @@ def _recorded_note(rows) -> str:
 def parts(rows, run=None) -> Figure:
     """Each configuration's step as a bar of its parts, gaps among them; above it p20 to p80 of the untraced step."""
     apart, of = findings.parts(rows), findings.whole(rows)
-    notes = [findings.conditions(rows, run), *findings.not_timed(rows)]
+    notes = [findings.conditions(rows, run), *findings.not_timed(rows, "step")]
     if not apart:
         return empty_figure("No step was taken apart", notes)
     notes.insert(1, _recorded_note(rows))
@@ -152,7 +152,7 @@ def beside_published(rows, run=None) -> Figure:
     notes = [
         "Published: one of 8 B200, SGLang pull request 19150, whose profile does not name its batch.",
         f"Here: {findings.conditions(rows, run)}" if of else "",
-        *findings.not_timed(rows),
+        *findings.not_timed(rows, "step"),
     ]
     fig, axes = new_figure(_published_title(rows), 11.5, 2.4 + 0.36 * (2 + len(of)), 2, notes)
     for ax, part in zip(axes, theirs.index, strict=True):
@@ -194,7 +194,7 @@ def share_map(rows, run=None) -> Figure:
     notes = [
         f"{device_name(run)}. " * bool(run) + f"Colour and upper number: GDN's share of the recorded step of {first}."
         + f" Lower number: what {last} saves of the whole step of {first}, untraced." * both,
-        *findings.not_timed([row for row in rows if row.get("sweep") == "share"]),
+        *findings.not_timed(rows, "share"),
     ]  # fmt: skip
     width, height = 1.8 + (0.9 + 0.72 * len(batches)) * len(models), 2.3 + 0.5 * len(tps)
     fig, axes = new_figure(_map_title(rows), max(width, 8.0), height, len(models), notes, sharey=True)
