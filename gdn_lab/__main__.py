@@ -11,17 +11,7 @@ from .measure.results import OutputFolderError
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 failed, 2 wrongly asked, 130 interrupted."""
     asked = parser().parse_args(arguments)
-    try:
-        asked.call(asked)
-    except batch.UsageError as error:
-        return _refuse(error, 2)
-    except (batch.BatchError, OutputFolderError) as error:
-        return _refuse(error, 1)
-    except batch.Interrupted as error:
-        return _refuse(error, 130)
-    except KeyboardInterrupt:
-        return _refuse("interrupted", 130)
-    return 0
+    return batch.exit_status(lambda: asked.call(asked), (batch.BatchError, OutputFolderError))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,11 +50,6 @@ def backends_table() -> str:
         lines.append((report.name, report.version or "-", variants, report.reason or "yes"))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[3]]) for line in lines)
-
-
-def _refuse(sentence: object, status: int) -> int:
-    print(f"gdn_lab: {sentence}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

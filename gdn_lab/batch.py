@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +42,25 @@ class BatchError(Exception):
 
 class Interrupted(Exception):
     """The user stopped a run. One sentence: what is kept, and where."""
+
+
+def exit_status(do: Callable[[], None], failures: tuple[type[Exception], ...]) -> int:
+    """Does what a command is for, says what went wrong in one line, and returns the command's exit status: 0, 1 failed
+    (with one of `failures`), 2 wrongly asked, 130 interrupted."""
+    try:
+        do()
+    except UsageError as error:
+        status, sentence = 2, error
+    except failures as error:
+        status, sentence = 1, error
+    except Interrupted as error:
+        status, sentence = 130, error
+    except KeyboardInterrupt:
+        status, sentence = 130, "interrupted"
+    else:
+        return 0
+    print(f"gdn_lab: {sentence}", file=sys.stderr)
+    return status
 
 
 def find(names: list[str], folder: Path = NOTEBOOKS) -> list[Path]:

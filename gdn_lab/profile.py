@@ -37,20 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Records and analyses as the command line says; returns the exit status: 0, 1 failed, 2 wrongly asked, 130."""
     asked = _parser().parse_args(arguments)
     given, runs = dict(asked.parameters), asked.runs.absolute()
-    try:
+
+    def do():
         if asked.capture is None:
             record(given, runs)
         else:
             analyse(asked.capture, given, runs)
-    except batch.UsageError as error:
-        return _refuse(error, 2)
-    except (batch.BatchError, ValueError, OSError) as error:
-        return _refuse(error, 1)
-    except batch.Interrupted as error:
-        return _refuse(error, 130)
-    except KeyboardInterrupt:
-        return _refuse("interrupted", 130)
-    return 0
+
+    return batch.exit_status(do, (batch.BatchError, ValueError, OSError))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,11 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=batch.RUNS, metavar="FOLDER", help="where run folders go")
     return parser
-
-
-def _refuse(sentence: object, status: int) -> int:
-    print(f"gdn_lab: {sentence}", file=sys.stderr)
-    return status
 
 
 def analyse(capture: str, given: dict[str, str], runs: Path) -> None:

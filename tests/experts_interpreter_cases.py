@@ -1,4 +1,4 @@
-"""The kernels of experts and projections in the interpreter. Run by test_experts.py, under TRITON_INTERPRET=1."""
+"""The kernels of experts and projections in the interpreter. Run by test_triton_interpreter.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The Triton prefill kernels in Triton's interpreter, against the oracle. Run by test_prefill.py, TRITON_INTERPRET=1.
+"""The Triton prefill kernels in Triton's interpreter, against the oracle. Run by test_triton_interpreter.py.
 
 Inputs are float32: the interpreter gets products of bf16 wrong.
 """

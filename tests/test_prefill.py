@@ -1,10 +1,5 @@
 """prefill() without a GPU: torch against the oracle, what it promises and refuses, the Triton kernels' resources."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from against_oracle import filled_pool, row_slots, same_bits
@@ -146,16 +141,6 @@ def test_refusals():
     refused(r"never falling, got \[0, 12, 10\]", checked=True, cu_seqlens=bounds_of([12, -2]))
     refused(r"indices: expected each live slot once", checked=True, indices=torch.tensor([2, 2], dtype=torch.int32))
     refused(r"needs an NVIDIA GPU", backend="flashinfer")
-
-
-def test_triton_in_the_interpreter():
-    """prefill_interpreter_cases.py, under TRITON_INTERPRET=1, which Triton reads on import: a process of its own."""
-    pytest.importorskip("triton", reason="there is no Triton for this operating system")
-    cases = Path(__file__).with_name("prefill_interpreter_cases.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(command, env=environment, cwd=cases.parent.parent, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
 
 
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a", "sm_120a"])

@@ -11,7 +11,16 @@ import pytest
 pytest.importorskip("triton", reason="there is no Triton for this operating system")
 
 
-@pytest.mark.parametrize("name, fewest", [("interpreter_cases.py", 40), ("layer_interpreter_cases.py", 18)])
+@pytest.mark.parametrize(
+    "name, fewest",
+    [
+        ("interpreter_cases.py", 40),
+        ("verify_interpreter_cases.py", 40),
+        ("prefill_interpreter_cases.py", 10),
+        ("layer_interpreter_cases.py", 18),
+        ("experts_interpreter_cases.py", 30),
+    ],
+)
 def test_every_kernel_in_the_interpreter(name, fewest):
     cases = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]

@@ -1,4 +1,4 @@
-"""The Triton verify kernels in Triton's interpreter, against the oracle. Run by test_verify.py, TRITON_INTERPRET=1."""
+"""The Triton verify kernels in Triton's interpreter, against the oracle. Run by test_triton_interpreter.py."""
 
 import numpy
 import pytest
