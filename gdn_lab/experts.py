@@ -174,10 +174,10 @@ class TorchExperts:
         if not self.fused:
             self._shared = self._rows(x, x8, x_scale)(-1, slice(None))
 
-    def combine(self, x, out, residual=None):
+    def combine(self, x, out):
         gate = torch.sigmoid(x.float() @ self.model.shared_gate.float())
         total = self._routed + gate[:, None] * self._shared
-        return out.copy_(total if residual is None else total + residual)
+        return out.copy_(total)
 
     def experts_hit(self) -> int:
         return self.ids.unique().numel()
@@ -302,15 +302,15 @@ class Experts:
         weights = self.model.shared_w13, self.model.shared_w2
         self._launch((x, x8, x_scale), *weights, self.shared_h, self.shared_tiling, virtual, 0)
 
-    def combine(self, x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """out [B, H] = (residual +) the weighted sum; x [B, H] bf16 for the shared expert's gate."""
+    def combine(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """out [B, H] = the weighted sum; x [B, H] bf16 for the shared expert's gate."""
         from .experts_kernels import combine_kernel
 
         E, H = self.model.router.shape
         chunk = min(1024 if self.batch <= 64 else 4096, power_of_2(H))
         combine_kernel[(cdiv(H, chunk), self.batch)](
-            x, self.model.shared_gate, self.y, self.weights, x if residual is None else residual, out, self.counts,
-            self.batch, E, H, self.top_k, chunk, power_of_2(H), power_of_2(E + 1), residual is not None, self.overlap,
+            x, self.model.shared_gate, self.y, self.weights, out, self.counts,
+            self.batch, E, H, self.top_k, chunk, power_of_2(H), power_of_2(E + 1), self.overlap,
             num_warps=max(1, chunk // 512), launch_pdl=self.overlap,
         )  # fmt: skip
         return out
@@ -400,8 +400,8 @@ def kernel_cases() -> list[KernelCase]:
     types = {"weights": "*fp32", "logits": "*bf16"}
     constants = dict(TOP_K=10, BLOCK_M=16, BLOCK_TOP=16, BLOCK_E=512)
     case("route", route_kernel, types, 1, **constants)
-    types = {"weights": "*fp32"} | dict.fromkeys(("x", "shared_gate", "y", "residual", "out"), "*bf16")
+    types = {"weights": "*fp32"} | dict.fromkeys(("x", "shared_gate", "y", "out"), "*bf16")
     for chunk in (1024, 4096):
-        constants = dict(TOP_K=10, CHUNK=chunk, BLOCK_H=4096, BLOCK_E=1024, RESIDUAL=True)
+        constants = dict(TOP_K=10, CHUNK=chunk, BLOCK_H=4096, BLOCK_E=1024)
         case(f"combine {chunk}", combine_kernel, types, chunk // 512, **constants)
     return list(cases.values())

@@ -287,11 +287,10 @@ def down_kernel(
 
 @triton.jit(do_not_specialize=["B", "E"])
 def combine_kernel(
-    x, shared_gate, y, weights, residual, out, counts, B, E, H,
-    TOP_K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr, RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    x, shared_gate, y, weights, out, counts, B, E, H,
+    TOP_K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """out = residual + Σ_j weight_j y_j + sigmoid(x · shared_gate) y_shared. One program: CHUNK of H of one token.
+    """out = Σ_j weight_j y_j + sigmoid(x · shared_gate) y_shared. One program: CHUNK of H of one token.
     Grid: [ceil(H / CHUNK), B]. BLOCK_H, BLOCK_E: H and E + 1 rounded up to powers of 2. Sets counts [E + 1] to zero.
     """
     chunk = tl.program_id(0)
@@ -311,6 +310,4 @@ def combine_kernel(
     for j in tl.static_range(TOP_K):
         weight = tl.load(weights + token * TOP_K + j)
         total += weight * tl.load(y + (token * TOP_K + j) * H + cs, mask=live, other=0.0).to(tl.float32)
-    if RESIDUAL:
-        total += tl.load(residual + token * H + cs, mask=live, other=0.0).to(tl.float32)
     tl.store(out + token * H + cs, narrow(total, tl.bfloat16, 7), mask=live)

@@ -28,7 +28,6 @@ from .pool import StatePool
 from .shapes import GDNShape
 from .sweep import (
     L2_MULTIPLE,
-    LAST_PLACE,
     STATE_STD,
     Case,
     Check,
@@ -37,19 +36,15 @@ from .sweep import (
     Share,
     cases_of,
     checked_timers,
+    distance,
     recorded,
     worse,
 )
+from .tolerances import PREFILL
 
 INDEXINGS = ("in_place", "detour")
 OURS = ("triton", "torch")  # these must not fail; a library's failure is recorded, and the others go on
 CALLS = {"cuda": 4, "cpu": 1}  # on slots of their own, in one replay
-
-# Right means: within one unit in the element's last place, and beside that within this of the largest element.
-# Operands of a chunk's products are rounded to 16 bits: S, u, the triangular inverse, with some libraries q and k, half
-# a unit of 2^-8 each, eight such units with what adds up; and a decay is the exponential of a difference of sums that
-# reach 5760.
-ARITHMETIC = 8 * 2.0**-8 + 1e-3
 
 
 def prefill_sweep(
@@ -162,8 +157,8 @@ class _Workload:
                     raise RuntimeError(f"{case.key} failed at {where}: {type(error).__name__}: {error}") from error
                 self.failed[case] = f"failed with {type(error).__name__}: {error}"[:300]
                 continue
-            right_o, error_o = _distance(self.out[:, -group:], o)
-            right_state, error_state = _distance(pool.read(indices)[:, -group:], state, pool.dtype)
+            right_o, error_o = distance(self.out[:, -group:].cpu(), o, self.out.dtype, PREFILL)
+            right_state, error_state = distance(pool.read(indices)[:, -group:].cpu(), state, pool.dtype, PREFILL)
             finite = bool(torch.isfinite(self.out).all()) and bool(torch.isfinite(pool.state).all())
             checks[case] = Check(right_o and right_state and finite, error_o, worse(error_state, 0.0))
         return checks
@@ -218,14 +213,6 @@ class _Workload:
 
 def _pool_layout(case: Case) -> str:
     return "VK" if case.indexing == "detour" else case.layout
-
-
-def _distance(actual, expected, dtype=None) -> tuple[bool, float | None]:
-    """(every element near enough, the largest error or None if some is not finite)."""
-    error = (actual.double().cpu() - expected).abs()
-    allowed = LAST_PLACE[dtype or actual.dtype] * expected.abs() + ARITHMETIC * expected.abs().max()
-    finite = bool(torch.isfinite(error).all())
-    return bool((error <= allowed).all()), error.max().item() if finite else None
 
 
 def _cases(variants, indexings, shape, dtype, io_dtype, device) -> tuple[list[Case], list[dict]]:

@@ -10,18 +10,10 @@ import torch
 
 from . import experts, layer_reference, reference
 from .fp8 import dequantize_rows, quantize_rows
-from .sweep import ARITHMETIC, LAST_PLACE, Check, worse
+from .sweep import Check, worse
+from .tolerances import ARITHMETIC, E4M3, E4M3_SUBNORMAL, EXPERTS, EXPERTS_MEAN, PRODUCT, allowed
 
 ROWS_CHECKED = 32  # first and last rows of the batch: the oracle works in float64
-# Relative to the largest element: sums of thousands of products in the tensor cores, which in FP8 keep 14 bits and cut
-# the rest (Hopper): up to 4 cuts in each 128 of K, which add up over K; a unit in the last place comes on top.
-PRODUCT = 2.0**-9
-# Experts round beside that: each one's output to bf16, and its hidden row to bf16 and e4m3, where half a unit decides
-# between neighbours an eighth apart. One large element of a hidden row so decided moves a whole row of the output a
-# little: by at most so much of the largest element, and by far less on average over the row.
-EXPERTS, EXPERTS_MEAN = 2.0**-4, 2.0**-7
-E4M3_HALF_PLACE = 2.0**-4  # of an FP8 element, half a unit in its last place
-E4M3_SMALLEST = 2.0**-10  # half the spacing of its subnormal numbers
 
 
 class Difference(NamedTuple):
@@ -56,15 +48,14 @@ def differences(step) -> list[Difference]:
     double = torch.float64
     found = []
 
-    def compare(part, actual, expected, extra=ARITHMETIC, mean=None):
+    def compare(part, actual, expected, arithmetic=ARITHMETIC, mean=None):
+        """mean: relative to the largest element, of the errors of each row."""
         expected = expected.to(actual.device, double)
         error = (actual.to(double) - expected).abs()
-        largest = expected.abs().max()
-        allowed = LAST_PLACE[actual.dtype] * expected.abs() + extra * largest
         finite = bool(torch.isfinite(error).all())
-        right = finite and bool((error <= allowed).all())
+        right = finite and bool((error <= allowed(expected, actual.dtype, arithmetic)).all())
         if mean is not None:
-            right = right and bool((error.mean(1) <= mean * largest).all())
+            right = right and bool((error.mean(1) <= mean * expected.abs().max()).all())
         found.append(Difference(part, right, error.max().item() if finite else None))
 
     def normed(part, x, residual, weight, residual_out, activation):
@@ -83,8 +74,8 @@ def differences(step) -> list[Difference]:
         scale = quantize_rows(of)[1].repeat_interleave(128, -1)[:, : of.shape[1]].to(double)
         error = (actual - of).abs()
         # the scale itself may differ in its last bits, and with it where an element is rounded
-        allowed = (E4M3_HALF_PLACE + ARITHMETIC) * of.abs() + E4M3_SMALLEST * scale + ARITHMETIC * of.abs().max()
-        found.append(Difference(f"{part} fp8", bool((error <= allowed).all()), error.max().item()))
+        most = (E4M3 + ARITHMETIC) * of.abs() + E4M3_SUBNORMAL * scale + ARITHMETIC * of.abs().max()
+        found.append(Difference(f"{part} fp8", bool((error <= most).all()), error.max().item()))
 
     def product(part, actual, activation, weight):
         x = activation.y[rows] if weight.scale is None else dequantize_rows(

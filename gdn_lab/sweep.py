@@ -21,13 +21,9 @@ from .measure.timing import TIMERS, TimerUnavailable, Timing, time_interleaved, 
 from .pool import StatePool
 from .profiling import span
 from .shapes import GDNShape
+from .tolerances import ARITHMETIC, allowed
 
 INDEXINGS = ("in_place", "gather_scatter")
-
-# Right means: each element within one unit in its last place of the oracle, and for float32 arithmetic with its
-# approximate exp, log and rsqrt within ARITHMETIC of the largest element beside that.
-LAST_PLACE = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-ARITHMETIC = 1e-4
 
 STATE_STD = 0.1  # of the random state at the start: about what updates of unit v and k leave in a running one
 L2_MULTIPLE = 4  # state touched before a slot comes up again, in L2 caches
@@ -274,13 +270,11 @@ def _compare(out, pool: StatePool, indices, expected) -> Check:
     return Check(right, worst_o, worst_state)
 
 
-def distance(actual, expected, dtype) -> tuple[bool, float | None]:
-    """(every element near enough, the largest error or None if some is not finite)."""
+def distance(actual, expected, dtype, arithmetic=ARITHMETIC) -> tuple[bool, float | None]:
+    """(every element near enough, the largest error or None if some is not finite): tolerances.py."""
     error = (actual.double() - expected).abs()
-    allowed = LAST_PLACE[dtype] * expected.abs() + ARITHMETIC * expected.abs().max()
-    largest = error.max().item()
     finite = bool(torch.isfinite(error).all())
-    return bool((error <= allowed).all()), largest if finite else None
+    return bool((error <= allowed(expected, dtype, arithmetic)).all()), error.max().item() if finite else None
 
 
 def worse(a: float | None, b: float | None) -> float | None:

@@ -1,14 +1,4 @@
-"""One prefill call against the oracle, and the promises that hold for every call: used for every backend.
-
-Beside what tolerances.py allows, a chunked prefill has two errors more, both relative to the largest element:
-
-  logarithms   A chunk's sum of 64 log g, each at least -90, reaches 5760, where float32's spacing is 5e-4; a decay is
-               the exponential of a difference of two such sums.
-  operands     The tensor cores take bf16 or fp16: S, u, T and P are rounded once each where they enter a product, half
-               a unit of 2^-8 or 2^-11, and some errors pass through T, whose rows may add them up. Four such units, and
-               of fp16 eight, because T is found with products of fp16 whatever the inputs. Twice that for kernels that
-               round the normalised q and k as well.
-"""
+"""One prefill call against the oracle, and the promises that hold for every call: used for every backend."""
 
 import torch
 from against_oracle import same_bits
@@ -16,9 +6,7 @@ from tolerances import assert_close
 
 from gdn_lab import prefill, reference
 from gdn_lab.ops import make_inputs
-
-LOGARITHMS = 1e-3
-OPERANDS = {torch.float32: 0.0, torch.bfloat16: 4 * 2.0**-8, torch.float16: 8 * 2.0**-11}
+from gdn_lab.tolerances import LOGARITHMS, OPERANDS
 
 
 def bounds_of(lengths, *, dtype=torch.int32, device="cpu"):

@@ -84,7 +84,7 @@ def test_in_pytorch(precision, fused):
     weights = random_weights(256, 8, 64, precision)
     if not experts.kernels_interpreted():
         assert isinstance(experts_on(weights, 2, 5, fused=fused, overlap=False), TorchExperts)
-    check_steps(weights, 2, 5, fused=fused, residual=True)
+    check_steps(weights, 2, 5, fused=fused)
 
 
 def test_the_reference_by_hand():

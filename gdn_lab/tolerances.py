@@ -1,0 +1,50 @@
+"""How far a result may lie from the float64 oracle: stated here once, for tests, sweeps and every dtype.
+
+The oracle gets the very inputs and state that a kernel gets, already rounded to their dtypes. Two errors remain:
+
+  rounding     A kernel computes in float32 and rounds once when it stores: half a unit in the last place of the stored
+               element. bf16 has 8 significant bits, fp16 11, float32 24, so relative to the element 2^-8, 2^-11 and
+               2^-24; and never less than half the spacing of fp16's subnormal numbers, 2^-25.
+  arithmetic   What happens before that, relative to the largest element of the result, since terms of that size cancel.
+               It depends on what is computed, as said at each constant.
+"""
+
+import torch
+
+ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+SUBNORMAL = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-25}
+# A whole unit: what sweeps allow, whose kernels may round twice, and Triton's interpreter, which cuts instead.
+LAST_PLACE = {dtype: 2 * half for dtype, half in ROUNDING.items()}
+
+# Float32 sums of 128 products and the GPU's approximate exp, log and rsqrt; leaves an order of magnitude to spare.
+ARITHMETIC = 1e-4
+
+# Prefill, a chunk of 64 tokens at a time. Logarithms: a chunk's sum of 64 log g, each at least -90, reaches 5760, where
+# float32's spacing is 5e-4; a decay is the exponential of a difference of two such sums. Operands: the tensor cores
+# take bf16 or fp16: S, u, T and P are rounded once each where they enter a product, half a unit of 2^-8 or 2^-11, and
+# some errors pass through T, whose rows may add them up. Four such units, and of fp16 eight, because T is found with
+# products of fp16 whatever the inputs. Twice that for kernels that round the normalised q and k too, as some libraries'.
+LOGARITHMS = 1e-3
+OPERANDS = {torch.float32: 0.0, torch.bfloat16: 4 * 2.0**-8, torch.float16: 8 * 2.0**-11}
+PREFILL = 2 * OPERANDS[torch.bfloat16] + LOGARITHMS  # what sweeps allow every kernel
+
+# Products with thousands of terms in the tensor cores, which in FP8 keep 14 bits and cut the rest (Hopper): up to 4
+# cuts in each 128 terms, which add up over the terms.
+PRODUCT = 2.0**-9
+
+# An FP8 element: half a unit in its last place, and half the spacing of its subnormal numbers, in scales.
+E4M3, E4M3_SUBNORMAL = 2.0**-4, 2.0**-10
+
+# Experts in FP8 round each one's hidden row to bf16 and then to e4m3, where half a unit decides between neighbours an
+# eighth apart. One large element so decided moves a whole row of the output a little: by at most so much of the largest
+# element, and by far less on average over the row.
+EXPERTS, EXPERTS_MEAN = 2.0**-4, 2.0**-7
+
+
+def allowed(expected: torch.Tensor, dtype: torch.dtype, arithmetic: float = ARITHMETIC, rounding=None) -> torch.Tensor:
+    """The largest allowed error of each element of `expected`, float64 as it is, for a result stored in dtype.
+
+    arithmetic: relative to the largest element. rounding: {dtype: relative to the element}, default LAST_PLACE.
+    """
+    rounding = (rounding or LAST_PLACE)[dtype]
+    return rounding * expected.abs() + SUBNORMAL[dtype] + arithmetic * expected.abs().max()
