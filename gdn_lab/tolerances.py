@@ -23,7 +23,7 @@ ARITHMETIC = 1e-4
 # float32's spacing is 5e-4; a decay is the exponential of a difference of two such sums. Operands: the tensor cores
 # take bf16 or fp16: S, u, T and P are rounded once each where they enter a product, half a unit of 2^-8 or 2^-11, and
 # some errors pass through T, whose rows may add them up. Four such units, and of fp16 eight, because T is found with
-# products of fp16 whatever the inputs. Twice that for kernels that round the normalised q and k too, as some libraries'.
+# products of fp16 whatever the inputs. Twice that for kernels that round the normalised q and k, too.
 LOGARITHMS = 1e-3
 OPERANDS = {torch.float32: 0.0, torch.bfloat16: 4 * 2.0**-8, torch.float16: 8 * 2.0**-11}
 PREFILL = 2 * OPERANDS[torch.bfloat16] + LOGARITHMS  # what sweeps allow every kernel
