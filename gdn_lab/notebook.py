@@ -294,6 +294,8 @@ def table(frame: pandas.DataFrame, caption: str = "", *, digits: int = 1):
     style = frame.style.format("{:,d}", subset=whole).format(precision=digits, thousands=",", na_rep="", subset=rest)
     style = style.format("{:.1e}", na_rep="", subset=[column for column in errors if column in rest])
     style = style.set_properties(subset=words, **{"text-align": "left"})
+    left = [{"selector": "th.col_heading", "props": "text-align: left"}]
+    style = style.set_table_styles({column: left for column in words}, overwrite=False)
     if not isinstance(frame.index, pandas.RangeIndex):
         return style.set_caption(caption)
     return style.set_caption(caption).hide(axis="index")

@@ -30,7 +30,8 @@ def step_table(rows) -> pandas.DataFrame:
         share, kernels = share_of_gdn(rows, name), traced(rows).get(name, {}).get("kernels")
         line = {"configuration": name, "GDN kernel": f"{row['backend']}/{row['variant']}", "µs": row["median_us"]}
         line |= {"p20": row["p20_us"], "p80": row["p80_us"], "count": row["count"]}
-        line |= {"of the first": row["median_us"] / first["median_us"], "GDN's share": _percent_or_nothing(share)}
+        ratio = row["median_us"] / first["median_us"]
+        line |= {"of the first": f"{ratio:.1%}", "GDN's share": _percent_or_nothing(share)}
         line |= {"kernels": kernels or "", "MB": row["bytes"] / 1e6, "GB/s": row["gb_per_s"]}
         line |= {"of the roof": percent(row["share_of_roof"]), "largest error": row["max_abs_error"]}
         by_kernel = eager(rows).get(name)
