@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from . import step_findings as findings
-from .data import measured, published
+from .data import published
 from .drawing import GREY, STYLE, empty_figure, new_figure, part_colours
-from .findings import device_name, micro, percent, provenance
+from .findings import device_name, micro, percent
+from .readme import section
 
 LEAST_LABELLED = 0.035  # of the longest bar: narrower pieces carry no number
 TOTAL_INK = "#333333"
@@ -244,20 +245,10 @@ def _range(shares) -> str:
 
 
 def readme_section(root: Path, gpu: str, save) -> tuple[str, list[Path]]:
-    """The README's section on a GPU's decode step, Markdown, and the figures drawn for it by save(figure, path).
+    """The README's section on a GPU's decode step: Markdown, and the figures drawn for it (readme.section())."""
 
-    From data/measured/<gpu>/03_decode_step; a line that says how to record it where there is none.
-    """
-    try:
-        run, rows = measured(gpu, "03_decode_step", root / "data")
-    except FileNotFoundError as error:
-        missing = f"Nothing to show yet: {error}. On such a GPU, `.venv/bin/python -m gdn_lab run 03`, then copy "
-        where = f"`data/measured/{gpu}/03_decode_step/`"
-        return f"{missing}`run.json` and `rows.jsonl` of `runs/latest` to {where} and `make report`.", []
-    figure, path = waterfall(rows, run), root / "docs" / f"{gpu}_step_waterfall.png"
-    image = f"![{figure.get_suptitle().replace(chr(10), ' ')}](docs/{path.name})"
-    said = "\n".join(f"- {sentence}" for sentence in findings.answers(rows))
-    where = f"{findings.conditions(rows)}. Measured on {provenance(run)}."
-    refused = findings.not_timed(rows)
-    parts = [where, *(["Not timed: " + "; ".join(refused) + "."] if refused else []), said, image]
-    return "\n\n".join(parts), [save(figure, path)]
+    def words(run, rows):
+        conditions = findings.conditions(rows)
+        return conditions[:1].upper() + conditions[1:], findings.answers(rows)
+
+    return section(root, gpu, "03_decode_step", save, words, {"step_waterfall": waterfall}, findings.not_timed)
