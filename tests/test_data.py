@@ -130,3 +130,17 @@ def test_recorded_runs_are_whole():
             if row["status"] == "wrong"
         }
     assert wrong == OUTSIDE_TOLERANCE
+
+
+def test_recorded_profilers_agree_and_parts_add_up():
+    """Nsight Systems and Kineto within 3 % on each range above 5 µs; a step's parts and gaps within 3 % of the whole."""
+    _, rows = data.measured("h100", "04_nsight_systems")
+    compared = [row for row in rows if "profilers" in row and max(row["median_us"]) > 5]
+    assert {"gdn", "experts"} <= {row["part"] for row in compared}
+    assert max(abs(row["difference_percent"]) for row in compared) < 3
+    _, rows = data.measured("h100", "03_decode_step")
+    rows = [row for row in rows if row.get("sweep") == "step" and row["status"] == "ok" and row["mode"] == "graph"]
+    for name in {row["configuration"] for row in rows}:
+        us = {row["part"]: row["median_us"] for row in rows if row["configuration"] == name}
+        whole, traced = us.pop("step"), us.pop("traced step")
+        assert abs(sum(us.values()) / traced - 1) < 0.03 and abs(traced / whole - 1) < 0.03, name
