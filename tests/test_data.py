@@ -133,7 +133,7 @@ def test_recorded_runs_are_whole():
 
 
 def test_recorded_profilers_agree_and_parts_add_up():
-    """Nsight Systems and Kineto within 3 % on each range above 5 µs; a step's parts and gaps within 3 % of the whole."""
+    """Nsight Systems and Kineto within 3 % on ranges above 5 µs; a step's parts and gaps within 3 % of the whole."""
     _, rows = data.measured("h100", "04_nsight_systems")
     compared = [row for row in rows if "profilers" in row and max(row["median_us"]) > 5]
     assert {"gdn", "experts"} <= {row["part"] for row in compared}
