@@ -19,6 +19,7 @@ COLOURS = {
     "cutedsl/vk": "#CC79A7",
     "torch/vk": "#000000",
     "torch/kv": "#999999",
+    "fla/vk": "#8C6D31",
 }
 MARKERS = {
     "triton/vk": "o",
@@ -29,6 +30,7 @@ MARKERS = {
     "cutedsl/vk": "P",
     "torch/vk": "X",
     "torch/kv": "^",
+    "fla/vk": "*",
 }
 # The parts of a decode step by the names of their ranges: norms and copies grey, GDN's own strong, experts warm. Beside
 # colour a part always has its name.
@@ -52,7 +54,7 @@ PART_COLOURS = {
 # For the parts of steps that have other names, in the order in which they occur.
 OTHER_PART_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#44AA99", "#8C6D31")
 GREY = "#5F5F5F"  # roofs, notes, what others published
-UNKNOWN = ("#8C6D31", "*")  # colour and marker of a variant that has none yet
+UNKNOWN = ("#332288", "h")  # colour and marker of a variant that has none yet
 STYLE = {
     "font.size": 10.5,
     "axes.titlesize": 11,
