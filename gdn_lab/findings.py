@@ -14,6 +14,7 @@ from .layouts import slot_table, warp_load
 
 VARIANTS = (  # in the order of tables and figures
     "triton/vk", "triton/vk-serial", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv",
+    "fla/vk",
 )  # fmt: skip
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
 TIMER_ORDER = ("cuda_graph_replay", "host_clock", "cupti_kernel")  # the first that a set of rows has is shown
