@@ -69,11 +69,6 @@ class ExpertWeights(NamedTuple):
         index = max(index, 0)
         return Linear(*(t if t is None else t[index] for t in w13)), Linear(*(t if t is None else t[index] for t in w2))
 
-    def expert_bytes(self, hit: int) -> int:
-        """Bytes of `hit` experts' weights and the shared expert's: what a step reads at least once."""
-        per_expert = (self.w13.nbytes + self.w2.nbytes) // len(self.w13.data)
-        return hit * per_expert + self.shared_w13.nbytes + self.shared_w2.nbytes
-
 
 def _part(linear: Linear, start: int, stop: int) -> Linear:
     return Linear(linear.data[start:stop], None if linear.scale is None else linear.scale[start:stop])

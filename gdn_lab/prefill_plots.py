@@ -201,7 +201,7 @@ def tokens_per_second(rows, run=None) -> Figure:
             )  # fmt: skip
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
         ax.set_xlim(-0.5, len(names) - 0.5)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
         ax.set_title(f"{heads} value heads")
         ax.set_xlabel("sequences × tokens of each")
     axes[0].set_ylabel(f"{of_unit} tokens a second")

@@ -36,6 +36,7 @@ from .sweep import (
     Share,
     cases_of,
     checked_timers,
+    common_fields,
     distance,
     recorded,
     worse,
@@ -72,7 +73,7 @@ def prefill_sweep(
     if not workloads or any(n < 1 or length < 1 for n, length in workloads):
         raise ValueError(f"workloads: expected (sequences, tokens of each), both at least 1, got {workloads}")
     cases, refused = _cases(variants, indexings, shape, dtype, io_dtype, device)
-    rows = Rows(run, "prefill", shape, dtype, io_dtype, model=model, tp=tp, seed=seed)
+    rows = Rows(run, common_fields("prefill", shape, dtype, io_dtype, model=model, tp=tp, seed=seed))
     with recorded(run), ops.checks(False):
         for row in refused:
             rows.add(row)

@@ -206,7 +206,7 @@ class Step:
             pool.conv.normal_(0, 1, generator=on_device)
         if indices is None:
             indices = (torch.randperm(batch, generator=rng) + 1).to(self.device, torch.int32)
-        self.pool, self.indices, self.ahead = pool, indices, ahead
+        self.pool, self.indices, self.ahead, self.seed = pool, indices, ahead, seed
         hidden = weights.sizes.hidden
         x, residual = (torch.randn(batch, hidden, generator=rng).to(self.device, torch.bfloat16) for _ in range(2))
         self.layer = GDNLayer(weights.layer, self.kernels, pool, indices, x, residual)
@@ -354,12 +354,12 @@ def kernels_of(entry: Configuration, device: torch.device) -> Kernels:
     return Kernels(entry.gdn, layer_kernels, entry.fused, entry.fused, torch_fp8)
 
 
-def layers_of(weights: list[StepWeights], name: str, batch: int, *, seed: int = 0, state_dtype=torch.bfloat16):
-    """Steps of several layers, each of which takes what the one ahead leaves; seeds seed, seed + 1, …"""
-    steps = []
-    for number, layer in enumerate(weights):
-        ahead = steps[-1] if steps else None
-        steps.append(Step(layer, name, batch, state_dtype=state_dtype, seed=seed + number, ahead=ahead))
+def stacked(first: Step, weights: list[StepWeights]) -> list[Step]:
+    """`first` and a step for each of `weights`, each of which takes what the one ahead leaves; seeds count on."""
+    steps = [first]
+    for number, layer in enumerate(weights, 1):
+        options = {"state_dtype": first.pool.dtype, "seed": first.seed + number, "ahead": steps[-1]}
+        steps.append(Step(layer, first.name, first.batch, **options))
     return steps
 
 

@@ -17,7 +17,7 @@ from .measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
 from .measure.timing import TimerUnavailable, Timing, time_interleaved
 from .profiling import span
 from .step_parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
-from .sweep import NoBar, Share, checked_batches, recorded
+from .sweep import NoBar, Rows, Share, checked_batches, recorded
 
 CPU_LAYERS = 2
 LEAST_LAYERS = 4  # in one graph, so that what lies between two replays is little of it
@@ -61,7 +61,7 @@ def step_sweep(
     Raises ValueError for arguments that cannot be, RuntimeError if a step fails, or leaves NaN or infinity.
     """
     options = _Options(precision, state_dtype, device, samples, seed, toy, skew, "step")
-    batches, rows = checked_batches(batches), _Rows(run)
+    batches, rows = checked_batches(batches), Rows(run)
     names = _checked(configurations)
     options.roof = roof or measure_roof(options.device)
     with recorded(run), ops.checks(False), _one_thread(options.device):
@@ -92,7 +92,7 @@ def share_sweep(
     left out; a combination that has no room in the GPU's memory is a row of status "refused".
     """
     options = _Options(precision, state_dtype, device, samples, seed, toy, skew, "share")
-    names, rows = _checked(configurations), _Rows(run)
+    names, rows = _checked(configurations), Rows(run)
     if not models:
         return rows
     batches = checked_batches(batches)
@@ -127,7 +127,8 @@ def steps_of(
 ) -> list:  # fmt: skip
     """The steps of `layers` layers with weights of their own, in configuration `name`: functions for a profiler."""
     rank = _Rank(model, tp, _Options(precision, torch.bfloat16, device, 1, seed, toy, skew, "step"))
-    return step.layers_of([rank.layer(layer) for layer in range(layers)], name, batch, seed=seed)
+    first = step.Step(rank.layer(0), name, batch, seed=seed)
+    return step.stacked(first, [rank.layer(layer) for layer in range(1, layers)])
 
 
 @contextmanager
@@ -152,18 +153,6 @@ class _Options:
         on_gpu = self.device.type == "cuda"
         self.datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(self.device)) if on_gpu else None
         self.l2 = "cold" if on_gpu else "not controlled"
-
-
-class _Rows(list):
-    """Rows, each written to the run, if any, as it is made."""
-
-    def __init__(self, run: Run | None):
-        self.run = run
-
-    def add(self, row: dict) -> None:
-        if self.run is not None:
-            self.run.append(row)
-        self.append(row)
 
 
 class _Rank:
@@ -192,7 +181,7 @@ class _Rank:
 class _Point:
     """The steps of all configurations at one batch size: checked when made, then timed."""
 
-    def __init__(self, rank: _Rank, batch: int, names, rows: _Rows, share):
+    def __init__(self, rank: _Rank, batch: int, names, rows: Rows, share):
         self.rank, self.options, self.batch, self.rows, self.share = rank, rank.options, batch, rows, share
         self.steps, self.checks = {}, {}
         for name in names:
@@ -200,7 +189,8 @@ class _Point:
             if reason is not None:
                 rows.add(self._case(name) | {"status": "refused", "reason": reason})
                 continue
-            first = self._step(name, 0)
+            o = self.options
+            first = step.Step(rank.layer(0), name, batch, state_dtype=o.state_dtype, seed=o.seed)
             check = first.check()
             if not check.right:
                 error = {"max_abs_error": check.max_abs_error, "part": WHOLE, "wrong_parts": first.wrong_parts}
@@ -210,11 +200,6 @@ class _Point:
         self._add_layers()
         self._all_reduce()
 
-    def _step(self, name: str, layer: int, ahead=None):
-        o = self.options
-        seed = o.seed + layer
-        return step.Step(self.rank.layer(layer), name, self.batch, state_dtype=o.state_dtype, seed=seed, ahead=ahead)
-
     def _add_layers(self) -> None:
         """The steps of further layers, as many for each configuration."""
         if not self.steps:
@@ -223,9 +208,9 @@ class _Point:
         self.bytes = {name: of[0].bytes() for name, of in self.steps.items()}
         self.experts_hit = first.experts_hit
         self.layers = self._layers(first)
+        more = [self.rank.layer(layer) for layer in range(1, self.layers)]
         for steps in self.steps.values():
-            for layer in range(1, self.layers):
-                steps.append(self._step(steps[0].name, layer, ahead=steps[-1]))
+            steps[:] = step.stacked(steps[0], more)
 
     def _layers(self, first) -> int:
         """As many as the L2 calls for, and LEAST_LAYERS where there is room for their weights."""

@@ -87,7 +87,7 @@ def decode_sweep(
         raise ValueError(f"indexings: expected some of {', '.join(INDEXINGS)}, got {', '.join(unknown) or 'none'}")
     cases, refused = cases_of("decode", variants, indexings, Case, shape, dtype, io_dtype, device)
     slots = pool_slots(slots, shape, dtype, max(batches), cases, device)
-    rows = Rows(run, "decode", shape, dtype, io_dtype, model=model, tp=tp, seed=seed, tokens=1)
+    rows = Rows(run, common_fields("decode", shape, dtype, io_dtype, model=model, tp=tp, seed=seed, tokens=1))
     with recorded(run), ops.checks(False):
         for row in refused:
             rows.add(row)
@@ -362,17 +362,21 @@ def pool_slots(slots, shape, dtype, max_batch, cases, device) -> int:
 class Rows(list):
     """The rows of a sweep so far. add() completes one with what all share and writes it to the run, if any, at once."""
 
-    def __init__(self, run: Run | None, phase: str, shape: GDNShape, dtype, io_dtype, **fields):
-        self.run = run
-        self.common = {"phase": phase, "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype)} | fields
-        for name in ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim"):
-            self.common[name] = getattr(shape, name)
+    def __init__(self, run: Run | None, common: dict | None = None):
+        self.run, self.common = run, common or {}
 
     def add(self, row: dict) -> None:
         row = self.common | row
         if self.run is not None:
             self.run.append(row)
         self.append(row)
+
+
+def common_fields(phase: str, shape: GDNShape, dtype, io_dtype, **fields) -> dict:
+    """What all rows of a sweep over one shape share, with any further fields."""
+    common = {"phase": phase, "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype)} | fields
+    names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
+    return common | {name: getattr(shape, name) for name in names}
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from .sweep import (
     cases_of,
     checked_batches,
     checked_timers,
+    common_fields,
     distance,
     pool_slots,
     recorded,
@@ -83,7 +84,7 @@ def verify_sweep(
     if any(case.mode == "intermediate" for case in cases):
         cases.append(VerifyCase("pool", "commit", cases[0].layout, COMMIT))
     slots = pool_slots(slots, shape, dtype, max(batches), cases, device)
-    rows = Rows(run, "verify", shape, dtype, io_dtype, model=model, tp=tp, seed=seed)
+    rows = Rows(run, common_fields("verify", shape, dtype, io_dtype, model=model, tp=tp, seed=seed))
     with recorded(run), ops.checks(False):
         for row in refused:
             rows.add(row)

@@ -110,7 +110,6 @@ def test_the_shared_expert_lies_behind_the_others():
     assert weights.can_fuse and weights.w13.data.shape == (4, 2, 64, 256)
     moved = weights._replace(shared_w2=fp8.Linear(*(t.clone() for t in weights.shared_w2)))
     assert not moved.can_fuse
-    assert weights.expert_bytes(2) == 3 * (3 * 64 * 256 + (2 * 1 * 2 + 2 * 1) * 4)
     assert isinstance(weights, ExpertWeights)
 
 

@@ -216,7 +216,7 @@ def test_a_skewed_routing_prefers_some_experts():
 
 @pytest.mark.parametrize("model", [EXPERTS, DENSE])
 def test_a_layer_takes_what_the_one_ahead_leaves(model):
-    first, second = steps.layers_of([toy(model), toy(model, seed=1)], "torch", 3)
+    first, second = steps.stacked(Step(toy(model), "torch", 3), [toy(model, seed=1)])
     for _ in range(2):
         first()
         second()

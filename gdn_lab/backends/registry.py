@@ -47,6 +47,7 @@ PREFILL_HOPPER = ("flashinfer", "triton", "torch")
 
 
 def auto_order(call: Call) -> tuple[str, ...]:
+    """The backends that "auto" tries for a call, in order."""
     if call.phase == "prefill" and call.device.type == "cuda" and torch.cuda.is_available():
         if torch.cuda.get_device_capability(call.device)[0] == 9:
             return PREFILL_HOPPER
