@@ -16,6 +16,7 @@ from .measure.results import Run
 from .measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
 from .measure.timing import TimerUnavailable, Timing, time_interleaved
 from .profiling import span
+from .step_capture import capture_step
 from .step_parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
 from .sweep import NoBar, Rows, Share, checked_batches, recorded
 
@@ -121,14 +122,21 @@ def share_sweep(
     return rows
 
 
-def steps_of(
-    model: str, tp: int, batch: int, name: str, *, precision: str = "fp8", device=None, seed: int = 0,
+def capture(
+    model: str, tp: int, batch: int, names, run: Run, *, precision: str = "fp8", device=None, seed: int = 0,
     toy: bool = False, skew: float = 0.0, layers: int = 2,
-) -> list:  # fmt: skip
-    """The steps of `layers` layers with weights of their own, in configuration `name`: functions for a profiler."""
+) -> None:  # fmt: skip
+    """Records a few runs of the steps of `layers` layers in each configuration of `names`: step_capture.capture_step().
+
+    One that cannot run here is said, and not recorded.
+    """
     rank = _Rank(model, tp, _Options(precision, torch.bfloat16, device, 1, seed, toy, skew, "step"))
-    first = step.Step(rank.layer(0), name, batch, seed=seed)
-    return step.stacked(first, [rank.layer(layer) for layer in range(1, layers)])
+    for name in names:
+        if reason := step.Step.refusal(name, rank.layer(0)):
+            print(f"Not recorded: {name} {reason}.")
+            continue
+        first = step.Step(rank.layer(0), name, batch, seed=seed)
+        capture_step(step.stacked(first, [rank.layer(layer) for layer in range(1, layers)]), run)
 
 
 @contextmanager
@@ -346,14 +354,14 @@ def parse_captured(text: str, names: list[str]) -> list[str]:
     for nothing. ValueError for an unknown one."""
     text = text.strip()
     auto = "after" if "after" in names else names[-1]
-    return _checked([auto if text == "auto" else text]) if text else []
+    return _checked([auto if text == "auto" else text], "captured") if text else []
 
 
-def _checked(configurations) -> list[str]:
+def _checked(configurations, parameter="configurations") -> list[str]:
     names = list(dict.fromkeys(configurations))
     unknown = [name for name in names if name not in step.CONFIGURATIONS]
     if unknown or not names:
         raise ValueError(
-            f"configurations: expected some of {', '.join(step.CONFIGURATIONS)}, got {', '.join(unknown) or 'none'}"
+            f"{parameter}: expected some of {', '.join(step.CONFIGURATIONS)}, got {', '.join(unknown) or 'none'}"
         )
     return names

@@ -252,3 +252,14 @@ def test_the_share_sweep_on_a_gpu():
         (name, part) for name in ("before", "best") for part in ("step", "gdn", TRACED)
     }
     assert timing.TIMERS[0] in {row.get("timer") for row in rows}
+
+
+def test_a_capture_of_what_cannot_run_is_said_and_the_rest_goes_on(tmp_path, capsys):
+    run = Run.create("x", {}, root=tmp_path)
+    step_sweep.capture(MODEL, 8, 2, ["after", "torch"], run, toy=True, device="cpu")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Not recorded: after needs an NVIDIA GPU of compute capability 9.0") and len(said) == 2
+    with pytest.raises(ValueError, match="captured: expected some of before, .*, got nope"):
+        step_sweep.parse_captured("nope", ["torch"])
+    assert step_sweep.parse_captured("auto", ["before", "after", "best"]) == ["after"]
+    assert step_sweep.parse_captured("auto", ["torch-kv", "torch"]) == ["torch"] and not sweep.parse_captured("", ["torch"])
