@@ -270,9 +270,9 @@ class StatePool:
 
 @functools.cache
 def _commit_kernels():
-    """commit_kernels.py, or None without Triton."""
+    """pool_kernels.py, or None without Triton."""
     try:
-        from . import commit_kernels
+        from . import pool_kernels
     except ImportError:
         return None
-    return commit_kernels
+    return pool_kernels

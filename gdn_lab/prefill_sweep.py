@@ -30,18 +30,15 @@ from .sweep import (
     L2_MULTIPLE,
     STATE_STD,
     Case,
-    Check,
     NoBar,
     Rows,
     Share,
     cases_of,
     checked_timers,
     common_fields,
-    distance,
     recorded,
-    worse,
 )
-from .tolerances import PREFILL
+from .tolerances import PREFILL, Check, distance, worse
 
 INDEXINGS = ("in_place", "detour")
 OURS = ("triton", "torch")  # these must not fail; a library's failure is recorded, and the others go on

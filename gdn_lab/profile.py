@@ -22,7 +22,7 @@ from . import batch, profiling
 from .measure import results
 from .profiling import nsight, oracle
 from .profiling.scrub import scrub
-from .step_capture import FILE, SQLITE
+from .step.capture import FILE, SQLITE
 
 STEP, ANALYSIS = "03", "04"
 # Kernels inside graphs are seen one by one; only what lies between cudaProfilerStart and Stop is recorded, and the

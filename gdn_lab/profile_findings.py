@@ -1,6 +1,6 @@
 """What a capture says of one step: how long it takes, which part keeps the GPU busy, and where nothing runs.
 
-A step is a range with work of a GPU that occurs many times: "decode step" if there is one, as step_capture.py records
+A step is a range with work of a GPU that occurs many times: "decode step" if there is one, as step/capture.py records
 it, else the most frequent range of two kernels or more. A capture without ranges has the launches of its CUDA graphs
 for steps, or is one step itself. The parts of a step are the ranges directly inside it.
 
@@ -18,7 +18,7 @@ import pandas
 
 from . import profiling
 from .profiling import Capture, graphs, range_table
-from .step_capture import EAGER, GRAPH, WARM_UP
+from .step.capture import EAGER, GRAPH, WARM_UP
 
 STEP = "decode step"  # as step.py calls the range around a step
 LAUNCH, WHOLE = "(launch of a CUDA graph)", "(whole capture)"  # steps of captures without ranges

@@ -17,11 +17,11 @@ import torch
 from . import ops, reference
 from .backends.base import dtype_name
 from .backends.registry import BACKENDS, refusal
-from .fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
 from .measure import environment
 from .pool import StatePool
 from .shapes import GDNShape
 from .step import Step, StepWeights
+from .step.fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
 
 SHAPE = GDNShape(1, 2)
 TOKENS = 5  # of a verify step: more than triton moves a bf16 state on by one by one
@@ -83,7 +83,7 @@ def _step(weights, name):
 
 def _linear(precision, device):
     """Few rows against many columns of K, so that programs share a tile's sum."""
-    from .projection_kernels import linear  # needs Triton
+    from .step.projection_kernels import linear  # needs Triton
 
     weight = random_weight(256, 2048, precision=precision, device=device)
     x = torch.randn(3, 2048, device=device)

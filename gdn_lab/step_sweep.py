@@ -1,8 +1,8 @@
-"""A sweep of decode steps: each configuration of step.py checked, timed against the others, and taken apart.
+"""A sweep of decode steps: each configuration of step/step.py checked, timed against the others, and taken apart.
 
 Whole step: a CUDA graph of several layers' steps, each with weights and state of its own, so that both come from memory
 as in serving, and each on what the one ahead leaves; what a replay takes, over the number of layers. Parts: what CUPTI
-saw in such replays (step_parts.py). On a CPU both are the host's clock.
+saw in such replays (step/parts.py). On a CPU both are the host's clock.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -16,8 +16,8 @@ from .measure.results import Run
 from .measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
 from .measure.timing import TimerUnavailable, Timing, time_interleaved
 from .profiling import span
-from .step_capture import capture_step
-from .step_parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
+from .step.capture import capture_step
+from .step.parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
 from .sweep import NoBar, Rows, Share, checked_batches, recorded
 
 CPU_LAYERS = 2
@@ -126,7 +126,7 @@ def capture(
     model: str, tp: int, batch: int, names, run: Run, *, precision: str = "fp8", device=None, seed: int = 0,
     toy: bool = False, skew: float = 0.0, layers: int = 2,
 ) -> None:  # fmt: skip
-    """Records a few runs of the steps of `layers` layers in each configuration of `names`: step_capture.capture_step().
+    """Records a few runs of the steps of `layers` layers in each configuration of `names`: step/capture.py.
 
     One that cannot run here is said, and not recorded.
     """

@@ -21,7 +21,7 @@ from .measure.timing import TIMERS, TimerUnavailable, Timing, time_interleaved, 
 from .pool import StatePool
 from .profiling import span
 from .shapes import GDNShape
-from .tolerances import ARITHMETIC, allowed
+from .tolerances import Check, distance, worse
 
 INDEXINGS = ("in_place", "gather_scatter")
 
@@ -47,14 +47,6 @@ class Case(NamedTuple):
     @property
     def key(self) -> str:
         return f"{self.name} {self.indexing}"
-
-
-class Check(NamedTuple):
-    """What the oracle said of one case: largest errors of o and of the new state, None where they are not finite."""
-
-    right: bool
-    max_abs_error: float | None
-    max_abs_error_state: float | None
 
 
 def decode_sweep(
@@ -268,17 +260,6 @@ def _compare(out, pool: StatePool, indices, expected) -> Check:
         right = right and right_o and right_state
         worst_o, worst_state = worse(worst_o, error_o), worse(worst_state, error_state)
     return Check(right, worst_o, worst_state)
-
-
-def distance(actual, expected, dtype, arithmetic=ARITHMETIC) -> tuple[bool, float | None]:
-    """(every element near enough, the largest error or None if some is not finite): tolerances.py."""
-    error = (actual.double() - expected).abs()
-    finite = bool(torch.isfinite(error).all())
-    return bool((error <= allowed(expected, dtype, arithmetic)).all()), error.max().item() if finite else None
-
-
-def worse(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else max(a, b)
 
 
 # --- arguments

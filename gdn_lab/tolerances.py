@@ -9,6 +9,8 @@ The oracle gets the very inputs and state that a kernel gets, already rounded to
                It depends on what is computed, as said at each constant.
 """
 
+from typing import NamedTuple
+
 import torch
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -48,3 +50,22 @@ def allowed(expected: torch.Tensor, dtype: torch.dtype, arithmetic: float = ARIT
     """
     rounding = (rounding or LAST_PLACE)[dtype]
     return rounding * expected.abs() + SUBNORMAL[dtype] + arithmetic * expected.abs().max()
+
+
+def distance(actual, expected, dtype, arithmetic=ARITHMETIC) -> tuple[bool, float | None]:
+    """(every element near enough, the largest error or None if some is not finite)."""
+    error = (actual.double() - expected).abs()
+    finite = bool(torch.isfinite(error).all())
+    return bool((error <= allowed(expected, dtype, arithmetic)).all()), error.max().item() if finite else None
+
+
+class Check(NamedTuple):
+    """What the oracle said of one case: largest errors of o and of the new state, None where they are not finite."""
+
+    right: bool
+    max_abs_error: float | None
+    max_abs_error_state: float | None
+
+
+def worse(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else max(a, b)

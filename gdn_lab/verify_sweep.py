@@ -22,7 +22,6 @@ from .measure.roofline import (
 )
 from .shapes import GDNShape
 from .sweep import (
-    Check,
     NoBar,
     Rows,
     Share,
@@ -31,12 +30,11 @@ from .sweep import (
     checked_batches,
     checked_timers,
     common_fields,
-    distance,
     pool_slots,
     recorded,
     weight,
-    worse,
 )
+from .tolerances import Check, distance, worse
 
 MODES = tuple(VERIFY_BYTES_FORMULA)
 COMMIT = "commit"

@@ -65,7 +65,7 @@ class Program:
 
 
 def eager_and_graph(replays: int = 3, layers: int = 2, *, nodes: bool = True, eager: int = 2) -> Program:
-    """Eager runs and replays of steps of three parts and four kernels, as step_capture.py records them.
+    """Eager runs and replays of steps of three parts and four kernels, as step/capture.py records them.
 
     A kernel runs 2, 4, 1 and 3 us; eager ones lie 5 us apart, those of a replay 1 us. nodes: the capture of the graph
     lies in the recording.

@@ -3,8 +3,8 @@
 import torch
 from tolerances import assert_close
 
-from gdn_lab.experts import ExpertWeights, experts_on, reference, route_reference
-from gdn_lab.fp8 import dequantize, dequantize_rows, quantize_rows, quantize_weight
+from gdn_lab.step.experts import ExpertWeights, experts_on, reference, route_reference
+from gdn_lab.step.fp8 import dequantize, dequantize_rows, quantize_rows, quantize_weight
 from gdn_lab.tolerances import EXPERTS, ROUNDING
 
 BF16 = torch.bfloat16
@@ -54,8 +54,8 @@ def assert_near(out, expected, fp8: bool):
 
 def check_linear(m, n, k, device="cpu", fp8=True, **options):
     """projection_kernels.linear twice on one scratch, scales with the token fastest, out a part of something wider."""
-    from gdn_lab.fp8 import Linear
-    from gdn_lab.projection_kernels import Scratch, linear
+    from gdn_lab.step.fp8 import Linear
+    from gdn_lab.step.projection_kernels import Scratch, linear
 
     generator = torch.Generator().manual_seed(m)
     x, w = (torch.randn(rows, k, generator=generator).to(device) for rows in (m, n))

@@ -14,8 +14,8 @@ import torch
 pytest.importorskip("cutlass", reason="there is no CuTe DSL for this operating system")
 pytest.importorskip("triton", reason="cuobjdump comes with Triton, of which there is none for this operating system")
 
-from gdn_lab import GDNShape  # noqa: E402
-from gdn_lab.backends import cutedsl, registry, resources  # noqa: E402
+from gdn_lab import GDNShape, resources  # noqa: E402
+from gdn_lab.backends import cutedsl, registry  # noqa: E402
 from gdn_lab.backends.base import Call  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32

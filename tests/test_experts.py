@@ -8,9 +8,10 @@ from experts_against_reference import check_steps, random_weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdn_lab import experts, fp8
-from gdn_lab.experts import ExpertWeights, TorchExperts, experts_on, route_reference, tilings
 from gdn_lab.shapes import MODELS, divisions
+from gdn_lab.step import experts, experts_tilings, fp8
+from gdn_lab.step.experts import ExpertWeights, TorchExperts, experts_on, route_reference
+from gdn_lab.step.experts_tilings import tilings
 
 sizes = st.integers(1, 300)
 seeds = st.integers(0, 2**16)
@@ -133,7 +134,7 @@ def test_tilings_cover_every_model():
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a", "sm_120a"])
 def test_no_kernel_spills(architecture):
     pytest.importorskip("triton", reason="there is no Triton for this operating system")
-    from gdn_lab.backends.resources import cases, resources
+    from gdn_lab.resources import cases, resources
 
     mine = [case for case in cases(architecture) if case.label.startswith(("experts", "linear", "layer"))]
     assert len(mine) >= 20
@@ -149,9 +150,9 @@ def test_no_kernel_spills(architecture):
 def test_weights_go_to_the_tensor_cores_as_they_lie_in_memory():
     """In PTX for Hopper: copied 16 bytes at a time into shared memory, multiplied from there as e4m3."""
     pytest.importorskip("triton", reason="there is no Triton for this operating system")
-    from gdn_lab.backends.resources import compiled
+    from gdn_lab.resources import compiled
 
-    mine = {case.label: case for case in experts.kernel_cases()}
+    mine = {case.label: case for case in experts_tilings.kernel_cases()}
     for label in ("gate_up fp8 tokens 16 split 1 tile 64", "down fp8 tokens 16 split 1 tile 128 × 128"):
         ptx = compiled(mine[f"experts {label}"], "sm_90a").asm["ptx"]
         assert "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3" in ptx

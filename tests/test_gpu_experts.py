@@ -5,7 +5,7 @@ import torch
 from conftest import HAS_GPU
 from experts_against_reference import assert_near, check_linear, check_steps, random_weights, tokens
 
-from gdn_lab.experts import Experts, reference, route_reference
+from gdn_lab.step.experts import Experts, reference, route_reference
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 
-from gdn_lab import profile, step_capture
+from gdn_lab import profile
 from gdn_lab.measure import Run
 from gdn_lab.profile_findings import agreement, analyse, part_times
 from gdn_lab.profiling import graphs, oracle, read, span
+from gdn_lab.step.capture import EAGER, FILE, GRAPH, SQLITE, capture_step
 
 pytestmark = pytest.mark.gpu
 PROGRAM = """
@@ -37,7 +38,7 @@ def record(root) -> Run:
                 torch.softmax(z, -1)
 
     run = Run.create("x", {}, root=root)
-    step_capture.capture_step([step, step], run, eager=3, replays=5)
+    capture_step([step, step], run, eager=3, replays=5)
     return run
 
 
@@ -54,7 +55,7 @@ def check(of):
 
 @pytest.fixture(scope="module")
 def kineto(tmp_path_factory):
-    return record(tmp_path_factory.mktemp("kineto")).folder / step_capture.FILE
+    return record(tmp_path_factory.mktemp("kineto")).folder / FILE
 
 
 def test_kineto(kineto):
@@ -75,12 +76,12 @@ def test_nsight_systems(kineto, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     profile.keep(nsys, report, kept)
-    capture = read(kept / step_capture.SQLITE)
+    capture = read(kept / SQLITE)
     assert oracle.differences(capture, kept) == []
     assert graphs.has_captured(capture)
-    of = analyse(kept / step_capture.SQLITE)
+    of = analyse(kept / SQLITE)
     check(of)
-    positions = graphs.by_position(capture, step_capture.EAGER, step_capture.GRAPH)
+    positions = graphs.by_position(capture, EAGER, GRAPH)
     replays = positions.kernels["path"].astype(str).str.startswith("graph")
     assert positions.kernels["path"][replays].astype(str).equals(of.unfolded.kernels["path"][replays].astype(str))
     assert agreement(of, analyse(kineto), 5.0)["difference %"].abs().max() < 10  # small kernels, two processes

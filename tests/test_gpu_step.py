@@ -21,7 +21,7 @@ def weights(request):
 @pytest.mark.parametrize("batch", [1, 3, 64, 257])
 @pytest.mark.parametrize("name", GPU_CONFIGURATIONS)
 def test_every_part_is_right(weights, name, batch):
-    from gdn_lab.step_check import differences
+    from gdn_lab.step.check import differences
 
     step = Step(weights, name, batch)
     for _ in range(2):  # the second time on what the first one left: states, windows, the experts' counters

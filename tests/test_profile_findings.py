@@ -4,8 +4,9 @@ import pytest
 from captures import MAIN, Program, eager_and_graph, two_steps, write_kineto, write_nsys
 from matplotlib.figure import Figure
 
-from gdn_lab import profile_findings, profile_plots, step_capture
+from gdn_lab import profile_findings, profile_plots
 from gdn_lab.profile_findings import LAUNCH, NOTHING, REST, WHOLE, analyse, short_name
+from gdn_lab.step.capture import WARM_UP, find_capture
 
 FIGURES = (profile_plots.timeline, profile_plots.gap_sizes, profile_plots.where_time_goes)
 
@@ -85,7 +86,7 @@ def test_the_warm_up_does_not_count(tmp_path):
     program = eager_and_graph()
     before = analyse(write_nsys(tmp_path / "a.sqlite", program)).steps
     end = max(kernel[2] for kernel in program.kernels) + 10_000
-    program.range(step_capture.WARM_UP, end, end + 9000)
+    program.range(WARM_UP, end, end + 9000)
     program.range("decode step", end + 10, end + 8000)
     program.launch(end + 20, end + 30, 999)
     program.kernel("slow_kernel", end + 100, end + 900_000, 999)
@@ -213,22 +214,22 @@ def test_nothing_is_said_and_drawn_of_no_capture():
 
 def test_a_capture_is_found(tmp_path, capsys):
     runs, data = tmp_path / "runs", tmp_path / "data"
-    assert step_capture.find_capture("", runs, "h100", data) is None
+    assert find_capture("", runs, "h100", data) is None
     assert "make profile makes one on a GPU" in capsys.readouterr().out
     stored = data / "measured" / "h100" / "04_nsight_systems" / "capture.sqlite"
     older, newer = runs / "20260101T000000Z-03_decode_step", runs / "20260102T000000Z-03_decode_step"
     for file in (stored, older / "capture.sqlite", newer / "capture.json.gz"):
-        assert step_capture.find_capture("", runs, "h100", data) != file
+        assert find_capture("", runs, "h100", data) != file
         file.parent.mkdir(parents=True)
         file.touch()
-        assert step_capture.find_capture("", runs, "h100", data) == file
+        assert find_capture("", runs, "h100", data) == file
     assert "the run 20260102T000000Z-03_decode_step, the newest" in capsys.readouterr().out
-    assert step_capture.find_capture(str(stored), runs, "h100", data) == stored
-    assert step_capture.find_capture("runs/20260101T000000Z-03_decode_step/capture.sqlite", runs, "", data) == (
+    assert find_capture(str(stored), runs, "h100", data) == stored
+    assert find_capture("runs/20260101T000000Z-03_decode_step/capture.sqlite", runs, "", data) == (
         older / "capture.sqlite"
     )
     with pytest.raises(FileNotFoundError, match="there is no capture mine.sqlite; give"):
-        step_capture.find_capture("mine.sqlite", runs, "h100", data)
+        find_capture("mine.sqlite", runs, "h100", data)
 
 
 def test_threads_of_a_step_are_its_own(tmp_path):

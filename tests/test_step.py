@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from gdn_lab import StatePool, layer_reference
-from gdn_lab import step as steps
+from gdn_lab import StatePool
 from gdn_lab.shapes import MODELS, divisions
-from gdn_lab.step import CONFIGURATIONS, CPU_CONFIGURATIONS, PARTS, STEP, Configuration, Step, StepSizes, StepWeights
-from gdn_lab.step_check import differences
+from gdn_lab.step import CONFIGURATIONS, CPU_CONFIGURATIONS, Step, StepWeights, layer_reference
+from gdn_lab.step import step as steps
+from gdn_lab.step.check import differences
+from gdn_lab.step.step import PARTS, STEP, Configuration, StepSizes
 
 EXPERTS, DENSE = "qwen3.5-397b-a17b", "qwen3.5-27b"
 

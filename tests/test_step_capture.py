@@ -9,9 +9,9 @@ import pytest
 import torch
 from captures import eager_and_graph, kineto_trace, write_kineto
 
-from gdn_lab import step_capture
 from gdn_lab.measure import Run
 from gdn_lab.profiling import graphs, kineto, range_table, read
+from gdn_lab.step import capture
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def run(tmp_path):
 
 def test_on_a_cpu_the_step_runs_once_and_a_sentence_says_so(run, capsys):
     calls = []
-    assert step_capture.capture_step([lambda: calls.append(1), lambda: calls.append(2)], run, device="cpu") is None
+    assert capture.capture_step([lambda: calls.append(1), lambda: calls.append(2)], run, device="cpu") is None
     assert calls == [1, 2] and "Not recorded: on a CPU" in capsys.readouterr().out
-    assert not (run.folder / step_capture.FILE).exists()
+    assert not (run.folder / capture.FILE).exists()
     with pytest.raises(ValueError, match="expected at least 1, got 0, 8 and 16"):
-        step_capture.capture_step([], run)
+        capture.capture_step([], run)
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def seen(monkeypatch):
     class Graph:
         replay = staticmethod(of("replay"))
 
-    monkeypatch.setattr(step_capture, "span", spanned)
-    monkeypatch.setattr(step_capture, "_captured", lambda steps: seen.append("captured") or Graph)
+    monkeypatch.setattr(capture, "span", spanned)
+    monkeypatch.setattr(capture, "_captured", lambda steps: seen.append("captured") or Graph)
     for name in ("lead_in", "start_cupti"):
-        monkeypatch.setattr(step_capture, name, of(name))
-    monkeypatch.setattr(step_capture, "unavailable", lambda *_: None)
+        monkeypatch.setattr(capture, name, of(name))
+    monkeypatch.setattr(capture, "unavailable", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     profiler = SimpleNamespace(start=of("start"), stop=of("stop"))
@@ -60,48 +60,48 @@ RUNS = ["warm-up", "step", "replay", "eager", "step", "eager", "step", "graph", 
 
 
 def test_under_nsight_systems_the_capture_lies_in_the_recording(run, seen, monkeypatch, capsys):
-    monkeypatch.setenv(step_capture.NSYS, "1")
-    step_capture.capture_step(lambda: seen.append("step"), run, eager=2, replays=1, device="cuda")
+    monkeypatch.setenv(capture.NSYS, "1")
+    capture.capture_step(lambda: seen.append("step"), run, eager=2, replays=1, device="cuda")
     assert seen == ["warm-up", "step", "start", "captured", *RUNS, "stop"]
     assert "Nsight Systems recorded 2 eager runs" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_ends_the_recording(run, seen, monkeypatch):
-    monkeypatch.setenv(step_capture.NSYS, "1")
+    monkeypatch.setenv(capture.NSYS, "1")
 
     def fails():
         if "start" in seen:
             raise KeyError("x")
 
     with pytest.raises(KeyError):
-        step_capture.capture_step(fails, run, device="cuda")
+        capture.capture_step(fails, run, device="cuda")
     assert seen[-1] == "stop"
 
 
 def test_under_kineto_markers_come_first_and_cupti_before_the_graph(run, seen, monkeypatch):
-    monkeypatch.delenv(step_capture.NSYS, raising=False)
+    monkeypatch.delenv(capture.NSYS, raising=False)
     monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext("profile"))
     monkeypatch.setattr(kineto, "keep", lambda profile, out, dropped: seen.append((profile, out.name)))
     monkeypatch.setattr(kineto, "read", lambda out: None)
-    out = step_capture.capture_step(lambda: seen.append("step"), run, eager=2, replays=1, device="cuda")
+    out = capture.capture_step(lambda: seen.append("step"), run, eager=2, replays=1, device="cuda")
     assert out == run.folder / "capture.json.gz"
     assert seen[2:] == ["start_cupti", "captured", "lead_in", *RUNS, ("profile", "capture.json.gz")]
 
 
 def test_a_recording_that_lost_everything_is_said_and_not_kept(run, seen, monkeypatch, capsys):
-    monkeypatch.delenv(step_capture.NSYS, raising=False)
+    monkeypatch.delenv(capture.NSYS, raising=False)
     monkeypatch.setattr(torch.profiler, "profile", type("profile", (nullcontext,), {"__init__": lambda *_, **__: None}))
     monkeypatch.setattr(torch.profiler.profile, "__enter__", lambda _: "profile")
     monkeypatch.setattr(kineto, "_export", lambda profile, path: path.write_text('{"traceEvents": []}'))
-    assert step_capture.capture_step(lambda: None, run, device="cuda") is None
+    assert capture.capture_step(lambda: None, run, device="cuda") is None
     assert "holds no work of a GPU" in capsys.readouterr().out
     assert sorted(path.name for path in run.folder.iterdir()) == ["run.json"]
 
 
 def test_without_cupti_a_sentence_says_so(run, seen, monkeypatch, capsys):
-    monkeypatch.delenv(step_capture.NSYS, raising=False)
-    monkeypatch.setattr(step_capture, "unavailable", lambda *_: "cupti_kernel needs a torch built with CUPTI")
-    assert step_capture.capture_step(lambda: None, run, device="cuda") is None
+    monkeypatch.delenv(capture.NSYS, raising=False)
+    monkeypatch.setattr(capture, "unavailable", lambda *_: "cupti_kernel needs a torch built with CUPTI")
+    assert capture.capture_step(lambda: None, run, device="cuda") is None
     assert capsys.readouterr().out == "Not recorded: cupti_kernel needs a torch built with CUPTI.\n"
 
 

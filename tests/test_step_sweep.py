@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from gdn_lab import step, step_parts, step_sweep
+from gdn_lab import step, step_sweep
 from gdn_lab.measure import Run, TimerUnavailable, load, timing
 from gdn_lab.measure.roofline import Roof
-from gdn_lab.step_parts import GAPS, TRACED
-from gdn_lab.sweep import Check
+from gdn_lab.step import parts as step_parts
+from gdn_lab.step.parts import GAPS, TRACED
+from gdn_lab.tolerances import Check
 
 MODEL, DENSE = "qwen3.5-397b-a17b", "qwen3.5-27b"
 ROOF = Roof(10.0, 9.0, 11.0, 5, 1 << 20, "made up")

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("triton", reason="there is no Triton for this operating system")
 
-from gdn_lab.backends.resources import ARCHITECTURES, compiled, resources  # noqa: E402
 from gdn_lab.backends.triton import TritonBackend, decode_kernel, kernel_cases  # noqa: E402
+from gdn_lab.resources import ARCHITECTURES, compiled, resources  # noqa: E402
 
 CASES = {case.label: case for case in kernel_cases() if case.kernel is decode_kernel}
 

@@ -260,17 +260,17 @@ def test_flashinfer_says_which_modes_it_has(monkeypatch):
 
 def _kernel_cases():
     try:
-        from gdn_lab import commit_kernels
+        from gdn_lab import pool_kernels
         from gdn_lab.backends.base import KernelCase
         from gdn_lab.backends.triton_verify import kernel_cases
     except ImportError:
         return {}
     indexing = {"indices": "*i32", "accepted": "*i64"}
     types = {"state": "*bf16", "states": "*bf16", "states_row": "i64"} | indexing
-    state = KernelCase("commit state", commit_kernels.state_kernel, types, dict(ELEMENTS=1 << 20, BLOCK=8192), 4)
+    state = KernelCase("commit state", pool_kernels.state_kernel, types, dict(ELEMENTS=1 << 20, BLOCK=8192), 4)
     types = {"conv": "*bf16", "inputs": "*bf16", "inputs_row": "i32", "inputs_channel": "i32"} | indexing
     constants = dict(DIM=12288, WINDOW=3, CHANNELS=512)
-    window = KernelCase("commit window", commit_kernels.window_kernel, types, constants, 4)
+    window = KernelCase("commit window", pool_kernels.window_kernel, types, constants, 4)
     return {case.label: case for case in [*kernel_cases(), state, window]}
 
 
@@ -285,7 +285,7 @@ def _compilations():
 
 @pytest.mark.parametrize("label, architecture", _compilations())
 def test_no_spills(label, architecture):
-    from gdn_lab.backends.resources import resources
+    from gdn_lab.resources import resources
 
     found = resources(_kernel_cases()[label], architecture)
     assert found.stack_bytes == 0, found

@@ -7,7 +7,7 @@ from against_oracle import PADDING, filled_pool, row_slots, same_bits
 from tolerances import assert_close
 from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
 
-from gdn_lab import GDNShape, StatePool, commit_kernels, reference, verify
+from gdn_lab import GDNShape, StatePool, pool_kernels, reference, verify
 from gdn_lab.backends import triton_verify
 from gdn_lab.ops import make_inputs
 
@@ -96,7 +96,7 @@ def test_commit_kernels_equal_torch(tokens, layout):
         indices = row_slots(rows, 10, padding=[rows - 1], dtype=dtype)
         accepted = torch.arange(rows, dtype=dtype)
         other = pool.to()
-        commit_kernels.commit(
+        pool_kernels.commit(
             other.state, other.conv, indices, accepted, pool.intermediate_states[:rows], pool.draft_inputs[:rows]
         )
         pool.commit(indices, accepted)

@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 import torch
 
+from ..backends.base import needs_capability
+from ..backends.registry import refusal
+from ..measure.roofline import decode_bytes
+from ..pool import StatePool
+from ..profiling import span
+from ..shapes import GDNShape, Model, model
 from . import layer_reference
-from .backends.base import needs_capability
-from .backends.registry import refusal
 from .experts import ExpertWeights, experts_on
 from .fp8 import Linear, random_weight
 from .layer import LAYER_PARTS, Activation, GDNLayer, Kernels, LayerWeights, Projection, Work
-from .measure.roofline import decode_bytes
-from .pool import StatePool
-from .profiling import span
-from .shapes import GDNShape, Model, model
 
 STEP = "decode step"
 EXPERT_PARTS = ("post norm", "router", "experts", "shared expert", "combine")
@@ -300,8 +300,8 @@ class Step:
         return tuple(zip(DENSE_PARTS, (self._post_norm, feed_forward), strict=True))
 
     def check(self):
-        """Runs it once and holds every part's result against float64: step_check.check()."""
-        from .step_check import check
+        """Runs it once and holds every part's result against float64: check.py."""
+        from .check import check
 
         return check(self)
 

@@ -1,6 +1,6 @@
 """What the compilers make of each kernel for a GPU that need not be here: registers, shared memory, stack.
 
-    python -m gdn_lab.backends.resources [sm_90a sm_100a ...]      one JSON line for each kernel and architecture
+    python -m gdn_lab.resources [sm_90a sm_100a ...]      one JSON line for each kernel and architecture
 
 A stack means that registers spilled to memory or an array is indexed at run time; either is slow.
 """
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from .base import KernelCase
+from .backends.base import KernelCase
 
 ARCHITECTURES = {"sm_90a": 90, "sm_100a": 100, "sm_120a": 120}  # Hopper, Blackwell B200, Blackwell RTX
 
@@ -32,10 +32,10 @@ class Resources(NamedTuple):
 
 def cases(architecture: str) -> list[KernelCase]:
     """Every compilation of a Triton kernel that an architecture may see."""
-    from .. import experts, layer_kernels, projection_kernels
-    from . import triton
+    from .backends import triton
+    from .step import experts_tilings, layer_kernels, projection_kernels
 
-    modules = (triton, layer_kernels, experts, projection_kernels)
+    modules = (triton, layer_kernels, experts_tilings, projection_kernels)
     found = [case for module in modules for case in module.kernel_cases()]
     return [case for case in found if case.architectures is None or architecture in case.architectures]
 
@@ -71,7 +71,7 @@ def resources(case: KernelCase, architecture: str) -> Resources:
 
 def cutedsl_compiled(build):
     """What the CuTe DSL makes of one of cutedsl.kernel_builds(): an object with .PTX and .CUBIN."""
-    from .cutedsl_decode import compile_decode
+    from .backends.cutedsl_decode import compile_decode
 
     with tempfile.TemporaryDirectory() as folder:
         return compile_decode(build, f"--keep-ptx --keep-cubin --dump-dir={folder}").artifacts
@@ -99,7 +99,7 @@ def _resources(label, architecture, cubin: bytes, dynamic_shared: int, num_warps
 
 
 def main(architectures: list[str]) -> None:
-    from .cutedsl import kernel_builds
+    from .backends.cutedsl import kernel_builds
 
     for architecture in architectures or ARCHITECTURES:
         for case in cases(architecture):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .measure.timing import (
+from ..measure.timing import (
     TimerUnavailable,
     Timing,
     busy_us,
@@ -24,8 +24,8 @@ from .measure.timing import (
     trace_interleaved,
     unavailable,
 )
-from .profiling import kineto
-from .profiling.positions import parts_of_replays
+from ..profiling import kineto
+from ..profiling.positions import parts_of_replays
 
 GRAPH_TIMER, EAGER_TIMER = "cuda_graph_replay", "cuda_events_eager"
 PARTS_TIMER, CPU_TIMER = "cupti_kernel", "host_clock"

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .backends.base import KernelCase
+from ..backends.base import KernelCase
 from .fp8 import E4M3_MAX, SMALLEST_AMAX
 
 GROUP = 128  # channels that share an FP8 scale
@@ -260,7 +260,7 @@ def silu_mul(gate_up, y=None, y8=None, y_scale=None, *, overlap=False):
 
 
 def kernel_cases() -> list[KernelCase]:
-    """Every compilation that a step of the largest model makes, for backends/resources.py."""
+    """Every compilation that a step of the largest model makes, for resources.py."""
     fixed = {"EPS": EPS, "MAX": E4M3_MAX, "SMALLEST": SMALLEST_AMAX, "GROUP": GROUP}
 
     def case(label, kernel, pointers, warps, **constants):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import experts, layer_reference, reference
+from .. import reference
+from ..tolerances import ARITHMETIC, E4M3, E4M3_SUBNORMAL, EXPERTS, EXPERTS_MEAN, PRODUCT, Check, allowed, worse
+from . import experts, layer_reference
 from .fp8 import dequantize_rows, quantize_rows
-from .sweep import Check, worse
-from .tolerances import ARITHMETIC, E4M3, E4M3_SUBNORMAL, EXPERTS, EXPERTS_MEAN, PRODUCT, allowed
 
 ROWS_CHECKED = 32  # first and last rows of the batch: the oracle works in float64
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .backends.base import KernelCase
+from ..backends.base import KernelCase
 from .experts_kernels import BLOCK, INTERPRETED, dot, narrow
 from .fp8 import Linear
 

@@ -20,10 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import layer_reference, ops
+from .. import ops
+from ..pool import StatePool
+from ..shapes import GDNShape
+from . import layer_reference
 from .fp8 import BLOCK, E4M3, Linear, blocks, random_weight
-from .pool import StatePool
-from .shapes import GDNShape
 
 LAYER_PARTS = ("input norm", "in_proj qkvz", "in_proj ba", "split", "conv", "gdn", "gated norm", "out_proj")
 CONV_WIDTH = 4

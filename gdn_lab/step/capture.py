@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from .data import DATA
-from .measure.results import Run
-from .measure.timing import is_marker, lead_in, start_cupti, unavailable
-from .profiling import kineto, span
+from ..data import DATA
+from ..measure.results import Run
+from ..measure.timing import is_marker, lead_in, start_cupti, unavailable
+from ..profiling import kineto, span
 
 WARM_UP, EAGER, GRAPH = "warm-up", "eager", "graph"
 FILE = "capture.json.gz"  # what Kineto recorded, in the run's folder
