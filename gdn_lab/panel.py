@@ -17,7 +17,7 @@ from .backends.registry import BACKENDS, refusal
 from .measure import OutputFolderError, Run
 from .pool import STATE_DTYPES
 from .shapes import MODELS, GDNShape, divisions
-from .sweep import decode_sweep
+from .sweeps import decode_sweep
 
 
 def show(**defaults) -> None:

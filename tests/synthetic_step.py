@@ -1,4 +1,4 @@
-"""Rows as step_sweep.py writes them, made up: parts in µs as they might be on an H100 at B = 256, tp 8."""
+"""Rows as sweeps/step.py writes them, made up: parts in µs as they might be on an H100 at B = 256, tp 8."""
 
 from synthetic import ROOF, RUN
 

@@ -7,8 +7,7 @@ import torch
 
 from gdn_lab import GDNShape, plots
 from gdn_lab.measure import Run
-from gdn_lab.prefill_sweep import prefill_sweep
-from gdn_lab.verify_sweep import verify_sweep
+from gdn_lab.sweeps import prefill_sweep, verify_sweep
 
 SHAPE = GDNShape(1, 2, 16, 32)
 OPTIONS = dict(variants=["torch/vk"], samples=1, progress=False, device="cpu", dtype=torch.bfloat16)

@@ -9,16 +9,16 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from . import ops, shapes, step
-from .backends.base import dtype_name
-from .measure.progress import progress as progress_bar
-from .measure.results import Run
-from .measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
-from .measure.timing import TimerUnavailable, Timing, time_interleaved
-from .profiling import span
-from .step.capture import capture_step
-from .step.parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
-from .sweep import NoBar, Rows, Share, checked_batches, recorded
+from .. import ops, shapes, step
+from ..backends.base import dtype_name
+from ..measure.progress import progress as progress_bar
+from ..measure.results import Run
+from ..measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
+from ..measure.timing import TimerUnavailable, Timing, time_interleaved
+from ..profiling import span
+from ..step.capture import capture_step
+from ..step.parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
+from .decode import NoBar, Rows, Share, checked_batches, recorded
 
 CPU_LAYERS = 2
 LEAST_LAYERS = 4  # in one graph, so that what lies between two replays is little of it

@@ -1,4 +1,4 @@
-"""The sweep: what it measures, what it refuses, what it leaves behind when it is stopped."""
+"""The sweep of decode: what it measures, what it refuses, what it leaves behind when it is stopped."""
 
 import math
 from dataclasses import replace
@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdn_lab import GDNShape, StatePool, ops, sweep
+from gdn_lab import GDNShape, StatePool, ops
 from gdn_lab.measure import Roof, Run, TimerUnavailable, Timing, load, results
-from gdn_lab.sweep import Case, decode_sweep
+from gdn_lab.sweeps import decode as pools
+from gdn_lab.sweeps import decode_sweep
+from gdn_lab.sweeps.decode import Case, Sweep
 
 SHAPE = GDNShape(1, 2, 16, 16)
 ROOF = Roof(10.0, 9.0, 11.0, 20, 1 << 20, "a roof for tests")
@@ -114,7 +116,7 @@ def test_a_state_that_blows_up_is_an_error(run, monkeypatch):
         bad.state[3] = torch.inf
         return {key: Timing("host_clock", 1.0, 1.0, 1.0, 1, 1) for key in calls}
 
-    monkeypatch.setattr(sweep, "time_interleaved", timed)
+    monkeypatch.setattr(pools, "time_interleaved", timed)
     with pytest.raises(RuntimeError, match="the state of the VK pool is no longer finite after the calls at B = 2"):
         decode_sweep(SHAPE, [2], variants=["torch/vk"], run=run, **QUICK)
     assert load(run.folder)[1] == []
@@ -122,7 +124,7 @@ def test_a_state_that_blows_up_is_an_error(run, monkeypatch):
 
 def test_the_state_stays_finite_and_random_over_many_calls():
     pool = StatePool(SHAPE, 3)
-    pool.state.normal_(0, sweep.STATE_STD)
+    pool.state.normal_(0, pools.STATE_STD)
     inputs, indices = ops.make_inputs(SHAPE, 2), torch.tensor([1, 2], dtype=torch.int32)
     for _ in range(2000):
         ops.decode(*inputs.arguments(), **inputs.gates(), pool=pool, indices=indices)
@@ -134,7 +136,7 @@ def test_the_state_stays_finite_and_random_over_many_calls():
 
 
 def test_an_interrupt_in_mid_sweep(run, monkeypatch):
-    timed, calls = sweep.time_interleaved, []
+    timed, calls = pools.time_interleaved, []
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -142,7 +144,7 @@ def test_an_interrupt_in_mid_sweep(run, monkeypatch):
             raise KeyboardInterrupt
         return timed(*arguments, **options)
 
-    monkeypatch.setattr(sweep, "time_interleaved", interrupted)
+    monkeypatch.setattr(pools, "time_interleaved", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decode_sweep(SHAPE, [1, 2, 4, 8], variants=["torch/vk"], run=run, **QUICK)
     info, rows = load(run.folder)
@@ -154,7 +156,7 @@ def test_a_timer_that_loses_its_records_is_a_row(run, monkeypatch):
     def lost(*arguments, **options):
         raise TimerUnavailable("CUPTI lost the first kernels")
 
-    monkeypatch.setattr(sweep, "time_interleaved", lost)
+    monkeypatch.setattr(pools, "time_interleaved", lost)
     rows = decode_sweep(SHAPE, [2], variants=["torch/vk"], indexings=["in_place"], run=run, **QUICK)
     assert [(row["status"], row["timer"], row["reason"]) for row in rows] == [
         ("refused", "host_clock", "CUPTI lost the first kernels")
@@ -196,7 +198,7 @@ def test_a_timer_asked_for_by_name_refuses():
 
 def bare(slots=100, shape=SHAPE, roof=ROOF):
     cases = [Case("torch", "vk", "VK", "in_place")]
-    return sweep.Sweep(shape, cases, torch.bfloat16, torch.bfloat16, torch.device("cpu"), slots, 0, roof, 8)
+    return Sweep(shape, cases, torch.bfloat16, torch.bfloat16, torch.device("cpu"), slots, 0, roof, 8)
 
 
 @given(st.integers(1, 20), st.integers(0, 60))
@@ -215,8 +217,8 @@ def test_index_sets(batch, more):
 @pytest.mark.parametrize("shape", [GDNShape(16, 64), GDNShape(2, 8)])
 def test_calls_on_a_gpu_come_from_memory_and_last(monkeypatch, shape, batch):
     l2 = 50 << 20
-    monkeypatch.setattr(sweep, "l2_bytes", lambda device: l2)
-    plan = object.__new__(sweep.Sweep)
+    monkeypatch.setattr(pools, "l2_bytes", lambda device: l2)
+    plan = object.__new__(Sweep)
     plan.shape, plan.dtype, plan.io_dtype, plan.slots = shape, torch.bfloat16, torch.bfloat16, 2048
     plan.device, plan.roof = torch.device("cuda"), replace(ROOF, gb_per_s=3000.0)
     calls = plan.calls(batch)
@@ -232,7 +234,7 @@ class MemoryOfAGpu:
     def __init__(self, monkeypatch, free):
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
-        monkeypatch.setattr(sweep, "l2_bytes", lambda device: 50 << 20)
+        monkeypatch.setattr(pools, "l2_bytes", lambda device: 50 << 20)
 
 
 FULL = GDNShape(16, 64)
@@ -240,7 +242,7 @@ FULL = GDNShape(16, 64)
 
 def slots_on_a_gpu(batch, shape=FULL):
     cases = [Case("triton", "vk", layout, "in_place") for layout in ("VK", "KV")]
-    return sweep.pool_slots(None, shape, torch.bfloat16, batch, cases, torch.device("cuda"))
+    return pools.pool_slots(None, shape, torch.bfloat16, batch, cases, torch.device("cuda"))
 
 
 def test_slots_on_a_gpu(monkeypatch):

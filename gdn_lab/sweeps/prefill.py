@@ -10,10 +10,10 @@ from functools import partial
 
 import torch
 
-from . import ops, reference
-from .measure.progress import progress as progress_bar
-from .measure.results import Run
-from .measure.roofline import (
+from .. import ops, reference
+from ..measure.progress import progress as progress_bar
+from ..measure.results import Run
+from ..measure.roofline import (
     PREFILL_BYTES_FORMULA,
     PREFILL_FLOPS_FORMULA,
     Roof,
@@ -23,22 +23,11 @@ from .measure.roofline import (
     prefill_bytes,
     prefill_flops,
 )
-from .measure.timing import TimerUnavailable, time_interleaved
-from .pool import StatePool
-from .shapes import GDNShape
-from .sweep import (
-    L2_MULTIPLE,
-    STATE_STD,
-    Case,
-    NoBar,
-    Rows,
-    Share,
-    cases_of,
-    checked_timers,
-    common_fields,
-    recorded,
-)
-from .tolerances import PREFILL, Check, distance, worse
+from ..measure.timing import TimerUnavailable, time_interleaved
+from ..pool import StatePool
+from ..shapes import GDNShape
+from ..tolerances import PREFILL, Check, distance, worse
+from .decode import L2_MULTIPLE, STATE_STD, Case, NoBar, Rows, Share, cases_of, checked_timers, common_fields, recorded
 
 INDEXINGS = ("in_place", "detour")
 OURS = ("triton", "torch")  # these must not fail; a library's failure is recorded, and the others go on

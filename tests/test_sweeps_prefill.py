@@ -6,7 +6,7 @@ import torch
 from gdn_lab import GDNShape, notebook, ops, prefill_plots
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.measure import Run, load, prefill_bytes, prefill_flops
-from gdn_lab.prefill_sweep import prefill_sweep
+from gdn_lab.sweeps import prefill_sweep
 
 SMALL = GDNShape(2, 4, 16, 32)
 OPTIONS = dict(device="cpu", samples=2, progress=False, variants=["torch"])

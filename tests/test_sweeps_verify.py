@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 
-from gdn_lab import GDNShape, StatePool, ops, verify_findings, verify_plots, verify_sweep
+from gdn_lab import GDNShape, StatePool, ops, verify_findings, verify_plots
 from gdn_lab.measure.roofline import commit_bytes, verify_bytes
 from gdn_lab.shapes import MODELS
+from gdn_lab.sweeps.verify import MODES, verify_sweep
 
 SHAPE = GDNShape(1, 2, 16, 8)
 MODEL = "qwen3.5-397b-a17b"
@@ -15,7 +16,7 @@ MODEL = "qwen3.5-397b-a17b"
 
 def sweep(**options):
     options = dict(variants=["torch"], samples=1, progress=False) | options
-    return verify_sweep.verify_sweep(SHAPE, options.pop("batches", [3]), options.pop("tokens", [2, 5]), **options)
+    return verify_sweep(SHAPE, options.pop("batches", [3]), options.pop("tokens", [2, 5]), **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -23,7 +24,7 @@ def test_every_mode_and_commit(dtype):
     rows = sweep(dtype=dtype)
     assert all(row["status"] == "ok" for row in rows), rows
     found = {(row["variant"], row["mode"], row["tokens"]) for row in rows}
-    modes = itertools.product(("vk", "kv"), verify_sweep.MODES, (2, 5))
+    modes = itertools.product(("vk", "kv"), MODES, (2, 5))
     assert found == {*modes, ("commit", "commit", 2), ("commit", "commit", 5)}
     for row in rows:
         expected = (
@@ -57,7 +58,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch, spoilt):
 
     monkeypatch.setattr(ops, "verify", wrong)
     rows = sweep(tokens=[3], variants=["torch/vk"])
-    hit = {"o": verify_sweep.MODES, "state": ("update",), "intermediate": ("intermediate",)}
+    hit = {"o": MODES, "state": ("update",), "intermediate": ("intermediate",)}
     hit = hit.get(spoilt, ("intermediate", "output"))
     for row in rows:
         assert row["status"] == ("wrong" if row["mode"] in hit else "ok"), row

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from gdn_lab import step, step_sweep
+from gdn_lab import step
 from gdn_lab.measure import Run, TimerUnavailable, load, timing
 from gdn_lab.measure.roofline import Roof
 from gdn_lab.step import parts as step_parts
 from gdn_lab.step.parts import GAPS, TRACED
+from gdn_lab.sweeps import step as step_sweeps
 from gdn_lab.tolerances import Check
 
 MODEL, DENSE = "qwen3.5-397b-a17b", "qwen3.5-27b"
@@ -17,7 +18,7 @@ CPU = ["torch-kv", "torch"]
 
 def sweep(batches=(2,), configurations=CPU, model=MODEL, tp=8, **options):
     options = dict(toy=True, samples=2, roof=ROOF, progress=False, device="cpu") | options
-    return step_sweep.step_sweep(model, tp, list(batches), configurations=configurations, **options)
+    return step_sweeps.step_sweep(model, tp, list(batches), configurations=configurations, **options)
 
 
 # ---- on the CPU -----------------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ def test_a_step_whole_and_in_parts(model, tmp_path):
     for name in CPU:
         of = {row["part"]: row for row in rows if row["configuration"] == name}
         assert set(of) == {"step", *parts, GAPS, TRACED}
-        assert of["step"]["count"] == 2 and of["step"]["layers"] == step_sweep.CPU_LAYERS
+        assert of["step"]["count"] == 2 and of["step"]["layers"] == step_sweeps.CPU_LAYERS
         assert of["step"]["bytes"] == of[TRACED]["bytes"] == sum(of[part]["bytes"] for part in parts)
         assert of["gdn"]["bytes"] > 0 and of[GAPS]["bytes"] == 0 and of["step"]["max_abs_error"] < 1
     layouts = {row["configuration"]: (row["backend"], row["variant"], row["layout"]) for row in rows}
@@ -67,7 +68,7 @@ def test_where_cupti_cannot_record_the_whole_step_is_still_timed(monkeypatch):
     def refuse(*_):
         raise TimerUnavailable("cupti_kernel cannot run inside Nsight Systems")
 
-    monkeypatch.setattr(step_sweep, "take_apart", refuse)
+    monkeypatch.setattr(step_sweeps, "take_apart", refuse)
     rows = sweep(configurations=["torch"])
     assert [row["status"] for row in rows] == ["fact", "ok", "refused"]
     assert rows[-1]["timer"] == "cupti_kernel" and "Nsight Systems" in rows[-1]["reason"]
@@ -75,7 +76,7 @@ def test_where_cupti_cannot_record_the_whole_step_is_still_timed(monkeypatch):
 
 def test_a_step_that_leaves_nan_has_no_times(monkeypatch):
     monkeypatch.setattr(
-        step_sweep, "time_interleaved", lambda steps, **_: next(iter(steps.values()))[1].out.fill_(torch.nan)
+        step_sweeps, "time_interleaved", lambda steps, **_: next(iter(steps.values()))[1].out.fill_(torch.nan)
     )
     with pytest.raises(RuntimeError, match="torch at B = 2 leaves NaN or infinity"):
         sweep(configurations=["torch"])
@@ -98,12 +99,12 @@ def test_threads_are_as_before():
 
 def test_the_share_sweep_goes_over_every_point():
     options = dict(toy=True, samples=1, roof=ROOF, progress=False, device="cpu")
-    rows = step_sweep.share_sweep([MODEL, DENSE], [3, 8], [1, 2], CPU, **options)
+    rows = step_sweeps.share_sweep([MODEL, DENSE], [3, 8], [1, 2], CPU, **options)
     rows = [row for row in rows if row["status"] == "ok"]
     assert {row["sweep"] for row in rows} == {"share"} and {row["part"] for row in rows} == {"step", "gdn", TRACED}
     points = {(row["model"], row["tp"], row["batch"], row["configuration"]) for row in rows}
     assert points == {(model, 8, batch, name) for model in (MODEL, DENSE) for batch in (1, 2) for name in CPU}
-    assert step_sweep.share_sweep([], [], [], CPU, **options) == []
+    assert step_sweeps.share_sweep([], [], [], CPU, **options) == []
 
 
 def test_a_model_without_room_is_refused_and_the_next_one_goes_on(monkeypatch):
@@ -115,7 +116,7 @@ def test_a_model_without_room_is_refused_and_the_next_one_goes_on(monkeypatch):
         return right(model, *arguments, **options)
 
     monkeypatch.setattr(step.StepWeights, "random", random)
-    rows = step_sweep.share_sweep(
+    rows = step_sweeps.share_sweep(
         [MODEL, DENSE], [8], [1], ["torch"], toy=True, samples=1, roof=ROOF, progress=False, device="cpu"
     )
     assert rows[0]["status"] == "refused" and "memory" in rows[0]["reason"] and rows[0]["model"] == MODEL
@@ -126,16 +127,16 @@ def test_a_model_without_room_is_refused_and_the_next_one_goes_on(monkeypatch):
 
 
 def test_configurations_as_text():
-    assert step_sweep.parse_configurations("auto", "cpu") == ["torch-kv", "torch"]
-    assert step_sweep.parse_configurations("auto", "cuda") == ["before", "before-32", "after", "best"]
-    assert step_sweep.parse_configurations(" best,before, best", "cpu") == ["best", "before"]
+    assert step_sweeps.parse_configurations("auto", "cpu") == ["torch-kv", "torch"]
+    assert step_sweeps.parse_configurations("auto", "cuda") == ["before", "before-32", "after", "best"]
+    assert step_sweeps.parse_configurations(" best,before, best", "cpu") == ["best", "before"]
     with pytest.raises(ValueError, match="configurations: expected some of before, .*, got befor"):
-        step_sweep.parse_configurations("befor", "cpu")
+        step_sweeps.parse_configurations("befor", "cpu")
 
 
 def test_points_of_the_heat_map_as_text():
     def parse(models, tps, batches, device="cpu"):
-        return step_sweep.parse_share(models, tps, batches, own=MODEL, tp=4, device=device)
+        return step_sweeps.parse_share(models, tps, batches, own=MODEL, tp=4, device=device)
 
     assert parse("auto", "auto", "auto") == ([MODEL], [4], [1, 4])
     models, tps, batches = parse("auto", "auto", "auto", "cuda")
@@ -149,8 +150,8 @@ def test_points_of_the_heat_map_as_text():
 
 
 def test_the_configuration_to_record_as_text():
-    assert step_sweep.parse_captured("auto", CPU) == ["torch"] and step_sweep.parse_captured(" ", CPU) == []
-    assert step_sweep.parse_captured("before", CPU) == ["before"]
+    assert step_sweeps.parse_captured("auto", CPU) == ["torch"] and step_sweeps.parse_captured(" ", CPU) == []
+    assert step_sweeps.parse_captured("before", CPU) == ["before"]
 
 
 # ---- taken apart, with what a GPU would have recorded ---------------------------------------------------------------
@@ -232,7 +233,7 @@ def test_the_innermost_part_has_the_kernel():
 @pytest.mark.gpu
 def test_on_a_gpu_parts_add_up_and_eager_is_slower():
     names = ["before", "before-32", "after", "best"]
-    rows = step_sweep.step_sweep(MODEL, 8, [32], configurations=names, samples=200, progress=False)
+    rows = step_sweeps.step_sweep(MODEL, 8, [32], configurations=names, samples=200, progress=False)
     ok = [row for row in rows if row["status"] == "ok"]
     assert {row["configuration"] for row in ok} == set(names), [row for row in rows if row["status"] != "ok"]
     for name in names:
@@ -248,7 +249,7 @@ def test_on_a_gpu_parts_add_up_and_eager_is_slower():
 
 @pytest.mark.gpu
 def test_the_share_sweep_on_a_gpu():
-    rows = step_sweep.share_sweep([DENSE], [8], [16], ["before", "best"], samples=10, progress=False)
+    rows = step_sweeps.share_sweep([DENSE], [8], [16], ["before", "best"], samples=10, progress=False)
     assert {(row["configuration"], row["part"]) for row in rows if row["status"] == "ok"} >= {
         (name, part) for name in ("before", "best") for part in ("step", "gdn", TRACED)
     }
@@ -257,11 +258,11 @@ def test_the_share_sweep_on_a_gpu():
 
 def test_a_capture_of_what_cannot_run_is_said_and_the_rest_goes_on(tmp_path, capsys):
     run = Run.create("x", {}, root=tmp_path)
-    step_sweep.capture(MODEL, 8, 2, ["after", "torch"], run, toy=True, device="cpu")
+    step_sweeps.capture(MODEL, 8, 2, ["after", "torch"], run, toy=True, device="cpu")
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("Not recorded: after needs an NVIDIA GPU of compute capability 9.0") and len(said) == 2
     with pytest.raises(ValueError, match="captured: expected some of before, .*, got nope"):
-        step_sweep.parse_captured("nope", ["torch"])
-    assert step_sweep.parse_captured("auto", ["before", "after", "best"]) == ["after"]
-    assert step_sweep.parse_captured("auto", ["torch-kv", "torch"]) == ["torch"]
-    assert step_sweep.parse_captured("", ["torch"]) == []
+        step_sweeps.parse_captured("nope", ["torch"])
+    assert step_sweeps.parse_captured("auto", ["before", "after", "best"]) == ["after"]
+    assert step_sweeps.parse_captured("auto", ["torch-kv", "torch"]) == ["torch"]
+    assert step_sweeps.parse_captured("", ["torch"]) == []

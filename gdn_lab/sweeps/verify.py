@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import ops, reference
-from .measure.progress import progress as progress_bar
-from .measure.results import Run
-from .measure.roofline import (
+from .. import ops, reference
+from ..measure.progress import progress as progress_bar
+from ..measure.results import Run
+from ..measure.roofline import (
     COMMIT_BYTES_FORMULA,
     VERIFY_BYTES_FORMULA,
     Roof,
@@ -20,8 +20,9 @@ from .measure.roofline import (
     measure_roof,
     verify_bytes,
 )
-from .shapes import GDNShape
-from .sweep import (
+from ..shapes import GDNShape
+from ..tolerances import Check, distance, worse
+from .decode import (
     NoBar,
     Rows,
     Share,
@@ -34,7 +35,6 @@ from .sweep import (
     recorded,
     weight,
 )
-from .tolerances import Check, distance, worse
 
 MODES = tuple(VERIFY_BYTES_FORMULA)
 COMMIT = "commit"
@@ -99,7 +99,7 @@ def verify_sweep(
 
 
 class VerifySweep(Sweep):
-    """The decode sweep's pools and timing, with T tokens a row and modes."""
+    """verify() with T tokens a row, in modes."""
 
     tokens = 0
 

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import torch
 
-from . import ops, reference
-from .backends.base import dtype_name
-from .backends.registry import backends, refusal
-from .measure.progress import progress as progress_bar
-from .measure.results import Run
-from .measure.roofline import DECODE_BYTES_FORMULA, Roof, datasheet_gb_per_s, decode_bytes, l2_bytes, measure_roof
-from .measure.timing import TIMERS, TimerUnavailable, Timing, time_interleaved, unavailable
-from .pool import StatePool
-from .profiling import span
-from .shapes import GDNShape
-from .tolerances import Check, distance, worse
+from .. import ops, reference
+from ..backends.base import dtype_name
+from ..backends.registry import backends, refusal
+from ..measure.progress import progress as progress_bar
+from ..measure.results import Run
+from ..measure.roofline import DECODE_BYTES_FORMULA, Roof, datasheet_gb_per_s, decode_bytes, l2_bytes, measure_roof
+from ..measure.timing import TIMERS, TimerUnavailable, Timing, time_interleaved, unavailable
+from ..pool import StatePool
+from ..profiling import span
+from ..shapes import GDNShape
+from ..tolerances import Check, distance, worse
 
 INDEXINGS = ("in_place", "gather_scatter")
 
