@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gdn_lab import GDNShape, StatePool, ops
 from gdn_lab.measure import Roof, Run, TimerUnavailable, Timing, load, results
-from gdn_lab.sweeps import decode as pools
-from gdn_lab.sweeps import decode_sweep
-from gdn_lab.sweeps.decode import Case, Sweep
+from gdn_lab.sweeps import decode_sweep, pools
+from gdn_lab.sweeps.cases import Case
+from gdn_lab.sweeps.decode import DecodeSweep
 
 SHAPE = GDNShape(1, 2, 16, 16)
 ROOF = Roof(10.0, 9.0, 11.0, 20, 1 << 20, "a roof for tests")
@@ -198,7 +198,7 @@ def test_a_timer_asked_for_by_name_refuses():
 
 def bare(slots=100, shape=SHAPE, roof=ROOF):
     cases = [Case("torch", "vk", "VK", "in_place")]
-    return Sweep(shape, cases, torch.bfloat16, torch.bfloat16, torch.device("cpu"), slots, 0, roof, 8)
+    return DecodeSweep(shape, cases, torch.bfloat16, torch.bfloat16, torch.device("cpu"), slots, 0, roof, 8)
 
 
 @given(st.integers(1, 20), st.integers(0, 60))
@@ -218,7 +218,7 @@ def test_index_sets(batch, more):
 def test_calls_on_a_gpu_come_from_memory_and_last(monkeypatch, shape, batch):
     l2 = 50 << 20
     monkeypatch.setattr(pools, "l2_bytes", lambda device: l2)
-    plan = object.__new__(Sweep)
+    plan = object.__new__(DecodeSweep)
     plan.shape, plan.dtype, plan.io_dtype, plan.slots = shape, torch.bfloat16, torch.bfloat16, 2048
     plan.device, plan.roof = torch.device("cuda"), replace(ROOF, gb_per_s=3000.0)
     calls = plan.calls(batch)

@@ -1,52 +1,27 @@
-"""A sweep: every variant that can serve, checked against the oracle, then timed against the others, row by row.
+"""A sweep of decode: every variant that can serve, checked against the oracle, then timed against the others.
 
 A variant is a kernel of a backend ("triton/vk") and an indexing: "in_place", or "gather_scatter" (gather the slots into
 a batch, run on it, scatter back).
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from math import ceil
-from typing import NamedTuple
 
 import torch
 
 from .. import ops, reference
-from ..backends.base import dtype_name
-from ..backends.registry import backends, refusal
 from ..measure.progress import progress as progress_bar
 from ..measure.results import Run
-from ..measure.roofline import DECODE_BYTES_FORMULA, Roof, datasheet_gb_per_s, decode_bytes, l2_bytes, measure_roof
-from ..measure.timing import TIMERS, TimerUnavailable, Timing, time_interleaved, unavailable
+from ..measure.roofline import DECODE_BYTES_FORMULA, Roof, decode_bytes, measure_roof
 from ..pool import StatePool
-from ..profiling import span
 from ..shapes import GDNShape
 from ..tolerances import Check, distance, worse
+from .cases import Case, cases_of, checked_batches, checked_timers
+from .pools import Sweep, pool_slots
+from .rows import NoBar, Rows, Share, common_fields, recorded, weight
 
 INDEXINGS = ("in_place", "gather_scatter")
-
-STATE_STD = 0.1  # of the random state at the start: about what updates of unit v and k leave in a running one
-L2_MULTIPLE = 4  # state touched before a slot comes up again, in L2 caches
-MIN_REPLAY_US = 400  # a replay should last this long even at the roof, so that its start does not matter
-POOLS_SHARE = 0.4  # of free GPU memory that pools may take
 ROWS_AT_ONCE = 32  # of the oracle and the comparison, which work in float64
-
-
-class Case(NamedTuple):
-    """One variant with one indexing."""
-
-    backend: str
-    variant: str
-    layout: str
-    indexing: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.backend}/{self.variant}"
-
-    @property
-    def key(self) -> str:
-        return f"{self.name} {self.indexing}"
 
 
 def decode_sweep(
@@ -85,7 +60,8 @@ def decode_sweep(
             rows.add(row)
         if not cases:
             return rows
-        sweep = Sweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device), max(batches))
+        roof = roof or measure_roof(device)
+        sweep = DecodeSweep(shape, cases, dtype, io_dtype, device, slots, seed, roof, max(batches))
         total = sum(map(weight, batches)) * (1 + len(timers))
         with progress_bar(what="decode", total=total) if progress else nullcontext(NoBar()) as bar:
             checks = {}
@@ -105,49 +81,15 @@ def decode_sweep(
     return rows
 
 
-class Sweep:
-    """Pools, and what is done with them for one batch size at a time."""
+class DecodeSweep(Sweep):
+    """decode(), in place or between a gather and a scatter."""
 
     def __init__(self, shape, cases, dtype, io_dtype, device, slots, seed, roof, max_batch):
-        self.shape, self.cases, self.dtype, self.io_dtype, self.device = shape, cases, dtype, io_dtype, device
-        self.slots, self.seed, self.roof = slots, seed, roof
-        self.datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        layouts = {case.layout for case in cases}
+        super().__init__(shape, cases, dtype, io_dtype, device, slots, seed, roof)
         gathering = {case.layout for case in cases if case.indexing == "gather_scatter"}
-        self.pools = {layout: StatePool(shape, slots, layout=layout, dtype=dtype, device=device) for layout in layouts}
         self.scratch = {
             layout: StatePool(shape, max_batch + 1, layout=layout, dtype=dtype, device=device) for layout in gathering
         }
-        rng = torch.Generator(device).manual_seed(seed)
-        for pool in self.pools.values():
-            for part in pool.state.split(64):
-                part.normal_(0, STATE_STD, generator=rng)
-
-    def index_sets(self, batch: int) -> list[torch.Tensor]:
-        """Slots of each call, int32 [B] each: a random order of all slots cut into calls, and over again."""
-        order = torch.randperm(self.slots - 1, generator=torch.Generator().manual_seed(self.seed)) + 1
-        sets = order.to(self.device, torch.int32).split(batch)[: (self.slots - 1) // batch]
-        # copies, because FlashInfer needs indices to begin at a multiple of 32 bytes
-        return [sets[call % len(sets)].clone() for call in range(self.calls(batch))]
-
-    def calls(self, batch: int) -> int:
-        """Calls in one replay: enough to go round several L2 caches, and to last."""
-        if self.device.type == "cpu":
-            return min(4, (self.slots - 1) // batch)
-        at_roof_us = self.bytes(batch) / self.roof.gb_per_s / 1e3
-        cold = ceil(L2_MULTIPLE * l2_bytes(self.device) / self.touched(batch, 1))
-        long = min(1024, ceil(MIN_REPLAY_US / at_roof_us))
-        return min(4096, max(cold, long, 16 if at_roof_us < 100 else 8))
-
-    def touched(self, batch: int, calls: int) -> int:
-        """Bytes of state that `calls` calls read, each slot once."""
-        distinct = min(calls, (self.slots - 1) // batch)
-        return distinct * batch * self.shape.state_elements * self.dtype.itemsize
-
-    def l2(self, batch: int) -> str:
-        if self.device.type == "cpu":
-            return "not controlled"
-        return "cold" if self.touched(batch, self.calls(batch)) >= L2_MULTIPLE * l2_bytes(self.device) else "warm"
 
     def bytes(self, batch: int, case=None) -> int:
         """That a call must move; without a case, those of the case that moves least."""
@@ -189,52 +131,6 @@ class Sweep:
             checks[case] = _compare(out, pool, indices, expected)
         return checks
 
-    def time(self, batch, timer, samples, cases, checks, share) -> list[dict]:
-        """Rows of the cases that are right, timed in turns; refusals with the reason if the timer cannot do it."""
-        if not cases:
-            share.update(1)
-            return []
-        inputs, index_sets = self.inputs(batch), self.index_sets(batch)
-        out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
-        calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in cases}
-        try:
-            with span(f"B = {batch}, {timer}"):  # a range to find it by in Nsight Systems
-                timings = time_interleaved(calls, timer=timer, device=self.device, samples=samples, progress=share)
-        except TimerUnavailable as error:
-            refused = {"status": "refused", "timer": timer, "reason": str(error)}
-            return [self.case_fields(case, batch, checks[case]) | refused for case in cases]
-        self.check_finite(batch)
-        return [
-            self.case_fields(case, batch, checks[case]) | self.timing_fields(case, batch, timings[case.key])
-            for case in cases
-        ]
-
-    def check_finite(self, batch: int) -> None:
-        """RuntimeError if some variant has driven its state to NaN or infinity over the replays."""
-        for layout, pool in self.pools.items():
-            if not all(bool(torch.isfinite(part).all()) for part in pool.state.split(64)):
-                raise RuntimeError(
-                    f"the state of the {layout} pool is no longer finite after the calls at B = {batch}; times on it "
-                    "mean nothing: run the variants one by one to find which it is"
-                )
-
-    def case_fields(self, case: Case, batch: int, check: Check) -> dict:
-        return {
-            "backend": case.backend, "variant": case.variant, "indexing": case.indexing, "layout": case.layout,
-            "batch": batch, "slots": self.slots, "max_abs_error": check.max_abs_error,
-            "max_abs_error_state": check.max_abs_error_state,
-        }  # fmt: skip
-
-    def timing_fields(self, case, batch: int, timing: Timing) -> dict:
-        gb_per_s = self.bytes(batch, case) / timing.median_us / 1e3
-        return {
-            "status": "ok", "timer": timing.timer, "median_us": timing.median_us, "p20_us": timing.p20_us,
-            "p80_us": timing.p80_us, "count": timing.count, "calls_per_sample": timing.calls_per_sample,
-            "l2": self.l2(batch), "bytes": self.bytes(batch, case), "bytes_formula": self.bytes_formula(case),
-            "gb_per_s": gb_per_s, "roof_gb_per_s": self.roof.gb_per_s, "share_of_roof": gb_per_s / self.roof.gb_per_s,
-            "roof_method": self.roof.method, "datasheet_gb_per_s": self.datasheet,
-        }  # fmt: skip
-
 
 # --- against the oracle
 
@@ -260,135 +156,3 @@ def _compare(out, pool: StatePool, indices, expected) -> Check:
         right = right and right_o and right_state
         worst_o, worst_state = worse(worst_o, error_o), worse(worst_state, error_state)
     return Check(right, worst_o, worst_state)
-
-
-# --- arguments
-
-
-def checked_batches(batches) -> list[int]:
-    batches = list(batches)
-    if not batches or any(type(batch) is not int or batch < 1 for batch in batches) or len(set(batches)) < len(batches):
-        raise ValueError(f"batches: expected different positive ints, got {batches}")
-    return batches
-
-
-def checked_timers(timers, device) -> list[str]:
-    if timers is None:
-        return [timer for timer in TIMERS if unavailable(timer, device) is None]
-    for timer in timers:
-        if reason := unavailable(timer, device):
-            raise TimerUnavailable(reason)
-    return list(timers)
-
-
-def cases_of(phase, variants, kinds, make, shape, dtype, io_dtype, device) -> tuple[list, list[dict]]:
-    """The cases that can run, make(backend, variant, layout, kind) for each of `kinds`, and a row for each variant and
-    reason why it cannot. A kind of verify is its mode."""
-    reports = backends(device)
-    names = {f"{report.name}/{variant.name}" for report in reports for variant in report.variants}
-    wanted = [report.name for report in reports] if variants == "all" else list(variants)
-    unknown = [name for name in wanted if name not in names | {report.name for report in reports}]
-    if unknown or not wanted:
-        raise ValueError(f"variants: expected some of {', '.join(sorted(names))}, got {', '.join(unknown) or 'none'}")
-    cases, refused = [], []
-    for report in reports:
-        if report.name in wanted and not report.variants:
-            refused.append({"backend": report.name, "variant": "any", "reason": report.reason})
-        for variant in report.variants:
-            name, reasons = f"{report.name}/{variant.name}", {}
-            if name not in wanted and (report.name not in wanted or phase not in variant.phases):
-                continue
-            for kind in kinds:
-                reason = refusal(
-                    name, shape, layout=variant.layout, dtype=dtype, device=device, io_dtype=io_dtype, phase=phase,
-                    mode=kind if phase == "verify" else None,
-                )  # fmt: skip
-                if reason is None:
-                    cases.append(make(report.name, variant.name, variant.layout, kind))
-                else:
-                    reasons[reason] = {"backend": report.name, "variant": variant.name, "layout": variant.layout}
-            refused += [case | {"reason": reason} for reason, case in reasons.items()]
-    return cases, [{"status": "refused"} | row for row in refused]
-
-
-def pool_slots(slots, shape, dtype, max_batch, cases, device) -> int:
-    """Slots of each pool: 2 · B + 1 at least, so that consecutive calls share none."""
-    least = 2 * max_batch + 1
-    if slots is not None:
-        if type(slots) is not int or slots < least:
-            raise ValueError(
-                f"slots: expected an int of at least {least} (2 · B + 1 for B = {max_batch}), got {slots!r}"
-            )
-        return slots
-    if device.type == "cpu" or not cases:
-        return max(least, 16)
-    per_slot = StatePool.slot_nbytes(shape, dtype)
-    wanted = max(2048, least, ceil(2 * L2_MULTIPLE * l2_bytes(device) / per_slot["state"]) + 1)
-    torch.cuda.empty_cache()
-    layouts = len({case.layout for case in cases})
-    budget = int(POOLS_SHARE * torch.cuda.mem_get_info(device)[0])
-    affordable = budget // (layouts * sum(per_slot.values())) - (max_batch + 1)  # the rest is scratch for gathering
-    if affordable < least:
-        size = sum(per_slot.values()) / 1e6
-        raise ValueError(
-            f"batches: B = {max_batch} needs {layouts} pools of {least} slots of {size:.1f} MB, more than "
-            f"{POOLS_SHARE:.0%} of the GPU's free memory ({budget / 1e9:.1f} GB); choose smaller batches"
-        )
-    return min(wanted, affordable)
-
-
-# --- progress and the run's record
-
-
-class Rows(list):
-    """The rows of a sweep so far. add() completes one with what all share and writes it to the run, if any, at once."""
-
-    def __init__(self, run: Run | None, common: dict | None = None):
-        self.run, self.common = run, common or {}
-
-    def add(self, row: dict) -> None:
-        row = self.common | row
-        if self.run is not None:
-            self.run.append(row)
-        self.append(row)
-
-
-def common_fields(phase: str, shape: GDNShape, dtype, io_dtype, **fields) -> dict:
-    """What all rows of a sweep over one shape share, with any further fields."""
-    common = {"phase": phase, "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype)} | fields
-    names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
-    return common | {name: getattr(shape, name) for name in names}
-
-
-@contextmanager
-def recorded(run: Run | None):
-    """Records in run.json that the sweep was interrupted or failed, and passes it on."""
-    try:
-        yield
-    except BaseException as error:
-        if run is not None:
-            run.finish("failed" if isinstance(error, Exception) else "interrupted")
-        raise
-
-
-def weight(batch: int) -> int:
-    """Share of a batch in the bar: time grows with B from a floor."""
-    return batch + 16
-
-
-class Share:
-    """A part of the bar that fills as its own fractions add up to 1."""
-
-    def __init__(self, bar, weight: float):
-        self.bar, self.weight = bar, weight
-
-    def update(self, fraction: float) -> None:
-        self.bar.update(fraction * self.weight)
-
-
-class NoBar:
-    def update(self, amount: float) -> None:
-        pass
-
-    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
-        pass

@@ -27,7 +27,9 @@ from ..measure.timing import TimerUnavailable, time_interleaved
 from ..pool import StatePool
 from ..shapes import GDNShape
 from ..tolerances import PREFILL, Check, distance, worse
-from .decode import L2_MULTIPLE, STATE_STD, Case, NoBar, Rows, Share, cases_of, checked_timers, common_fields, recorded
+from .cases import Case, cases_of, checked_timers
+from .pools import L2_MULTIPLE, STATE_STD
+from .rows import NoBar, Rows, Share, common_fields, recorded
 
 INDEXINGS = ("in_place", "detour")
 OURS = ("triton", "torch")  # these must not fail; a library's failure is recorded, and the others go on

@@ -18,7 +18,8 @@ from ..measure.timing import TimerUnavailable, Timing, time_interleaved
 from ..profiling import span
 from ..step.capture import capture_step
 from ..step.parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
-from .decode import NoBar, Rows, Share, checked_batches, recorded
+from .cases import checked_batches
+from .rows import NoBar, Rows, Share, recorded
 
 CPU_LAYERS = 2
 LEAST_LAYERS = 4  # in one graph, so that what lies between two replays is little of it

@@ -22,19 +22,9 @@ from ..measure.roofline import (
 )
 from ..shapes import GDNShape
 from ..tolerances import Check, distance, worse
-from .decode import (
-    NoBar,
-    Rows,
-    Share,
-    Sweep,
-    cases_of,
-    checked_batches,
-    checked_timers,
-    common_fields,
-    pool_slots,
-    recorded,
-    weight,
-)
+from .cases import cases_of, checked_batches, checked_timers
+from .pools import Sweep, pool_slots
+from .rows import NoBar, Rows, Share, common_fields, recorded, weight
 
 MODES = tuple(VERIFY_BYTES_FORMULA)
 COMMIT = "commit"
@@ -88,7 +78,7 @@ def verify_sweep(
             rows.add(row)
         if not cases:
             return rows
-        sweep = VerifySweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device), 0)
+        sweep = VerifySweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device))
         total = sum(map(weight, batches)) * len(tokens) * (1 + len(timers))
         with progress_bar(what="verify", total=total) if progress else nullcontext(NoBar()) as bar:
             for batch in batches:
