@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import backends, batch, plots
+from . import backends, batch
 from .measure.results import OutputFolderError
+from .plots import readme
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     listing.set_defaults(call=lambda _: print("\n\n".join(batch.describe(path) for path in batch.find([]))))
 
     report = commands.add_parser("report", help="draw the README's figures from data/")
-    report.set_defaults(call=lambda _: print("\n".join(batch.shown(path) for path in plots.report(batch.ROOT))))
+    report.set_defaults(call=lambda _: print("\n".join(batch.shown(path) for path in readme.report(batch.ROOT))))
 
     table = commands.add_parser("backends", help="what is installed, what it can do here, and why not the rest")
     table.set_defaults(call=lambda _: print(backends_table()))

@@ -15,7 +15,7 @@ from IPython.display import Image, Markdown, display
 from .backends.base import dtype_name
 from .backends.registry import BACKENDS, backends
 from .data import DATA, measured
-from .findings import device_name, provenance
+from .findings.words import device_name, provenance
 from .measure import Run
 from .pool import STATE_DTYPES
 from .shapes import GDNShape

@@ -11,10 +11,13 @@ import ipywidgets as widgets
 import torch
 from IPython.display import display
 
-from . import findings, notebook, plots
+from . import notebook
 from .backends.base import dtype_name
 from .backends.registry import BACKENDS, refusal
+from .findings.decode import detail_table
+from .findings.words import device_name
 from .measure import OutputFolderError, Run
+from .plots.decode import one_batch
 from .pool import STATE_DTYPES
 from .shapes import MODELS, GDNShape, divisions
 from .sweeps import decode_sweep
@@ -100,13 +103,13 @@ class DecodePanel:
             self.button.disabled = False
 
     def _show(self, run) -> None:
-        figure, image = plots.one_batch(self.rows, run.info), io.BytesIO()
+        figure, image = one_batch(self.rows, run.info), io.BytesIO()
         run.save_figure(figure, "one_batch")
         figure.savefig(image, format="png", dpi=150)
         self.figure.value, self.figure.layout.display = image.getvalue(), ""
-        self.table.value = notebook.table(findings.detail_table(self.rows), digits=2).to_html()
+        self.table.value = notebook.table(detail_table(self.rows), digits=2).to_html()
         kind = "GPU" if self.device.type == "cuda" else "CPU"
-        self.status.value = html.escape(f"{kind} times: {findings.device_name(run.info)}. Results: {run.folder.name}")
+        self.status.value = html.escape(f"{kind} times: {device_name(run.info)}. Results: {run.folder.name}")
 
     def _model_changed(self, change) -> None:
         before = self.tp.value

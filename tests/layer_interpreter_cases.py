@@ -1,4 +1,4 @@
-"""The small kernels of a layer on the CPU, in Triton's interpreter, against layer_reference.py in float64.
+"""The small kernels of a layer on the CPU, in Triton's interpreter, against step/layer_reference.py in float64.
 
 Run by test_triton_interpreter.py in a process of its own, under TRITON_INTERPRET=1.
 """

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gdn_lab import profile
+from gdn_lab.findings.profile import agreement, analyse, part_times
 from gdn_lab.measure import Run
-from gdn_lab.profile_findings import agreement, analyse, part_times
 from gdn_lab.profiling import graphs, oracle, read, span
 from gdn_lab.step.capture import EAGER, FILE, GRAPH, SQLITE, capture_step
 

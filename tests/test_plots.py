@@ -9,7 +9,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic import RUN, VARIANTS, refused, sweep_rows, wrong
 
-from gdn_lab import GDNShape, drawing, findings, layouts, plots
+from gdn_lab import GDNShape, layouts
+from gdn_lab.findings import decode as findings
+from gdn_lab.findings.rows import VARIANTS as ORDER
+from gdn_lab.findings.rows import name_of
+from gdn_lab.plots import decode as plots
+from gdn_lab.plots import drawing
+from gdn_lab.plots.layouts import slot_bytes, warp_loads
+from gdn_lab.plots.readme import report
 
 FROM_ROWS = [
     plots.decode_time,
@@ -73,9 +80,9 @@ def test_cpu_times_are_called_cpu_times():
 
 
 def test_a_variant_has_one_colour_in_every_figure(rows):
-    assert set(drawing.COLOURS) == set(drawing.MARKERS) == set(findings.VARIANTS)
+    assert set(drawing.COLOURS) == set(drawing.MARKERS) == set(ORDER)
     assert len(set(drawing.COLOURS.values())) == len(set(drawing.MARKERS.values())) == len(drawing.COLOURS)
-    some = [row for row in rows if findings.name_of(row) in ("triton/vk", "triton/kv8", "flashinfer/vk")]
+    some = [row for row in rows if name_of(row) in ("triton/vk", "triton/kv8", "flashinfer/vk")]
     expected = {drawing.COLOURS[name] for name in ("triton/vk", "triton/kv8", "flashinfer/vk")}
     for draw in (plots.decode_time, plots.cost_of_bytes, plots.gather_scatter, plots.launch_gap):
         assert lines(draw(some)) == expected, draw.__name__
@@ -88,7 +95,7 @@ def test_indexing_can_be_told_apart_without_colour():
 
 
 def test_refused_and_wrong_variants_are_named_and_not_drawn(rows):
-    some = [row for row in rows if findings.name_of(row) != "flashinfer/vk"]
+    some = [row for row in rows if name_of(row) != "flashinfer/vk"]
     some += [refused("flashinfer/vk", "needs compute capability 9.0 or newer"), wrong("cutedsl/vk", 32)]
     figure = plots.decode_time(some)
     assert "flashinfer/vk refused: needs compute capability 9.0" in notes(figure)
@@ -121,17 +128,17 @@ def test_warp_loads_are_computed():
     assert kv8.pieces[:2] == [(0, 16), (256, 16)]
     assert kv32.pieces[3:5] == [(48, 16), (256, 16)]
     assert layouts.warp_load("KV", 8, dtype=torch.float32).fetched == 512  # 32 B pieces: whole sectors
-    assert "opens 32 cache lines" in title(plots.warp_loads())
-    assert "use 50%" in title(plots.warp_loads()) and "use 50%" not in title(plots.warp_loads(torch.float32))
+    assert "opens 32 cache lines" in title(warp_loads())
+    assert "use 50%" in title(warp_loads()) and "use 50%" not in title(warp_loads(torch.float32))
 
 
 def test_slots_are_computed():
     row = next(row for row in layouts.slot_table() if row["model"] == "qwen3.5-397b-a17b")
     assert row["state_dtype"] == "float32" and row["state_bytes"] == 45 * 64 * 128 * 128 * 4
     assert row["conv_bytes"] == 45 * (2 * 16 * 128 + 64 * 128) * 3 * 2
-    assert "208 or 409 requests in 40 GB" in title(plots.slot_bytes())
-    assert "keeps" in title(plots.slot_bytes(tp=16))
-    assert title(plots.slot_bytes(tp=3)) == "No model of the table can be split over 3 GPUs"
+    assert "208 or 409 requests in 40 GB" in title(slot_bytes())
+    assert "keeps" in title(slot_bytes(tp=16))
+    assert title(slot_bytes(tp=3)) == "No model of the table can be split over 3 GPUs"
 
 
 def test_strides_are_computed():
@@ -194,7 +201,7 @@ def checkout(tmp_path, rows):
 
 
 def test_report_fills_the_readme_and_changes_nothing_the_second_time(checkout):
-    written = plots.report(checkout)
+    written = report(checkout)
     text = (checkout / "README.md").read_text()
     assert checkout / "README.md" in written and checkout / "docs" / "h100_decode_time.png" in written
     assert all(path.is_file() for path in written)
@@ -205,13 +212,13 @@ def test_report_fills_the_readme_and_changes_nothing_the_second_time(checkout):
     for path in re.findall(r"\]\((docs/\S+)\)", text):
         assert (checkout / path).is_file()
     pictures = {path: path.read_bytes() for path in written if path.suffix == ".png"}
-    assert checkout / "README.md" not in plots.report(checkout)
+    assert checkout / "README.md" not in report(checkout)
     assert (checkout / "README.md").read_text() == text
     assert all(path.read_bytes() == before for path, before in pictures.items())
 
 
 def test_report_without_a_readme_draws_what_needs_no_rows(tmp_path):
-    assert [path.name for path in plots.report(tmp_path)] == ["warp_loads.png", "slot_bytes.png"]
+    assert [path.name for path in report(tmp_path)] == ["warp_loads.png", "slot_bytes.png"]
 
 
 def test_what_gather_and_scatter_make_of_the_roof():

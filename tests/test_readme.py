@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from gdn_lab import GDNShape, plots
+from gdn_lab import GDNShape
 from gdn_lab.measure import Run
+from gdn_lab.plots.readme import report
 from gdn_lab.sweeps import prefill_sweep, verify_sweep
 
 SHAPE = GDNShape(1, 2, 16, 32)
@@ -29,7 +30,7 @@ def checkout(tmp_path):
 
 
 def test_report_fills_the_sections_and_changes_nothing_the_second_time(checkout):
-    written = plots.report(checkout)
+    written = report(checkout)
     text = (checkout / "README.md").read_text()
     sections = dict(re.findall(r"<!-- measured:([\w-]+) -->\n(.*?)\n<!-- /measured:\1 -->", text, re.DOTALL))
     assert set(sections) == {"h100-verify", "h100-prefill", "h200-prefill"}, "a block of no section is left as it is"
@@ -39,4 +40,4 @@ def test_report_fills_the_sections_and_changes_nothing_the_second_time(checkout)
     assert "gdn_lab run 06" in sections["h200-prefill"] and "data/measured/h200/06_prefill/" in sections["h200-prefill"]
     for path in re.findall(r"\]\((docs/\S+)\)", text):
         assert checkout / path in written and (checkout / path).is_file()
-    assert checkout / "README.md" not in plots.report(checkout) and (checkout / "README.md").read_text() == text
+    assert checkout / "README.md" not in report(checkout) and (checkout / "README.md").read_text() == text

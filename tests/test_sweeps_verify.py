@@ -1,11 +1,11 @@
-"""The sweep of verify() on the CPU, and what verify_findings.py and the figures of notebook 05 make of its rows."""
+"""The sweep of verify() on the CPU, and what findings/verify.py and the figures of notebook 05 make of its rows."""
 
 import itertools
 
 import pytest
 import torch
 
-from gdn_lab import GDNShape, StatePool, ops, verify_findings, verify_plots
+from gdn_lab import GDNShape, StatePool, findings, ops, plots
 from gdn_lab.measure.roofline import commit_bytes, verify_bytes
 from gdn_lab.shapes import MODELS
 from gdn_lab.sweeps.verify import MODES, verify_sweep
@@ -108,58 +108,58 @@ ROWS = [
 
 
 def test_tokens_of_a_step():
-    assert verify_findings.expected_tokens(0.0, 4) == 1 and verify_findings.expected_tokens(1.0, 4) == 4
-    assert verify_findings.expected_tokens(0.5, 3) == pytest.approx((1 - 0.5**3) / (1 - 0.5))
+    assert findings.verify.expected_tokens(0.0, 4) == 1 and findings.verify.expected_tokens(1.0, 4) == 4
+    assert findings.verify.expected_tokens(0.5, 3) == pytest.approx((1 - 0.5**3) / (1 - 0.5))
 
 
 def test_a_step_from_pool_to_pool_and_its_gain():
-    steps = verify_findings.step_times(ROWS)
+    steps = findings.verify.step_times(ROWS)
     assert steps == {("triton/vk", "store"): {4: 350.0}, ("triton/vk", "replay"): {4: 200.0}}
-    assert verify_findings.decode_time(ROWS) == ("triton/vk", 100.0)  # a kernel, not eager PyTorch
-    assert verify_findings.gain(steps["triton/vk", "replay"], 100.0, 4, 1.0) == 2.0
-    assert verify_findings.break_even(steps["triton/vk", "replay"], 100.0, 4) == pytest.approx(0.55, abs=0.01)
-    assert verify_findings.break_even({4: 401.0}, 100.0, 4) is None
-    table = verify_findings.gain_table(ROWS)
+    assert findings.verify.decode_time(ROWS) == ("triton/vk", 100.0)  # a kernel, not eager PyTorch
+    assert findings.verify.gain(steps["triton/vk", "replay"], 100.0, 4, 1.0) == 2.0
+    assert findings.verify.break_even(steps["triton/vk", "replay"], 100.0, 4) == pytest.approx(0.55, abs=0.01)
+    assert findings.verify.break_even({4: 401.0}, 100.0, 4) is None
+    table = findings.verify.gain_table(ROWS)
     assert list(table.way) == ["store", "replay"] and list(table["pays from"]) == ["92%", "55%"]
 
 
 def test_who_is_fastest_may_change_with_T():
     rows = [made("verify", "flashinfer/vk", 2, 50.0, "update"), made("verify", "triton/vk", 2, 100.0, "update")]
     rows += [made("verify", "flashinfer/vk", 8, 200.0, "update"), made("verify", "triton/vk", 8, 100.0, "update")]
-    assert verify_findings.answers(rows, MODEL, 1)[0] == (
+    assert findings.verify.answers(rows, MODEL, 1)[0] == (
         "To update the state, flashinfer/vk is fastest at T = 2, triton/vk at T = 8: it takes 100 µs at T = 2, 100 µs "
         "at T = 8; flashinfer/vk takes 0.50, 2.00 times as long."
     )
 
 
 def test_answers_and_figures():
-    said = verify_findings.answers(ROWS, MODEL, 1)
+    said = findings.verify.answers(ROWS, MODEL, 1)
     assert "To output only, triton/vk is fastest: 60.0 µs at T = 4; flashinfer/vk takes 2.00 times as long." in said
     assert any("T = 4 on triton/vk by replay" in sentence for sentence in said)
     run = {"environment": {"gpu_name": "NVIDIA H100 80GB HBM3"}}
-    figure = verify_plots.verify_time(ROWS, run)
+    figure = plots.verify.verify_time(ROWS, run)
     assert "triton/vk 60.0 µs at T = 4" in figure.get_suptitle().replace("\n", " ") and len(figure.axes) == 3
-    assert "1.48 times decode's tokens" in verify_plots.speculative_gain(ROWS, run).get_suptitle().replace("\n", " ")
-    assert verify_findings.verify_table(ROWS).loc["output only", 64, 4]["triton/vk"] == 60.0
+    assert "1.48 times decode's tokens" in plots.verify.speculative_gain(ROWS, run).get_suptitle().replace("\n", " ")
+    assert findings.verify.verify_table(ROWS).loc["output only", 64, 4]["triton/vk"] == 60.0
 
 
 def test_without_rows_everything_says_so():
-    assert "nothing was timed" in verify_plots.verify_time([]).get_suptitle()
-    assert "nothing was timed" in verify_plots.speculative_gain([]).get_suptitle()
-    assert len(verify_findings.answers([], MODEL, 1)) == 1
-    assert verify_findings.gain_table([]).empty and verify_findings.verify_table([]).empty
+    assert "nothing was timed" in plots.verify.verify_time([]).get_suptitle()
+    assert "nothing was timed" in plots.verify.speculative_gain([]).get_suptitle()
+    assert len(findings.verify.answers([], MODEL, 1)) == 1
+    assert findings.verify.gain_table([]).empty and findings.verify.verify_table([]).empty
 
 
 def test_memory_of_drafts():
-    table = verify_findings.memory_table([2, 8]).set_index("model")
+    table = findings.verify.memory_table([2, 8]).set_index("model")
     shape, layers = GDNShape.from_model(MODEL), MODELS[MODEL].gdn_layers
     assert table.loc[MODEL, "drafts, T = 8"] * 1e6 == layers * 8 * (shape.state_elements * 2 + shape.conv_dim * 2)
     assert table.loc[MODEL, "state and window"] * 1e6 == layers * sum(StatePool.slot_nbytes(shape).values())
-    assert "in flight keeps" in verify_plots.draft_memory([2, 8], 8).get_suptitle()
+    assert "in flight keeps" in plots.verify.draft_memory([2, 8], 8).get_suptitle()
 
 
 def test_tokens_as_text():
-    assert verify_findings.parse_tokens("8, 2,4") == [2, 4, 8]
+    assert findings.verify.parse_tokens("8, 2,4") == [2, 4, 8]
     for text in ("", "1,2", "17", "two"):
         with pytest.raises(ValueError, match="tokens: expected whole numbers from 2 to 16"):
-            verify_findings.parse_tokens(text)
+            findings.verify.parse_tokens(text)

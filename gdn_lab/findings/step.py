@@ -1,4 +1,4 @@
-"""What rows of step_sweep.py say: what a decode step is made of, what each configuration saves, and where.
+"""What rows of sweeps/step.py say: what a decode step is made of, what each configuration saves, and where.
 
 Whole steps are untraced replays. Parts, and differences between parts, are of the replays that CUPTI recorded, whose
 gaps differ a little; `tracing_differences` says by how much. A configuration that fuses a part away has 0 of it.
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pandas
 
-from .data import published
-from .findings import byte_size, device_name, gb, micro, percent
+from ..data import published
+from .words import byte_size, device_name, gb, micro, percent
 
 WHOLE, GAPS, TRACED, ALL_REDUCE = "step", "gaps", "traced step", "all-reduce"
 WHOLE_TIMERS = ("cuda_graph_replay", "host_clock")

@@ -1,11 +1,11 @@
-"""The tables of notebook 03, made of step_sweep.py's rows."""
+"""The tables of notebook 03, made of the rows of sweeps/step.py."""
 
 import pandas
 
-from .data import published
-from .findings import byte_size, percent
-from .step import configuration
-from .step_findings import ALL_REDUCE, GDN, eager, part_order, part_us, parts, share_of_gdn, traced, whole
+from ..data import published
+from ..step import configuration
+from .step import ALL_REDUCE, GDN, eager, part_order, part_us, parts, share_of_gdn, traced, whole
+from .words import byte_size, percent
 
 
 def configuration_table(names) -> pandas.DataFrame:

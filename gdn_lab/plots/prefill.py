@@ -1,18 +1,16 @@
 """What prefill's rows say and how they are drawn: tokens a second, share of the roof, the pool against the detour.
 
-Nothing here measures; rows are prefill_sweep.py's. Looks and colours are drawing.py's.
+Nothing here measures; rows are sweeps/prefill.py's. Looks and colours are drawing.py's.
 """
-
-from pathlib import Path
 
 import pandas
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from . import readme
-from .data import published
+from ..data import published
+from ..findings.rows import TIMER_ORDER, VARIANTS, clock_prefix, name_of, not_timed
+from ..findings.words import device_name
 from .drawing import GREY, STYLE, colour, empty_figure, marker, new_figure
-from .findings import TIMER_ORDER, VARIANTS, clock_prefix, device_name, name_of, not_timed
 
 DETOUR = "detour"
 NATIVE = {"triton/kv32": "triton/vk", "torch/kv": "torch/vk"}  # what the pool in place runs where the detour runs KV
@@ -235,14 +233,3 @@ def native_against_detour(rows, run=None) -> Figure:
     axes[0].set_ylabel("time by the detour / time in place")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     return fig
-
-
-def readme_section(root: Path, gpu: str, save) -> tuple[str, list[Path]]:
-    """The README's section on prefill, from data/measured/<gpu>/06_prefill: readme.section()."""
-
-    def words(run, rows):
-        parameters, refused = run["parameters"], not_timed(rows)
-        sentences = [sentence for sentence in answers(rows) if sentence not in refused]
-        return f"{parameters['model']}, {conditions(rows)}", sentences
-
-    return readme.section(root, gpu, "06_prefill", save, words, {"prefill_tokens_per_second": tokens_per_second})

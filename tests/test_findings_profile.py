@@ -4,11 +4,12 @@ import pytest
 from captures import MAIN, Program, eager_and_graph, two_steps, write_kineto, write_nsys
 from matplotlib.figure import Figure
 
-from gdn_lab import profile_findings, profile_plots
-from gdn_lab.profile_findings import LAUNCH, NOTHING, REST, WHOLE, analyse, short_name
+from gdn_lab.findings import profile as findings
+from gdn_lab.findings.profile import LAUNCH, NOTHING, REST, WHOLE, analyse, short_name
+from gdn_lab.plots import profile as plots
 from gdn_lab.step.capture import WARM_UP, find_capture
 
-FIGURES = (profile_plots.timeline, profile_plots.gap_sizes, profile_plots.where_time_goes)
+FIGURES = (plots.timeline, plots.gap_sizes, plots.where_time_goes)
 
 
 @pytest.fixture
@@ -25,26 +26,26 @@ def title(figure):
 def test_steps_and_their_parts(both):
     for of in both:
         assert of.step == "decode step" and of.modes == ["graph", "eager"] and not of.notes
-        table = profile_findings.step_table(of)
+        table = findings.step_table(of)
         assert table["steps"].tolist() == [6, 4] and table["kernels"].tolist() == [4, 4]
         assert table["step µs"].tolist() == pytest.approx([13.0, 25.0])
         assert table["kernels µs"].tolist() == pytest.approx([10.0, 10.0])
         assert table["gaps %"].tolist() == pytest.approx([100 * 3 / 13, 60.0])
         assert table["launching on the CPU µs"][0] == pytest.approx(0.15)  # 0.3 us for a graph of two steps
-        parts = profile_findings.part_table(of)
+        parts = findings.part_table(of)
         assert parts["part"].tolist() == ["norm", "gdn", "mlp", "gaps"]
         assert parts["graph: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 3.0])
         assert parts["eager: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 15.0])
-        gaps = profile_findings.gap_table(of)
+        gaps = findings.gap_table(of)
         assert list(zip(gaps["after"], gaps["before"], strict=True)) == [
             ("norm", "gdn"),
             ("gdn", "gdn"),
             ("gdn", "mlp"),
         ]
         assert gaps["µs in a step"].tolist() == pytest.approx([1.0] * 3)
-        kernels = profile_findings.kernel_table(of)
+        kernels = findings.kernel_table(of)
         assert kernels["kernel"].tolist() == ["gdn_kernel", "mm_kernel", "norm_kernel", "copy_kernel"]
-        assert profile_findings.overhead(of) == pytest.approx(25 / 13)
+        assert findings.overhead(of) == pytest.approx(25 / 13)
 
 
 def test_parts_and_gaps_add_up_where_kernels_overlap(tmp_path):
@@ -60,15 +61,15 @@ def test_parts_and_gaps_add_up_where_kernels_overlap(tmp_path):
         program.launch(at + 5, at + 10, at)
         program.kernel(f"{part}_kernel", start, end, at)
     of = analyse(write_nsys(tmp_path / "c.sqlite", program))
-    times = profile_findings.part_times(of, "eager")
+    times = findings.part_times(of, "eager")
     assert times.to_dict() == pytest.approx({"a": 1.5, "b": 0.9, "c": 0.0, "gaps": 0.5})
     assert times.sum() == pytest.approx(of.steps["step_us"][0])
 
 
 def test_agreement(both):
-    table = profile_findings.agreement(*both, least_us=2.5)
+    table = findings.agreement(*both, least_us=2.5)
     assert table["part"].tolist() == ["gdn", "mlp"] and table["difference %"].tolist() == pytest.approx([0, 0])
-    assert profile_findings.agreement(both[0], NOTHING).empty
+    assert findings.agreement(both[0], NOTHING).empty
 
 
 def test_two_captures_without_a_step_in_common(tmp_path):
@@ -76,9 +77,9 @@ def test_two_captures_without_a_step_in_common(tmp_path):
     graph = analyse(write_nsys(tmp_path / "g.sqlite", eager_and_graph(eager=0)))
     assert (eager.modes, graph.modes) == (["eager"], ["graph"])
     with pytest.raises(ValueError, match="have no steps of the same kind"):
-        profile_findings.agreement(eager, graph)
+        findings.agreement(eager, graph)
     for of in (eager, graph):
-        assert profile_findings.overhead(of) is None and len(profile_findings.answers(of)) == 3
+        assert findings.overhead(of) is None and len(findings.answers(of)) == 3
         assert all(isinstance(figure(of), Figure) for figure in FIGURES)
 
 
@@ -138,7 +139,7 @@ def test_a_capture_without_ranges(tmp_path, graphs):
     assert of.step == (LAUNCH if graphs else WHOLE) and len(of.steps) == (3 if graphs else 1)
     assert set(of.kernels["part"]) >= ({"gdn_kernel"} if graphs else {"flash", "rope", "sample"})
     assert len(of.notes) == graphs
-    assert all(isinstance(figure(of), Figure) for figure in FIGURES) and profile_findings.answers(of)
+    assert all(isinstance(figure(of), Figure) for figure in FIGURES) and findings.answers(of)
 
 
 def test_replays_that_cannot_be_told_apart_are_said(tmp_path):
@@ -164,8 +165,8 @@ def test_many_parts_share_a_colour(tmp_path):
         program.launch(1000 * number + 20, 1000 * number + 30, number + 1)
         program.kernel("k", 1000 * number + 100, 1000 * number + 200 + number, number + 1)
     of = analyse(write_nsys(tmp_path / "c.sqlite", program))
-    _, colours = profile_plots._drawn_parts(of)
-    assert len(set(colours.values())) == len(colours) == 10 and profile_plots.OTHERS in colours
+    _, colours = plots._drawn_parts(of)
+    assert len(set(colours.values())) == len(colours) == 10 and plots.OTHERS in colours
     assert all(isinstance(figure(of), Figure) for figure in FIGURES)
 
 
@@ -181,21 +182,21 @@ def test_short_names():
 
 def test_titles_state_what_was_found(both):
     of = both[0]
-    assert title(profile_plots.timeline(of)) == (
+    assert title(plots.timeline(of)) == (
         "Replayed step of 13 µs: 3 gaps, 3 µs together; eager step of 25 µs: 3 gaps, 15 µs together"
     )
-    assert title(profile_plots.gap_sizes(of)).endswith("replayed step: 1.00 µs, eager step: 5.00 µs")
-    assert title(profile_plots.where_time_goes(of)) == (
+    assert title(plots.gap_sizes(of)).endswith("replayed step: 1.00 µs, eager step: 5.00 µs")
+    assert title(plots.where_time_goes(of)) == (
         "A replayed step takes 13.0 µs, 23 % of it gaps; launched kernel by kernel 1.92 times as long; "
         "the longest part is gdn, 50 % of the kernels' time"
     )
-    said = " ".join(profile_findings.answers(of))
+    said = " ".join(findings.answers(of))
     assert "takes 13.0 µs; for 10.0 of them (77 %) a kernel runs, 3 gaps of 1.00 µs" in said
     assert "gdn 5.0 µs (50 %)" in said and "1.92 times as long as replayed" in said
 
 
 def test_rows(both):
-    rows = profile_findings.rows(both[0])
+    rows = findings.rows(both[0])
     assert {(row["mode"], row["part"]): row["median_us"] for row in rows} == pytest.approx({
         ("graph", "step"): 13, ("graph", "norm"): 2, ("graph", "gdn"): 5, ("graph", "mlp"): 3, ("graph", "gaps"): 3,
         ("eager", "step"): 25, ("eager", "norm"): 2, ("eager", "gdn"): 5, ("eager", "mlp"): 3, ("eager", "gaps"): 15,
@@ -205,10 +206,10 @@ def test_rows(both):
 
 def test_nothing_is_said_and_drawn_of_no_capture():
     of = analyse(None)
-    assert of.modes == [] and profile_findings.answers(of) == ["There is no capture."]
-    assert profile_findings.rows(of) == [] and profile_findings.conditions(of) == "no capture"
+    assert of.modes == [] and findings.answers(of) == ["There is no capture."]
+    assert findings.rows(of) == [] and findings.conditions(of) == "no capture"
     tables = ("step_table", "part_table", "gap_table", "kernel_table", "ranges")
-    assert all(getattr(profile_findings, table)(of).empty for table in tables)
+    assert all(getattr(findings, table)(of).empty for table in tables)
     assert [title(figure(of)) for figure in FIGURES] == ["Nothing to draw"] * 3
 
 

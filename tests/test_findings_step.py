@@ -7,8 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_step import CHANGES, CPU, MODEL, RUN, parts_of, share_rows, step_rows
 
-from gdn_lab import plots, step_plots, step_tables
-from gdn_lab import step_findings as findings
+from gdn_lab.findings import step as findings
+from gdn_lab.findings import step_tables
+from gdn_lab.plots import step as step_plots
+from gdn_lab.plots.readme import report
 
 FIGURES = [step_plots.waterfall, step_plots.parts, step_plots.beside_published, step_plots.share_map]
 
@@ -202,9 +204,9 @@ def test_report_fills_the_step_block_of_the_readme(rows, tmp_path):
     readme.write_text(
         "a\n<!-- measured:h100-step -->\nold\n<!-- /measured:h100-step -->\nb\n<!-- measured:h200-step -->\n"
     )
-    written = plots.report(tmp_path)
+    written = report(tmp_path)
     text = readme.read_text()
     assert tmp_path / "docs" / "h100_step_waterfall.png" in written and "](docs/h100_step_waterfall.png)" in text
     assert "old" not in text and "less than the 10% aimed at" in text and "driver 580.1" in text
     assert "no recorded run of 03_decode_step on 'h200'" in text and text.endswith("<!-- /measured:h200-step -->\n")
-    assert readme not in plots.report(tmp_path) and readme.read_text() == text
+    assert readme not in report(tmp_path) and readme.read_text() == text

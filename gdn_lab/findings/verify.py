@@ -17,9 +17,10 @@ from collections import defaultdict
 
 import pandas
 
-from .findings import byte_size, device_name, micro, name_of, percent, timed
-from .pool import StatePool
-from .shapes import MODELS, GDNShape
+from ..pool import StatePool
+from ..shapes import MODELS, GDNShape
+from .rows import name_of, timed
+from .words import byte_size, device_name, micro, percent
 
 MODES = {"update": "update the state", "intermediate": "store T states", "output": "output only"}
 WAYS = ("store", "replay")

@@ -1,24 +1,19 @@
-"""The figures of notebook 05, drawn from verify_sweep.py's rows. Nothing here measures; drawing.py is how they look."""
-
-from pathlib import Path
+"""The figures of notebook 05, drawn from rows of verify. Nothing here measures; drawing.py is how they look."""
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from . import readme, verify_findings
+from ..findings import verify as findings
+from ..findings.rows import clock_prefix, not_timed
+from ..findings.words import micro
 from .drawing import GREY, STYLE, batch_axis, colour, empty_figure, label_ends, line_style, new_figure
-from .findings import (
-    clock_prefix,
-    micro,
-    not_timed,
-)
 
 
 @rc_context(STYLE)
 def verify_time(rows, run=None) -> Figure:
     """Median time of a verify step against T, a panel for each mode, a line for each variant."""
-    times, notes = verify_findings.verify_times(rows), [verify_findings.conditions(rows, run), *not_timed(rows)]
-    panels = {mode: times[mode] for mode in verify_findings.MODES if mode in times}
+    times, notes = findings.verify_times(rows), [findings.conditions(rows, run), *not_timed(rows)]
+    panels = {mode: times[mode] for mode in findings.MODES if mode in times}
     if not panels:
         return empty_figure("Verify: nothing was timed", notes)
     for mode, of in panels.items():  # eager PyTorch only where there is nothing else: it would flatten the rest
@@ -35,46 +30,46 @@ def verify_time(rows, run=None) -> Figure:
             ends.append((us[xs[-1]], f"{name}  {micro(us[xs[-1]])}", colour(name)))
         ax.set_ylim(0, max(us[T] for us in of.values() for T in us) * 1.05)
         batch_axis(ax, tokens, "T (tokens verified in one step)")
-        ax.set_title(verify_findings.MODES[mode])
+        ax.set_title(findings.MODES[mode])
         label_ends(ax, ends)
     axes[0].set_ylabel("median time of a call, µs")
     return fig
 
 
 def _verify_finding(mode, of, tokens) -> str:
-    name = verify_findings.fastest(of, tokens[-1])
+    name = findings.fastest(of, tokens[-1])
     xs = sorted(of[name])
     grows = f", {of[name][xs[-1]] / of[name][xs[0]]:.2f} times its time at T = {xs[0]}" if len(xs) > 1 else ""
-    return f"{verify_findings.MODES[mode]}: {name} {micro(of[name][xs[-1]])} at T = {xs[-1]}{grows}"
+    return f"{findings.MODES[mode]}: {name} {micro(of[name][xs[-1]])} at T = {xs[-1]}{grows}"
 
 
 @rc_context(STYLE)
 def speculative_gain(rows, run=None) -> Figure:
     """Tokens a second of this layer over those of decode, against the acceptance rate; a panel for each way."""
-    decode, steps = verify_findings.decode_time(rows), verify_findings.step_times(rows)
+    decode, steps = findings.decode_time(rows), findings.step_times(rows)
     kernels = {key: of for key, of in steps.items() if not key[0].startswith("torch/")} or steps
-    notes = [verify_findings.conditions(rows, run)]
+    notes = [findings.conditions(rows, run)]
     if not kernels or not decode:
         return empty_figure("Speculative decoding: nothing was timed beside decode", notes)
     notes.append(f"Over decode steps of {decode[0]}, {micro(decode[1])} each. This layer alone, without drafting.")
     rates = [percent_ / 100 for percent_ in range(0, 101, 2)]
     (name, way), T, best = max(
-        ((key, T, verify_findings.gain(of, decode[1], T, 0.8)) for key, of in kernels.items() for T in of),
+        ((key, T, findings.gain(of, decode[1], T, 0.8)) for key, of in kernels.items() for T in of),
         key=lambda found: found[2],
     )
     found = f"{name} makes {best:.2f} times decode's tokens (T = {T}, {way})"
     title = f"{clock_prefix(rows)}With 80 % of drafts accepted {found}"
-    fig, axes = new_figure(title, 11.5, 5.0, len(verify_findings.WAYS), notes, sharey=True)
-    for ax, way in zip(axes, verify_findings.WAYS, strict=True):
+    fig, axes = new_figure(title, 11.5, 5.0, len(findings.WAYS), notes, sharey=True)
+    for ax, way in zip(axes, findings.WAYS, strict=True):
         ends = []
         for (name, of_way), of in kernels.items():
             for T in sorted(of) if of_way == way else ():
-                gains = [verify_findings.gain(of, decode[1], T, rate) for rate in rates]
+                gains = [findings.gain(of, decode[1], T, rate) for rate in rates]
                 ax.plot([rate * 100 for rate in rates], gains, color=colour(name), linewidth=0.8 + 0.25 * T)
                 ends.append((gains[-1], f"{name} T = {T}", colour(name)))
         ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
         ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAY[way]}", xlim=(0, 100))
-        ax.set_ylim(0, max(verify_findings.gain(of, decode[1], T, 1.0) for of in kernels.values() for T in of) * 1.05)
+        ax.set_ylim(0, max(findings.gain(of, decode[1], T, 1.0) for of in kernels.values() for T in of) * 1.05)
         label_ends(ax, ends)
     axes[0].set_ylabel("tokens a second over decode's")
     return fig
@@ -86,7 +81,7 @@ _WAY = {"store": "T states written, one copied back", "replay": "output only, th
 @rc_context(STYLE)
 def draft_memory(tokens, tp: int = 1) -> Figure:
     """What a request in flight keeps between verify and commit, for each model. Computed."""
-    table = verify_findings.memory_table(tokens, tp)
+    table = findings.memory_table(tokens, tp)
     if table.empty:
         return empty_figure(f"No model of the table can be split over {tp} GPUs", [])
     first, last = table.iloc[0], table.columns[-1]
@@ -109,13 +104,3 @@ def draft_memory(tokens, tp: int = 1) -> Figure:
     ax.grid(axis="y", visible=False)
     ax.set_xlim(0, ax.get_xlim()[1] * 1.2)
     return fig
-
-
-def readme_section(root: Path, gpu: str, save) -> tuple[str, list[Path]]:
-    """The README's section on verify, from data/measured/<gpu>/05_verify: readme.section()."""
-
-    def words(run, rows):
-        model, tp = (run["parameters"][name] for name in ("model", "tp"))
-        return verify_findings.conditions(rows), verify_findings.answers(rows, model, tp)
-
-    return readme.section(root, gpu, "05_verify", save, words, {"verify_time": verify_time})

@@ -1,16 +1,13 @@
-"""The figures of notebook 03, drawn from step_sweep.py's rows. Nothing here measures; drawing.py is how they look."""
-
-from pathlib import Path
+"""The figures of notebook 03, drawn from rows of a step. Nothing here measures; drawing.py is how they look."""
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from . import step_findings as findings
-from .data import published
+from ..data import published
+from ..findings import step as findings
+from ..findings.words import device_name, micro, percent
 from .drawing import GREY, STYLE, empty_figure, new_figure, part_colours
-from .findings import device_name, micro, percent
-from .readme import section
 
 LEAST_LABELLED = 0.035  # of the longest bar: narrower pieces carry no number
 TOTAL_INK = "#333333"
@@ -239,16 +236,3 @@ def _map_title(rows) -> str:
 
 def _range(shares) -> str:
     return f"{findings.percent_change(shares.min())} to {findings.percent_change(shares.max())}"
-
-
-# ---- the README -----------------------------------------------------------------------------------------------------
-
-
-def readme_section(root: Path, gpu: str, save) -> tuple[str, list[Path]]:
-    """The README's section on a GPU's decode step: Markdown, and the figures drawn for it (readme.section())."""
-
-    def words(run, rows):
-        conditions = findings.conditions(rows)
-        return conditions[:1].upper() + conditions[1:], findings.answers(rows)
-
-    return section(root, gpu, "03_decode_step", save, words, {"step_waterfall": waterfall}, findings.not_timed)

@@ -1,78 +1,17 @@
-"""What rows say: series, ratios, tables and the sentences that answer the notebooks' questions.
-
-A row is a dict as results.py writes it. A variant is named "backend/variant"; `times` below always means median_us.
-"""
+"""What rows of decode say: ratios, tables and the sentences that answer the questions of notebooks 00, 01 and 02."""
 
 import math
-from collections import defaultdict
 from typing import NamedTuple
 
 import pandas
 
-from .data import published, published_ratios
-from .layouts import slot_table, warp_load
+from ..data import published, published_ratios
+from ..layouts import slot_table, warp_load
+from .rows import name_of, series, timed, times
+from .words import byte_size, device_name, gb, micro, percent, span
 
-VARIANTS = (  # in the order of tables and figures
-    "triton/vk", "triton/vk-serial", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv",
-    "fla/vk",
-)  # fmt: skip
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
-TIMER_ORDER = ("cuda_graph_replay", "host_clock", "cupti_kernel")  # the first that a set of rows has is shown
 GATHER_SCATTER_TRAFFIC = 3  # gather reads and writes the state, the kernel does, scatter does; in place only the kernel
-
-
-# ---- choosing rows --------------------------------------------------------------------------------------------------
-
-
-def name_of(row: dict) -> str:
-    """ "backend/variant" of a row."""
-    return f"{row['backend']}/{row['variant']}"
-
-
-def timed(rows, *, indexing="in_place", timer=None) -> list[dict]:
-    """The timed rows of one indexing (None: both) and one timer, by default the first of TIMER_ORDER that occurs."""
-    rows = [row for row in rows if row.get("status") == "ok"]
-    present = {row["timer"] for row in rows}
-    timer = timer or next((name for name in TIMER_ORDER if name in present), None)
-    return [row for row in rows if row["timer"] == timer and indexing in (None, row["indexing"])]
-
-
-def series(rows) -> dict[str, list[dict]]:
-    """Rows by variant, each sorted by batch; the variants in the order of VARIANTS."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[name_of(row)].append(row)
-    order = [name for name in VARIANTS if name in groups] + sorted(set(groups) - set(VARIANTS))
-    return {name: sorted(groups[name], key=lambda row: row["batch"]) for name in order}
-
-
-def times(rows) -> dict[str, dict[int, float]]:
-    """{variant: {batch: median_us}} of rows that are already of one timer and indexing."""
-    return {name: {row["batch"]: row["median_us"] for row in of} for name, of in series(rows).items()}
-
-
-def not_timed(rows) -> list[str]:
-    """What refused, one sentence for each reason, and what was wrong, one for each variant and batch."""
-    refused, wrong = defaultdict(dict), {}
-    for row in rows:
-        if row.get("status") == "refused":
-            if row["reason"] != f"has no {row.get('phase')} kernel":  # made for another phase: nothing to tell
-                refused[row["reason"]][name_of(row)] = None
-        elif row.get("status") == "wrong":
-            error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
-            wrong[f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed"] = None
-    return [f"{', '.join(names)} refused: {reason}" for reason, names in refused.items()] + list(wrong)
-
-
-def clock_prefix(rows) -> str:
-    """What a title begins with: "CPU times: " where that is what they are, else nothing."""
-    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows)) else ""
-
-
-def device_name(run) -> str:
-    """The GPU's name, or the CPU's, of what run.json holds."""
-    environment = (run or {}).get("environment", {})
-    return environment.get("gpu_name") or f"CPU ({environment.get('cpu') or 'name unknown'})"
 
 
 def conditions(rows, run=None) -> str:
@@ -157,37 +96,6 @@ def reproduction(rows, timer=None) -> Reproduction:
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------
-
-
-def micro(us: float) -> str:
-    """A time in words: 3.1 µs, 738 µs, 45.1 ms."""
-    if us >= 10_000:
-        return f"{us / 1000:,.0f} ms" if us >= 100_000 else f"{us / 1000:.1f} ms"
-    return f"{us:,.0f} µs" if us >= 100 else f"{us:.1f} µs"
-
-
-def percent(share: float) -> str:
-    """A share in words: 98%, and below one per cent with a decimal."""
-    return f"{share:.0%}" if share >= 0.0095 else f"{share:.1%}"
-
-
-def byte_size(n: float) -> str:
-    """Bytes in words, decimal: 33.6 MB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f} B"
-
-
-def gb(per_s: float) -> str:
-    """GB/s in words: 2,893, and below ten with a decimal."""
-    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.1f}"
-
-
-def span(values) -> str:
-    """ "2.42 to 2.83" of the least and the greatest of some ratios, or "2.42" where they print alike."""
-    low, high = (f"{value:.2f}" for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
 
 
 def answers(rows) -> list[str]:
@@ -370,18 +278,3 @@ def markdown_table(rows, run) -> str:
 
 def _cell(value, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def provenance(run: dict) -> str:
-    """Where and how a run was measured, in one sentence for people."""
-    facts, before, after = run["environment"], run.get("clocks_before") or {}, run.get("clocks_after") or {}
-    said = [device_name(run)]
-    said += [f"driver {facts['driver']}"] if facts.get("driver") else []
-    said += [f"power limit {facts['power_limit_w']:.0f} W"] if facts.get("power_limit_w") else []
-    if before.get("sm_mhz") and after.get("sm_mhz"):
-        said.append(f"SM clock {before['sm_mhz']:.0f} MHz before and {after['sm_mhz']:.0f} after")
-    said += [f"{name} {facts[name]}" for name in ("torch", "triton", "flashinfer") if facts.get(name)]
-    said.append(f"{run['start_utc'][:10]}")
-    if facts.get("git_commit"):
-        said.append(f"commit {facts['git_commit'][:10]}{' with changes' if facts.get('git_dirty') else ''}")
-    return ", ".join(said)

@@ -1,13 +1,13 @@
-"""The figures of notebook 04, drawn from an Analysis (profile_findings.py). Nothing here reads a capture."""
+"""The figures of notebook 04, drawn from an Analysis (findings/profile.py). Nothing here reads a capture."""
 
 import numpy
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from . import profile_findings as findings
+from ..findings import profile as findings
+from ..findings.profile import MODES, REST, Analysis, mode_noun
 from .drawing import GREY, OTHER_PART_COLOURS, PART_COLOURS, STYLE, empty_figure, new_figure, part_colours
-from .profile_findings import MODES, REST, Analysis, mode_noun
 
 GAP = "#000000"  # drawn as a mark of its own, below the kernels
 OTHERS = "other parts"  # those for which no colour is left

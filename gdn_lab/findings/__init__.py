@@ -1,0 +1,13 @@
+"""Findings: the sentences and tables that rows are made to say.
+
+    decode.py   00, 01 and 02: kernels, layouts, in place against gather and scatter
+    step.py     03: a decode step, its parts, what each configuration saves; step_tables.py has its tables
+    profile.py  04: a capture, taken apart
+    verify.py   05: speculative decoding
+
+What they share: rows.py, which rows are shown and in which order; words.py, numbers, machines and runs in words.
+"""
+
+from . import decode, profile, step, step_tables, verify
+
+__all__ = ["decode", "profile", "step", "step_tables", "verify"]
