@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gdn_lab import GDNShape, notebook, ops, plots
+from gdn_lab import GDNShape, findings, notebook, ops, plots
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.measure import Run, load, prefill_bytes, prefill_flops
 from gdn_lab.sweeps import prefill_sweep
@@ -29,12 +29,12 @@ def test_rows(tmp_path):
         assert row["status"] == "ok" and row["phase"] == "prefill" and row["tokens"] == row["batch"] * row["length"]
         assert row["bytes"] == prefill_bytes(SMALL, row["tokens"], row["batch"], torch.bfloat16)
         assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["median_us"] * 1e6)
-    table = plots.prefill.time_table(rows)
+    table = findings.prefill.time_table(rows)
     assert list(table.columns[2:]) == ["torch/vk", "torch/kv", "torch/kv, detour"] and len(table) == 2
-    assert set(plots.prefill.detour_ratios(rows)["torch/vk"]) == {(4, 1, 70), (4, 3, 5)}
-    fastest = plots.prefill.fastest(rows)
+    assert set(findings.prefill.detour_ratios(rows)["torch/vk"]) == {(4, 1, 70), (4, 3, 5)}
+    fastest = findings.prefill.fastest(rows)
     assert " is fastest at " in fastest and fastest.endswith("2 workloads")
-    assert any("by way of KV" in sentence for sentence in plots.prefill.answers(rows))
+    assert any("by way of KV" in sentence for sentence in findings.prefill.answers(rows))
     for draw in (plots.prefill.tokens_per_second, plots.prefill.native_against_detour):
         assert draw(rows, run.info).get_suptitle() and draw([]).get_suptitle()
 
@@ -72,8 +72,8 @@ def test_beside_earlier_figures():
     row = {"phase": "prefill", "status": "ok", "timer": "cuda_graph_replay", "backend": "triton", "variant": "vk"}
     row |= {"indexing": "in_place", "batch": 8, "length": 1024, "num_v_heads": 64, "median_us": 500.0}
     other = row | {"variant": "kv32", "num_v_heads": 8}
-    table = plots.prefill.beside_first([row, other]).set_index("sequences × tokens")
+    table = findings.prefill.beside_first([row, other]).set_index("sequences × tokens")
     assert list(table.columns) == ["triton/vk", "flashinfer, before", "fla, before"]
     assert table.loc["8 × 1,024"].tolist() == [500.0, 329, 1204]
     assert table.loc["1 × 8,192"].tolist()[1:] == [541, 1326]
-    assert list(plots.prefill.beside_first([]).columns[1:]) == ["flashinfer, before", "fla, before"]
+    assert list(findings.prefill.beside_first([]).columns[1:]) == ["flashinfer, before", "fla, before"]

@@ -4,10 +4,11 @@
     step.py     03: a decode step, its parts, what each configuration saves; step_tables.py has its tables
     profile.py  04: a capture, taken apart
     verify.py   05: speculative decoding
+    prefill.py  06: prefill
 
 What they share: rows.py, which rows are shown and in which order; words.py, numbers, machines and runs in words.
 """
 
-from . import decode, profile, step, step_tables, verify
+from . import decode, prefill, profile, step, step_tables, verify
 
-__all__ = ["decode", "profile", "step", "step_tables", "verify"]
+__all__ = ["decode", "prefill", "profile", "step", "step_tables", "verify"]

@@ -97,8 +97,8 @@ def _verify(root, gpu) -> tuple[str, list[Path]]:
 def _prefill(root, gpu) -> tuple[str, list[Path]]:
     def words(run, rows):
         parameters, refused = run["parameters"], not_timed(rows)
-        sentences = [sentence for sentence in prefill.answers(rows) if sentence not in refused]
-        return f"{parameters['model']}, {prefill.conditions(rows)}", sentences
+        sentences = [sentence for sentence in findings.prefill.answers(rows) if sentence not in refused]
+        return f"{parameters['model']}, {findings.prefill.conditions(rows)}", sentences
 
     return _section(root, gpu, "06_prefill", words, {"prefill_tokens_per_second": prefill.tokens_per_second})
 
