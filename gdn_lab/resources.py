@@ -32,10 +32,11 @@ class Resources(NamedTuple):
 
 def cases(architecture: str) -> list[KernelCase]:
     """Every compilation of a Triton kernel that an architecture may see."""
+    from . import pool_kernels
     from .backends import triton
     from .step import experts_tilings, layer_kernels, projection_kernels
 
-    modules = (triton, layer_kernels, experts_tilings, projection_kernels)
+    modules = (triton, pool_kernels, layer_kernels, experts_tilings, projection_kernels)
     found = [case for module in modules for case in module.kernel_cases()]
     return [case for case in found if case.architectures is None or architecture in case.architectures]
 
@@ -60,6 +61,8 @@ def compiled(case: KernelCase, architecture: str):
     options = {"num_warps": case.num_warps}
     if case.num_stages is not None:
         options["num_stages"] = case.num_stages
+    if case.registers is not None:
+        options["maxnreg"] = case.registers
     return triton.compile(source, target=target, options=options)
 
 

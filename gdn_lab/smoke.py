@@ -54,13 +54,13 @@ def _backend_calls(names, device):
                 name = f"{backend.name}/{variant.name}"
                 both = phase == "decode" and variant is backend.variants[0]
                 for dtype in (torch.bfloat16, torch.float32) if both else (torch.bfloat16,):
-                    reason = refusal(name, SHAPE, layout=variant.layout, dtype=dtype, device=device, phase=phase)
-                    if reason:
-                        print(f"{phase} {name} {dtype_name(dtype)}: {reason}", flush=True)
-                        continue
                     pool = partial(StatePool, SHAPE, 4, layout=variant.layout, dtype=dtype, device=device)
                     for mode, call in PHASES[phase]:
                         what = " ".join(filter(None, (phase, mode, name, dtype_name(dtype))))
+                        options = dict(layout=variant.layout, dtype=dtype, device=device, phase=phase, mode=mode)
+                        if reason := refusal(name, SHAPE, **options):
+                            print(f"{what}: {reason}", flush=True)
+                            continue
                         yield what, partial(call, pool, name)
 
 

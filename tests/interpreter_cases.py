@@ -14,6 +14,7 @@ from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, decode, reference
 from gdn_lab.backends import triton as backend
+from gdn_lab.backends import triton_tokens
 from gdn_lab.ops import make_inputs
 
 assert backend.INTERPRETED, "run under TRITON_INTERPRET=1"
@@ -95,7 +96,7 @@ def test_the_models_head_size(variant):
 @pytest.mark.parametrize("tile", [8, 16, 32])
 def test_larger_tiles(monkeypatch, tile):
     """What larger batches take on a GPU; V is not K, so that a tile that mixes them up shows."""
-    monkeypatch.setattr(backend, "vk_tile", lambda heads, overlap: tile)
+    monkeypatch.setattr(triton_tokens, "decode_tile", lambda heads, overlap: triton_tokens.Tile(tile, 1))
     pool = filled_pool(GDNShape(1, 3, 16, 64), 4, layout="VK", dtype=FP32)
     check_decode(pool, row_slots(2, 4), backend="triton/vk", interpreted=True)
 

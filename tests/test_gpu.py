@@ -340,20 +340,21 @@ def test_pool_beyond_2_31_elements(name, variant):
 @pytest.mark.alone
 def test_eager_call_costs_at_most_two_bare_launches():
     """Host time of decode() on triton against that of the kernel's launch alone: medians of interleaved rounds."""
-    from gdn_lab.backends.triton import can_overlap, decode_kernel, vk_tile
+    from gdn_lab.backends.triton_tokens import can_overlap, decode_tile, tokens_kernel
 
     pool = StatePool(FULL, 65, device=GPU)
     x = make_inputs(FULL, 8, device=GPU)
     indices = torch.arange(1, 9, dtype=torch.int32, device=GPU)
     out = torch.empty_like(x.v, memory_format=torch.contiguous_format)
     overlap = can_overlap(GPU)
-    tile = vk_tile(8 * 64, overlap)
-    strides = (x.q.stride(0), 128, x.k.stride(0), 128, x.v.stride(0), 128, x.a.stride(0), x.b.stride(0))
+    tile = decode_tile(8 * 64, overlap)
+    strides = (x.q.stride(0), 0, 128, x.k.stride(0), 0, 128, x.v.stride(0), 0, 128, x.a.stride(0), 0, x.b.stride(0), 0)
 
     def bare():
-        decode_kernel[(128 // tile * 64 * 8,)](
-            x.q, x.k, x.v, x.a, x.b, x.A_log, x.dt_bias, pool.state, indices, out, 128**-0.5, *strides,
-            16, 64, 128, 128, tile, True, overlap, True, 1e-6, 20.0, num_warps=1, launch_pdl=overlap,
+        tokens_kernel[(128 // tile.rows * 64 * 8,)](
+            x.q, x.k, x.v, x.a, x.b, x.A_log, x.dt_bias, pool.state, indices, pool.state, out, 128**-0.5, *strides, 0,
+            16, 64, 128, 128, 1, tile.rows, True, False, True, overlap, True, 1e-6, 20.0, num_warps=tile.warps,
+            launch_pdl=overlap,
         )  # fmt: skip
 
     def eager():

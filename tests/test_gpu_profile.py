@@ -14,7 +14,7 @@ from gdn_lab.measure import Run
 from gdn_lab.profiling import graphs, oracle, read, span
 from gdn_lab.step.capture import EAGER, FILE, GRAPH, SQLITE, capture_step
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.alone]  # what runs beside it would lengthen what it records
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[2])

@@ -63,7 +63,7 @@ def test_few_and_many_tokens(name, layout, dtype, tokens):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("tokens, layout", [(4, "VK"), (16, "VK"), (16, "KV")])
+@pytest.mark.parametrize("tokens, layout", [(2, "VK"), (4, "VK"), (16, "VK"), (16, "KV")])
 def test_tiles_of_large_batches(tokens, layout):
     """Enough heads for the tiles that a full batch takes, in every mode; views, gaps and wide indices."""
     pool = filled_pool(RANK, 140, layout=layout, dtype=BF16, device=GPU)

@@ -1,4 +1,5 @@
-"""Every decode kernel of `triton` as compiled for Hopper and both Blackwells, without a GPU: no spills, wide loads."""
+"""The token-by-token kernel of `triton` as compiled for Hopper and both Blackwells, without a GPU: no spills, wide
+loads."""
 
 import re
 
@@ -6,20 +7,24 @@ import pytest
 
 pytest.importorskip("triton", reason="there is no Triton for this operating system")
 
-from gdn_lab.backends.triton import TritonBackend, decode_kernel, kernel_cases  # noqa: E402
+from gdn_lab.backends.triton import TritonBackend  # noqa: E402
+from gdn_lab.backends.triton_tokens import kernel_cases  # noqa: E402
 from gdn_lab.resources import ARCHITECTURES, compiled, resources  # noqa: E402
 
-CASES = {case.label: case for case in kernel_cases() if case.kernel is decode_kernel}
+CASES = {case.label: case for case in kernel_cases()}
 
 
 def test_every_variant_and_dtype_has_a_case():
     variants = [variant for variant in TritonBackend.variants if "decode" in variant.phases]
     expected = {(v.name, str(dtype).removeprefix("torch.")) for v in variants for dtype in v.state_dtypes}
-    assert {tuple(label.split()[:2]) for label in CASES} == expected
+    decoding = [label for label, case in CASES.items() if case.constants["T"] == 1]
+    assert {tuple(label.split()[:2]) for label in decoding} == expected
 
 
-@pytest.mark.parametrize("label", CASES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "label, architecture",
+    [(label, name) for label, case in CASES.items() for name in case.architectures or ARCHITECTURES],
+)
 def test_no_spills(label, architecture):
     found = resources(CASES[label], architecture)
     assert found.stack_bytes == 0, found

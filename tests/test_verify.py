@@ -261,17 +261,10 @@ def test_flashinfer_says_which_modes_it_has(monkeypatch):
 def _kernel_cases():
     try:
         from gdn_lab import pool_kernels
-        from gdn_lab.backends.base import KernelCase
-        from gdn_lab.backends.triton_verify import kernel_cases
+        from gdn_lab.backends import triton_verify
     except ImportError:
         return {}
-    indexing = {"indices": "*i32", "accepted": "*i64"}
-    types = {"state": "*bf16", "states": "*bf16", "states_row": "i64"} | indexing
-    state = KernelCase("commit state", pool_kernels.state_kernel, types, dict(ELEMENTS=1 << 20, BLOCK=8192), 4)
-    types = {"conv": "*bf16", "inputs": "*bf16", "inputs_row": "i32", "inputs_channel": "i32"} | indexing
-    constants = dict(DIM=12288, WINDOW=3, CHANNELS=512)
-    window = KernelCase("commit window", pool_kernels.window_kernel, types, constants, 4)
-    return {case.label: case for case in [*kernel_cases(), state, window]}
+    return {case.label: case for case in triton_verify.kernel_cases() + pool_kernels.kernel_cases()}
 
 
 def _compilations():

@@ -9,6 +9,7 @@ from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_veri
 
 from gdn_lab import GDNShape, StatePool, pool_kernels, reference, verify
 from gdn_lab.backends import triton_verify
+from gdn_lab.backends.triton_tokens import Tile
 from gdn_lab.ops import make_inputs
 
 assert triton_verify.INTERPRETED, "run under TRITON_INTERPRET=1"
@@ -24,11 +25,13 @@ def check(pool, indices, tokens, **options):
 
 @both_layouts
 @every_mode
-@pytest.mark.parametrize("tokens, kind", [(2, "strong"), (5, "parallel"), (16, "strong"), (16, "parallel")])
-def test_tokens(tokens, kind, mode, layout):
+@pytest.mark.parametrize(
+    "tokens, kind, io_dtype", [(2, "strong", FP32), (5, "parallel", BF16), (16, "strong", BF16), (16, "parallel", FP32)]
+)
+def test_tokens(tokens, kind, io_dtype, mode, layout):
     """A padding row in the middle, slots that nobody names, keys hard to tell apart, decay that forgets everything."""
     pool = filled_pool(SMALL, 6, layout=layout, dtype=FP32)
-    check(pool, row_slots(3, 6, padding=[1]), tokens, mode=mode, kind=kind, io_dtype=FP32)
+    check(pool, row_slots(3, 6, padding=[1]), tokens, mode=mode, kind=kind, io_dtype=io_dtype)
 
 
 @both_layouts
@@ -53,10 +56,14 @@ def test_scale_and_no_norm():
 
 
 @pytest.mark.parametrize("tile", [16, 32, 64])
-def test_larger_tiles(monkeypatch, tile):
-    monkeypatch.setattr(triton_verify, "tiling", lambda *_: (tile, 1))
-    pool = filled_pool(GDNShape(1, 3, 16, 64), 4, layout="VK", dtype=FP32)
-    check(pool, row_slots(2, 4), 4, mode=BOTH, io_dtype=FP32)
+@pytest.mark.parametrize("mode", [UPDATE, INTERMEDIATE, OUTPUT])
+def test_other_tiles(monkeypatch, tile, mode):
+    """And all value heads of a key head prepared by one program, as where a GPU is full."""
+    monkeypatch.setattr(triton_verify, "FULL", 1)
+    for name in ("tiling", "verify_tile"):
+        monkeypatch.setattr(triton_verify, name, lambda *_: Tile(tile, 1))
+    pool = filled_pool(GDNShape(2, 6, 16, 64), 4, layout="VK", dtype=BF16)
+    check(pool, row_slots(2, 4), 7, mode=mode)
 
 
 def test_the_models_head_size():

@@ -44,7 +44,8 @@ MIN_LOG_DECAY = -90.0
 class KernelCase(NamedTuple):
     """One compilation of a Triton kernel. types: argument name -> "*bf16", "i32", "fp32"; constants: its constexprs.
 
-    architectures: of resources.py, those it is made for; None: all. num_stages: None: what Triton takes."""
+    architectures: of resources.py, those it is made for; None: all. num_stages: None: what Triton takes. registers: the
+    most that a thread may take; None: what the compiler likes."""
 
     label: str
     kernel: object
@@ -53,6 +54,7 @@ class KernelCase(NamedTuple):
     num_warps: int
     architectures: tuple[str, ...] | None = None
     num_stages: int | None = None
+    registers: int | None = None
 
 
 # decode   launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out)

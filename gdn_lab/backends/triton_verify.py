@@ -8,11 +8,14 @@ With G_i the sum of log g up to token i, S the state before the first, and norma
 
 (reference.prefill_chunked says the same in float64, by chunks.) The state enters only through S k_i and S q_i.
 
-prepare_kernel, one program for a value head, makes A, P and the factors of each token, which need no state, and
-leaves them in scratch. verify_kernel, one program for a [TILE × K] tile of a state, has the tensor cores multiply
-the tile as it is stored with the keys and queries as they came, without rounding anything: norms, decay and beta are
-factors of the [TILE × T] products. What remains are T steps on that small product, and one product of all u with the
-keys where the state moves on.
+prepare_kernel, one program for value heads that share a key head, makes A, P and the factors of each token, which need
+no state, and leaves them in scratch. verify_kernel, one program for a [TILE × K] tile of a state, has the tensor cores
+multiply the tile as it is stored with the keys and queries as they came, without rounding anything: norms, decay and
+beta are factors of the [TILE × T] products. What remains are T steps on that small product, and one product of all u
+with the keys where the state moves on.
+
+A state for each token costs T times the bytes, and few tokens little arithmetic: those calls go token by token, which
+needs one kernel and no scratch (triton_tokens, by_token()).
 
 On compute capability 9.0 and newer both are programmatic dependents: verify_kernel's state loads overlap the kernel
 that prepares its factors. It may read what was written before prepare_kernel, because that waits before it lets
@@ -28,12 +31,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
 from .base import KernelCase, dtype_name
+from .triton_tokens import FEW, FULL, Tile, by_token, can_overlap, is_hopper, launch_tokens, limit, verify_tile
 
 TOKENS = 16  # rows and columns of A and P in scratch
 SCRATCH = (2 * TOKENS + 5) * TOKENS  # float32 of a value head: A, P, then one row for each of the factors below
 BETA, STATE_TO_U, STATE_TO_O, U_TO_STATE, CARRY = (tl.constexpr((2 * TOKENS + i) * TOKENS) for i in range(5))
-BY_TOKEN = tl.constexpr(-1)
-FULL = 1024  # B · HV heads from which a GPU is full
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -58,17 +60,17 @@ def prepare_kernel(
     q, k, a, b, A_log, dt_bias, indices, scratch, scale,
     q_row, q_token, q_head, k_row, k_token, k_head, a_row, a_token, b_row, b_token,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, T: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr,
-    STEPS: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr,
+    GROUP: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr,
     SOFTPLUS_MAX: tl.constexpr,
 ):  # fmt: skip
-    """One program: one value head of one row. Grid: [HV · B], heads fastest. scratch [B, HV, SIZE] float32.
+    """One program: GROUP value heads of one key head and row. Grid: [HV // GROUP · B], heads fastest.
 
-    A and P lie as [j, i], N × N with N = 16: row j is what u_j does to the tokens from j on. STEPS: the factors that
-    carry the state on are those of single tokens, else those from each token to the last.
+    scratch [B, HV, SIZE] float32. A and P lie as [j, i], N × N with N = 16: row j is what u_j does to the tokens from j
+    on.
     """
-    head = tl.program_id(0) % HV
-    row = (tl.program_id(0) // HV).to(tl.int64)
-    key_head = head // (HV // HK)
+    first = tl.program_id(0) % (HV // GROUP) * GROUP
+    row = (tl.program_id(0) // (HV // GROUP)).to(tl.int64)
+    key_head = first // (HV // HK)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
@@ -85,57 +87,56 @@ def prepare_kernel(
     k_i = tl.load(k_at, mask=i < T, other=0.0)  # [K, N], a token a column
     q_i = tl.load(q_at, mask=i < T, other=0.0)
     k_j = tl.trans(k_i)
-    x = tl.load(a + row * a_row + ts * a_token + head, mask=live, other=0.0).to(tl.float32) + tl.load(dt_bias + head)
-    b_log = tl.load(b + row * b_row + ts * b_token + head, mask=live, other=0.0).to(tl.float32)
     kk = _product(k_j, k_i, PIECES)  # [j, i]
     kq = _product(k_j, q_i, PIECES)
-
-    softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
-    log_g = tl.where(live, -tl.exp(tl.load(A_log + head)) * softplus, 0.0)
-    beta = tl.where(live, 1.0 / (1.0 + tl.exp(-b_log)), 0.0)
-    # Sums from j to i, not differences of sums from the start: after a strong decay those would be rounded coarsely
-    decay = tl.where(i >= j, tl.exp(tl.cumsum(tl.where(i > j, log_g[None, :], 0.0), axis=1)), 0.0)
-    from_start = tl.exp(tl.cumsum(log_g, axis=0))
 
     k_norm = tl.full([N], 1.0, tl.float32)
     k_norm_j = tl.full([N], 1.0, tl.float32)
     q_norm = tl.full([N], 1.0, tl.float32) * scale
     if L2NORM:
-        k_wide = k_i.to(tl.float32)
+        squares = tl.where(i == j, kk, 0.0)
+        k_norm = tl.rsqrt(tl.sum(squares, axis=0) + EPS)
+        k_norm_j = tl.rsqrt(tl.sum(squares, axis=1) + EPS)
         q_wide = q_i.to(tl.float32)
-        k_norm = tl.rsqrt(tl.sum(k_wide * k_wide, axis=0) + EPS)
-        k_norm_j = tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), axis=1) + EPS)
         q_norm = tl.rsqrt(tl.sum(q_wide * q_wide, axis=0) + EPS) * scale
+    kk = tl.where(i > j, kk * k_norm_j[:, None] * k_norm[None, :], 0.0)
+    kq = kq * k_norm_j[:, None] * q_norm[None, :]
 
-    at = scratch + (row * HV + head) * SIZE
-    kept = decay * k_norm_j[:, None]
-    tl.store(at + j * N + i, tl.where(i > j, kept * kk * (beta * k_norm)[None, :], 0.0), mask=j < T)
-    tl.store(at + N * N + j * N + i, kept * kq * q_norm[None, :], mask=j < T)
-    tl.store(at + BETA + ts, beta)
-    tl.store(at + STATE_TO_U + ts, beta * from_start * k_norm)
-    tl.store(at + STATE_TO_O + ts, from_start * q_norm)
-    if STEPS:
-        tl.store(at + U_TO_STATE + ts, k_norm)
-        tl.store(at + CARRY + ts, tl.exp(log_g))
-    else:
-        tl.store(at + U_TO_STATE + ts, tl.sum(tl.where(i == T - 1, kept, 0.0), axis=1))
-        tl.store(at + CARRY + ts, tl.zeros([N], tl.float32) + tl.exp(tl.sum(log_g, axis=0)))
+    for head in range(first, first + GROUP):
+        a_i = tl.load(a + row * a_row + ts * a_token + head, mask=live, other=0.0).to(tl.float32)
+        b_i = tl.load(b + row * b_row + ts * b_token + head, mask=live, other=0.0).to(tl.float32)
+        x = a_i + tl.load(dt_bias + head)
+        softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
+        log_g = tl.where(live, -tl.exp(tl.load(A_log + head)) * softplus, 0.0)
+        beta = tl.where(live, 1.0 / (1.0 + tl.exp(-b_i)), 0.0)
+        # Sums from j to i, not differences of sums from the start: after a strong decay those would be rounded coarsely
+        decay = tl.where(i >= j, tl.exp(tl.cumsum(tl.where(i > j, log_g[None, :], 0.0), axis=1)), 0.0)
+        from_start = tl.exp(tl.cumsum(log_g, axis=0))
+        to_end = tl.sum(tl.where(i == T - 1, decay, 0.0), axis=1)
+
+        at = scratch + (row * HV + head) * SIZE
+        tl.store(at + j * N + i, decay * kk * beta[None, :], mask=j < T)
+        tl.store(at + N * N + j * N + i, decay * kq, mask=j < T)
+        tl.store(at + BETA + ts, beta)
+        tl.store(at + STATE_TO_U + ts, beta * from_start * k_norm)
+        tl.store(at + STATE_TO_O + ts, from_start * q_norm)
+        tl.store(at + U_TO_STATE + ts, to_end * k_norm_j)
+        tl.store(at + CARRY, tl.exp(tl.sum(log_g, axis=0)))
 
 
 @triton.jit
 def verify_kernel(
-    q, k, v, state, indices, scratch, states, out,
-    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, states_row,
+    q, k, v, state, indices, scratch, out,
+    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
-    N: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, K_LAST: tl.constexpr, STEPS: tl.constexpr,
-    UPDATE: tl.constexpr, PIECES: tl.constexpr, U_PIECES: tl.constexpr, OVERLAP: tl.constexpr,
+    N: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, K_LAST: tl.constexpr, UPDATE: tl.constexpr,
+    PIECES: tl.constexpr, U_PIECES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
 
-    state [slots, HV, V, K] with K_LAST, else [slots, HV, K, V]; offsets of slots and rows are 64-bit. COLUMNS: T,
-    rounded up to 8 or 16. STEPS: states [B, T, HV, V, K] (or [.., K, V]) takes the state after each token. UPDATE: the
-    pool's state takes the last. U_PIECES: as _product's PIECES, of the product of u and the keys that moves the state
-    on by all tokens at once; BY_TOKEN instead: one by one.
+    state [slots, HV, V, K] with K_LAST, else [slots, HV, K, V]; offsets of slots and rows are 64-bit. out
+    [B, T, HV, V]. COLUMNS: T, rounded up to what a product takes. UPDATE: the pool's state takes the last.
+    U_PIECES: as _product's PIECES, of the product of u and the keys.
     """
     TILES: tl.constexpr = V // TILE
     tile = tl.program_id(0) % TILES
@@ -159,15 +160,15 @@ def verify_kernel(
     else:
         in_head = ks[None, :] * V + vs[:, None]
     tile_at = state + (slot * HV + head) * (V * K) + in_head
-    stored = tl.load(tile_at)
-    k_head_at = k + row * k_row + key_head * k_head
-    q_head_at = q + row * q_row + key_head * q_head
-    k_i = tl.load(k_head_at + ks[:, None] + ts[None, :] * k_token, mask=live, other=0.0)  # [K, COLUMNS]
-    q_i = tl.load(q_head_at + ks[:, None] + ts[None, :] * q_token, mask=live, other=0.0)
+    S = tl.load(tile_at)
+    k_at = k + row * k_row + key_head * k_head + ks[:, None] + ts[None, :] * k_token
+    q_at = q + row * q_row + key_head * q_head + ks[:, None] + ts[None, :] * q_token
+    k_i = tl.load(k_at, mask=live, other=0.0)  # [K, COLUMNS]
+    q_i = tl.load(q_at, mask=live, other=0.0)
     v_at = v + row * v_row + head * v_head + ts[None, :] * v_token + vs[:, None]
     v_i = tl.load(v_at, mask=live, other=0.0).to(tl.float32)  # [TILE, COLUMNS]
-    Sk = _product(stored, k_i, PIECES)
-    Sq = _product(stored, q_i, PIECES)
+    Sk = _product(S, k_i, PIECES)
+    Sq = _product(S, q_i, PIECES)
 
     if OVERLAP:
         gdc_wait()
@@ -176,55 +177,51 @@ def verify_kernel(
     # Column t of u is u_t once the columns before it have had their effect on it
     u = tl.load(at + BETA + ts)[None, :] * v_i - tl.load(at + STATE_TO_U + ts)[None, :] * Sk
     o = tl.load(at + STATE_TO_O + ts)[None, :] * Sq
-    S = stored.to(tl.float32)
-    TOKEN_BY_TOKEN: tl.constexpr = STEPS or (UPDATE and U_PIECES == BY_TOKEN)
     for t in tl.static_range(T):
         u_t = tl.sum(tl.where(ts[None, :] == t, u, 0.0), axis=1)
         if t < T - 1:
             u -= u_t[:, None] * tl.load(at + t * N + ts)[None, :]
         o += u_t[:, None] * tl.load(at + N * N + t * N + ts)[None, :]
-        if TOKEN_BY_TOKEN:
-            if STEPS or t == 0:
-                S *= tl.load(at + CARRY + t)
-            k_t = tl.load(k_head_at + t * k_token + ks).to(tl.float32)
-            S += (u_t * tl.load(at + U_TO_STATE + t))[:, None] * k_t[None, :]
-        if STEPS:
-            states_at = states + row * states_row + t * (HV * V * K) + head * (V * K) + in_head
-            tl.store(states_at, S.to(states.dtype.element_ty))
     tl.store(out_at, o.to(out.dtype.element_ty), mask=live)
     if UPDATE:
-        if not TOKEN_BY_TOKEN:  # by now column t of u is u_t
-            S = S * tl.load(at + CARRY) + _product(u * tl.load(at + U_TO_STATE + ts)[None, :], tl.trans(k_i), U_PIECES)
+        u *= tl.load(at + U_TO_STATE + ts)[None, :]
+        S = S.to(tl.float32) * tl.load(at + CARRY) + _product(u, tl.trans(k_i), U_PIECES)
         tl.store(tile_at, S.to(state.dtype.element_ty))
 
 
-def verify_launch(call, overlap: bool):
-    """The launch function of `call`. overlap: whether the GPU has programmatic dependent launch."""
+def verify_launch(call):
+    """The launch function of `call`."""
     HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
-    k_last = call.layout == "VK"
+    k_last, overlap, hopper = call.layout == "VK", can_overlap(call.device), is_hopper(call.device)
     of_keys, of_state = pieces(call.io_dtype, call.io_dtype), pieces(call.state_dtype, call.io_dtype)
-    wide = k_last and call.device.type == "cuda" and torch.cuda.get_device_capability(call.device)[0] == 9
 
     def launch(
         q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
     ):  # fmt: skip
         B, T = q.shape[:2]
-        steps = intermediate_states is not None
-        scratch = torch.empty(B * HV * SCRATCH, dtype=torch.float32, device=q.device)
+        heads = B * HV
+        if by_token(heads, T, state.dtype, q.dtype, intermediate_states is not None, update_state):
+            launch_tokens(
+                call.shape, k_last, overlap, verify_tile(heads, T, state.dtype, k_last, hopper), T,
+                (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *a.stride()[:2], *b.stride()[:2]),
+                q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states,
+                update_state,
+            )  # fmt: skip
+            return
+        scratch = torch.empty(heads * SCRATCH, dtype=torch.float32, device=q.device)
         strides = (*q.stride()[:3], *k.stride()[:3])
-        prepare_kernel[(B * HV,)](
+        group = HV // HK if heads >= FULL else 1
+        prepare_kernel[(heads // group,)](
             q, k, a, b, A_log, dt_bias, indices, scratch, scale, *strides, *a.stride()[:2], *b.stride()[:2],
-            HK, HV, K, T, TOKENS, SCRATCH, steps, of_keys, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
+            HK, HV, K, T, TOKENS, SCRATCH, group, of_keys, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
             num_warps=1, launch_pdl=overlap,
         )  # fmt: skip
-        of_u = BY_TOKEN.value if steps or not update_state else u_pieces(B * HV, T, state.dtype, q.dtype)
-        tile, warps = tiling(B * HV, T, state.dtype, steps or update_state, of_state, of_u, wide)
-        tile = min(tile, V & -V)  # the largest power of 2 that divides V
-        verify_kernel[(V // tile * B * HV,)](
-            q, k, v, state, indices, scratch, intermediate_states if steps else state, out,
-            *strides, *v.stride()[:3], intermediate_states.stride(0) if steps else 0,
-            HK, HV, K, V, T, columns(T, of_u), TOKENS, SCRATCH, tile, k_last, steps, update_state, of_state, of_u,
-            overlap, num_warps=warps, launch_pdl=overlap,
+        tile = tiling(heads, T, state.dtype, update_state, of_state, hopper)
+        rows = min(tile.rows, V & -V)  # the largest power of 2 that divides V
+        verify_kernel[(V // rows * heads,)](
+            q, k, v, state, indices, scratch, out, *strides, *v.stride()[:3],
+            HK, HV, K, V, T, columns(T, update_state), TOKENS, SCRATCH, rows, k_last, update_state, of_state,
+            u_pieces(state.dtype), overlap, num_warps=tile.warps, maxnreg=tile.registers, launch_pdl=overlap,
         )  # fmt: skip
 
     return launch
@@ -238,75 +235,66 @@ def pieces(dtype: torch.dtype, io_dtype: torch.dtype) -> int:
     return 1 if dtype is io_dtype else {torch.float16: 2, torch.float32: 3}[dtype]
 
 
-def u_pieces(heads: int, tokens: int, dtype: torch.dtype, io_dtype: torch.dtype) -> int:
-    """How many numbers of io_dtype make up u where one product with the keys moves a state of dtype on by all tokens:
-    two of bfloat16 have 16 bits, more than a 16-bit state keeps. -1 where the state moves on token by token: by few
-    tokens, which takes less time on an H100; a state of float32, whose three pieces take twice the time of its bytes;
-    and for inputs of float32, whose products take many registers, and float16, whose range is too small."""
-    if tokens <= (4 if heads < FULL else 3) or dtype is torch.float32:
-        return BY_TOKEN.value
+def u_pieces(dtype: torch.dtype) -> int:
+    """How many bfloat16 make up u where its product with the keys moves a state of dtype on: two have 16 bits, more
+    than a 16-bit state keeps."""
     if INTERPRETED:
         return 0
-    return 2 if io_dtype is torch.bfloat16 else BY_TOKEN.value
+    return 3 if dtype is torch.float32 else 2
 
 
-def columns(tokens: int, of_u: int) -> int:
-    """Columns of the products with the state: tokens rounded up to what the tensor cores take; 16 where one product
-    moves the state on, which sums over them."""
-    return 8 if tokens <= 8 and of_u == BY_TOKEN.value else 16
+def columns(tokens: int, update: bool) -> int:
+    """Columns of the products with the state: tokens rounded up to what the tensor cores take; 16 where another
+    product moves the state on, which sums over them."""
+    return 8 if tokens <= 8 and not update else 16
 
 
-def tiling(heads: int, tokens: int, dtype: torch.dtype, writes: bool, of_state: int, of_u: int, wide: bool):
-    """(rows of a tile, warps) for B · HV heads. of_state, of_u: pieces(), u_pieces(). wide: a VK pool on compute
-    capability 9.x, where the largest tiles do not spill. bf16: by times on an H100; otherwise so that next to nothing
-    spills, and no two warps multiply the same 16 rows where registers allow."""
+def tiling(heads: int, tokens: int, dtype: torch.dtype, update: bool, of_state: int, hopper: bool) -> Tile:
+    """For B · HV heads. of_state: pieces(). bf16 pools, and float32 ones for the output alone, by times on an H100;
+    otherwise so that nothing spills."""
     if of_state == 0:
-        return 16, 2 if tokens <= 8 else 4
-    by_product = of_u != BY_TOKEN.value
+        return Tile(16, 2 if tokens <= 8 else 4)
     if dtype is torch.float32:
-        if writes:
-            return (32, 2) if wide and tokens <= 8 else (16, 2)
-        return (32, 2) if tokens <= 8 else (64, 4)
+        if update:
+            return Tile(16, 2)
+        return Tile(16, 1) if tokens <= 4 else Tile(32, 2) if tokens <= 8 else Tile(64, 4)
     if dtype is torch.float16:
-        return 16, 2 if by_product else 1
-    if by_product:
-        return (128, 4) if wide and heads >= FULL else (64, 4)
-    if writes:
-        return (16, 1) if tokens <= 4 else (32, 2)
-    if heads < FULL:
-        return (32, 2) if heads < 256 else (128, 8)
-    return 64, 2 if tokens <= 4 else 4
+        return Tile(16, 2 if update else 1)
+    if update:
+        return Tile(64, 4, 128 if hopper else None)
+    if heads >= FULL:
+        return Tile(64, 4) if 4 < tokens <= 8 else Tile(64, 2)
+    if heads < FEW:
+        return Tile(32, 2)
+    return Tile(128, 8) if tokens <= 8 else Tile(64, 2)
 
 
 def kernel_cases() -> list[KernelCase]:
-    """What verify compiles at the models' head size, for resources.py: the most tokens of each number of columns."""
+    """What verify compiles at the models' head size, for resources.py."""
     cases, bf16 = [], torch.bfloat16
-    writes = {"": (False, False), " states": (True, False), " update": (False, True)}
     pools = [("VK", bf16, "bf16"), ("VK", torch.float16, "fp16"), ("VK", torch.float32, "fp32"), ("KV", bf16, "bf16")]
-    for (layout, dtype, name), wide in itertools.product(pools, (False, True)):
+    sizes = ((heads, tokens) for heads in (512, 4096) for tokens in (4, 8, 16))
+    for (layout, dtype, name), update, hopper, (heads, tokens) in itertools.product(
+        pools, (False, True), (False, True), sizes
+    ):
+        if by_token(heads, tokens, dtype, bf16, False, update):
+            continue
+        tile = tiling(heads, tokens, dtype, update, pieces(dtype, bf16), hopper)
         types = dict.fromkeys(verify_kernel.arg_names, "i32")
-        types |= dict.fromkeys(("q", "k", "v", "out"), "*bf16") | dict.fromkeys(("state", "states"), f"*{name}")
-        types |= {"indices": "*i32", "scratch": "*fp32"}
-        for (what, (steps, update)), tokens in itertools.product(writes.items(), (8, 16)):
-            of_state, of_u = pieces(dtype, bf16), u_pieces(4096, tokens, dtype, bf16) if update else BY_TOKEN.value
-            narrow, tile_and_warps = (
-                tiling(4096, tokens, dtype, steps or update, of_state, of_u, of_wide) for of_wide in (False, wide)
-            )
-            if wide and (layout == "KV" or tile_and_warps == narrow):
-                continue  # the launch never takes it, or it is there already
-            tile, warps = tile_and_warps
-            constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens, of_u), N=TOKENS)
-            constants |= dict(SIZE=SCRATCH, TILE=tile, K_LAST=layout == "VK", STEPS=steps, UPDATE=update, OVERLAP=True)
-            constants |= dict(PIECES=of_state, U_PIECES=of_u)
-            label = f"verify {layout} {dtype_name(dtype)} T {tokens}{what}{' wide' if wide else ''}"
-            cases.append(
-                KernelCase(label, verify_kernel, types, constants, warps, architectures=("sm_90a",) if wide else None)
-            )
+        types |= dict.fromkeys(("q", "k", "v", "out"), "*bf16")
+        types |= {"state": f"*{name}", "indices": "*i32", "scratch": "*fp32"}
+        constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens, update), N=TOKENS, SIZE=SCRATCH)
+        constants |= dict(TILE=tile.rows, K_LAST=layout == "VK", UPDATE=update, OVERLAP=True)
+        constants |= dict(PIECES=pieces(dtype, bf16), U_PIECES=u_pieces(dtype))
+        label = f"verify {layout} {dtype_name(dtype)} T {tokens}{' update' if update else ''} tile {tile.rows}"
+        label += f" in {tile.registers} registers" if tile.registers else ""
+        cases.append(KernelCase(label, verify_kernel, types, constants, tile.warps, **limit(tile)))
     types = dict.fromkeys(prepare_kernel.arg_names, "i32")
     types |= dict.fromkeys(("q", "k", "a", "b"), "*bf16")
     types |= {"A_log": "*fp32", "dt_bias": "*fp32", "indices": "*i32", "scratch": "*fp32", "scale": "fp32"}
-    for what, steps in (("", False), (" states", True)):
-        constants = dict(HK=16, HV=64, K=128, T=16, N=TOKENS, SIZE=SCRATCH, STEPS=steps, PIECES=1, OVERLAP=True)
+    for group in (1, 4):
+        constants = dict(HK=16, HV=64, K=128, T=16, N=TOKENS, SIZE=SCRATCH, GROUP=group, PIECES=1, OVERLAP=True)
         constants |= dict(L2NORM=True, EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
-        cases.append(KernelCase(f"verify prepare{what}", prepare_kernel, types, constants, 1))
-    return cases
+        cases.append(KernelCase(f"verify prepare {group}", prepare_kernel, types, constants, 1))
+    unique = {case.label: case for case in cases}
+    return list(unique.values())
