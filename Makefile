@@ -49,15 +49,15 @@ SANITIZED := $(foreach tool,memcheck racecheck,$(addprefix sanitize-$(tool)-,$(o
 .PHONY: $(SANITIZED)
 sanitize: $(SANITIZED)  ## compute-sanitizer (memory, races) over one small call of every kernel; logs in runs/sanitize/ [-j 8]
 
-# sanitize-TOOL-GROUP, a process and a log each, so that they can run side by side. A report of TOOL fails it, and so does
-# a result that is not the oracle's; a warning of racecheck does not.
+# sanitize-TOOL-GROUP, a process and a log each, so that they can run side by side. An error that TOOL reports fails it,
+# and so does a result that is not the oracle's. A warning, which racecheck has for some kernels of FlashInfer, does not.
 $(SANITIZED): sanitize-%: $(READY)
 	@command -v compute-sanitizer > /dev/null || { \
 		echo "There is no compute-sanitizer here; it comes with the CUDA toolkit: install that, or add its bin to PATH"; exit 1; }
 	@mkdir -p runs/sanitize; log=runs/sanitize/$*.log; tool=$(word 1,$(subst -, ,$*)); \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 FLASHINFER_LOGGING_LEVEL=warning compute-sanitizer --tool $$tool --report-api-errors no --error-exitcode 1 \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 FLASHINFER_LOGGING_LEVEL=warning compute-sanitizer --tool $$tool --report-api-errors no \
 			$(IN_VENV) -m gdn_lab.smoke $(word 2,$(subst -, ,$*)) > $$log 2>&1 \
-			&& echo "$*: $$(tail -n 1 $$log)" || { tail -n 5 $$log; exit 1; }
+			&& tail -n 1 $$log | grep -q "[ (]0 errors" && echo "$*: $$(tail -n 1 $$log)" || { tail -n 5 $$log; exit 1; }
 
 lint: $(READY)  ## ruff over code and notebooks
 	@$(IN_VENV) -m ruff check . && $(IN_VENV) -m ruff format --check .
