@@ -132,13 +132,26 @@ def test_who_is_fastest_may_change_with_T():
     )
 
 
+def test_how_time_grows_with_T():
+    rows = [
+        made("verify", name, T, us * T**grows, mode)
+        for mode in ("update", "output")
+        for name, us, grows in (("triton/vk", 50.0, 0.5), ("flashinfer/vk", 40.0, 1.0))
+        for T in (2, 8)
+    ]
+    title = plots.verify.verify_time(rows).get_suptitle().replace("\n", " ")
+    assert title == "From T = 2 to 8 triton/vk takes 2.00 times as long to update the state, 2.00 for the output only"
+
+
 def test_answers_and_figures():
     said = findings.verify.answers(ROWS, MODEL, 1)
     assert "To output only, triton/vk is fastest: 60.0 µs at T = 4; flashinfer/vk takes 2.00 times as long." in said
     assert any("T = 4 on triton/vk by replay" in sentence for sentence in said)
     run = {"environment": {"gpu_name": "NVIDIA H100 80GB HBM3"}}
     figure = plots.verify.verify_time(ROWS, run)
-    assert "triton/vk 60.0 µs at T = 4" in figure.get_suptitle().replace("\n", " ") and len(figure.axes) == 3
+    title = figure.get_suptitle().replace("\n", " ")
+    assert title.startswith("At T = 4 triton/vk takes ") and "60.0 µs for the output only" in title
+    assert len(figure.axes) == 3
     assert "1.48 times decode's tokens" in plots.verify.speculative_gain(ROWS, run).get_suptitle().replace("\n", " ")
     assert findings.verify.verify_table(ROWS).loc["output only", 64, 4]["triton/vk"] == 60.0
 

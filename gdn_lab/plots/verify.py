@@ -1,5 +1,7 @@
 """The figures of notebook 05, drawn from rows of verify. Nothing here measures; drawing.py is how they look."""
 
+from math import log2
+
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -19,8 +21,7 @@ def verify_time(rows, run=None) -> Figure:
     for mode, of in panels.items():  # eager PyTorch only where there is nothing else: it would flatten the rest
         panels[mode] = {name: us for name, us in of.items() if not name.startswith("torch/")} or of
     tokens = sorted({T for of in panels.values() for us in of.values() for T in us})
-    said = "; ".join(_verify_finding(mode, of, tokens) for mode, of in panels.items())
-    title = clock_prefix(rows) + said[0].upper() + said[1:]
+    title = clock_prefix(rows) + _verify_finding(panels, tokens[0], tokens[-1])
     fig, axes = new_figure(title, 12.5, 5.0, len(panels), notes)
     for ax, (mode, of) in zip(axes, panels.items(), strict=True):
         ends = []
@@ -36,11 +37,21 @@ def verify_time(rows, run=None) -> Figure:
     return fig
 
 
-def _verify_finding(mode, of, tokens) -> str:
-    name = findings.fastest(of, tokens[-1])
-    xs = sorted(of[name])
-    grows = f", {of[name][xs[-1]] / of[name][xs[0]]:.2f} times its time at T = {xs[0]}" if len(xs) > 1 else ""
-    return f"{findings.MODES[mode]}: {name} {micro(of[name][xs[-1]])} at T = {xs[-1]}{grows}"
+_DOING = {"update": "to update the state", "intermediate": "to store T states", "output": "for the output only"}
+
+
+def _verify_finding(panels, few: int, many: int) -> str:
+    """How the time of the variant that is fastest at `many` tokens grows from `few`, in each mode; else its time."""
+    names = {mode: findings.fastest(of, many) for mode, of in panels.items()}
+    who = names[next(iter(names))] if len(set(names.values())) == 1 else "the fastest kernel"
+    times = {mode: of[names[mode]] for mode, of in panels.items()}
+    if few == many or any(few not in us for us in times.values()):
+        said = [f"{micro(us[many])} {_DOING[mode]}" for mode, us in times.items()]
+        return f"At T = {many} {who} takes {', '.join(said)}"
+    (mode, us), *others = times.items()
+    said = [f"{us[many] / us[few]:.2f} times as long {_DOING[mode]}"]
+    said += [f"{us[many] / us[few]:.2f} {_DOING[mode]}" for mode, us in others]
+    return f"From T = {few} to {many} {who} takes {', '.join(said)}"
 
 
 @rc_context(STYLE)
@@ -65,7 +76,7 @@ def speculative_gain(rows, run=None) -> Figure:
         for (name, of_way), of in kernels.items():
             for T in sorted(of) if of_way == way else ():
                 gains = [findings.gain(of, decode[1], T, rate) for rate in rates]
-                ax.plot([rate * 100 for rate in rates], gains, color=colour(name), linewidth=0.8 + 0.25 * T)
+                ax.plot([rate * 100 for rate in rates], gains, color=colour(name), linewidth=0.4 + 0.6 * log2(T))
                 ends.append((gains[-1], f"{name} T = {T}", colour(name)))
         ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
         ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAY[way]}", xlim=(0, 100))
@@ -92,8 +103,8 @@ def draft_memory(tokens, tp: int = 1) -> Figure:
     )
     where = f"on one of {tp} tensor-parallel GPUs" if tp > 1 else "on one GPU"
     note = f"bf16, all GDN layers of a model, {where}."
-    fig, (ax,) = new_figure(title, 9.5, 4.6, 1, [note])
     columns = table.columns[1:]
+    fig, (ax,) = new_figure(title, 9.5, 1.8 + 0.2 * len(table) * (len(columns) + 1), 1, [note])
     for i, column in enumerate(columns):
         places = [y * (len(columns) + 1) + i for y in range(len(table))]
         bars = ax.barh(places, table[column], height=0.85, color=GREY if i == 0 else "#0072B2", alpha=1 - 0.15 * i)
