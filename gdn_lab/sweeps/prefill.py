@@ -106,10 +106,10 @@ class _Workload:
         for pool in self.pools.values():
             pool.state.normal_(0, STATE_STD, generator=rng)
         self.scratch = make(sequences + 1, layout="KV")
+        self.failed: dict[Case, str] = {}  # of libraries, why
         self.rows = torch.arange(1, sequences + 1, dtype=torch.int32, device=device)
         order = torch.randperm(self.slots - 1, generator=torch.Generator().manual_seed(seed)) + 1
         # copies, because FlashInfer needs indices to begin at a multiple of 32 bytes
-        self.failed: dict[Case, str] = {}  # of libraries, why
         self.index_sets = [part.clone() for part in order.to(device, torch.int32).split(sequences)]
 
     @property
