@@ -31,7 +31,7 @@ STEPS = {  # configurations and models: with experts, and dense
     "cpu": (("torch", "qwen3.5-397b-a17b"), ("torch", "qwen3.5-27b")),
 }
 LARGEST_ERROR = 0.05  # coarse on purpose: this looks for wrong memory, the tests for wrong arithmetic
-VERIFY_MODES = {
+VERIFY_FLAGS = {
     "update": (True, False), "intermediate": (False, True), "output": (False, False)
 }  # update_state, with intermediate states  # fmt: skip
 
@@ -135,7 +135,7 @@ def _prefill(make_pool, backend):
 
 PHASES = {
     "decode": [(None, _decode)],
-    "verify": [(mode, partial(_verify, *flags)) for mode, flags in VERIFY_MODES.items()],
+    "verify": [(mode, partial(_verify, *flags)) for mode, flags in VERIFY_FLAGS.items()],
     "prefill": [(None, _prefill)],
 }
 
