@@ -19,8 +19,8 @@ import pandas
 from .. import profiling
 from ..profiling import Capture, graphs, range_table
 from ..step.capture import EAGER, GRAPH, WARM_UP
+from ..step.step import STEP
 
-STEP = "decode step"  # as step/step.py calls the range around a step
 LAUNCH, WHOLE = "(launch of a CUDA graph)", "(whole capture)"  # steps of captures without ranges
 REST = "(outside the parts)"
 MODES = {"graph": "replayed as a CUDA graph", "eager": "launched kernel by kernel"}

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pandas
 
 from ..data import published
+from ..step.parts import ALL_REDUCE, CPU_TIMER, EAGER_TIMER, GAPS, GRAPH_TIMER, TRACED, WHOLE
 from .words import byte_size, device_name, gb, micro, percent
 
-WHOLE, GAPS, TRACED, ALL_REDUCE = "step", "gaps", "traced step", "all-reduce"
-WHOLE_TIMERS = ("cuda_graph_replay", "host_clock")
+WHOLE_TIMERS = (GRAPH_TIMER, CPU_TIMER)
 GDN = "gdn"
 OTHERS = "other parts"
 AIM = 0.10  # the pull request's saving, which `best` over `before-32` aims at
@@ -38,7 +38,7 @@ def whole(rows) -> dict[str, dict]:
 
 def eager(rows) -> dict[str, dict]:
     """{configuration: row of the step launched kernel by kernel}; empty on a CPU."""
-    return {row["configuration"]: row for row in timed(rows) if row["timer"] == "cuda_events_eager"}
+    return {row["configuration"]: row for row in timed(rows) if row["timer"] == EAGER_TIMER}
 
 
 def parts(rows) -> dict[str, dict[str, dict]]:
@@ -196,7 +196,7 @@ def conditions(rows, run=None) -> str:
 
 def prefix(rows, sweep="step") -> str:
     """What a title begins with: "CPU times: " where that is what they are, else nothing."""
-    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows, sweep)) else ""
+    return "CPU times: " if any(row["timer"] == CPU_TIMER for row in timed(rows, sweep)) else ""
 
 
 def answers(rows, run=None) -> list[str]:

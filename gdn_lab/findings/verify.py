@@ -17,6 +17,7 @@ from collections import defaultdict
 
 import pandas
 
+from ..ops import DRAFT_TOKENS
 from ..pool import StatePool
 from ..shapes import MODELS, GDNShape
 from .rows import name_of, timed
@@ -32,10 +33,10 @@ def expected_tokens(alpha: float, tokens: int) -> float:
 
 
 def parse_tokens(text: str) -> list[int]:
-    """ "2,4,8" -> [2, 4, 8]. ValueError for anything but whole numbers from 2 to 16."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and 2 <= int(word) <= 16 for word in words):
-        raise ValueError(f"tokens: expected whole numbers from 2 to 16 such as 2,4,8, got {text!r}")
+    """ "2,4,8" -> [2, 4, 8]. ValueError for anything but whole numbers that verify() takes (ops.DRAFT_TOKENS)."""
+    words, (fewest, most) = [word.strip() for word in text.split(",")], DRAFT_TOKENS
+    if not all(word.isdecimal() and fewest <= int(word) <= most for word in words):
+        raise ValueError(f"tokens: expected whole numbers from {fewest} to {most} such as 2,4,8, got {text!r}")
     return sorted({int(word) for word in words})
 
 

@@ -29,7 +29,8 @@ from ..profiling.positions import parts_of_replays
 
 GRAPH_TIMER, EAGER_TIMER = "cuda_graph_replay", "cuda_events_eager"
 PARTS_TIMER, CPU_TIMER = "cupti_kernel", "host_clock"
-GAPS, TRACED = "gaps", "traced step"
+WHOLE, GAPS, TRACED = "step", "gaps", "traced step"  # what rows call the whole, and what it has beside its parts
+ALL_REDUCE = "all-reduce"  # what one GPU leaves out
 OTHER = "outside the parts"  # kernels whose launch no part encloses
 MOST_REPLAYS = 60  # recorded of each configuration: 60 replays of 4 layers of 30 kernels are 7,200 records
 

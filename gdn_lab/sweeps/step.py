@@ -17,7 +17,16 @@ from ..measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
 from ..measure.timing import TimerUnavailable, Timing, time_interleaved
 from ..profiling import span
 from ..step.capture import capture_step
-from ..step.parts import CPU_TIMER, GRAPH_TIMER, PARTS_TIMER, TRACED, eager_interleaved, take_apart
+from ..step.parts import (
+    ALL_REDUCE,
+    CPU_TIMER,
+    GRAPH_TIMER,
+    PARTS_TIMER,
+    TRACED,
+    WHOLE,
+    eager_interleaved,
+    take_apart,
+)
 from .cases import checked_batches
 from .rows import NoBar, Rows, Share, recorded
 
@@ -28,8 +37,6 @@ SAMPLES = {"cuda": 200, "cpu": 5}
 SHARE_SAMPLES = {"cuda": 20, "cpu": 3}
 SHARE_MODELS = ("qwen3.5-397b-a17b", "qwen3.5-35b-a3b", "qwen3.5-27b")  # beside the model asked for
 SHARE_TPS, SHARE_BATCHES = (1, 4, 8), (16, 64, 256)
-WHOLE = "step"  # the part that is all of them
-ALL_REDUCE = "all-reduce"
 SHARE_PARTS = ("gdn", TRACED)  # what a sweep for the share of GDN keeps of the parts
 ALL_REDUCE_REASON = (
     "one GPU plays one tensor-parallel rank: the all-reduces after out_proj and after combine are not run"
