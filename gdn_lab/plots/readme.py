@@ -31,15 +31,12 @@ def report(root: Path | None = None) -> list[Path]:
     before = readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
     def filled(found):
-        if found["part"]:
-            text, figures = SECTIONS[found["part"]](root, found["gpu"])
-        else:
-            text, figures = _decode(root, found["gpu"])
+        text, figures = SECTIONS[found["part"]](root, found["gpu"])
         written.extend(figures)
         return f"<!-- measured:{found['block']} -->\n{text}\n<!-- /measured:{found['block']} -->"
 
     marked = (  # the closing one is put where it lacks
-        rf"<!-- measured:(?P<block>(?P<gpu>\w+)(?:-(?P<part>{'|'.join(SECTIONS)}))?) -->"
+        rf"<!-- measured:(?P<block>(?P<gpu>\w+)(?P<part>{'|'.join(SECTIONS)})) -->"
         r"(?:.*?<!-- /measured:(?P=block) -->)?"
     )
     after = re.sub(marked, filled, before, flags=re.DOTALL)
@@ -52,29 +49,15 @@ def report(root: Path | None = None) -> list[Path]:
 
 
 def _decode(root, gpu) -> tuple[str, list[Path]]:
-    """(Markdown, figures written) of 02_decode_kernels: a table beside what _section() gives."""
-    try:
-        run, rows = measured(gpu, "02_decode_kernels", root / "data")
-    except FileNotFoundError as error:
-        missing = (
-            f"Nothing to show yet: {error}. On such a GPU, `make bench`, then copy `run.json` and `rows.jsonl` of "
-        )
-        return f"{missing}`runs/latest` to `data/measured/{gpu}/02_decode_kernels/` and `make report`.", []
-    figures, images = [], []
-    for name, draw in (
-        ("decode_time", decode.decode_time), ("against_published", decode.against_published),
-        ("gather_scatter", decode.gather_scatter),
-    ):  # fmt: skip
-        figure, path = draw(rows, run), root / "docs" / f"{gpu}_{name}.png"
-        figures.append(_save(figure, path))
-        images.append(f"![{figure.get_suptitle().replace(chr(10), ' ')}](docs/{path.name})")
-    said = [f"- {sentence}" for sentence in findings.decode.answers(rows)]
-    where = f"{findings.decode.conditions(timed(rows))}. Measured on {provenance(run)}."
-    parts = [findings.decode.markdown_table(rows, run), where, "\n".join(said), *images]
-    refused = not_timed(rows)
-    if refused:
-        parts.insert(2, "Not timed: " + "; ".join(refused) + ".")
-    return "\n\n".join(parts), figures
+    def words(run, rows):
+        return findings.decode.conditions(timed(rows)), findings.decode.answers(rows)
+
+    figures = {
+        "decode_time": decode.decode_time, "against_published": decode.against_published,
+        "gather_scatter": decode.gather_scatter,
+    }  # fmt: skip
+    table = findings.decode.markdown_table
+    return _section(root, gpu, "02_decode_kernels", words, figures, table=table, command="make bench")
 
 
 def _step(root, gpu) -> tuple[str, list[Path]]:
@@ -83,7 +66,7 @@ def _step(root, gpu) -> tuple[str, list[Path]]:
         return conditions[:1].upper() + conditions[1:], findings.step.answers(rows)
 
     figures = {"step_waterfall": step.waterfall}
-    return _section(root, gpu, "03_decode_step", words, figures, findings.step.not_timed)
+    return _section(root, gpu, "03_decode_step", words, figures, refused=findings.step.not_timed)
 
 
 def _verify(root, gpu) -> tuple[str, list[Path]]:
@@ -103,28 +86,29 @@ def _prefill(root, gpu) -> tuple[str, list[Path]]:
     return _section(root, gpu, "06_prefill", words, {"prefill_tokens_per_second": prefill.tokens_per_second})
 
 
-SECTIONS = {"step": _step, "verify": _verify, "prefill": _prefill}  # by what follows the GPU in a marker
+SECTIONS = {"": _decode, "-step": _step, "-verify": _verify, "-prefill": _prefill}  # by what follows GPU in a marker
 
 
 def _section(
-    root: Path, gpu: str, notebook: str, words: Callable, figures: dict[str, Callable], refused: Callable = not_timed
+    root: Path, gpu: str, notebook: str, words: Callable, figures: dict[str, Callable], *,
+    refused: Callable = not_timed, table: Callable | None = None, command: str = "",
 ) -> tuple[str, list[Path]]:  # fmt: skip
     """(Markdown, figures written) from <root>/data/measured/<gpu>/<notebook>; a line that says how to record it where
     there is none.
 
     words(run, rows) -> (what the times hold for, sentences). figures: name -> draw(rows, run); each goes to
-    <root>/docs/<gpu>_<name>.png. refused(rows): sentences on what was not timed.
+    <root>/docs/<gpu>_<name>.png. refused(rows): sentences on what was not timed. table(rows, run): Markdown to begin
+    with. command: which records it, default the notebook's run.
     """
     try:
         run, rows = measured(gpu, notebook, root / "data")
     except FileNotFoundError as error:
-        missing = (
-            f"Nothing to show yet: {error}. On such a GPU, `.venv/bin/python -m gdn_lab run {notebook[:2]}`, then "
-        )
-        where = f"`data/measured/{gpu}/{notebook}/`"
-        return f"{missing}copy `run.json` and `rows.jsonl` of `runs/latest` to {where} and `make report`.", []
+        command = command or f".venv/bin/python -m gdn_lab run {notebook[:2]}"
+        copy = f"copy `run.json` and `rows.jsonl` of `runs/latest` to `data/measured/{gpu}/{notebook}/`"
+        return f"Nothing to show yet: {error}. On such a GPU, `{command}`, then {copy} and `make report`.", []
     conditions, sentences = words(run, rows)
-    parts, written = [f"{conditions}. Measured on {provenance(run)}."], []
+    parts, written = [table(rows, run)] if table else [], []
+    parts.append(f"{conditions}. Measured on {provenance(run)}.")
     if reasons := refused(rows):
         parts.append("Not timed: " + "; ".join(reasons) + ".")
     parts.append("\n".join(f"- {sentence}" for sentence in sentences))
