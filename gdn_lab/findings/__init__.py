@@ -6,7 +6,8 @@
     verify.py   05: speculative decoding
     prefill.py  06: prefill
 
-What they share: rows.py, which rows are shown and in which order; words.py, numbers, machines and runs in words.
+What they share: rows.py, which rows are shown, in which order, and what they hold for; words.py, numbers, machines and
+runs in words.
 """
 
 from . import decode, prefill, profile, step, step_tables, verify

@@ -7,8 +7,8 @@ import pandas
 
 from ..data import published, published_ratios
 from ..layouts import slot_table, warp_load
-from .rows import name_of, series, timed, times
-from .words import byte_size, device_name, gb, micro, percent, span
+from .rows import held_for, name_of, series, timed, times
+from .words import byte_size, gb, micro, percent, span
 
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
 GATHER_SCATTER_TRAFFIC = 3  # gather reads and writes the state, the kernel does, scatter does; in place only the kernel
@@ -18,12 +18,8 @@ def conditions(rows, run=None) -> str:
     """What the figures of timed rows hold for, in one line: device, heads, dtype, timer, count, roof."""
     if not rows:
         return ""
-    row, counts = rows[0], sorted({row["count"] for row in rows})
-    said = [device_name(run)] if run else []
-    said.append(f"T = 1 decode, HK {row['num_k_heads']}, HV {row['num_v_heads']}, {row['state_dtype']} state")
-    said.append(f"{row['timer']}, median of {'…'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}")
-    said.append(f"roof {row['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)")
-    return " · ".join(said)
+    heads = f"HK {rows[0]['num_k_heads']}, HV {rows[0]['num_v_heads']}"
+    return held_for(f"T = 1 decode, {heads}, {rows[0]['state_dtype']} state", rows, run)
 
 
 # ---- ratios ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pandas
 
 from ..data import published
-from .rows import TIMER_ORDER, VARIANTS, name_of, not_timed
+from .rows import TIMER_ORDER, VARIANTS, held_for, name_of, not_timed
 from .words import span
 
 DETOUR = "detour"
@@ -143,7 +143,4 @@ def conditions(rows) -> str:
     rows = timed(rows)
     if not rows:
         return "nothing was timed"
-    first, counts = rows[0], sorted({row["count"] for row in rows})
-    held = f"{first['state_dtype']} state, {first['io_dtype']} inputs · {first['timer']}, median of "
-    held += "…".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return held + f" · roof {first['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)"
+    return held_for(f"{rows[0]['state_dtype']} state, {rows[0]['io_dtype']} inputs", rows)

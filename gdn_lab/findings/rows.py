@@ -1,9 +1,11 @@
-"""Which rows are shown, and in which order.
+"""Which rows are shown, in which order, and what they hold for.
 
 A row is a dict as measure/results.py writes it. A variant is named "backend/variant"; `times` always means median_us.
 """
 
 from collections import defaultdict
+
+from .words import device_name
 
 VARIANTS = (  # in the order of tables and figures
     "triton/vk", "triton/vk-serial", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv",
@@ -37,6 +39,14 @@ def series(rows) -> dict[str, list[dict]]:
 def times(rows) -> dict[str, dict[int, float]]:
     """{variant: {batch: median_us}} of rows that are already of one timer and indexing."""
     return {name: {row["batch"]: row["median_us"] for row in of} for name, of in series(rows).items()}
+
+
+def held_for(what: str, rows, run=None) -> str:
+    """What the figures of timed rows hold for, in one line: device, `what`, timer, counts, roof."""
+    row, counts = rows[0], sorted({row["count"] for row in rows})
+    said = [device_name(run)] if run else []
+    said += [what, f"{row['timer']}, median of {'…'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"]
+    return " · ".join([*said, f"roof {row['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)"])
 
 
 def not_timed(rows) -> list[str]:

@@ -20,8 +20,8 @@ import pandas
 from ..ops import DRAFT_TOKENS
 from ..pool import StatePool
 from ..shapes import MODELS, GDNShape
-from .rows import name_of, timed
-from .words import byte_size, device_name, micro, percent
+from .rows import held_for, name_of, timed
+from .words import byte_size, micro, percent
 
 MODES = {"update": "update the state", "intermediate": "store T states", "output": "output only"}
 WAYS = ("store", "replay")
@@ -135,12 +135,8 @@ def conditions(rows, run=None) -> str:
     rows = [row for row in timed(rows) if row["phase"] == "verify"]
     if not rows:
         return ""
-    row, said = rows[0], [device_name(run)] if run else []
-    said.append(f"B = {largest_batch(rows)}, HK {row['num_k_heads']}, HV {row['num_v_heads']}")
-    said.append(f"{row['state_dtype']} state")
-    said.append(f"{row['timer']}, median of {row['count']}")
-    said.append(f"roof {row['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)")
-    return " · ".join(said)
+    where = f"B = {largest_batch(rows)}, HK {rows[0]['num_k_heads']}, HV {rows[0]['num_v_heads']}"
+    return held_for(f"{where} · {rows[0]['state_dtype']} state", rows[:1], run)  # the count is the first row's
 
 
 def fastest(of: dict[str, dict[int, float]], T: int) -> str | None:
