@@ -4,7 +4,17 @@ import torch
 from tolerances import assert_close
 
 from gdn_lab.step.experts import ExpertWeights, experts_on, reference, route_reference
-from gdn_lab.step.fp8 import dequantize, dequantize_rows, quantize_rows, quantize_weight
+from gdn_lab.step.fp8 import (
+    BLOCK,
+    E4M3,
+    E4M3_MAX,
+    SMALLEST_AMAX,
+    Linear,
+    blocks,
+    dequantize,
+    dequantize_rows,
+    quantize_rows,
+)
 from gdn_lab.tolerances import EXPERTS, ROUNDING
 
 BF16 = torch.bfloat16
@@ -52,9 +62,18 @@ def assert_near(out, expected, fp8: bool):
     assert error.mean() <= ROUNDING[BF16] * largest / 2, f"{error.mean():.3g} on average, of {largest:.3g}"
 
 
+def quantize_weight(w: torch.Tensor) -> Linear:
+    """w [..., N, K] of a float dtype -> e4m3 in 128 × 128 blocks. N and K need not be multiples of 128."""
+    *lead, n, k = w.shape
+    padded = torch.nn.functional.pad(w.float(), (0, -k % BLOCK, 0, -n % BLOCK))
+    tiles = padded.view(*lead, blocks(n), BLOCK, blocks(k), BLOCK)
+    scale = tiles.abs().amax((-3, -1)).clamp_min(SMALLEST_AMAX) / E4M3_MAX
+    data = (tiles / scale[..., :, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
+    return Linear(data.view(padded.shape)[..., :n, :k].contiguous(), scale)
+
+
 def check_linear(m, n, k, device="cpu", fp8=True, **options):
     """projection_kernels.linear twice on one scratch, scales with the token fastest, out a part of something wider."""
-    from gdn_lab.step.fp8 import Linear
     from gdn_lab.step.projection_kernels import Scratch, linear
 
     generator = torch.Generator().manual_seed(m)

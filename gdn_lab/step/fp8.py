@@ -31,22 +31,12 @@ def blocks(size: int) -> int:
     return -(-size // BLOCK)
 
 
-def quantize_weight(w: torch.Tensor) -> Linear:
-    """w [..., N, K] of a float dtype -> e4m3 in 128 × 128 blocks. N and K need not be multiples of 128."""
-    *lead, n, k = w.shape
-    padded = torch.nn.functional.pad(w.float(), (0, -k % BLOCK, 0, -n % BLOCK))
-    tiles = padded.view(*lead, blocks(n), BLOCK, blocks(k), BLOCK)
-    scale = tiles.abs().amax((-3, -1)).clamp_min(SMALLEST_AMAX) / E4M3_MAX
-    data = _to_e4m3(tiles / scale[..., :, None, :, None]).view(*lead, *padded.shape[-2:])
-    return Linear(data[..., :n, :k].contiguous(), scale)
-
-
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [..., K] -> (e4m3 [..., K], scale float32 [..., ceil(K / 128)]): a scale for each row and 128 channels."""
     *lead, k = x.shape
     groups = torch.nn.functional.pad(x.float(), (0, -k % BLOCK)).view(*lead, blocks(k), BLOCK)
     scale = groups.abs().amax(-1).clamp_min(SMALLEST_AMAX) / E4M3_MAX
-    x8 = _to_e4m3(groups / scale[..., None]).view(*lead, blocks(k) * BLOCK)
+    x8 = (groups / scale[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3).view(*lead, blocks(k) * BLOCK)
     return x8[..., :k].contiguous(), scale
 
 
@@ -83,7 +73,3 @@ def random_weight(*shape: int, precision: str, device=None, generator: torch.Gen
         return Linear(data)
     scale = torch.rand(*lead, blocks(n), blocks(k), device=device, generator=generator).mul_(0.4).add_(0.8)
     return Linear(data, scale.mul_(k**-0.5 / size))
-
-
-def _to_e4m3(x: torch.Tensor) -> torch.Tensor:
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
