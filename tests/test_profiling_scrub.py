@@ -155,8 +155,19 @@ def test_a_trace_is_scrubbed_too(tmp_path, name):
 def test_command(secret, tmp_path, capsys):
     assert main([str(secret), str(tmp_path / "out.sqlite")]) == 0
     assert "look through them before you share it" in capsys.readouterr().out
-    assert main([""]) == 2 and "CAPTURE=file" in capsys.readouterr().err
+    for nothing in ([], [""]):
+        assert main(nothing) == 2 and "CAPTURE=file" in capsys.readouterr().err
     assert main([str(tmp_path / "none.sqlite")]) == 1 and "there is no capture" in capsys.readouterr().err
+
+
+def test_usage(capsys):
+    for arguments, status in (["--help"], 0), (["capture", "out", "more"], 2), (["--other"], 2):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == status
+    said = capsys.readouterr()
+    assert "usage: python -m gdn_lab.profiling.scrub" in said.out and ".nsys-rep, .sqlite" in said.out
+    assert "unrecognized arguments: more" in said.err
 
 
 def test_make_target(secret):

@@ -6,6 +6,7 @@ the reader reads: columns of kernels, launches and ranges, and the strings that 
 themselves stay as they are.
 """
 
+import argparse
 import os
 import sqlite3
 import sys
@@ -96,17 +97,18 @@ def _condition(table: str, columns: dict[str, tuple[str, ...]]) -> str:
     return f"WHERE id IN ({' UNION '.join(used)})" if used else "WHERE 0"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Scrubs as the command line says and returns the exit status: 0, 1 failed, 2 wrongly asked."""
-    if len(arguments) not in (1, 2) or not arguments[0]:
+    asked = _parser().parse_args(arguments)
+    if not asked.capture:
         print("gdn_lab: name the capture: make capture-scrub CAPTURE=file [OUT=file]", file=sys.stderr)
         return 2
     try:
-        out = scrub(*arguments)
+        out = scrub(asked.capture, asked.out)
     except (ValueError, OSError) as error:
         print(f"gdn_lab: {error}", file=sys.stderr)
         return 1
-    size, before = out.stat().st_size, Path(arguments[0]).stat().st_size
+    size, before = out.stat().st_size, Path(asked.capture).stat().st_size
     print(
         f"{out}: {size / 1e6:.2f} MB of {before / 1e6:.2f} MB. It names kernels and ranges as the program did: "
         "look through them before you share it."
@@ -114,5 +116,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gdn_lab.profiling.scrub",
+        usage="%(prog)s [-h] CAPTURE [OUT]",
+        description="A copy of a capture that can be kept or shared.",
+    )
+    parser.add_argument("capture", nargs="?", metavar="CAPTURE", help=".nsys-rep, .sqlite, .json or .json.gz")
+    parser.add_argument(
+        "out", nargs="?", metavar="OUT", help="where to; default: <name>.scrubbed.sqlite or .json.gz beside the capture"
+    )
+    return parser
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
