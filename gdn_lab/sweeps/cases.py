@@ -1,6 +1,6 @@
 """What a sweep goes over: the cases that can run here and why the others cannot, and arguments checked before any runs.
 
-A case is a variant and how it is run, which each sweep names for itself.
+A case is a variant and how it is run: its indexing, for verify() its mode.
 """
 
 from typing import NamedTuple
@@ -10,12 +10,13 @@ from ..measure.timing import TIMERS, TimerUnavailable, unavailable
 
 
 class Case(NamedTuple):
-    """One variant with one indexing."""
+    """One variant with one indexing; of verify() also one mode, "commit" for StatePool.commit()."""
 
     backend: str
     variant: str
     layout: str
-    indexing: str
+    indexing: str = "in_place"
+    mode: str | None = None
 
     @property
     def name(self) -> str:
@@ -23,12 +24,12 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        return f"{self.name} {self.indexing}"
+        return f"{self.name} {self.mode or self.indexing}"
 
 
-def cases_of(phase, variants, kinds, make, shape, dtype, io_dtype, device) -> tuple[list, list[dict]]:
-    """The cases that can run, make(backend, variant, layout, kind) for each of `kinds`, and a row for each variant and
-    reason why it cannot. A kind of verify is its mode."""
+def cases_of(phase, variants, kinds, shape, dtype, io_dtype, device) -> tuple[list[Case], list[dict]]:
+    """Cases that can run, and a row for each variant and reason why it cannot. kinds: indexings; of verify, modes."""
+    field = "mode" if phase == "verify" else "indexing"
     reports = backends(device)
     names = {f"{report.name}/{variant.name}" for report in reports for variant in report.variants}
     wanted = [report.name for report in reports] if variants == "all" else list(variants)
@@ -44,16 +45,26 @@ def cases_of(phase, variants, kinds, make, shape, dtype, io_dtype, device) -> tu
             if name not in wanted and (report.name not in wanted or phase not in variant.phases):
                 continue
             for kind in kinds:
+                case = Case(report.name, variant.name, variant.layout, **{field: kind})
                 reason = refusal(
                     name, shape, layout=variant.layout, dtype=dtype, device=device, io_dtype=io_dtype, phase=phase,
-                    mode=kind if phase == "verify" else None,
+                    mode=case.mode,
                 )  # fmt: skip
                 if reason is None:
-                    cases.append(make(report.name, variant.name, variant.layout, kind))
+                    cases.append(case)
                 else:
                     reasons[reason] = {"backend": report.name, "variant": variant.name, "layout": variant.layout}
-            refused += [case | {"reason": reason} for reason, case in reasons.items()]
+            refused += [fields | {"reason": reason} for reason, fields in reasons.items()]
     return cases, [{"status": "refused"} | row for row in refused]
+
+
+def checked_names(parameter: str, names, known) -> list[str]:
+    """The names, each once. ValueError if there are none, or one that is not `known`."""
+    names = list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"{parameter}: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+    return names
 
 
 def checked_batches(batches) -> list[int]:

@@ -16,7 +16,7 @@ from ..measure.roofline import DECODE_BYTES_FORMULA, Roof, decode_bytes, measure
 from ..pool import StatePool
 from ..shapes import GDNShape
 from ..tolerances import Check, distance, worse
-from .cases import Case, cases_of, checked_batches, checked_timers
+from .cases import Case, cases_of, checked_batches, checked_names, checked_timers
 from .pools import Sweep, pool_slots
 from .rows import NoBar, Rows, Share, common_fields, recorded, weight
 
@@ -49,10 +49,8 @@ def decode_sweep(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     batches, timers = checked_batches(batches), checked_timers(timers, device)
-    unknown = [indexing for indexing in indexings if indexing not in INDEXINGS]
-    if unknown or not indexings:
-        raise ValueError(f"indexings: expected some of {', '.join(INDEXINGS)}, got {', '.join(unknown) or 'none'}")
-    cases, refused = cases_of("decode", variants, indexings, Case, shape, dtype, io_dtype, device)
+    indexings = checked_names("indexings", indexings, INDEXINGS)
+    cases, refused = cases_of("decode", variants, indexings, shape, dtype, io_dtype, device)
     slots = pool_slots(slots, shape, dtype, max(batches), cases, device)
     rows = Rows(run, common_fields("decode", shape, dtype, io_dtype, model=model, tp=tp, seed=seed, tokens=1))
     with recorded(run), ops.checks(False):

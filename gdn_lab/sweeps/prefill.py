@@ -27,7 +27,7 @@ from ..measure.timing import TimerUnavailable, time_interleaved
 from ..pool import StatePool
 from ..shapes import GDNShape
 from ..tolerances import PREFILL, Check, distance, worse
-from .cases import Case, cases_of, checked_timers
+from .cases import Case, cases_of, checked_names, checked_timers
 from .pools import L2_MULTIPLE, STATE_STD
 from .rows import NoBar, Rows, Share, common_fields, recorded
 
@@ -206,10 +206,8 @@ def _pool_layout(case: Case) -> str:
 
 def _cases(variants, indexings, shape, dtype, io_dtype, device) -> tuple[list[Case], list[dict]]:
     """The cases that can run, and a row for each variant that cannot; KV kernels also by the detour."""
-    unknown = [indexing for indexing in indexings if indexing not in INDEXINGS]
-    if unknown or not indexings:
-        raise ValueError(f"indexings: expected some of {', '.join(INDEXINGS)}, got {', '.join(unknown) or 'none'}")
-    cases, refused = cases_of("prefill", variants, indexings, Case, shape, dtype, io_dtype, device)
+    indexings = checked_names("indexings", indexings, INDEXINGS)
+    cases, refused = cases_of("prefill", variants, indexings, shape, dtype, io_dtype, device)
     cases = [case for case in cases if case.indexing == "in_place" or case.layout == "KV"]
     if device.type == "cuda":
         reason = "reads cu_seqlens on the host, which the timers of a GPU cannot have; correct, and not timed"

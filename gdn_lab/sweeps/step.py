@@ -27,7 +27,7 @@ from ..step.parts import (
     eager_interleaved,
     take_apart,
 )
-from .cases import checked_batches
+from .cases import checked_batches, checked_names
 from .rows import NoBar, Rows, Share, recorded
 
 CPU_LAYERS = 2
@@ -71,7 +71,7 @@ def step_sweep(
     """
     options = _Options(precision, state_dtype, device, samples, seed, toy, skew, "step")
     batches, rows = checked_batches(batches), Rows(run)
-    names = _checked(configurations)
+    names = checked_names("configurations", configurations, step.CONFIGURATIONS)
     options.roof = roof or measure_roof(options.device)
     with recorded(run), ops.checks(False), _one_thread(options.device):
         with progress_bar(what="step", total=len(batches)) if progress else nullcontext(NoBar()) as bar:
@@ -101,7 +101,7 @@ def share_sweep(
     left out; a combination that has no room in the GPU's memory is a row of status "refused".
     """
     options = _Options(precision, state_dtype, device, samples, seed, toy, skew, "share")
-    names, rows = _checked(configurations), Rows(run)
+    names, rows = checked_names("configurations", configurations, step.CONFIGURATIONS), Rows(run)
     if not models:
         return rows
     batches = checked_batches(batches)
@@ -332,7 +332,7 @@ def parse_configurations(text: str, device) -> list[str]:
     """ "before,best" -> ["before", "best"]; "auto" -> those made for the device. ValueError for unknown names."""
     if text.strip() == "auto":
         return list(step.GPU_CONFIGURATIONS if torch.device(device).type == "cuda" else step.CPU_CONFIGURATIONS)
-    return _checked(word.strip() for word in text.split(","))
+    return checked_names("configurations", (word.strip() for word in text.split(",")), step.CONFIGURATIONS)
 
 
 def parse_share(models: str, tps: str, batches: str, *, own: str, tp: int, device) -> tuple[list, list, list]:
@@ -362,14 +362,4 @@ def parse_captured(text: str, names: list[str]) -> list[str]:
     for nothing. ValueError for an unknown one."""
     text = text.strip()
     auto = "after" if "after" in names else names[-1]
-    return _checked([auto if text == "auto" else text], "captured") if text else []
-
-
-def _checked(configurations, parameter="configurations") -> list[str]:
-    names = list(dict.fromkeys(configurations))
-    unknown = [name for name in names if name not in step.CONFIGURATIONS]
-    if unknown or not names:
-        raise ValueError(
-            f"{parameter}: expected some of {', '.join(step.CONFIGURATIONS)}, got {', '.join(unknown) or 'none'}"
-        )
-    return names
+    return checked_names("captured", [auto if text == "auto" else text], step.CONFIGURATIONS) if text else []

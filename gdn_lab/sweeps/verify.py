@@ -5,7 +5,6 @@ StatePool.commit(), without which the mode "intermediate" is half a step, is tim
 
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
@@ -22,31 +21,13 @@ from ..measure.roofline import (
 )
 from ..shapes import GDNShape
 from ..tolerances import Check, distance, worse
-from .cases import cases_of, checked_batches, checked_timers
+from .cases import Case, cases_of, checked_batches, checked_names, checked_timers
 from .pools import Sweep, pool_slots
 from .rows import NoBar, Rows, Share, common_fields, recorded, weight
 
 MODES = tuple(VERIFY_BYTES_FORMULA)
 COMMIT = "commit"
 CHECKED_ROWS = 8  # of a call, spread over it: the oracle needs a state for each row and token
-
-
-class VerifyCase(NamedTuple):
-    """One variant in one mode, or commit()."""
-
-    backend: str
-    variant: str
-    layout: str
-    mode: str
-    indexing: str = "in_place"
-
-    @property
-    def name(self) -> str:
-        return f"{self.backend}/{self.variant}"
-
-    @property
-    def key(self) -> str:
-        return f"{self.name} {self.mode}"
 
 
 def verify_sweep(
@@ -65,12 +46,10 @@ def verify_sweep(
     tokens, (fewest, most) = list(tokens), ops.DRAFT_TOKENS
     if not tokens or any(type(t) is not int or not fewest <= t <= most for t in tokens):
         raise ValueError(f"tokens: expected numbers from {fewest} to {most}, got {tokens}")
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes:
-        raise ValueError(f"modes: expected some of {', '.join(MODES)}, got {', '.join(unknown) or 'none'}")
-    cases, refused = cases_of("verify", variants, modes, VerifyCase, shape, dtype, io_dtype, device)
+    modes = checked_names("modes", modes, MODES)
+    cases, refused = cases_of("verify", variants, modes, shape, dtype, io_dtype, device)
     if any(case.mode == "intermediate" for case in cases):
-        cases.append(VerifyCase("pool", "commit", cases[0].layout, COMMIT))
+        cases.append(Case("pool", "commit", cases[0].layout, mode=COMMIT))
     slots = pool_slots(slots, shape, dtype, max(batches), cases, device)
     rows = Rows(run, common_fields("verify", shape, dtype, io_dtype, model=model, tp=tp, seed=seed))
     with recorded(run), ops.checks(False):
