@@ -7,11 +7,12 @@ from math import ceil
 
 import torch
 
-from ..measure.roofline import datasheet_gb_per_s, l2_bytes
+from ..measure.roofline import l2_bytes
 from ..measure.timing import TimerUnavailable, Timing, time_interleaved
 from ..pool import StatePool
 from ..profiling import span
 from ..tolerances import Check
+from .rows import timing_fields
 
 STATE_STD = 0.1  # of the random state at the start: about what updates of unit v and k leave in a running one
 L2_MULTIPLE = 4  # state touched before a slot comes up again, in L2 caches
@@ -34,7 +35,6 @@ class Sweep:
     def __init__(self, shape, cases, dtype, io_dtype, device, slots, seed, roof):
         self.shape, self.cases, self.dtype, self.io_dtype, self.device = shape, cases, dtype, io_dtype, device
         self.slots, self.seed, self.roof = slots, seed, roof
-        self.datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         layouts = {case.layout for case in cases}
         self.pools = {layout: StatePool(shape, slots, layout=layout, dtype=dtype, device=device) for layout in layouts}
         rng = torch.Generator(device).manual_seed(seed)
@@ -105,14 +105,8 @@ class Sweep:
         }  # fmt: skip
 
     def timing_fields(self, case, batch: int, timing: Timing) -> dict:
-        gb_per_s = self.bytes(batch, case) / timing.median_us / 1e3
-        return {
-            "status": "ok", "timer": timing.timer, "median_us": timing.median_us, "p20_us": timing.p20_us,
-            "p80_us": timing.p80_us, "count": timing.count, "calls_per_sample": timing.calls_per_sample,
-            "l2": self.l2(batch), "bytes": self.bytes(batch, case), "bytes_formula": self.bytes_formula(case),
-            "gb_per_s": gb_per_s, "roof_gb_per_s": self.roof.gb_per_s, "share_of_roof": gb_per_s / self.roof.gb_per_s,
-            "roof_method": self.roof.method, "datasheet_gb_per_s": self.datasheet,
-        }  # fmt: skip
+        nbytes, formula = self.bytes(batch, case), self.bytes_formula(case)
+        return timing_fields(timing, nbytes, formula, self.roof, self.device, self.l2(batch))
 
 
 def pool_slots(slots, shape, dtype, max_batch, cases, device) -> int:

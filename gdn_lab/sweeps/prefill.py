@@ -17,7 +17,6 @@ from ..measure.roofline import (
     PREFILL_BYTES_FORMULA,
     PREFILL_FLOPS_FORMULA,
     Roof,
-    datasheet_gb_per_s,
     l2_bytes,
     measure_roof,
     prefill_bytes,
@@ -29,7 +28,7 @@ from ..shapes import GDNShape
 from ..tolerances import PREFILL, Check, distance, worse
 from .cases import Case, cases_of, checked_names, checked_timers
 from .pools import L2_MULTIPLE, STATE_STD
-from .rows import NoBar, Rows, Share, common_fields, recorded
+from .rows import NoBar, Rows, Share, common_fields, recorded, timing_fields
 
 INDEXINGS = ("in_place", "detour")
 OURS = ("triton", "torch")  # these must not fail; a library's failure is recorded, and the others go on
@@ -184,19 +183,12 @@ class _Workload:
         }  # fmt: skip
 
     def timing_fields(self, timing) -> dict:
-        gb_per_s, flops = self.bytes / timing.median_us / 1e3, prefill_flops(self.shape, self.tokens)
-        on_gpu = self.device.type == "cuda"
-        l2 = "not controlled"
-        if on_gpu:
+        l2, flops = "not controlled", prefill_flops(self.shape, self.tokens)
+        if self.device.type == "cuda":
             l2 = "cold" if self.bytes >= L2_MULTIPLE * l2_bytes(self.device) else "warm"
-        return {
-            "status": "ok", "timer": timing.timer, "median_us": timing.median_us, "p20_us": timing.p20_us,
-            "p80_us": timing.p80_us, "count": timing.count, "calls_per_sample": timing.calls_per_sample, "l2": l2,
-            "bytes": self.bytes, "bytes_formula": PREFILL_BYTES_FORMULA, "gb_per_s": gb_per_s,
-            "roof_gb_per_s": self.roof.gb_per_s, "share_of_roof": gb_per_s / self.roof.gb_per_s,
-            "roof_method": self.roof.method, "tokens_per_s": self.tokens / timing.median_us * 1e6, "flops": flops,
+        return timing_fields(timing, self.bytes, PREFILL_BYTES_FORMULA, self.roof, self.device, l2) | {
+            "tokens_per_s": self.tokens / timing.median_us * 1e6, "flops": flops,
             "flops_formula": PREFILL_FLOPS_FORMULA, "tflops": flops / timing.median_us / 1e6,
-            "datasheet_gb_per_s": datasheet_gb_per_s(torch.cuda.get_device_name(self.device)) if on_gpu else None,
         }  # fmt: skip
 
 

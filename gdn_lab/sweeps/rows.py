@@ -2,8 +2,12 @@
 
 from contextlib import contextmanager
 
+import torch
+
 from ..backends.base import dtype_name
 from ..measure.results import Run
+from ..measure.roofline import Roof, datasheet_gb_per_s
+from ..measure.timing import Timing
 from ..shapes import GDNShape
 
 
@@ -25,6 +29,18 @@ def common_fields(phase: str, shape: GDNShape, dtype, io_dtype, **fields) -> dic
     common = {"phase": phase, "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype)} | fields
     names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
     return common | {name: getattr(shape, name) for name in names}
+
+
+def timing_fields(timing: Timing, nbytes: int, formula: str, roof: Roof, device: torch.device, l2: str) -> dict:
+    """Of a timed row: times in µs, `nbytes` that a call must move and what they are, the rates that makes, the roof."""
+    gb_per_s = nbytes / timing.median_us / 1e3 if timing.median_us > 0 else 0.0
+    datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return {
+        "status": "ok", "timer": timing.timer, "median_us": timing.median_us, "p20_us": timing.p20_us,
+        "p80_us": timing.p80_us, "count": timing.count, "calls_per_sample": timing.calls_per_sample, "l2": l2,
+        "bytes": nbytes, "bytes_formula": formula, "gb_per_s": gb_per_s, "roof_gb_per_s": roof.gb_per_s,
+        "share_of_roof": gb_per_s / roof.gb_per_s, "roof_method": roof.method, "datasheet_gb_per_s": datasheet,
+    }  # fmt: skip
 
 
 @contextmanager

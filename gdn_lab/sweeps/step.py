@@ -13,7 +13,7 @@ from .. import ops, shapes, step
 from ..backends.base import dtype_name
 from ..measure.progress import progress as progress_bar
 from ..measure.results import Run
-from ..measure.roofline import Roof, datasheet_gb_per_s, l2_bytes, measure_roof
+from ..measure.roofline import Roof, l2_bytes, measure_roof
 from ..measure.timing import TimerUnavailable, Timing, time_interleaved
 from ..profiling import span
 from ..step.capture import capture_step
@@ -28,7 +28,7 @@ from ..step.parts import (
     take_apart,
 )
 from .cases import checked_batches, checked_names
-from .rows import NoBar, Rows, Share, recorded
+from .rows import NoBar, Rows, Share, recorded, timing_fields
 
 CPU_LAYERS = 2
 LEAST_LAYERS = 4  # in one graph, so that what lies between two replays is little of it
@@ -166,9 +166,7 @@ class _Options:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision, self.state_dtype, self.samples, self.seed = precision, state_dtype, samples, seed
         self.toy, self.skew, self.sweep, self.roof = toy, skew, sweep, None
-        on_gpu = self.device.type == "cuda"
-        self.datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(self.device)) if on_gpu else None
-        self.l2 = "cold" if on_gpu else "not controlled"
+        self.l2 = "cold" if self.device.type == "cuda" else "not controlled"
 
 
 class _Rank:
@@ -310,19 +308,13 @@ class _Point:
         }  # fmt: skip
 
     def _add(self, name: str, part: str, mode: str, timing: Timing, nbytes: int, more=None) -> None:
-        roof = self.options.roof
-        gb_per_s = nbytes / timing.median_us / 1e3 if timing.median_us > 0 else 0.0
+        o = self.options
         self.rows.add(
             self._case(name)
+            | timing_fields(timing, nbytes, step.BYTES_FORMULA, o.roof, o.device, o.l2)
             | {
-                "status": "ok", "part": part, "mode": mode, "timer": timing.timer, "median_us": timing.median_us,
-                "p20_us": timing.p20_us, "p80_us": timing.p80_us, "count": timing.count,
-                "calls_per_sample": timing.calls_per_sample, "bytes": nbytes, "bytes_formula": step.BYTES_FORMULA,
-                "gb_per_s": gb_per_s, "roof_gb_per_s": roof.gb_per_s, "share_of_roof": gb_per_s / roof.gb_per_s,
-                "roof_method": roof.method, "datasheet_gb_per_s": self.options.datasheet, "l2": self.options.l2,
-                "max_abs_error": self.checks[name].max_abs_error, "layers": self.layers,
-                "experts_hit": self.experts_hit,
-                "products": self.steps[name][0].products(),
+                "part": part, "mode": mode, "max_abs_error": self.checks[name].max_abs_error, "layers": self.layers,
+                "experts_hit": self.experts_hit, "products": self.steps[name][0].products(),
             }
             | (more or {})
         )  # fmt: skip
