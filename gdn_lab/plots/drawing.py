@@ -88,6 +88,12 @@ def part_colours(parts) -> dict[str, str]:
     return {part: turns.get(part) or PART_COLOURS[part] for part in parts}
 
 
+def ink_on(colour: str) -> str:
+    """Black or white, whichever reads better on `colour`, "#rrggbb"."""
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+
+
 def marker(name: str) -> str:
     return MARKERS.get(name, UNKNOWN[1])
 

@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from ..findings import profile as findings
 from ..findings.profile import MODES, REST, Analysis, mode_noun
-from .drawing import GREY, OTHER_PART_COLOURS, PART_COLOURS, STYLE, empty_figure, new_figure, part_colours
+from .drawing import GREY, OTHER_PART_COLOURS, PART_COLOURS, STYLE, empty_figure, ink_on, new_figure, part_colours
 
 GAP = "#000000"  # drawn as a mark of its own, below the kernels
 OTHERS = "other parts"  # those for which no colour is left
@@ -82,7 +82,7 @@ def _draw_step(ax, kernels, colours) -> None:
         begins, ends = start[first], end[first : last + 1].max()
         ax.broken_barh([(begins, ends - begins)], (0.25, 0.75), facecolors=colours[part], edgecolor="white")
         if (ends - begins) / width > 0.011 * len(part) + 0.01:
-            ink = "black" if _light(colours[part]) else "white"
+            ink = ink_on(colours[part])
             ax.text((begins + ends) / 2, 0.62, part, ha="center", va="center", fontsize=8.5, color=ink)
     bottom = -len(streams) * _STREAM
     gap = kernels["gap_us"].to_numpy()
@@ -105,11 +105,6 @@ def _stretches(parts: list[str]) -> list[tuple[int, int, str]]:
         else:
             found.append((place, place, part))
     return found
-
-
-def _light(ink: str) -> bool:
-    red, green, blue = (int(ink[place : place + 2], 16) for place in (1, 3, 5))
-    return 0.299 * red + 0.587 * green + 0.114 * blue > 140
 
 
 @rc_context(STYLE)
@@ -170,7 +165,7 @@ def where_time_goes(of: Analysis) -> Figure:
         stacked = times.drop("gaps").groupby(lambda part: drawn[part], sort=False).sum()
         for part, us in stacked.items():
             ax.barh(number, us, 0.62, left, color=colours[part], edgecolor="white", linewidth=0.5)
-            ink = "black" if _light(colours[part]) else "white"
+            ink = ink_on(colours[part])
             if us / most > 0.011 * len(f"{us:,.0f}"):
                 ax.text(left + us / 2, number, f"{us:,.0f}", ha="center", va="center", fontsize=9, color=ink)
             left += us

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 from ..data import published
 from ..findings import step as findings
 from ..findings.words import device_name, micro, percent
-from .drawing import GREY, STYLE, empty_figure, new_figure, part_colours
+from .drawing import GREY, STYLE, empty_figure, ink_on, new_figure, part_colours
 
 LEAST_LABELLED = 0.035  # of the longest bar: narrower pieces carry no number
 TOTAL_INK = "#333333"
@@ -104,7 +104,7 @@ def parts(rows, run=None) -> Figure:
                 label=part if not y else None,
             )  # fmt: skip
             if us > LEAST_LABELLED * longest:
-                ink = "white" if _dark(colours[part]) else "black"
+                ink = ink_on(colours[part])
                 ax.text(left + us / 2, y, f"{us:,.0f}", ha="center", va="center", fontsize=9, color=ink)
             left += us
         whole = of[name]
@@ -135,11 +135,6 @@ def _parts_title(rows) -> str:
         f"part, {largest}, {percent(busy[largest] / total)}; gaps are "
         f"{percent(findings.part_us(rows, name, findings.GAPS) / total)}"
     )
-
-
-def _dark(colour: str) -> bool:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
 
 
 @rc_context(STYLE)
