@@ -1,8 +1,9 @@
-"""The small kernels around GDN at decode, in Triton: one token a row, one launch each. layer.py says what they compute.
+"""The small kernels around GDN at decode, in Triton: one token a row, one launch each.
 
-Most of them last two or three microseconds, so what counts is how many there are, what each waits for, and that they
-overlap: with OVERLAP a launch is a programmatic dependent (compute capability 9.0 and newer). It then loads nothing
-that the kernel ahead of it wrote before gdc_wait(), and lets the kernel after it be set up as soon as it can.
+layer_reference.py says what they compute. Most of them last two or three microseconds, so what counts is how many there
+are, what each waits for, and that they overlap: with OVERLAP a launch is a programmatic dependent (compute capability
+9.0 and newer). It then loads nothing that the kernel ahead of it wrote before gdc_wait(), and lets the kernel after it
+be set up as soon as it can.
 
 x_scale, the scales of an FP8 activation, is float32 [rows, groups of 128] with the token fastest in memory, as torch's
 scaled product takes it.
@@ -193,7 +194,7 @@ def silu_mul_kernel(
         tl.store(y + at, product.to(y.dtype.element_ty), mask=inside[:, None])
 
 
-# ---- launches: arguments as in layer.py's functions of the same names ------------------------------------------------
+# ---- launches: arguments as in layer_reference.py's functions of the same names --------------------------------------
 
 
 def add_norm(x, residual, weight, residual_out, y, y8=None, y_scale=None, *, overlap=False):
