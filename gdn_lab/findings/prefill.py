@@ -3,7 +3,8 @@
 import pandas
 
 from ..data import published
-from .rows import TIMER_ORDER, VARIANTS, held_for, name_of, not_timed
+from .rows import VARIANTS, held_for, name_of, not_timed
+from .rows import timed as timed_rows
 from .words import span
 
 DETOUR = "detour"
@@ -11,11 +12,8 @@ NATIVE = {"triton/kv32": "triton/vk", "torch/kv": "torch/vk"}  # what the pool i
 
 
 def timed(rows) -> list[dict]:
-    """The timed prefill rows of the first timer of TIMER_ORDER that occurs."""
-    rows = [row for row in rows if row.get("phase") == "prefill" and row.get("status") == "ok"]
-    present = {row["timer"] for row in rows}
-    timer = next((name for name in TIMER_ORDER if name in present), None)
-    return [row for row in rows if row["timer"] == timer]
+    """The timed prefill rows of the first timer of rows.TIMER_ORDER that occurs."""
+    return timed_rows([row for row in rows if row.get("phase") == "prefill"], indexing=None)
 
 
 def workload(row) -> str:
