@@ -251,7 +251,7 @@ def beside_published(rows, timer=None) -> pandas.DataFrame:
     return time_table(rows, timer=timer).join(theirs, how="outer")
 
 
-def markdown_table(rows, run) -> str:
+def markdown_table(rows) -> str:
     """The README's table: in-place medians in µs, bandwidth and share of the roof of triton/vk, the ratios."""
     of, moved = times(timed(rows)), times(timed(rows, indexing="gather_scatter"))
     ours = {row["batch"]: row for row in timed(rows) if name_of(row) == "triton/vk"}

@@ -97,7 +97,7 @@ def _section(
     there is none.
 
     words(run, rows) -> (what the times hold for, sentences). figures: name -> draw(rows, run); each goes to
-    <root>/docs/<gpu>_<name>.png. refused(rows): sentences on what was not timed. table(rows, run): Markdown to begin
+    <root>/docs/<gpu>_<name>.png. refused(rows): sentences on what was not timed. table(rows): Markdown to begin
     with. command: which records it, default the notebook's run.
     """
     try:
@@ -107,7 +107,7 @@ def _section(
         copy = f"copy `run.json` and `rows.jsonl` of `runs/latest` to `data/measured/{gpu}/{notebook}/`"
         return f"Nothing to show yet: {error}. On such a GPU, `{command}`, then {copy} and `make report`.", []
     conditions, sentences = words(run, rows)
-    parts, written = [table(rows, run)] if table else [], []
+    parts, written = [table(rows)] if table else [], []
     parts.append(f"{conditions}. Measured on {provenance(run)}.")
     if reasons := refused(rows):
         parts.append("Not timed: " + "; ".join(reasons) + ".")
