@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gdn_lab import GDNShape, StatePool, ops
+from gdn_lab.backends.torch import TorchBackend
+from gdn_lab.findings.rows import with_copies
 from gdn_lab.measure import Roof, Run, TimerUnavailable, Timing, load, results
 from gdn_lab.sweeps import decode_sweep, pools
 from gdn_lab.sweeps.cases import Case
@@ -41,6 +43,16 @@ def test_rows_of_a_sweep(run):
         assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["median_us"] / 1e3)
         assert row["share_of_roof"] == pytest.approx(row["gb_per_s"] / 10)
         assert 0 <= row["max_abs_error"] < 0.02 and 0 <= row["max_abs_error_state"] < 0.02
+
+
+def test_a_variant_that_copies_by_itself_is_not_gathered_once_more(monkeypatch):
+    variants = TorchBackend.variants[0]._replace(copies=True), TorchBackend.variants[1]
+    monkeypatch.setattr(TorchBackend, "variants", variants)
+    rows = decode_sweep(SHAPE, [1], variants=["torch"], **QUICK)
+    found = {(row["variant"], row["indexing"]) for row in rows}
+    assert found == {("vk", "in_place"), ("kv", "in_place"), ("kv", "gather_scatter")}
+    assert with_copies(rows) == ["torch/vk: with the gather and the scatter that its calls need."]
+    assert not with_copies(rows[1:])
 
 
 def test_all_variants_refuse_or_run(run):

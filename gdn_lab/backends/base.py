@@ -10,13 +10,17 @@ from ..shapes import GDNShape
 
 
 class Variant(NamedTuple):
-    """One kernel of a backend: what `backend="triton/kv8"` names."""
+    """One kernel of a backend: what `backend="triton/kv8"` names.
+
+    copies: it knows no pool; a call gathers its states and scatters them back, which counts as part of it.
+    """
 
     name: str
     layout: str  # of the pool
     state_dtypes: tuple[torch.dtype, ...]
     description: str
     phases: tuple[str, ...] = ("decode",)
+    copies: bool = False
 
 
 # What a verify call writes beside its output: the state, moved on by all tokens; the state after each token, in a

@@ -25,7 +25,7 @@ class FlashLinearAttentionBackend(Backend):
     variants = (
         Variant(
             "vk", "VK", (torch.bfloat16, torch.float32, torch.float16),
-            "flash-linear-attention: fused_recurrent or chunk on gathered states", ("decode", "prefill"),
+            "flash-linear-attention: fused_recurrent or chunk on gathered states", ("decode", "prefill"), copies=True,
         ),
     )  # fmt: skip
 

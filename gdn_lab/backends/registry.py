@@ -34,8 +34,8 @@ BACKENDS: dict[str, Backend] = {
 
 # The backends that "auto" tries for each phase, fastest first by the times in data/measured/; torch, the last, serves
 # every call. A call does not know its sizes, so an order is that of most sizes. FlashInfer's decode and verify refuse
-# tensors by where they begin, which "auto" cannot see beforehand: they come after triton, even where they are faster
-# (verify of a float32 state). Peers are for comparison only.
+# tensors by where they begin, which "auto" cannot see beforehand: they come after triton, even where they are faster.
+# Peers are for comparison only.
 AUTO_ORDER = {
     "decode": ("cutedsl", "triton", "flashinfer", "torch"),
     "verify": ("triton", "flashinfer", "torch"),

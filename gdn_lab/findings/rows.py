@@ -5,6 +5,7 @@ A row is a dict as measure/results.py writes it. A variant is named "backend/var
 
 from collections import defaultdict
 
+from ..backends.registry import BACKENDS
 from .words import device_name
 
 VARIANTS = (  # in the order of tables and figures
@@ -47,6 +48,13 @@ def held_for(what: str, rows, run=None) -> str:
     said = [device_name(run)] if run else []
     said += [what, f"{row['timer']}, median of {'…'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"]
     return " · ".join([*said, f"roof {row['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)"])
+
+
+def with_copies(rows) -> list[str]:
+    """A note if rows hold variants whose calls copy the states by themselves."""
+    copying = {f"{of.name}/{variant.name}" for of in BACKENDS.values() for variant in of.variants if variant.copies}
+    names = sorted({name_of(row) for row in rows} & copying)
+    return [f"{', '.join(names)}: with the gather and the scatter that its calls need."] if names else []
 
 
 def not_timed(rows) -> list[str]:

@@ -136,7 +136,7 @@ def conditions(rows, run=None) -> str:
     if not rows:
         return ""
     where = f"B = {largest_batch(rows)}, HK {rows[0]['num_k_heads']}, HV {rows[0]['num_v_heads']}"
-    return held_for(f"{where} · {rows[0]['state_dtype']} state", rows[:1], run)  # the count is the first row's
+    return held_for(f"{where} · {rows[0]['state_dtype']} state", rows, run)
 
 
 def fastest(of: dict[str, dict[int, float]], T: int) -> str | None:

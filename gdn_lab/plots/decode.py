@@ -17,7 +17,7 @@ from ..findings.decode import (
     ratios_to,
     reproduction,
 )
-from ..findings.rows import clock_prefix, name_of, not_timed, series, timed, times
+from ..findings.rows import clock_prefix, name_of, not_timed, series, timed, times, with_copies
 from ..findings.words import device_name, micro, percent, span
 from ..measure import datasheet_gb_per_s
 from .drawing import (
@@ -97,7 +97,7 @@ def layout_cost(rows, run=None, timer=None) -> Figure:
 def decode_time(rows, run=None, *, indexing="in_place", timer=None) -> Figure:
     """Median time with its p20 to p80 band, and share of the measured roof, both against batch, for every variant."""
     drawn = timed(rows, indexing=indexing, timer=timer)
-    notes = [conditions(drawn, run), *not_timed(rows)]
+    notes = [conditions(drawn, run), *with_copies(drawn), *not_timed(rows)]
     if not drawn:
         return empty_figure("Decode time: nothing was timed", notes)
     groups = series(drawn)

@@ -4,13 +4,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..findings import prefill as findings
-from ..findings.rows import clock_prefix, name_of, not_timed
+from ..findings.rows import clock_prefix, name_of, not_timed, with_copies
 from ..findings.words import device_name, span
 from .drawing import GREY, STYLE, colour, empty_figure, marker, new_figure
 
 
 def _notes(rows, run) -> list[str]:
-    return [f"{device_name(run)} · {findings.conditions(rows)}", *not_timed(rows)]
+    return [f"{device_name(run)} · {findings.conditions(rows)}", *with_copies(rows), *not_timed(rows)]
 
 
 def _panels(rows):

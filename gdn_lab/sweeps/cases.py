@@ -28,7 +28,10 @@ class Case(NamedTuple):
 
 
 def cases_of(phase, variants, kinds, shape, dtype, io_dtype, device) -> tuple[list[Case], list[dict]]:
-    """Cases that can run, and a row for each variant and reason why it cannot. kinds: indexings; of verify, modes."""
+    """Cases that can run, and a row for each variant and reason why it cannot. kinds: indexings; of verify, modes.
+
+    A variant that copies its states itself has no case that gathers and scatters once more.
+    """
     field = "mode" if phase == "verify" else "indexing"
     reports = backends(device)
     names = {f"{report.name}/{variant.name}" for report in reports for variant in report.variants}
@@ -45,6 +48,8 @@ def cases_of(phase, variants, kinds, shape, dtype, io_dtype, device) -> tuple[li
             if name not in wanted and (report.name not in wanted or phase not in variant.phases):
                 continue
             for kind in kinds:
+                if kind == "gather_scatter" and variant.copies:
+                    continue
                 case = Case(report.name, variant.name, variant.layout, **{field: kind})
                 reason = refusal(
                     name, shape, layout=variant.layout, dtype=dtype, device=device, io_dtype=io_dtype, phase=phase,
