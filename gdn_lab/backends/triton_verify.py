@@ -192,7 +192,8 @@ def verify_kernel(
 def verify_launch(call):
     """The launch function of `call`."""
     HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
-    k_last, overlap, hopper = call.layout == "VK", can_overlap(call.device), is_hopper(call.device)
+    k_last, overlap = call.layout == "VK", can_overlap(call.device)
+    hopper = is_hopper(call.device) and K <= 128  # limits of registers leave room for no wider a tile
     of_keys, of_state = pieces(call.io_dtype, call.io_dtype), pieces(call.state_dtype, call.io_dtype)
 
     def launch(
