@@ -1,4 +1,4 @@
-"""Runs notebooks from end to end: papermill executes each one into a run folder of its own, nbconvert makes its HTML.
+"""Runs notebooks from end to end: papermill executes each one into a run folder of its own, pages.py makes its HTML.
 
 A run folder is runs/<UTC time>-<notebook>/ (results.py). While a notebook runs, its outputs grow in
 <notebook>.running.ipynb; at the end that file is renamed to <notebook>.ipynb, .failed.ipynb or .interrupted.ipynb.
@@ -21,9 +21,9 @@ import nbformat
 import papermill
 import torch
 from jupyter_client import AsyncKernelManager
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
+from . import pages
 from .measure import results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,7 +218,7 @@ def _what_happened(error: BaseException, asked: bool) -> BatchError | Interrupte
 
 def to_html(notebook: Path) -> Path:
     """Writes an executed notebook as <name>.html beside it, and returns that path."""
-    body, _ = HTMLExporter().from_filename(str(notebook))
+    body = pages.html(notebook)
     page = notebook.with_suffix(".html")
     beside = page.with_suffix(".html.part")
     try:
