@@ -143,3 +143,50 @@ def test_recorded_profilers_agree_and_parts_add_up():
         us = {row["part"]: row["median_us"] for row in rows if row["configuration"] == name}
         whole, traced = us.pop("step"), us.pop("traced step")
         assert abs(sum(us.values()) / traced - 1) < 0.03 and abs(traced / whole - 1) < 0.03, name
+
+
+# --- how fast the workbook's kernels were on an H100, HK 16, HV 64: what the README says of them rests on this
+
+
+def _us(notebook, *fields, timer="cuda_graph_replay", **wanted):
+    """{(backend/variant, *fields): (median_us, share of the roof)} of the recorded rows that are as `wanted`."""
+    _, rows = data.measured("h100", notebook)
+    wanted |= {"status": "ok", "timer": timer, "num_v_heads": 64}
+    return {
+        (f"{row['backend']}/{row['variant']}", *(row[field] for field in fields)): (
+            row["median_us"], row["share_of_roof"],
+        )
+        for row in rows
+        if all(row.get(field) == value for field, value in wanted.items())
+    }  # fmt: skip
+
+
+def test_recorded_decode_is_ahead_of_flashinfer():
+    of = _us("02_decode_kernels", "batch", phase="decode", indexing="in_place")
+    batches = sorted({batch for _, batch in of})
+    assert batches == [1 << n for n in range(10)]
+    for batch in batches:
+        us, share = of["cutedsl/vk", batch]
+        assert us <= (0.97 if batch >= 32 else 1.0) * of["flashinfer/vk", batch][0], batch
+        assert share >= 0.97 or batch < 256, batch
+        assert of["triton/vk", batch][0] <= of["flashinfer/vk", batch][0], batch
+
+
+def test_recorded_verify_reads_the_state_once():
+    of = _us("05_verify", "mode", "tokens", phase="verify", batch=64)
+    for (name, mode, tokens), (us, _) in of.items():
+        if name == "flashinfer/vk":
+            assert of["triton/vk", mode, tokens][0] < us, (mode, tokens)
+    output = {tokens: of["triton/vk", "output", tokens][0] for tokens in (4, 8)}
+    assert output[4] <= 0.9 * of["flashinfer/vk", "output", 4][0] and output[8] <= 1.4 * output[4]
+
+
+def test_recorded_prefill_is_ahead_of_fla_and_of_the_detour():
+    of = _us("06_prefill", "batch", "length", "indexing", phase="prefill")
+    for sequences, length in ((8, 1024), (1, 8192)):
+        ours, theirs = (of[name, sequences, length, "in_place"][0] for name in ("triton/vk", "fla/vk"))
+        assert theirs >= 1.2 * ours, (sequences, length)
+    detours = [key for key in of if key[-1] == "detour"]
+    assert len(detours) == 6
+    for name, *work, _ in detours:
+        assert of["triton/vk", *work, "in_place"][0] < of[name, *work, "detour"][0], work
