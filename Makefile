@@ -45,11 +45,11 @@ test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has fail
 	@$(IN_VENV) -m pytest -m "gpu and not alone" --no-skips -n auto --maxprocesses 12 $(ARGS) || [ $$? -eq 5 ]
 	@$(IN_VENV) -m pytest -m "gpu and alone" --no-skips $(ARGS) || [ $$? -eq 5 ]
 
-SANITIZED := $(foreach tool,memcheck racecheck,$(addprefix sanitize-$(tool)-,$(or $(ARGS),triton cutedsl flashinfer step)))
+SANITIZED := $(foreach tool,memcheck racecheck,$(addprefix sanitize-$(tool)-,triton cutedsl flashinfer step))
 .PHONY: $(SANITIZED)
 sanitize: $(SANITIZED)  ## compute-sanitizer (memory, races) over one small call of every kernel; logs in runs/sanitize/ [-j 8]
 
-# sanitize-TOOL-GROUP, a process and a log each, so that they can run side by side. An error that TOOL reports fails it,
+# sanitize-TOOL-GROUP, a process and a log each, to be run alone or side by side. An error that TOOL reports fails it,
 # and so does a result that is not the oracle's. A warning, which racecheck has for some kernels of FlashInfer, does not.
 $(SANITIZED): sanitize-%: $(READY)
 	@command -v compute-sanitizer > /dev/null || { \

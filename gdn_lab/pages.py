@@ -37,13 +37,17 @@ def html(notebook: Path) -> str:
 
 
 def with_mathml(markdown: str) -> str:
-    """Markdown with its $formulas$ and $$displayed formulas$$ as MathML, each on one line; code stays as it is."""
+    """Markdown with its $formulas$ and $$displayed formulas$$ as MathML, each on one line; code stays as it is, and so
+    does what is no formula, which a reader of the page then sees."""
 
     def drawn(found: re.Match) -> str:
         code, displayed, inline = found.groups()
         if code is not None:
             return code
         tex, display = (displayed, "block") if displayed else (inline, "inline")
-        return convert(" ".join(tex.split()), display=display)
+        try:
+            return convert(" ".join(tex.split()), display=display)
+        except Exception:  # each mistake in a formula has a class of its own, and no common one
+            return found[0]
 
     return CODE_OR_FORMULA.sub(drawn, markdown)

@@ -217,3 +217,29 @@ def test_gpu_that_torch_cannot_use_is_said(monkeypatch, tmp_path):
     assert batch.gpu_unseen().startswith("nvidia-smi lists GPU 0: NVIDIA H100 80GB HBM3, but torch")
     listing.write_text("#!/bin/sh\nexit 9\n")
     assert batch.gpu_unseen() is None
+
+
+# --- make
+
+
+def dry_run(*arguments) -> subprocess.CompletedProcess:
+    """make -n, as from a shell and not as from the make that runs the tests."""
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", "-n", *arguments], cwd=batch.ROOT, capture_output=True, text=True, env=alone)
+
+
+@pytest.mark.parametrize("given", ["tests/test_pool.py::test_x", "-k 'a or b' --runs=/x/y:z", "100%", "-p tokens 2,4"])
+@pytest.mark.parametrize("target", ["test", "run", "bench", "test-gpu", "sanitize"])
+def test_make_passes_arguments_on_whatever_is_in_them(target, given):
+    done = dry_run(target, f"ARGS={given}")
+    assert done.returncode == 0, done.stderr
+    assert target == "sanitize" or given in done.stdout
+
+
+def test_make_sanitize_is_a_process_for_each_tool_and_group():
+    calls = re.findall(r"tool=(\w+);.*?gdn_lab\.smoke (\w+)", dry_run("sanitize").stdout, re.DOTALL)
+    assert sorted(calls) == sorted(
+        (tool, group) for tool in ("memcheck", "racecheck") for group in ("triton", "cutedsl", "flashinfer", "step")
+    )
+    alone = re.findall(r"gdn_lab\.smoke (\w+)", dry_run("sanitize-racecheck-step").stdout)
+    assert alone == ["step"]

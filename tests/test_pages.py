@@ -21,6 +21,11 @@ def test_formulas_become_mathml_and_code_stays():
     assert "$$" not in page and "\\frac" not in page
 
 
+@pytest.mark.parametrize("tex", ["$\\left($", "$x^{$", "$$\\begin{array}{l} a$$"])
+def test_what_is_no_formula_stays(tex):
+    assert pages.with_mathml(f"see {tex}, and $a$").startswith(f"see {tex}, and <math")
+
+
 @given(st.text(alphabet="abc \n`*_|\\{}^", max_size=60))
 def test_text_without_formulas_is_left_alone(text):
     assert pages.with_mathml(text) == text
