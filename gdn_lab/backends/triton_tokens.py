@@ -13,7 +13,7 @@ token finds, before anything else is known, come S k and S q; decay and correcti
 
 so the two sums over K run beside each other, and nothing stands between the index and the state's load.
 
-On compute capability 9.0 and newer the kernel is launched as a programmatic dependent: its programs are set up while
+On compute capability 9.0 and newer `vk` and verify launch it as a programmatic dependent: its programs are set up while
 the kernel before it drains, wait there for its results, and let the kernel after it do the same. Same arithmetic.
 """
 
@@ -42,6 +42,24 @@ class Tile(NamedTuple):
 
 
 @triton.jit
+def place(HK: tl.constexpr, HV: tl.constexpr, TILES: tl.constexpr):
+    """A program's tile of a head, value head, key head and batch row (64 bits); tiles fastest, then heads."""
+    tile = tl.program_id(0) % TILES
+    head = (tl.program_id(0) // TILES) % HV
+    row = (tl.program_id(0) // (TILES * HV)).to(tl.int64)
+    return tile, head, head // (HV // HK), row
+
+
+@triton.jit
+def in_head(vs, ks, K: tl.constexpr, V: tl.constexpr, K_LAST: tl.constexpr):
+    """Where S [vs, ks] lies in a head's state in either memory order; for KV the transpose of what lies there."""
+    if K_LAST:
+        return vs[:, None] * K + ks[None, :]
+    else:
+        return ks[None, :] * V + vs[:, None]
+
+
+@triton.jit
 def tokens_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, states, out, scale,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, a_row, a_token, b_row, b_token, states_row,
@@ -56,12 +74,7 @@ def tokens_kernel(
     [B, T, HV, V, K] (or [.., K, V]) takes the state after each token. UPDATE: the pool's state takes the last. OVERLAP:
     this launch may begin before the kernel ahead of it has ended, so nothing is loaded before gdc_wait().
     """
-    TILES: tl.constexpr = V // TILE
-    tile = tl.program_id(0) % TILES
-    head = (tl.program_id(0) // TILES) % HV
-    row = (tl.program_id(0) // (TILES * HV)).to(tl.int64)
-    key_head = head // (HV // HK)
-
+    tile, head, key_head, row = place(HK, HV, V // TILE)
     ks = tl.arange(0, K)
     vs = tile * TILE + tl.arange(0, TILE)
     if OVERLAP:
@@ -73,12 +86,8 @@ def tokens_kernel(
             tl.store(out_at + t * (HV * V), tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
         return
 
-    # S [TILE, K] in either memory order; for KV the tile is the transpose of what lies in memory
-    if K_LAST:
-        in_head = vs[:, None] * K + ks[None, :]
-    else:
-        in_head = ks[None, :] * V + vs[:, None]
-    tile_at = state + (slot * HV + head) * (V * K) + in_head
+    inside = in_head(vs, ks, K, V, K_LAST)  # [TILE, K]
+    tile_at = state + (slot * HV + head) * (V * K) + inside
     S = tl.load(tile_at).to(tl.float32)
 
     q_at = q + row * q_row + key_head * q_head + ks
@@ -133,7 +142,7 @@ def tokens_kernel(
             S = g * S + u[:, None] * k_vec[None, :]
             tl.store(out_at + t * (HV * V), o.to(out.dtype.element_ty))
         if STEPS:
-            states_at = states + row * states_row + t * (HV * V * K) + head * (V * K) + in_head
+            states_at = states + row * states_row + t * (HV * V * K) + head * (V * K) + inside
             tl.store(states_at, S.to(states.dtype.element_ty))
     if UPDATE and not STATE_FIRST:
         tl.store(tile_at, S.to(state.dtype.element_ty))

@@ -31,7 +31,19 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
 from .base import KernelCase, dtype_name
-from .triton_tokens import FEW, FULL, Tile, by_token, can_overlap, is_hopper, launch_tokens, limit, verify_tile
+from .triton_tokens import (
+    FEW,
+    FULL,
+    Tile,
+    by_token,
+    can_overlap,
+    in_head,
+    is_hopper,
+    launch_tokens,
+    limit,
+    place,
+    verify_tile,
+)
 
 TOKENS = 16  # rows and columns of A and P in scratch
 SCRATCH = (2 * TOKENS + 5) * TOKENS  # float32 of a value head: A, P, then one row for each of the factors below
@@ -138,12 +150,7 @@ def verify_kernel(
     [B, T, HV, V]. COLUMNS: T, rounded up to what a product takes. UPDATE: the pool's state takes the last.
     U_PIECES: as _product's PIECES, of the product of u and the keys.
     """
-    TILES: tl.constexpr = V // TILE
-    tile = tl.program_id(0) % TILES
-    head = (tl.program_id(0) // TILES) % HV
-    row = (tl.program_id(0) // (TILES * HV)).to(tl.int64)
-    key_head = head // (HV // HK)
-
+    tile, head, key_head, row = place(HK, HV, V // TILE)
     ts = tl.arange(0, COLUMNS)
     ks = tl.arange(0, K)
     vs = tile * TILE + tl.arange(0, TILE)
@@ -154,12 +161,8 @@ def verify_kernel(
         tl.store(out_at, tl.zeros([TILE, COLUMNS], tl.float32).to(out.dtype.element_ty), mask=live)
         return
 
-    # S [TILE, K] in either memory order; for KV the tile is the transpose of what lies in memory
-    if K_LAST:
-        in_head = vs[:, None] * K + ks[None, :]
-    else:
-        in_head = ks[None, :] * V + vs[:, None]
-    tile_at = state + (slot * HV + head) * (V * K) + in_head
+    inside = in_head(vs, ks, K, V, K_LAST)  # [TILE, K]
+    tile_at = state + (slot * HV + head) * (V * K) + inside
     S = tl.load(tile_at)
     k_at = k + row * k_row + key_head * k_head + ks[:, None] + ts[None, :] * k_token
     q_at = q + row * q_row + key_head * q_head + ks[:, None] + ts[None, :] * q_token
