@@ -101,15 +101,19 @@ def _resources(label, architecture, cubin: bytes, dynamic_shared: int, num_warps
     return Resources(label, architecture, found["REG"], shared, stack, num_warps)
 
 
-def main(architectures: list[str]) -> None:
+def main(architectures: list[str]) -> int:
     from .backends.cutedsl import kernel_builds
 
+    if unknown := [name for name in architectures if name not in ARCHITECTURES]:
+        print(f"architecture: {', '.join(unknown)} unknown; choose some of {', '.join(ARCHITECTURES)}", file=sys.stderr)
+        return 2
     for architecture in architectures or ARCHITECTURES:
         for case in cases(architecture):
             print(json.dumps(resources(case, architecture)._asdict()), flush=True)
         for build in kernel_builds(architecture) if importlib.util.find_spec("cutlass") else ():
             print(json.dumps(cutedsl_resources(build)._asdict()), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

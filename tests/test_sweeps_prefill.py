@@ -37,6 +37,12 @@ def test_rows(tmp_path):
     assert any("by way of KV" in sentence for sentence in findings.prefill.answers(rows))
     for draw in (plots.prefill.tokens_per_second, plots.prefill.native_against_detour):
         assert draw(rows, run.info).get_suptitle() and draw([]).get_suptitle()
+    # a note on fla's copies stands where fla is drawn, and nowhere else
+    fla = [row | {"backend": "fla", "variant": "vk"} for row in rows if row["variant"] == "vk"]
+    refused = {"status": "refused", "phase": "prefill", "backend": "fla", "variant": "vk", "reason": "needs a GPU"}
+    assert "the scatter" in plots.prefill.tokens_per_second(rows + fla, run.info).get_supxlabel()
+    assert "the scatter" not in plots.prefill.tokens_per_second([*rows, refused], run.info).get_supxlabel()
+    assert "the scatter" not in plots.prefill.native_against_detour(rows + fla, run.info).get_supxlabel()
 
 
 def test_a_wrong_one_is_not_timed(monkeypatch):

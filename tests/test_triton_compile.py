@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
 
 from gdn_lab.backends.triton import TritonBackend  # noqa: E402
 from gdn_lab.backends.triton_tokens import kernel_cases  # noqa: E402
-from gdn_lab.resources import ARCHITECTURES, compiled, resources  # noqa: E402
+from gdn_lab.resources import ARCHITECTURES, compiled, main, resources  # noqa: E402
 
 CASES = {case.label: case for case in kernel_cases()}
 
@@ -41,7 +41,9 @@ def test_state_travels_in_pieces_of_16_bytes(label):
         assert len(re.findall(rf"{instruction}\.global[.\w]*\.v4\.b32", ptx)) >= pieces, ptx
 
 
-def test_an_unknown_architecture_is_refused():
+def test_an_unknown_architecture_is_refused(capsys):
+    assert main(["sm_80"]) == 2
+    assert "architecture: sm_80 unknown; choose some of sm_90a, sm_100a, sm_120a" in capsys.readouterr().err
     case = next(iter(CASES.values()))
     with pytest.raises(ValueError, match="architecture: 'sm_80' is unknown; choose one of sm_90a, sm_100a, sm_120a"):
         resources(case, "sm_80")

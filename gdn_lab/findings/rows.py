@@ -51,7 +51,7 @@ def held_for(what: str, rows, run=None) -> str:
 
 
 def with_copies(rows) -> list[str]:
-    """A note if rows hold variants whose calls copy the states by themselves."""
+    """A note if rows, those that a figure draws, are also of variants whose calls copy the states by themselves."""
     copying = {f"{of.name}/{variant.name}" for of in BACKENDS.values() for variant in of.variants if variant.copies}
     names = sorted({name_of(row) for row in rows} & copying)
     return [f"{', '.join(names)}: with the gather and the scatter that its calls need."] if names else []

@@ -131,10 +131,11 @@ def memory_table(tokens, tp: int = 1) -> pandas.DataFrame:
 
 
 def conditions(rows, run=None) -> str:
-    """What the figures of verify rows hold for, in one line."""
+    """What the figures of verify rows hold for, in one line; as they do, it leaves eager PyTorch out where it can."""
     rows = [row for row in timed(rows) if row["phase"] == "verify"]
     if not rows:
         return ""
+    rows = [row for row in rows if row["backend"] != "torch"] or rows
     where = f"B = {largest_batch(rows)}, HK {rows[0]['num_k_heads']}, HV {rows[0]['num_v_heads']}"
     return held_for(f"{where} · {rows[0]['state_dtype']} state", rows, run)
 

@@ -10,7 +10,7 @@ from .drawing import GREY, STYLE, colour, empty_figure, marker, new_figure
 
 
 def _notes(rows, run) -> list[str]:
-    return [f"{device_name(run)} · {findings.conditions(rows)}", *with_copies(rows), *not_timed(rows)]
+    return [f"{device_name(run)} · {findings.conditions(rows)}", *not_timed(rows)]
 
 
 def _panels(rows):
@@ -32,7 +32,7 @@ def tokens_per_second(rows, run=None) -> Figure:
     panels = _panels(mine)
     title = f"{clock_prefix(rows)}{findings.answers(rows)[0].split(':')[0]}; {findings.fastest(rows)}"
     unit, of_unit = (1e6, "million") if max(row["tokens_per_s"] for row in mine) >= 1e6 else (1e3, "thousand")
-    fig, axes = new_figure(title, 10.5, 4.8, len(panels), _notes(rows, run))
+    fig, axes = new_figure(title, 10.5, 4.8, len(panels), [*_notes(rows, run), *with_copies(mine)])
     for ax, (heads, names, of) in zip(axes, panels, strict=True):
         for which in findings.order(of):
             line = sorted(
