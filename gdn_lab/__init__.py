@@ -2,8 +2,8 @@
 
 from . import reference
 from .backends import backends
+from .models import GDNShape
 from .ops import checks, decode, prefill, verify
 from .pool import StatePool
-from .shapes import GDNShape
 
 __all__ = ["GDNShape", "StatePool", "backends", "checks", "decode", "prefill", "reference", "verify"]

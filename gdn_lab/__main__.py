@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import backends, batch
-from .measure.results import OutputFolderError
-from .plots import readme
+from . import backends
+from .bench.results import OutputFolderError
+from .cli import report as readme
+from .cli import run as batch
 
 
 def main(arguments: list[str] | None = None) -> int:

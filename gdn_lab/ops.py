@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .backends.base import Call, dtype_name
 from .backends.registry import launch_for
+from .models import GDNShape
 from .pool import StatePool, checks, checks_values
-from .shapes import GDNShape
 
 __all__ = [
     "DecodeInputs", "checks", "decode", "decode_gathered", "make_inputs", "prefill", "prefill_detour", "verify",

@@ -15,7 +15,7 @@ import os
 import torch
 from torch import Tensor
 
-from .shapes import CONV_WINDOW, GDNShape
+from .models import CONV_WINDOW, GDNShape
 
 LAYOUTS = ("VK", "KV")
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

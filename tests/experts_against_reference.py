@@ -3,8 +3,8 @@
 import torch
 from tolerances import assert_close
 
-from gdn_lab.step.experts import ExpertWeights, experts_on, reference, route_reference
-from gdn_lab.step.fp8 import (
+from gdn_lab.layer.experts import ExpertWeights, experts_on, reference, route_reference
+from gdn_lab.layer.fp8 import (
     BLOCK,
     E4M3,
     E4M3_MAX,
@@ -74,7 +74,7 @@ def quantize_weight(w: torch.Tensor) -> Linear:
 
 def check_linear(m, n, k, device="cpu", fp8=True, **options):
     """projection_kernels.linear twice on one scratch, scales with the token fastest, out a part of something wider."""
-    from gdn_lab.step.projection_kernels import Scratch, linear
+    from gdn_lab.layer.kernels.projections import Scratch, linear
 
     generator = torch.Generator().manual_seed(m)
     x, w = (torch.randn(rows, k, generator=generator).to(device) for rows in (m, n))

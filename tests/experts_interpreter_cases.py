@@ -4,8 +4,8 @@ import pytest
 import torch
 from experts_against_reference import assert_near, check_linear, check_steps, random_weights, tokens
 
-from gdn_lab.step import experts
-from gdn_lab.step.experts import Experts, experts_on
+from gdn_lab.layer import experts
+from gdn_lab.layer.experts import Experts, experts_on
 
 assert experts.kernels_interpreted(), "run under TRITON_INTERPRET=1"
 both_precisions = pytest.mark.parametrize("precision", ["fp8", "bf16"])

@@ -13,8 +13,8 @@ from against_oracle import PADDING, check_decode, filled_pool, row_slots
 from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, decode, reference
-from gdn_lab.backends import triton as backend
-from gdn_lab.backends import triton_tokens
+from gdn_lab.backends.triton import backend
+from gdn_lab.backends.triton import recurrent as triton_tokens
 from gdn_lab.ops import make_inputs
 
 assert backend.INTERPRETED, "run under TRITON_INTERPRET=1"

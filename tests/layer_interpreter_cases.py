@@ -6,10 +6,11 @@ Run by test_triton_interpreter.py in a process of its own, under TRITON_INTERPRE
 import pytest
 import torch
 
-from gdn_lab.backends.triton import INTERPRETED
-from gdn_lab.step import layer_kernels, layer_reference
-from gdn_lab.step.fp8 import quantize_rows
-from gdn_lab.step.layer import Activation
+from gdn_lab.backends.triton.backend import INTERPRETED
+from gdn_lab.layer import layer_reference
+from gdn_lab.layer.fp8 import quantize_rows
+from gdn_lab.layer.gdn_layer import Activation
+from gdn_lab.layer.kernels import small as layer_kernels
 
 assert INTERPRETED, "run under TRITON_INTERPRET=1"
 

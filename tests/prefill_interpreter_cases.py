@@ -9,7 +9,7 @@ from against_oracle import filled_pool, row_slots
 from prefill_against_oracle import check_prefill, inputs_of
 
 from gdn_lab import GDNShape, prefill
-from gdn_lab.backends import triton_prefill
+from gdn_lab.backends.triton import prefill as triton_prefill
 
 assert triton_prefill.INTERPRETED, "run under TRITON_INTERPRET=1"
 SMALL = GDNShape(2, 4, 16, 32)

@@ -3,7 +3,7 @@
 import torch
 
 from gdn_lab import GDNShape
-from gdn_lab.measure import DECODE_BYTES_FORMULA, decode_bytes
+from gdn_lab.costs import DECODE_BYTES_FORMULA, decode_bytes
 
 ROOF = 3000.0
 SHAPE = GDNShape(16, 64)

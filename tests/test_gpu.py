@@ -340,7 +340,7 @@ def test_pool_beyond_2_31_elements(name, variant):
 @pytest.mark.alone
 def test_eager_call_costs_at_most_two_bare_launches():
     """Host time of decode() on triton against that of the kernel's launch alone: medians of interleaved rounds."""
-    from gdn_lab.backends.triton_tokens import can_overlap, decode_tile, tokens_kernel
+    from gdn_lab.backends.triton.recurrent import can_overlap, decode_tile, tokens_kernel
 
     pool = StatePool(FULL, 65, device=GPU)
     x = make_inputs(FULL, 8, device=GPU)

@@ -146,7 +146,7 @@ def test_refusals():
 @pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a", "sm_120a"])
 def test_no_kernel_spills(architecture):
     pytest.importorskip("triton", reason="there is no Triton for this operating system")
-    from gdn_lab.resources import cases, resources
+    from gdn_lab.cli.resources import cases, resources
 
     mine = [case for case in cases(architecture) if case.label.startswith("prefill")]
     assert len(mine) >= 5

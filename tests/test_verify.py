@@ -261,7 +261,7 @@ def test_flashinfer_says_which_modes_it_has(monkeypatch):
 def _kernel_cases():
     try:
         from gdn_lab import pool_kernels
-        from gdn_lab.backends import triton_verify
+        from gdn_lab.backends.triton import verify as triton_verify
     except ImportError:
         return {}
     return {case.label: case for case in triton_verify.kernel_cases() + pool_kernels.kernel_cases()}
@@ -278,7 +278,7 @@ def _compilations():
 
 @pytest.mark.parametrize("label, architecture", _compilations())
 def test_no_spills(label, architecture):
-    from gdn_lab.resources import resources
+    from gdn_lab.cli.resources import resources
 
     found = resources(_kernel_cases()[label], architecture)
     spilt = 80 if "float32" in label and "update" in label else 0  # the fastest of them for all that

@@ -8,8 +8,8 @@ from tolerances import assert_close
 from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
 
 from gdn_lab import GDNShape, StatePool, pool_kernels, reference, verify
-from gdn_lab.backends import triton_verify
-from gdn_lab.backends.triton_tokens import Tile
+from gdn_lab.backends.triton import verify as triton_verify
+from gdn_lab.backends.triton.recurrent import Tile
 from gdn_lab.ops import make_inputs
 
 assert triton_verify.INTERPRETED, "run under TRITON_INTERPRET=1"

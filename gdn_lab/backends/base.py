@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..shapes import GDNShape
+from ..models import GDNShape
 
 
 class Variant(NamedTuple):

@@ -90,7 +90,7 @@ class FlashInferBackend(Backend):
 def _prefill(q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
     from flashinfer.gdn_prefill import chunk_gated_delta_rule
 
-    from .gates import gates
+    from .triton.gates import gates
 
     q, k, v, cu_seqlens = (_aligned(x.contiguous()) for x in (q, k, v, cu_seqlens))
     g, beta = gates(a, b, A_log, dt_bias)

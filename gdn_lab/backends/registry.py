@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import torch
 
-from ..shapes import GDNShape
+from ..models import GDNShape
 from .base import Backend, Call, Launch, NotInstalled, Variant
-from .cutedsl import CuteDSLBackend
+from .cutedsl.backend import CuteDSLBackend
+from .fla import FlashLinearAttentionBackend
 from .flashinfer import FlashInferBackend
-from .peers import FlashLinearAttentionBackend
 from .torch import TorchBackend
 
 try:
-    from .triton import TritonBackend
+    from .triton.backend import TritonBackend
 except ImportError as _error:  # no Triton for this operating system, say: listed, and refuses with this sentence
     TritonBackend = functools.partial(
         NotInstalled, "triton", "triton", (), f"cannot be imported ({_error}); pip install the pinned triton"

@@ -1,0 +1,64 @@
+"""`triton`: one kernel for decode and for verify by few tokens (triton_tokens), one for verify by many (triton_verify),
+one for prefill (triton_prefill), each for both memory orders of the pool, in place by index."""
+
+import torch
+import triton
+
+from ..base import Backend, KernelCase, Variant, dtype_name, dtype_names, needs_capability
+from . import prefill as triton_prefill
+from . import recurrent as triton_tokens
+from . import verify as triton_verify
+from .recurrent import Tile, can_overlap, launch_tokens
+
+STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+IO_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PHASES = ("decode", "verify", "prefill")
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on the CPU, one program after the other
+
+
+class TritonBackend(Backend):
+    name = "triton"
+    distribution = "triton"
+    variants = (
+        Variant("vk", "VK", STATE_DTYPES, "K-last pool; overlaps its launch with the kernel before it", PHASES),
+        Variant("vk-serial", "VK", STATE_DTYPES, "the same kernel, begun when the one before it has ended"),
+        Variant("kv32", "KV", STATE_DTYPES, "KV pool, value tiles of 32: what SGLang ran before the PR merged", PHASES),
+        Variant("kv8", "KV", STATE_DTYPES, "KV pool, value tiles of 8: the baseline of the PR's table"),
+    )
+
+    def missing(self, device):
+        if INTERPRETED and device.type == "cpu":
+            return None
+        return needs_capability(device, 8)
+
+    def refusal_of_sizes(self, call):
+        K, V = call.shape.head_k_dim, call.shape.head_v_dim
+        if K not in (16, 32, 64, 128, 256) or V % 32:
+            return f"takes head_k_dim 16, 32, 64, 128 or 256 and head_v_dim in multiples of 32; these are {K} and {V}"
+        if call.io_dtype not in IO_DTYPES:
+            return f"takes inputs of {dtype_names(IO_DTYPES)}; these are {dtype_name(call.io_dtype)}"
+        return triton_prefill.refusal(call) if call.phase == "prefill" else None
+
+    def decode_launch(self, variant, call):
+        k_last, overlap = variant.layout == "VK", variant.name == "vk" and can_overlap(call.device)
+        fixed = {"kv8": Tile(8, 1), "kv32": Tile(32, 1)}.get(variant.name)
+        HV = call.shape.num_v_heads
+
+        def launch(q, k, v, a, b, *others):
+            tile = fixed or triton_tokens.decode_tile(q.shape[0] * HV, overlap)
+            (q_row, q_head, _), (k_row, k_head, _), (v_row, v_head, _) = q.stride(), k.stride(), v.stride()
+            strides = (q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0)
+            launch_tokens(call.shape, k_last, overlap, tile, 1, strides, q, k, v, a, b, *others)
+
+        return launch
+
+    def verify_launch(self, variant, call):
+        return triton_verify.verify_launch(call)
+
+    def prefill_launch(self, variant, call):
+        return triton_prefill.prefill_launch(call)
+
+
+def kernel_cases() -> list[KernelCase]:
+    """Every compilation of the kernels that the variants make at the models' head size, for resources.py."""
+    return triton_tokens.kernel_cases() + triton_verify.kernel_cases() + triton_prefill.kernel_cases()

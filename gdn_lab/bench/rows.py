@@ -1,0 +1,77 @@
+"""Rows as a sweep makes them: written to the run at once, with what all share; how the run ended; the progress bar."""
+
+from contextlib import contextmanager
+
+import torch
+
+from ..backends.base import dtype_name
+from ..models import GDNShape
+from .results import Run
+from .roof import Roof, datasheet_gb_per_s
+from .timers import Timing
+
+
+class Rows(list):
+    """The rows of a sweep so far. add() completes one with what all share and writes it to the run, if any, at once."""
+
+    def __init__(self, run: Run | None, common: dict | None = None):
+        self.run, self.common = run, common or {}
+
+    def add(self, row: dict) -> None:
+        row = self.common | row
+        if self.run is not None:
+            self.run.append(row)
+        self.append(row)
+
+
+def common_fields(phase: str, shape: GDNShape, dtype, io_dtype, **fields) -> dict:
+    """What all rows of a sweep over one shape share, with any further fields."""
+    common = {"phase": phase, "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype)} | fields
+    names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
+    return common | {name: getattr(shape, name) for name in names}
+
+
+def timing_fields(timing: Timing, nbytes: int, formula: str, roof: Roof, device: torch.device, l2: str) -> dict:
+    """Of a timed row: times in µs, `nbytes` that a call must move and what they are, the rates that makes, the roof."""
+    gb_per_s = nbytes / timing.median_us / 1e3 if timing.median_us > 0 else 0.0
+    datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return {
+        "status": "ok", "timer": timing.timer, "median_us": timing.median_us, "p20_us": timing.p20_us,
+        "p80_us": timing.p80_us, "count": timing.count, "calls_per_sample": timing.calls_per_sample, "l2": l2,
+        "bytes": nbytes, "bytes_formula": formula, "gb_per_s": gb_per_s, "roof_gb_per_s": roof.gb_per_s,
+        "share_of_roof": gb_per_s / roof.gb_per_s, "roof_method": roof.method, "datasheet_gb_per_s": datasheet,
+    }  # fmt: skip
+
+
+@contextmanager
+def recorded(run: Run | None):
+    """Records in run.json that the sweep was interrupted or failed, and passes it on."""
+    try:
+        yield
+    except BaseException as error:
+        if run is not None:
+            run.finish("failed" if isinstance(error, Exception) else "interrupted")
+        raise
+
+
+def weight(batch: int) -> int:
+    """Share of a batch in the bar: time grows with B from a floor."""
+    return batch + 16
+
+
+class Share:
+    """A part of the bar that fills as its own fractions add up to 1."""
+
+    def __init__(self, bar, weight: float):
+        self.bar, self.weight = bar, weight
+
+    def update(self, fraction: float) -> None:
+        self.bar.update(fraction * self.weight)
+
+
+class NoBar:
+    def update(self, amount: float) -> None:
+        pass
+
+    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
+        pass

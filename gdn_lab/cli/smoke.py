@@ -1,0 +1,191 @@
+"""One small call of every kernel that this machine can run, held against the oracle: what `make sanitize` watches.
+
+    python -m gdn_lab.smoke [backend ... | step]
+
+Two rows on a pool of four slots, one of them padding where the phase allows it, so that compute-sanitizer, which slows
+kernels a hundredfold, is through in minutes. bf16 state, and for decode by a backend's first variant float32 too.
+`step`: the kernels around GDN, by whole decode steps of a toy model, in the configurations that launch them apart and
+fused, and the projections' kernel by itself. Prints where it runs, then a line a call, and exits 1 if one fails or is
+not the oracle's.
+"""
+
+import sys
+from functools import partial
+
+import torch
+
+from .. import ops, reference
+from ..backends.base import dtype_name
+from ..backends.registry import BACKENDS, refusal
+from ..bench.environment import environment
+from ..layer import Step, StepWeights
+from ..layer.fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
+from ..models import GDNShape
+from ..pool import StatePool
+
+SHAPE = GDNShape(1, 2)
+TOKENS = 5  # of a verify step: more than triton moves a bf16 state on by one by one
+LENGTHS = (70, 5)  # of the sequences of a prefill: more than one chunk, and less than one
+STEPS = {  # configurations and models: with experts, and dense
+    "cuda": (("before", "qwen3.5-397b-a17b"), ("best", "qwen3.5-397b-a17b"), ("best", "qwen3.5-27b")),
+    "cpu": (("torch", "qwen3.5-397b-a17b"), ("torch", "qwen3.5-27b")),
+}
+LARGEST_ERROR = 0.05  # coarse on purpose: this looks for wrong memory, the tests for wrong arithmetic
+VERIFY_FLAGS = {
+    "update": (True, False), "intermediate": (False, True), "output": (False, False)
+}  # update_state, with intermediate states  # fmt: skip
+
+
+def calls(names=()):
+    """(what, function) of each variant, phase and mode that can serve here, and of the steps. The function returns
+    whether all is right and the largest error."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from _backend_calls(names, device)
+    if not names or "step" in names:
+        yield from _step_calls(device)
+
+
+def _backend_calls(names, device):
+    for backend in BACKENDS.values():
+        if names and backend.name not in names:
+            continue
+        for variant in backend.variants:
+            for phase in variant.phases:
+                name = f"{backend.name}/{variant.name}"
+                both = phase == "decode" and variant is backend.variants[0]
+                for dtype in (torch.bfloat16, torch.float32) if both else (torch.bfloat16,):
+                    pool = partial(StatePool, SHAPE, 4, layout=variant.layout, dtype=dtype, device=device)
+                    for mode, call in PHASES[phase]:
+                        what = " ".join(filter(None, (phase, mode, name, dtype_name(dtype))))
+                        options = dict(layout=variant.layout, dtype=dtype, device=device, phase=phase, mode=mode)
+                        if reason := refusal(name, SHAPE, **options):
+                            print(f"{what}: {reason}", flush=True)
+                            continue
+                        yield what, partial(call, pool, name)
+
+
+def _step_calls(device):
+    for name, model in STEPS[device.type]:
+        weights = StepWeights.random(model, 8, toy=True, device=device)
+        if reason := Step.refusal(name, weights):
+            print(f"step {name} {model}: {reason}", flush=True)
+            continue
+        yield f"step {name} {model}", partial(_step, weights, name)
+    for precision in ("fp8", "bf16") if device.type == "cuda" else ():
+        yield f"linear {precision}", partial(_linear, precision, device)
+
+
+def _step(weights, name):
+    found = Step(weights, name, 3).check()
+    errors = found.max_abs_error, found.max_abs_error_state
+    return found.right, max(float("inf") if error is None else error for error in errors)
+
+
+def _linear(precision, device):
+    """Few rows against many columns of K, so that programs share a tile's sum."""
+    from ..layer.kernels.projections import linear
+
+    weight = random_weight(256, 2048, precision=precision, device=device)
+    x = torch.randn(3, 2048, device=device)
+    rows = quantize_rows(x) if precision == "fp8" else (x.bfloat16(), None)
+    given = dequantize_rows(*rows) if precision == "fp8" else rows[0]
+    out = linear(*rows, weight, torch.empty(3, 256, dtype=torch.bfloat16, device=device))
+    error = (out.double() - given.double() @ dequantize(weight, torch.float64).T).abs().max().item()
+    return error <= LARGEST_ERROR, error
+
+
+def _decode(make_pool, backend):
+    pool, indices = _filled(make_pool, padding=True)
+    x = ops.make_inputs(SHAPE, 2, device=pool.device)
+    expected, state = reference.decode(*x.arguments(), **x.gates(), state=pool.read(indices))
+    o = ops.decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend)
+    return _error(o[:1], expected[:1], pool, indices[:1], state[:1])
+
+
+def _verify(update_state, keeps, make_pool, backend):
+    pool, indices = _filled(make_pool, padding=True)
+    x = ops.make_inputs(SHAPE, 2, tokens=TOKENS, device=pool.device)
+    before = pool.read(indices)
+    expected, states = reference.verify(*x.arguments(), **x.gates(), state=before)
+    buffer = torch.empty(2, TOKENS, *pool.state.shape[1:], dtype=pool.dtype, device=pool.device) if keeps else None
+    o = ops.verify(
+        *x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend,
+        intermediate_states=buffer, update_state=update_state,
+    )  # fmt: skip
+    after = states[:1, -1] if update_state else before[:1]
+    if keeps:
+        kept = buffer.transpose(-1, -2) if pool.layout == "KV" else buffer
+        o = torch.cat([o.flatten(1), kept.flatten(1)], 1)
+        expected = torch.cat([expected.flatten(1), states.flatten(1)], 1)
+        inputs = torch.ones(2, SHAPE.conv_dim, TOKENS, dtype=pool.conv.dtype, device=pool.device)
+        pool.commit(indices, torch.full_like(indices, 2), intermediate_states=buffer, draft_inputs=inputs)
+        after = states[:1, 1]
+    return _error(o[:1], expected[:1], pool, indices[:1], after)
+
+
+def _prefill(make_pool, backend):
+    pool, indices = _filled(make_pool, padding=False)
+    x = ops.make_inputs(SHAPE, sum(LENGTHS), device=pool.device)
+    bounds = torch.tensor([0, LENGTHS[0], sum(LENGTHS)], dtype=torch.int32, device=pool.device)
+    options = dict(**x.gates(), cu_seqlens=bounds)
+    expected, state = reference.prefill(*x.arguments(), **options, state=pool.read(indices))
+    o = ops.prefill(*x.arguments(), **options, pool=pool, indices=indices, backend=backend)
+    return _error(o, expected, pool, indices, state)
+
+
+PHASES = {
+    "decode": [(None, _decode)],
+    "verify": [(mode, partial(_verify, *flags)) for mode, flags in VERIFY_FLAGS.items()],
+    "prefill": [(None, _prefill)],
+}
+
+
+def _filled(make_pool, padding: bool):
+    """A pool of random state and the slots of two rows, the second of them padding if asked."""
+    pool = make_pool()
+    pool.state.normal_(0, 0.3)
+    return pool, torch.tensor([3, -1 if padding else 1], dtype=torch.int32, device=pool.device)
+
+
+def _error(o, expected, pool, indices, state) -> tuple[bool, float]:
+    """Whether the largest error of output and state is small, and that error."""
+    errors = torch.cat([(o.cpu() - expected.cpu()).flatten(), (pool.read(indices).cpu() - state.cpu()).flatten()]).abs()
+    error = errors.max().item()
+    return error <= LARGEST_ERROR, error  # NaN is not
+
+
+def where() -> str:
+    """GPU, driver, versions and commit, so that a log says what it is of."""
+    facts = environment()
+    said = [facts["gpu_name"] or facts["cpu"]]
+    said += [
+        f"{name} {facts[name]}" for name in ("driver", "torch", "triton", "flashinfer", "cutlass_dsl") if facts[name]
+    ]
+    if facts["git_commit"]:
+        said.append(f"commit {facts['git_commit'][:10]}{' with changes' if facts['git_dirty'] else ''}")
+    return ", ".join([*said, facts["utc"]])
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in (*BACKENDS, "step")]
+    if unknown:
+        print(f"backend: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}, step", file=sys.stderr)
+        return 2
+    print(f"Every kernel once, small: {where()}", flush=True)
+    wrong = 0
+    for what, call in calls(names):
+        try:
+            right, error = call()
+        except Exception as error:  # each library fails in its own way; the others are looked at all the same
+            print(f"{what}: FAILED, {type(error).__name__}: {error}", flush=True)
+            wrong += 1
+            continue
+        wrong += not right
+        print(f"{what}: {'right' if right else 'WRONG'}, largest error {error:.1e}", flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

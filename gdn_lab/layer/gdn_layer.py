@@ -1,0 +1,256 @@
+"""One GDN layer at decode, with random weights at a model's sizes, from norm to output projection.
+
+    input norm     residual += x; RMSNorm
+    in_proj qkvz   [q, k, v | z] = y Wᵀ, FP8 or bf16
+    in_proj ba     [b | a] = y Wᵀ, bf16
+    split          q, k, v, z, b, a to contiguous tensors of their own; gone where the next kernels take views
+    conv           causal convolution of width 4 and SiLU; its window lies in the pool, in place by index
+    gdn            decode() on the pool
+    gated norm     RMSNorm(o) · SiLU(z) of each head
+    out_proj       o Wᵀ: this rank's share, which engines sum over the ranks
+
+An FP8 product takes its activation as e4m3 with a scale for each token and 128 channels: a kernel of its own before it,
+or, where `fused`, the norm's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..models import GDNShape
+from ..pool import StatePool
+from . import layer_reference
+from .fp8 import BLOCK, E4M3, Linear, blocks, random_weight
+
+LAYER_PARTS = ("input norm", "in_proj qkvz", "in_proj ba", "split", "conv", "gdn", "gated norm", "out_proj")
+CONV_WIDTH = 4
+ROWS = 16  # activations have rows up to a multiple of this: scaled products take no fewer
+
+Work = tuple[str, Callable[[], object]]  # a part's name, and a function that does it
+
+
+class Kernels(NamedTuple):
+    """How a layer runs. gdn: the decode backend. small: the module with the small kernels, layer_kernels or
+    layer_reference. fused: norms quantise, nothing is split, and products of few rows are of projection_kernels.
+    overlap: small kernels begin before the one ahead ends. torch_fp8: torch has a product with block scales here; where
+    it has not, FP8 products are of projection_kernels, too."""
+
+    gdn: str
+    small: object
+    fused: bool
+    overlap: bool
+    torch_fp8: bool
+
+
+class LayerWeights(NamedTuple):
+    """norm [hidden]; in_qkvz [conv_dim + HV·V, hidden]; in_ba [2·HV, hidden], b first; conv [conv_dim, 4]; A_log,
+    dt_bias [HV] float32; gated_norm [V]; out [hidden, HV·V]. The rest bf16, the Linears FP8 or bf16."""
+
+    norm: Tensor
+    in_qkvz: Linear
+    in_ba: Tensor
+    conv: Tensor
+    A_log: Tensor
+    dt_bias: Tensor
+    gated_norm: Tensor
+    out: Linear
+
+    @classmethod
+    def random(cls, shape: GDNShape, hidden: int, *, precision: str, device=None, generator=None) -> "LayerWeights":
+        """A of A_log uniform in 1…16, as models are initialised; precision "fp8" or "bf16" of the two Linears."""
+        HV, V = shape.num_v_heads, shape.head_v_dim
+        weight = partial(random_weight, device=device, generator=generator)
+
+        def uniform(*size, low, high):
+            return torch.empty(*size, device=device).uniform_(low, high, generator=generator)
+
+        return cls(
+            norm=uniform(hidden, low=-0.5, high=0.5).bfloat16(),
+            in_qkvz=weight(shape.conv_dim + HV * V, hidden, precision=precision),
+            in_ba=weight(2 * HV, hidden, precision="bf16").data,
+            conv=uniform(shape.conv_dim, CONV_WIDTH, low=-0.5, high=0.5).bfloat16(),
+            A_log=uniform(HV, low=1, high=16).log_(),
+            dt_bias=uniform(HV, low=-4, high=1),
+            gated_norm=uniform(V, low=0.5, high=1.5).bfloat16(),
+            out=weight(hidden, HV * V, precision=precision),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self)
+
+
+class Projection:
+    """y = x Wᵀ for decode's few rows, as bf16 [rows, N]: rows a multiple of 16. `by`: "torch" or "triton"."""
+
+    def __init__(self, weight: Linear, kernels: Kernels, rows: int):
+        self.weight, self.overlap, self.by = weight, kernels.overlap, "torch"
+        fp8 = weight.scale is not None
+        if kernels.small is layer_reference:
+            self.run = partial(layer_reference.project, weight=weight)
+            return
+        from .kernels.projections import Scratch, linear, worth_it
+
+        if fp8 and not kernels.torch_fp8 or kernels.fused and worth_it(rows, *weight.data.shape):
+            self.linear, self.scratch, self.by = linear, Scratch.of(rows, weight), "triton"
+            self.run = self._triton
+        elif fp8:
+            # [N / 128, K / 128] with rows padded to a multiple of 4, given transposed: cuBLAS's form
+            padded = torch.nn.functional.pad(weight.scale, (0, -weight.scale.shape[1] % 4))
+            self.scale = padded.contiguous().T
+            self.run = self._scaled
+        else:
+            self.run = self._bf16
+
+    def __call__(self, x: Tensor, x8: Tensor | None = None, x_scale: Tensor | None = None) -> Tensor:
+        return self.run(x, x8, x_scale)
+
+    def _bf16(self, x, x8, x_scale):
+        return x @ self.weight.data.T
+
+    def _scaled(self, x, x8, x_scale):
+        from torch.nn.functional import ScalingType, scaled_mm
+
+        return scaled_mm(
+            x8, self.weight.data.T, x_scale, ScalingType.BlockWise1x128, self.scale, ScalingType.BlockWise128x128,
+            output_dtype=torch.bfloat16,
+        )  # fmt: skip
+
+    def _triton(self, x, x8, x_scale):
+        out = torch.empty(len(x), self.weight.data.shape[0], dtype=torch.bfloat16, device=x.device)
+        x = x if self.weight.scale is None else x8
+        return self.linear(x, x_scale, self.weight, out, scratch=self.scratch, overlap=self.overlap)
+
+
+class Activation:
+    """Room for an activation of `rows` tokens: y [rows', N] bf16 and, for an FP8 product, y8 e4m3 and scale float32
+    [rows', N / 128] with the token fastest; rows' is a multiple of 16, and rows beyond `rows` stay zero."""
+
+    def __init__(self, rows: int, columns: int, fp8: bool, device=None):
+        padded = -(-rows // ROWS) * ROWS
+        self.rows = rows
+        self.y = torch.zeros(padded, columns, dtype=torch.bfloat16, device=device)
+        self.y8 = self.scale = None
+        if fp8:
+            self.y8 = torch.zeros(padded, columns, dtype=torch.uint8, device=device).view(E4M3)
+            self.scale = torch.ones(blocks(columns), padded, device=device).T
+
+    @property
+    def live(self) -> Tensor:
+        """The rows that mean something, bf16."""
+        return self.y[: self.rows]
+
+    @property
+    def padded(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What a Projection takes."""
+        return self.y, self.y8, self.scale
+
+    @property
+    def of_tokens(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same without the rows that mean nothing."""
+        return tuple(x if x is None else x[: self.rows] for x in self.padded)
+
+    def quantized(self) -> dict[str, Tensor]:
+        """For a kernel that makes an activation and its FP8 form at once: its arguments y8 and y_scale."""
+        return {} if self.y8 is None else {"y8": self.y8, "y_scale": self.scale}
+
+
+class GDNLayer:
+    """The layer for one batch. `work` does it, part by part; what each part made stays in an attribute of its own.
+
+    x, residual [B, hidden] bf16: what the layer ahead left. indices [B] int32: slots of `pool`.
+    residual_out [B, hidden] and result [B, hidden] (this rank's share, before the all-reduce): what this one leaves.
+    """
+
+    def __init__(self, weights: LayerWeights, kernels: Kernels, pool: StatePool, indices, x: Tensor, residual: Tensor):
+        batch, hidden = x.shape
+        shape, device, fp8 = pool.shape, x.device, weights.in_qkvz.scale is not None
+        HV, V = shape.num_v_heads, shape.head_v_dim
+        if fp8 and V != BLOCK:
+            raise ValueError(f"head_v_dim: expected {BLOCK}, the channels that share an FP8 scale, got {V}")
+        self.weights, self.kernels, self.pool, self.indices = weights, kernels, pool, indices
+        self.x, self.residual, self.batch = x, residual, batch
+
+        def room(*size):
+            return torch.zeros(*size, dtype=torch.bfloat16, device=device)
+
+        self.residual_out = room(batch, hidden)
+        self.normed, self.gated = Activation(batch, hidden, fp8, device), Activation(batch, HV * V, fp8, device)
+        self.mixed, self.z = room(batch, shape.conv_dim), room(batch, HV * V)
+        self.b, self.a = room(batch, HV), room(batch, HV)
+        self.conv_out, self.o = room(batch, shape.conv_dim), room(batch, HV, V)
+        self.qkvz = self.ba = self.projected = None  # made by the products, anew each time
+        rows = len(self.normed.y)
+        self.in_qkvz, self.in_ba, self.out = (
+            Projection(weight, kernels, rows) for weight in (weights.in_qkvz, Linear(weights.in_ba), weights.out)
+        )
+        self.gdn = partial(
+            ops.decode, A_log=weights.A_log, dt_bias=weights.dt_bias, pool=pool, indices=indices, backend=kernels.gdn,
+            out=self.o,
+        )  # fmt: skip
+        self.work = self._work()
+
+    @property
+    def result(self) -> Tensor:
+        return self.projected[: self.batch]
+
+    def _work(self) -> tuple[Work, ...]:
+        k, w = self.kernels, self.weights
+        fp8, small = w.in_qkvz.scale is not None, k.small
+        fused = k.fused
+        norm = self.normed.quantized() if fused else {}
+
+        def input_norm():
+            small.add_norm(
+                self.x, self.residual, w.norm, self.residual_out, self.normed.live, **norm, overlap=k.overlap
+            )
+
+        def in_qkvz():
+            if fp8 and not fused:
+                small.quantize(self.normed.live, self.normed.y8, self.normed.scale)
+            self.qkvz = self.in_qkvz(*self.normed.padded)
+            if fused:
+                self._take_views()
+
+        def in_ba():
+            self.ba = self.in_ba(self.normed.y)
+            if fused:
+                self.b, self.a = self.ba[: self.batch].chunk(2, dim=1)
+
+        def split():
+            if not fused:
+                small.split(self.qkvz, self.ba, self.mixed, self.z, self.b, self.a)
+
+        def conv():
+            small.conv_update(self.mixed, self.pool.conv, w.conv, self.indices, self.conv_out, overlap=k.overlap)
+
+        def gated_norm():
+            quantized = self.gated.quantized() if fused else {}
+            into = quantized or {"y": self.gated.live}
+            small.gated_norm(self.o, self.z, w.gated_norm, **into, overlap=k.overlap)
+
+        def out_proj():
+            if fp8 and not fused:
+                small.quantize(self.gated.live, self.gated.y8, self.gated.scale)
+            self.projected = self.out(*self.gated.padded)
+
+        parts = (input_norm, in_qkvz, in_ba, split, conv, self._gdn, gated_norm, out_proj)
+        return tuple(zip(LAYER_PARTS, parts, strict=True))
+
+    def _take_views(self):
+        self.mixed, self.z = self.qkvz[: self.batch].split([self.mixed.shape[1], self.z.shape[1]], dim=1)
+
+    def _gdn(self):
+        q, k, v = self.qkv()
+        self.gdn(q, k, v, self.a, self.b)
+
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k [B, HK, K] and v [B, HV, V]: views of what the convolution made."""
+        s = self.pool.shape
+        q, k, v = self.conv_out.split([s.num_k_heads * s.head_k_dim] * 2 + [s.num_v_heads * s.head_v_dim], dim=1)
+        heads = (self.batch, -1, s.head_k_dim)
+        return q.view(heads), k.view(heads), v.view(self.batch, s.num_v_heads, s.head_v_dim)

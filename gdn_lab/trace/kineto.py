@@ -1,0 +1,169 @@
+"""Reads what torch.profiler (Kineto) recorded: the Chrome trace it exports, or the profile object itself.
+
+A kernel is joined to its launch call by its correlation (all kernels of a graph have that of the cudaGraphLaunch), and
+belongs to the record_function ranges of the calling thread that enclose the call.
+"""
+
+import gzip
+import json
+import os
+import re
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy
+import torch
+
+from .events import Capture, Events, capture
+
+_WORK = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}  # category of the trace: index to capture.KINDS
+_LAUNCHES = ("cuda_runtime", "cuda_driver")
+_RANGES = ("user_annotation",)
+_ENTRY = ("ph", "cat", "name", "pid", "tid", "ts", "dur")  # what is read of an entry, and of its args
+_ARGS = ("device", "stream", "correlation")
+
+
+def read(source) -> Capture:
+    """The Capture in a Chrome trace (.json or .json.gz) or a finished torch.profiler.profile.
+
+    Torch exports a profile once only, and this is that once: to keep the trace too, export it and give the file.
+    FileNotFoundError if there is no file; ValueError, one sentence, if it is no trace, is damaged or holds no work of a
+    GPU, or if the profile has not finished or was exported before.
+    """
+    if not isinstance(source, torch.profiler.profile):
+        return _capture(Path(source), Path(source))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        _export(source, path)
+        return _capture(path, "the profile")
+
+
+def keep(profile: torch.profiler.profile, out: Path, dropped=lambda kernel: False) -> Path:
+    """Writes what read() reads of a finished profile, and nothing else, as a .json.gz; returns its path.
+
+    A trace also holds every operator of torch, and facts about the machine. dropped: says of a kernel's name that it
+    and its launch are to be left out. The file appears when it is complete. Errors are those of read() for a profile,
+    and OSError if it cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        _export(profile, path)
+        return copy(path, out, dropped)
+
+
+def copy(path: Path, out: Path, dropped=lambda kernel: False) -> Path:
+    """The same of a trace that was exported before. Errors are those of read(), and OSError."""
+    trace, beside = _load(path, path), out.with_name(f".{out.name}.part")
+    try:
+        beside.write_bytes(gzip.compress(json.dumps(_slim(trace, dropped)).encode(), mtime=0))
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return out
+
+
+def _slim(trace: dict, dropped) -> dict:
+    entries = [entry for entry in trace["traceEvents"] if entry.get("ph") == "X"]
+    work = [entry for entry in entries if entry.get("cat") in _WORK and not dropped(str(entry["name"]))]
+    launched = {_correlation(entry) for entry in work}
+    calls = [entry for entry in entries if entry.get("cat") in _LAUNCHES and _correlation(entry) in launched]
+    ranges = [entry for entry in entries if entry.get("cat") in _RANGES]
+    kept = [
+        {name: entry[name] for name in _ENTRY if name in entry}
+        | {"args": {name: entry["args"][name] for name in _ARGS if name in entry.get("args", {})}}
+        for entry in (*ranges, *calls, *work)
+    ]
+    gpus = [{"name": device["name"]} for device in trace.get("deviceProperties", [])]
+    return {"deviceProperties": gpus, "traceEvents": kept}
+
+
+def _export(profile: torch.profiler.profile, path: Path) -> None:
+    try:
+        profile.export_chrome_trace(str(path))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"the profile cannot be exported ({error}); let it finish first, or give the trace that was exported"
+        ) from error
+
+
+def _capture(path: Path, called) -> Capture:
+    trace = _load(path, called)
+    try:
+        events = _events(trace["traceEvents"])
+        gpus = [device["name"] for device in trace.get("deviceProperties", [])]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{called} is not a trace that torch.profiler exported: {type(error).__name__}: {error}; export it again"
+        ) from error
+    try:
+        return capture("Kineto", events, gpus)
+    except ValueError as error:
+        raise ValueError(f"{called} {error}; record with ProfilerActivity.CUDA on a GPU") from error
+
+
+def _load(path: Path, called) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no trace {path}; give a .json or .json.gz file that torch.profiler exported")
+    try:
+        data = path.read_bytes()
+        trace = json.loads(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{called} is not JSON or was cut short ({error}); copy or export it again") from error
+    if not isinstance(trace, dict) or not isinstance(trace.get("traceEvents"), list):
+        raise ValueError(
+            f"{called} is JSON but not a trace: it has no list traceEvents; give what torch.profiler exported"
+        )
+    return trace
+
+
+def _events(entries: list[dict]) -> Events:
+    """Events of the complete entries ("ph": "X") of a trace; times are microseconds there."""
+    work, launches, ranges, names, of_graphs = [], [], [], {}, set()
+    for entry in entries:
+        if entry.get("ph") != "X":
+            continue
+        category = entry.get("cat")
+        if category in _WORK:
+            work.append(_work(entry, _WORK[category], names))
+        elif category in _LAUNCHES:
+            launches.append((*_interval(entry), entry["tid"], entry["pid"], _correlation(entry)))
+            if "GraphLaunch" in entry["name"]:
+                of_graphs.add(_correlation(entry))
+        elif category in _RANGES:
+            ranges.append((str(entry["name"]), *_interval(entry), entry["tid"], entry["pid"]))
+    processes = {row[4]: row[3] for row in launches}
+    kernels = _columns(("kind", "name", "start", "end", "device", "stream", "correlation"), work)
+    kernels["graph"] = numpy.isin(kernels["correlation"], list(of_graphs))
+    kernels["creation"] = numpy.full(len(work), -1)  # Kineto does not record when the nodes of a graph are made
+    # A kernel's entry names device and stream; its process is that of its launch.
+    kernels["process"] = numpy.array([processes.get(row[-1], -1) for row in work], numpy.int64)
+    return Events(
+        kernels, list(names), _columns(("start", "end", "thread", "process", "correlation"), launches),
+        _columns(("start", "end", "thread", "process"), [row[1:] for row in ranges])
+        | {"name": [row[0] for row in ranges], "domain": [""] * len(ranges), "style": ["PushPop"] * len(ranges)},
+        _columns(("start", "end", "thread"), []),
+    )  # fmt: skip
+
+
+def _work(entry: dict, kind: int, names: dict[str, int]) -> tuple[int, ...]:
+    """(kind, name, start, end, device, stream, correlation). A copy is named by its direction alone."""
+    details, name = entry["args"], str(entry["name"])
+    if kind:
+        name = re.sub(r"\s*\(.*", "", name)
+    code = names.setdefault(name, len(names))
+    return kind, code, *_interval(entry), int(details["device"]), int(details["stream"]), _correlation(entry)
+
+
+def _interval(entry: dict) -> tuple[int, int]:
+    start = round(entry["ts"] * 1000)
+    return start, start + round(entry.get("dur", 0) * 1000)
+
+
+def _correlation(entry: dict) -> int:
+    return int(entry.get("args", {}).get("correlation", -1))
+
+
+def _columns(names, tuples) -> dict[str, numpy.ndarray]:
+    columns = numpy.array(tuples, numpy.int64).reshape(-1, len(names)).T
+    return dict(zip(names, columns, strict=True))

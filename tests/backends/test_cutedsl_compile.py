@@ -1,0 +1,206 @@
+"""`cutedsl` without a GPU: its kernel compiled for Hopper and Blackwell, the cache of compiled kernels, refusals."""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("cutlass", reason="there is no CuTe DSL for this operating system")
+pytest.importorskip("triton", reason="cuobjdump comes with Triton, of which there is none for this operating system")
+
+from gdn_lab import GDNShape  # noqa: E402
+from gdn_lab.backends import registry  # noqa: E402
+from gdn_lab.backends.base import Call  # noqa: E402
+from gdn_lab.backends.cutedsl import backend as cutedsl  # noqa: E402
+from gdn_lab.cli import resources  # noqa: E402
+
+BF16, FP32 = torch.bfloat16, torch.float32
+BUILDS = [*cutedsl.kernel_builds("sm_90a"), *(x for x in cutedsl.kernel_builds("sm_100a") if x.aligned)]
+SMALL = ("sm_90a", 1, 2, "bfloat16", "int32", 4, 4, True, True)  # the fields of a Build
+
+
+artifacts = functools.cache(resources.cutedsl_compiled)
+
+
+def named(builds):
+    alignment = {True: "aligned", False: "unaligned"}
+    ids = [f"{x.architecture}-{x.state_dtype}-{x.rows}-{alignment[x.aligned]}" for x in builds]
+    return pytest.mark.parametrize("build", builds, ids=ids)
+
+
+@named(BUILDS)
+def test_no_spills_and_loads_of_16_bytes(build, monkeypatch):
+    """Of state, q and k; only what need not be aligned is read by the element."""
+    monkeypatch.setattr(resources, "cutedsl_compiled", artifacts)
+    found = resources.cutedsl_resources(build)
+    assert found.stack_bytes == 0 and found.shared_bytes == 0, found
+    assert 16 <= found.registers <= 255 and found.num_warps == build.warps, found
+
+    bf16 = build.state_dtype == "bfloat16"
+    pieces = build.rows * 128 * (2 if bf16 else 4) // 16 // 32  # of the state, for each thread
+    ptx = artifacts(build).PTX
+    wide = {name: len(re.findall(rf"{name}\.global[.\w]*\.(?:v4\.b32|v2\.b64)", ptx)) for name in ("ld", "st")}
+    assert wide == {"ld": pieces + (2 if bf16 and build.aligned else 0), "st": pieces}, wide
+    assert len(re.findall(r"ld\.global[.\w]*\.v4\.b16", ptx)) == (2 if not bf16 and build.aligned else 0)
+    assert "bar.sync" not in ptx and ptx.count("griddepcontrol.wait") == 1, "a warp waits for the kernel before, only"
+    assert ("fma.rn.f32x2" in ptx) == (build.architecture == "sm_100a"), "packed multiply-adds"
+
+
+def test_builds_cover_tiles_and_dtypes():
+    for dtype, name in ((BF16, "bfloat16"), (FP32, "float32")):
+        tiles = {cutedsl.tile_for(heads, dtype) for heads in range(1, 1 << 16)}
+        assert {(x.rows, x.warps) for x in BUILDS if x.state_dtype == name} == tiles
+        assert all(128 % (rows * warps) == 0 for rows, warps in tiles)
+
+
+PREPARE = f"""
+from gdn_lab.backends import cutedsl
+cutedsl.decode_function(*{SMALL!r})
+[kernel] = cutedsl.prepared
+print(kernel.from_cache, kernel.seconds > 0, kernel.build.rows)
+"""
+
+
+def prepare(cache):
+    """What a new process says of the kernel it made ready, with its warnings, and the files in the cache then."""
+    command = [sys.executable, "-W", "always::UserWarning", "-c", PREPARE]
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), done.stderr, sorted(cache.rglob("*.*")) if cache.is_dir() else []
+
+
+def test_a_second_process_finds_the_kernel(tmp_path):
+    """And one that finds half a file, as no process of ours leaves it, says so and compiles anew."""
+    said, _, [file] = prepare(tmp_path)
+    assert said == ["False", "True", "4"] and file.suffix == ".o" and file.parent == tmp_path / "gdn_lab" / "cutedsl"
+    assert prepare(tmp_path) == (["True", "True", "4"], "", [file])
+    file.write_bytes(file.read_bytes()[:5000])
+    said, warned, files = prepare(tmp_path)
+    assert said[0] == "False" and "cannot be loaded" in warned and files == [file]
+    assert file.stat().st_size > 5000
+
+
+def test_a_cache_that_takes_no_files(tmp_path):
+    not_a_folder = tmp_path / "file"
+    not_a_folder.write_text("")
+    said, warned, _ = prepare(not_a_folder)
+    assert said[0] == "False" and "takes no files" in warned and "each process compiles its kernels anew" in warned
+
+
+@pytest.mark.parametrize("different", ["build", "compiler", "source"])
+def test_a_kernel_is_kept_under_all_that_it_depends_on(different, monkeypatch):
+    from gdn_lab.backends.cutedsl.decode import Build
+
+    build = Build(*SMALL)
+    before = cutedsl._fingerprint(build)
+    assert before == cutedsl._fingerprint(Build(*SMALL))
+    if different == "build":
+        build = build._replace(architecture="sm_100a")
+    elif different == "compiler":
+        monkeypatch.setattr(cutedsl, "_compiler", lambda: "another version")
+    else:
+        monkeypatch.setattr(cutedsl.Path, "read_text", lambda path: "another kernel")
+    assert cutedsl._fingerprint(build) != before
+
+
+def call(**options):
+    options = dict(layout="VK", dtype=BF16, io_dtype=BF16, index_dtype=torch.int32, shape=GDNShape(1, 2)) | options
+    return Call(
+        "decode", options["layout"], options["dtype"], options["io_dtype"], options["index_dtype"], options["shape"],
+        torch.device("cuda", 0),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU of compute capability 9.0, for as long as nothing is run on it."""
+    monkeypatch.setattr(cutedsl, "needs_capability", lambda device, major: None)
+    monkeypatch.setattr(cutedsl, "architecture_of", lambda device: "sm_90a")
+    cutedsl._not_installed.cache_clear()
+    yield monkeypatch
+    cutedsl._not_installed.cache_clear()
+
+
+def why(**options):
+    backend = registry.BACKENDS["cutedsl"]
+    return backend.refusal(backend.variants[0], call(**options))
+
+
+def test_what_it_takes(hopper):
+    assert why() is None and why(dtype=FP32) is None and why(index_dtype=torch.int64) is None
+    assert why(shape=GDNShape(16, 64)) is None
+    assert why(layout="KV") == "needs a pool of layout VK; this one is KV"
+    assert why(dtype=torch.float16) == "takes a state of bfloat16 or float32; this one is float16"
+    assert why(io_dtype=FP32) == "takes inputs of bfloat16; these are float32"
+    assert why(shape=GDNShape(1, 2, 64, 128)) == "takes head_k_dim and head_v_dim of 128; these are 64 and 128"
+
+
+@pytest.mark.parametrize(
+    "version, sentence",
+    [
+        (None, "nvidia-cutlass-dsl is not installed; pip install the version that requirements.txt pins"),
+        ("4.7.2", "needs nvidia-cutlass-dsl 4.8 or newer; 4.7.2 is installed"),
+    ],
+)
+def test_versions_it_cannot_use(hopper, version, sentence):
+    def installed(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    hopper.setattr(importlib.metadata, "version", installed)
+    assert why() == sentence
+
+
+def test_without_tvm_ffi(hopper):
+    found = importlib.util.find_spec
+    hopper.setattr(importlib.util, "find_spec", lambda name: None if name == "tvm_ffi" else found(name))
+    assert why() == "needs apache-tvm-ffi, which is not installed; pip install apache-tvm-ffi"
+
+
+def test_only_unaligned_heads_take_the_slower_kernel(hopper):
+    """The fast one refuses what is not aligned; if all is, its error is the caller's to see."""
+    made, ran = [], []
+
+    def decode_function(*build):
+        aligned = build[-1]
+        made.append(aligned)
+
+        def kernel(q, k, *others):
+            if aligned and (q.data_ptr() % 16 or k.data_ptr() % 16 or q.stride(0) % 8 or torch.isnan(q).any()):
+                raise ValueError("refused by the kernel")
+            ran.append(aligned)
+
+        return kernel
+
+    hopper.setattr(cutedsl, "decode_function", decode_function)
+    launch = registry.BACKENDS["cutedsl"].decode_launch(None, call())
+    whole = torch.zeros(4 * 136 + 8, dtype=BF16)
+    rows = whole[: 4 * 136].view(4, 1, 136)
+
+    def run(q):
+        launch(q, rows[..., :128], *[None] * 7, 1.0, True, None)
+
+    for _ in range(2):
+        run(rows[..., :128])
+    assert made == [True] and ran == [True, True]
+    run(rows[..., 3:131])
+    run(whole[: 4 * 133].view(4, 1, 133)[..., :128])
+    assert ran[2:] == [False, False]
+    with pytest.raises(ValueError, match="refused by the kernel"):
+        run(torch.full((4, 1, 128), torch.nan, dtype=BF16))
+
+
+def test_what_preparing_cost_in_words(monkeypatch):
+    monkeypatch.setattr(cutedsl, "prepared", [])
+    assert cutedsl.preparation() == "cutedsl prepared no kernel in this process."
+    cutedsl.prepared += [cutedsl.Prepared(None, True, 0.25), cutedsl.Prepared(None, False, 2.0)]
+    said = "cutedsl kernels made ready before their first call: 1 compiled in 2.0 s, 1 loaded from the cache folder in "
+    assert cutedsl.preparation().startswith(said)

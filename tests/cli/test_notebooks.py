@@ -1,0 +1,194 @@
+"""The notebooks as committed, executed at their smallest size, and what they refuse."""
+
+import ast
+import json
+import logging
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from gdn_lab.bench.results import load
+from gdn_lab.cli import notebook
+from gdn_lab.cli.notebook import NotebookError
+
+PATHS = sorted((notebook.ROOT / "notebooks").glob("*.ipynb"))
+SMALLEST = {
+    "00_start_here": {"tp": 16, "batch": 1},
+    "01_pool_layouts": {"tp": 16, "batches": "1", "samples": 1},
+    "02_decode_kernels": {"tp": 16, "batches": "1,2", "samples": 1, "backends": "torch"},
+    "03_decode_step": {"tp": 8, "batch": 2, "heat_batches": "1", "samples": 1},
+    "05_verify": {"tp": 16, "tokens": "2,3", "samples": 1, "backends": "torch"},
+    "06_prefill": {"tp": 16, "second_tp": 0, "workloads": "1x70", "samples": 1, "backends": "torch"},
+}
+each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def test_they_are_all_here():
+    assert {path.stem for path in PATHS} >= set(SMALLEST)
+
+
+@each_notebook
+def test_committed_without_outputs(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    for cell in book.cells:
+        assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None), cell.id
+    assert not {"papermill", "widgets"} & set(book.metadata)
+
+
+@each_notebook
+def test_it_opens_with_a_question_and_ends_with_references(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    heading = cells[0].source.splitlines()[0]
+    assert heading.startswith("# ") and heading.endswith("?")
+    text = "\n".join(cell.source for cell in cells)
+    for part in ("**You need**", "\n## The answer", "\n## Summary", "\n## References"):
+        assert part in text
+    assert sum(line.startswith("# ") for line in text.splitlines()) == 1
+
+
+@each_notebook
+def test_parameters_have_types_and_comments(path):
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert code[0].metadata.tags == ["parameters"]
+    for line, node in zip(code[0].source.splitlines(), ast.parse(code[0].source).body, strict=True):
+        assert isinstance(node, ast.AnnAssign) and "  # " in line, line
+        assert len(line.split("  # ")[1]) > 10, line
+    shown = papermill.inspect_notebook(str(path))
+    assert set(shown) == set(notebook.declared_parameters([code[0].source]))
+    assert all(parameter["help"] and parameter["inferred_type_name"] != "None" for parameter in shown.values())
+
+
+@each_notebook
+def test_it_is_thin(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert not any(
+                isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+                for node in ast.walk(ast.parse(cell.source))
+            ), cell.id
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_it_runs(name, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
+    path = notebook.ROOT / "notebooks" / f"{name}.ipynb"
+    papermill.execute_notebook(
+        path, tmp_path / "out.ipynb", SMALLEST[name], kernel_name="python3", cwd=notebook.ROOT, progress_bar=False
+    )
+    run, rows = load(folder)
+    assert run["status"] == "complete" and run["notebook"] == name
+    assert run["parameters"]["tp"] == SMALLEST[name]["tp"] and f"-p tp {SMALLEST[name]['tp']}" in run["command"]
+    assert {row["status"] for row in rows} <= {"ok", "refused", "fact"}
+    assert {f"{row['backend']}/{row['variant']}" for row in rows if row["status"] == "ok"} >= {"torch/vk", "torch/kv"}
+    book = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "PU times: " in printed and "Results of this run: run" in printed
+    errors = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert "Warning" not in errors and "Error" not in errors, errors
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == len(list(folder.glob("*.png"))) > 0
+    assert all(picture.metadata["image/png"]["alt"] for picture in pictures)
+
+
+def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv(notebook.RUN_FOLDER, raising=False)
+    caplog.set_level(logging.CRITICAL, "papermill")
+    runs = set((notebook.ROOT / "runs").glob("*"))
+    with pytest.raises(PapermillExecutionError) as refusal:
+        papermill.execute_notebook(
+            PATHS[2], tmp_path / "out.ipynb", {"batchs": "1"}, kernel_name="python3", cwd=notebook.ROOT,
+            progress_bar=False,
+        )  # fmt: skip
+    assert refusal.value.ename == "NotebookError"
+    assert refusal.value.evalue.startswith(
+        "02_decode_kernels has no parameter 'batchs' (did you mean 'batches'?); it has:"
+    )
+    assert refusal.value.traceback == [f"NotebookError: {refusal.value.evalue}"]
+    assert set((notebook.ROOT / "runs").glob("*")) == runs
+
+
+# ---- begin(), with the history that IPython would have
+
+DECLARED = 'model: str = "qwen3.5-397b-a17b"  # a model\ntp: int = 1  # GPUs\nsamples: int = 0  # samples\n'
+
+
+def begin(tmp_path, monkeypatch, injected="", declared=DECLARED, folder=None):
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    if folder:
+        monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
+    else:
+        monkeypatch.delenv(notebook.RUN_FOLDER, raising=False)
+    cells = ["", declared, *([f"# Parameters\n{injected}\n"] if injected else []), 'run = begin("x", globals())']
+    names = {"In": cells}
+    for cell in cells[1:-1]:
+        exec(cell, names)
+    return notebook.begin("x", names)
+
+
+def test_by_hand_a_run_folder_is_made(tmp_path, monkeypatch, capsys):
+    run = begin(tmp_path, monkeypatch)
+    assert run.folder.parent == tmp_path / "runs" and run.info["command"] is None
+    assert run.info["parameters"] == {"model": "qwen3.5-397b-a17b", "tp": 1, "samples": 0}
+    assert f"Results of this run: runs/{run.folder.name}" in capsys.readouterr().out
+
+
+def test_in_batch_the_given_folder_is_used_and_the_command_recorded(tmp_path, monkeypatch):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    run = begin(tmp_path, monkeypatch, "tp = 8", folder=folder)
+    assert run.folder == folder and run.info["command"] == "python -m gdn_lab run x -p tp 8"
+    assert json.loads((folder / "run.json").read_text())["parameters"]["tp"] == 8
+
+
+@pytest.mark.parametrize(
+    ("injected", "sentence"),
+    [
+        ("tpp = 8", "x has no parameter 'tpp' (did you mean 'tp'?); it has: model, tp, samples"),
+        ("zzz = 8", "x has no parameter 'zzz'; it has: model, tp, samples"),
+        ('tp = "eight"', "tp: expected int, got 'eight' (str)"),
+        ("tp = True", "tp: expected int, got True (bool)"),
+        ("tp = 3", "tp: qwen3.5-397b-a17b has 16 key and 64 value heads, which 3 GPUs cannot share evenly"),
+        ('model = "gpt"', "model: 'gpt' is not in the table; choose one of qwen3.5-397b-a17b"),
+        ("samples = -1", "samples: expected at least 0, got -1"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(injected, sentence, tmp_path, monkeypatch):
+    with pytest.raises(NotebookError) as refusal:
+        begin(tmp_path, monkeypatch, injected)
+    assert str(refusal.value).startswith(sentence) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_batches(monkeypatch):
+    assert notebook.parse_batches("4, 1,2") == [1, 2, 4]
+    monkeypatch.setattr(notebook, "device", lambda: notebook.torch.device("cpu"))
+    assert notebook.parse_batches("auto") == [1, 4, 8] and notebook.parse_batches("auto", cpu=(1, 4)) == [1, 4]
+    assert notebook.parse_samples(0) == 5 and notebook.parse_samples(7) == 7
+    assert notebook.first_timer() == ["host_clock"]
+    monkeypatch.setattr(notebook, "device", lambda: notebook.torch.device("cuda"))
+    assert notebook.parse_batches("auto") == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    for text in ("", "0", "1,-2", "one", "1.5"):
+        with pytest.raises(NotebookError, match="batches: expected auto or positive whole numbers such as 1,2,4, got"):
+            notebook.parse_batches(text)
+
+
+def test_backends_and_dtypes():
+    assert notebook.parse_backends("all") == "all"
+    assert notebook.parse_backends("triton/kv8, torch,torch/vk") == ["triton/kv8", "torch/vk", "torch/kv"]
+    with pytest.raises(NotebookError, match=r"backends: 'tritn' is unknown \(did you mean 'triton'\?\); choose all or"):
+        notebook.parse_backends("tritn")
+    assert notebook.parse_dtype("float16") is notebook.torch.float16
+    with pytest.raises(NotebookError, match=r"dtype: 'bf16' is unknown .*choose one of float32, bfloat16, float16"):
+        notebook.parse_dtype("bf16")
+
+
+def test_a_missing_recording_is_a_line(capsys):
+    assert notebook.recorded("b9000", "02_decode_kernels") == ({}, [])
+    assert capsys.readouterr().out.startswith("Beside this: no recorded run of 02_decode_kernels on 'b9000'")

@@ -1,0 +1,124 @@
+"""What is recorded of a step: the order of ranges under either profiler, seen through a made-up GPU; and a CPU."""
+
+import gzip
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from captures import eager_and_graph, kineto_trace, write_kineto
+
+from gdn_lab.bench.results import Run
+from gdn_lab.studies.decode_step import record as capture
+from gdn_lab.trace import graphs, kineto, range_table, read
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.create("x", {}, root=tmp_path / "runs")
+
+
+def test_on_a_cpu_the_step_runs_once_and_a_sentence_says_so(run, capsys):
+    calls = []
+    assert capture.capture_step([lambda: calls.append(1), lambda: calls.append(2)], run, device="cpu") is None
+    assert calls == [1, 2] and "Not recorded: on a CPU" in capsys.readouterr().out
+    assert not (run.folder / capture.FILE).exists()
+    with pytest.raises(ValueError, match="expected at least 1, got 0, 8 and 16"):
+        capture.capture_step([], run)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """A GPU that writes down what it is asked, in order."""
+    seen = []
+
+    class spanned(nullcontext):
+        def __init__(self, name):
+            super().__init__()
+            seen.append(name)
+
+    def of(name):
+        return lambda *_, **__: seen.append(name)
+
+    class Graph:
+        replay = staticmethod(of("replay"))
+
+    monkeypatch.setattr(capture, "span", spanned)
+    monkeypatch.setattr(capture, "_captured", lambda steps: seen.append("captured") or Graph)
+    for name in ("lead_in", "start_cupti"):
+        monkeypatch.setattr(capture, name, of(name))
+    monkeypatch.setattr(capture, "unavailable", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    profiler = SimpleNamespace(start=of("start"), stop=of("stop"))
+    monkeypatch.setattr(torch.cuda, "profiler", profiler)
+    return seen
+
+
+RUNS = ["warm-up", "step", "replay", "eager", "step", "eager", "step", "graph", "replay"]
+
+
+def test_under_nsight_systems_the_capture_lies_in_the_recording(run, seen, monkeypatch, capsys):
+    monkeypatch.setenv(capture.NSYS, "1")
+    capture.capture_step(lambda: seen.append("step"), run, eager=2, replays=1, device="cuda")
+    assert seen == ["warm-up", "step", "start", "captured", *RUNS, "stop"]
+    assert "Nsight Systems recorded 2 eager runs" in capsys.readouterr().out
+
+
+def test_a_step_that_fails_ends_the_recording(run, seen, monkeypatch):
+    monkeypatch.setenv(capture.NSYS, "1")
+
+    def fails():
+        if "start" in seen:
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        capture.capture_step(fails, run, device="cuda")
+    assert seen[-1] == "stop"
+
+
+def test_under_kineto_markers_come_first_and_cupti_before_the_graph(run, seen, monkeypatch):
+    monkeypatch.delenv(capture.NSYS, raising=False)
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext("profile"))
+    monkeypatch.setattr(kineto, "keep", lambda profile, out, dropped: seen.append((profile, out.name)))
+    monkeypatch.setattr(kineto, "read", lambda out: None)
+    out = capture.capture_step(lambda: seen.append("step"), run, eager=2, replays=1, device="cuda")
+    assert out == run.folder / "capture.json.gz"
+    assert seen[2:] == ["start_cupti", "captured", "lead_in", *RUNS, ("profile", "capture.json.gz")]
+
+
+def test_a_recording_that_lost_everything_is_said_and_not_kept(run, seen, monkeypatch, capsys):
+    monkeypatch.delenv(capture.NSYS, raising=False)
+    monkeypatch.setattr(torch.profiler, "profile", type("profile", (nullcontext,), {"__init__": lambda *_, **__: None}))
+    monkeypatch.setattr(torch.profiler.profile, "__enter__", lambda _: "profile")
+    monkeypatch.setattr(kineto, "_export", lambda profile, path: path.write_text('{"traceEvents": []}'))
+    assert capture.capture_step(lambda: None, run, device="cuda") is None
+    assert "holds no work of a GPU" in capsys.readouterr().out
+    assert sorted(path.name for path in run.folder.iterdir()) == ["run.json"]
+
+
+def test_without_cupti_a_sentence_says_so(run, seen, monkeypatch, capsys):
+    monkeypatch.delenv(capture.NSYS, raising=False)
+    monkeypatch.setattr(capture, "unavailable", lambda *_: "cupti_kernel needs a torch built with CUPTI")
+    assert capture.capture_step(lambda: None, run, device="cuda") is None
+    assert capsys.readouterr().out == "Not recorded: cupti_kernel needs a torch built with CUPTI.\n"
+
+
+def test_what_is_kept_of_a_trace_reads_alike_and_holds_nothing_else(tmp_path, monkeypatch):
+    program = eager_and_graph(nodes=False)
+    program.launch(1, 2, 900)
+    program.kernel("spin_kernel(long)", 3, 4, 900)
+    trace = kineto_trace(program) | {"hostname": "secret", "distributedInfo": {"path": "secret"}}
+    for entry in trace["traceEvents"]:
+        entry.setdefault("args", {})["stack"] = "/home/secret"
+    monkeypatch.setattr(kineto, "_export", lambda profile, path: path.write_text(json.dumps(trace)))
+    out = kineto.keep("a profile", tmp_path / "kept.json.gz", lambda name: name.startswith("spin_kernel"))
+    text = gzip.decompress(out.read_bytes()).decode()
+    for lost in ("secret", "spin", "aten::mm", '"correlation": 900', "process_name"):
+        assert lost not in text
+    expected = read(write_kineto(tmp_path / "whole.json", eager_and_graph(nodes=False)))
+    assert read(out).kernels.equals(expected.kernels) and read(out).gpus == expected.gpus
+    assert range_table(graphs.by_position(read(out), "eager", "graph")).equals(
+        range_table(graphs.by_position(expected, "eager", "graph"))
+    )
