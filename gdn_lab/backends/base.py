@@ -2,25 +2,73 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from ..models import GDNShape
 
+ROLES = ("ours", "baseline", "peer", "eager")
+UNSET_ORDER = 1000  # of a variant that does not say where it stands: after those that do, by name
 
-class Variant(NamedTuple):
-    """One kernel of a backend: what `backend="triton/kv8"` names.
 
+@dataclass(frozen=True)
+class Variant:
+    """One kernel of a backend, and everything the workbook knows about it: what `backend="triton/kv8"` names.
+
+    name: "kv8"; `full_name` is "triton/kv8". backend: set when the backend is registered.
+    layout: of the pool, "VK" or "KV". state_dtypes, phases: what it can serve. description: half a sentence.
+    role: "ours"; "baseline", ours as an engine had it before; "peer", another library's; "eager", plain PyTorch.
+    label: in tables and figures, by default the full name. order: place among the variants, small first.
+    colour ("#rrggbb"), marker (matplotlib's): by default ones of its own that no other variant has.
+    note: what a reader must know next to its label, such as "without PDL".
+    needs: first compute capability that it serves, (9, 0), or (0, 0) for any device.
     copies: it knows no pool; a call gathers its states and scatters them back, which counts as part of it.
+    host_sync: phases in which it synchronises with the host, so they cannot be captured in a CUDA graph.
+    leaks: phases in which NaN in one row or sequence can reach another one, such as ("prefill",); "auto" avoids those.
+    vk_twin: full name of the VK variant that differs from this KV one in the memory order alone.
     """
 
     name: str
-    layout: str  # of the pool
+    layout: str
     state_dtypes: tuple[torch.dtype, ...]
     description: str
     phases: tuple[str, ...] = ("decode",)
+    role: str = "ours"
+    label: str = ""
+    order: int = UNSET_ORDER
+    colour: str = ""
+    marker: str = ""
+    note: str = ""
+    needs: tuple[int, int] = (0, 0)
     copies: bool = False
+    host_sync: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
+    vk_twin: str = ""
+    backend: str = ""
+
+    def __post_init__(self):
+        if self.role not in ROLES:
+            raise ValueError(f"role: expected one of {', '.join(ROLES)}, got {self.role!r} (variant {self.name!r})")
+        if self.layout not in ("VK", "KV"):
+            raise ValueError(f"layout: expected VK or KV, got {self.layout!r} (variant {self.name!r})")
+
+    @property
+    def full_name(self) -> str:
+        """What decode() takes as `backend`: "triton/kv8"."""
+        return f"{self.backend}/{self.name}"
+
+
+class State(NamedTuple):
+    """What a launch works on. data: the pool's state, [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV).
+
+    intermediate: of verify, None or the buffer that takes the state after each token, [B, T, HV, V, K] or
+    [B, T, HV, K, V], contiguous but for its first dimension.
+    """
+
+    data: torch.Tensor
+    intermediate: torch.Tensor | None = None
 
 
 # What a verify call writes beside its output: the state, moved on by all tokens; the state after each token, in a
@@ -75,8 +123,13 @@ class Backend(ABC):
     """
 
     name: str
-    distribution: str  # what importlib.metadata knows it by
+    distribution: str  # what importlib.metadata knows it by: where the version comes from
     variants: tuple[Variant, ...]
+    auto: dict[str, int] = {}  # phase -> rank among the backends that backend="auto" tries, small first; absent: never
+
+    def auto_rank(self, call: Call) -> int | None:
+        """Rank of this backend for `call` when backend="auto", small first; None: "auto" does not try it."""
+        return self.auto.get(call.phase)
 
     @abstractmethod
     def missing(self, device: torch.device) -> str | None:

@@ -25,7 +25,8 @@ class FlashLinearAttentionBackend(Backend):
     variants = (
         Variant(
             "vk", "VK", (torch.bfloat16, torch.float32, torch.float16),
-            "flash-linear-attention: fused_recurrent or chunk on gathered states", ("decode", "prefill"), copies=True,
+            "flash-linear-attention: fused_recurrent or chunk on gathered states", ("decode", "prefill"), role="peer",
+            order=90, colour="#8C6D31", marker="*", needs=(8, 0), copies=True,
         ),
     )  # fmt: skip
 
@@ -98,3 +99,6 @@ def _not_installed() -> str | None:
     except Exception as error:  # a broken installation fails in many ways; each is a reason, told in full
         return f"{DISTRIBUTION} {version} cannot be imported ({type(error).__name__}: {error}); reinstall it"
     return None
+
+
+BACKEND = FlashLinearAttentionBackend()

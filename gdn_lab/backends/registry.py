@@ -1,57 +1,107 @@
-"""The registry: which backends there are, and which of them serves a call. base.py says what they have in common."""
+"""The registry: which backends and variants there are, and which of them serves a call.
+
+Every module and package in this folder that defines BACKEND, an instance of base.Backend, is registered: dropping in
+one file is enough.
+"""
 
 import functools
+import importlib
 import importlib.metadata
+import itertools
+import pkgutil
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from ..models import GDNShape
-from .base import Backend, Call, Launch, NotInstalled, Variant
-from .cutedsl.backend import CuteDSLBackend
-from .fla import FlashLinearAttentionBackend
-from .flashinfer import FlashInferBackend
-from .torch import TorchBackend
+from .base import UNSET_ORDER, Backend, Call, Launch, NotInstalled, Variant
 
-try:
-    from .triton.backend import TritonBackend
-except ImportError as _error:  # no Triton for this operating system, say: listed, and refuses with this sentence
-    TritonBackend = functools.partial(
-        NotInstalled, "triton", "triton", (), f"cannot be imported ({_error}); pip install the pinned triton"
-    )
-
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (
-        TritonBackend(),
-        CuteDSLBackend(),
-        FlashInferBackend(),
-        TorchBackend(),
-        FlashLinearAttentionBackend(),
-    )
-}
+# Looks for variants that bring none. None of these colours and markers is used by a variant of this folder.
+SPARE_COLOURS = ("#332288", "#AA4499", "#999933", "#661100", "#6699CC", "#117733", "#882255", "#44AA99")
+SPARE_MARKERS = ("h", "<", ">", "d", "H", "8", "1", "2", "3", "4")
 
 
-# The backends that "auto" tries for each phase, fastest first by the times in data/measured/; torch, the last, serves
-# every call. A call does not know its sizes, so an order is that of most sizes. FlashInfer's decode and verify refuse
-# tensors by where they begin, which "auto" cannot see beforehand: they come after triton, even where they are faster.
-# Peers are for comparison only.
-AUTO_ORDER = {
-    "decode": ("cutedsl", "triton", "flashinfer", "torch"),
-    "verify": ("triton", "flashinfer", "torch"),
-    "prefill": ("triton", "flashinfer", "torch"),
-}
-# On compute capability 9.x FlashInfer's prefill takes down to 0.4 of triton's time, from about 2,048 tokens up; triton
-# is ahead for one short sequence, and for sequences of 1,024 with an eighth of the heads.
-PREFILL_HOPPER = ("flashinfer", "triton", "torch")
+def _modules():
+    """Names of the modules of this package that may hold a backend, in order of name."""
+    package = importlib.import_module(__package__)
+    return [info.name for info in pkgutil.iter_modules(package.__path__) if info.name not in ("base", "registry")]
+
+
+def _registered(name: str) -> Backend | None:
+    """The backend of the module `name` with `backend` set in its variants; NotInstalled if it cannot be imported."""
+    try:
+        backend = getattr(importlib.import_module(f"{__package__}.{name}"), "BACKEND", None)
+    except ImportError as error:  # no Triton for this operating system, say: listed, and refuses with this sentence
+        return NotInstalled(name, name, (), f"cannot be imported ({error}); pip install {name}")
+    if backend is None:
+        return None
+    backend.variants = tuple(replace(variant, backend=backend.name) for variant in backend.variants)
+    return backend
+
+
+def discover() -> None:
+    """Fill BACKENDS and VARIANTS from the modules in this folder, again if a module was added."""
+    found = [backend for backend in map(_registered, _modules()) if backend is not None]
+    first = {backend.name: min((v.order for v in backend.variants), default=UNSET_ORDER) for backend in found}
+    BACKENDS.clear()
+    BACKENDS.update((backend.name, backend) for backend in sorted(found, key=lambda b: (first[b.name], b.name)))
+    everything = sorted((v for b in found for v in b.variants), key=lambda v: (v.order, v.full_name))
+    colours = _unused(SPARE_COLOURS, {v.colour for v in everything})
+    markers = _unused(SPARE_MARKERS, {v.marker for v in everything})
+    VARIANTS.clear()
+    for v in everything:
+        look = {
+            "label": v.label or v.full_name,
+            "colour": v.colour or next(colours),
+            "marker": v.marker or next(markers),
+        }
+        VARIANTS[v.full_name] = replace(v, **look)
+    for backend in found:
+        backend.variants = tuple(VARIANTS[v.full_name] for v in backend.variants)
+    launch_for.cache_clear()
+
+
+def _unused(spare, taken):
+    """The spare looks that no variant has, and then over again."""
+    return itertools.cycle([look for look in spare if look not in taken])
+
+
+def variant(full_name: str) -> Variant:
+    """The record of "triton/kv8". A name that is not registered, as in rows from elsewhere, gets a record of a peer.
+
+    Its look is a spare one, chosen by the name alone.
+    """
+    if full_name in VARIANTS:
+        return VARIANTS[full_name]
+    backend, _, name = full_name.partition("/")
+    turn = sum(full_name.encode())
+    return Variant(
+        name, "KV" if name.startswith("kv") else "VK", (), "not installed here", role="peer", label=full_name,
+        colour=SPARE_COLOURS[turn % len(SPARE_COLOURS)], marker=SPARE_MARKERS[turn % len(SPARE_MARKERS)],
+        backend=backend,
+    )  # fmt: skip
+
+
+def in_order(full_names) -> list[str]:
+    """The names, each once, in the order of tables and figures."""
+    return sorted(set(full_names), key=lambda name: (variant(name).order, name))
+
+
+def vk_twin(full_name: str, phase: str = "decode") -> str | None:
+    """The VK variant that differs from a KV one in the memory order alone, in `phase`; None if there is none."""
+    record = variant(full_name)
+    twin = VARIANTS.get(record.vk_twin)
+    if twin and phase in twin.phases:
+        return twin.full_name
+    same = [v.full_name for v in VARIANTS.values() if v.backend == record.backend and v.layout == "VK"]
+    return next((name for name in same if twin and phase in VARIANTS[name].phases), None)
 
 
 def auto_order(call: Call) -> tuple[str, ...]:
-    """The backends that "auto" tries for a call, in order."""
-    if call.phase == "prefill" and call.device.type == "cuda" and torch.cuda.is_available():
-        if torch.cuda.get_device_capability(call.device)[0] == 9:
-            return PREFILL_HOPPER
-    return AUTO_ORDER.get(call.phase, tuple(BACKENDS))
+    """Names of the backends that "auto" tries for a call, in order."""
+    ranks = {backend.name: backend.auto_rank(call) for backend in BACKENDS.values()}
+    return tuple(sorted((name for name, rank in ranks.items() if rank is not None), key=ranks.get))
 
 
 class BackendReport(NamedTuple):
@@ -115,7 +165,7 @@ def _choose(name: str, call: Call) -> tuple[tuple[Backend, Variant] | None, str 
         reasons = []
         for backend_name in auto_order(call):
             chosen, reason = _choose(backend_name, call)
-            if chosen and not (backend_name == "triton" and call.device.type == "cpu"):  # interpreted: never by itself
+            if chosen:
                 return chosen, None
             reasons.append(f"{backend_name} {reason}")
         return None, "finds no backend for this call: " + "; ".join(reasons)
@@ -137,3 +187,8 @@ def _choose(name: str, call: Call) -> tuple[tuple[Backend, Variant] | None, str 
         distance = (call.phase not in variant.phases, call.layout != variant.layout)
         refused.append((distance, reason))
     return None, min(refused, key=lambda entry: entry[0])[1] if refused else backend.missing(call.device)
+
+
+BACKENDS: dict[str, Backend] = {}  # by name, in the order of tables
+VARIANTS: dict[str, Variant] = {}  # by full name, in the order of tables and figures
+discover()

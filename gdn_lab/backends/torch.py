@@ -19,9 +19,33 @@ class TorchBackend(Backend):
     name = "torch"
     distribution = "torch"
     variants = (
-        Variant("vk", "VK", STATE_DTYPES, "eager PyTorch, K-last pool", PHASES),
-        Variant("kv", "KV", STATE_DTYPES, "eager PyTorch, KV pool", PHASES),
+        Variant(
+            "vk",
+            "VK",
+            STATE_DTYPES,
+            "eager PyTorch, K-last pool",
+            PHASES,
+            role="eager",
+            order=70,
+            colour="#000000",
+            marker="X",
+            host_sync=("prefill",),
+        ),
+        Variant(
+            "kv",
+            "KV",
+            STATE_DTYPES,
+            "eager PyTorch, KV pool",
+            PHASES,
+            role="eager",
+            order=80,
+            colour="#999999",
+            marker="^",
+            host_sync=("prefill",),
+            vk_twin="torch/vk",
+        ),
     )
+    auto = {"decode": 99, "verify": 99, "prefill": 99}
 
     def missing(self, device):
         return None
@@ -131,3 +155,6 @@ def _step(S, q, k, v, g, beta):
     u = beta[:, :, None] * (v - (S @ k[..., None])[..., 0])
     S = S + u[..., None] * k[:, :, None, :]
     return S, (S @ q[..., None])[..., 0]
+
+
+BACKEND = TorchBackend()

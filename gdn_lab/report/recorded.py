@@ -39,3 +39,8 @@ def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dic
             f"no recorded run of {notebook} on {gpu!r}; recorded are: {', '.join(known) or 'none yet'}"
         )
     return results.load(folder)
+
+
+def recorded_gpus(data: Path = DATA) -> list[str]:
+    """Names of the GPUs that something is recorded of: the folders of <data>/measured."""
+    return sorted({file.parts[-3] for file in (data / "measured").glob("*/*/run.json")})

@@ -9,29 +9,8 @@ import textwrap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-# Okabe and Ito's colours and a grey, told apart by every kind of colour vision.
-COLOURS = {
-    "triton/vk": "#0072B2",
-    "triton/vk-serial": "#56B4E9",
-    "triton/kv32": "#E69F00",
-    "triton/kv8": "#D55E00",
-    "flashinfer/vk": "#009E73",
-    "cutedsl/vk": "#CC79A7",
-    "torch/vk": "#000000",
-    "torch/kv": "#999999",
-    "fla/vk": "#8C6D31",
-}
-MARKERS = {
-    "triton/vk": "o",
-    "triton/vk-serial": "p",
-    "triton/kv32": "s",
-    "triton/kv8": "v",
-    "flashinfer/vk": "D",
-    "cutedsl/vk": "P",
-    "torch/vk": "X",
-    "torch/kv": "^",
-    "fla/vk": "*",
-}
+from ..backends.registry import variant
+
 # The parts of a decode step by the names of their ranges: norms and copies grey, GDN's own strong, experts warm. Beside
 # colour a part always has its name.
 PART_COLOURS = {
@@ -54,7 +33,6 @@ PART_COLOURS = {
 # For the parts of steps that have other names, in the order in which they occur.
 OTHER_PART_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#44AA99", "#8C6D31")
 GREY = "#5F5F5F"  # roofs, notes, what others published
-UNKNOWN = ("#332288", "h")  # colour and marker of a variant that has none yet
 STYLE = {
     "font.size": 10.5,
     "axes.titlesize": 11,
@@ -77,7 +55,7 @@ STYLE = {
 
 
 def colour(name: str) -> str:
-    return COLOURS.get(name, UNKNOWN[0])
+    return variant(name).colour
 
 
 def part_colours(parts) -> dict[str, str]:
@@ -95,7 +73,7 @@ def ink_on(colour: str) -> str:
 
 
 def marker(name: str) -> str:
-    return MARKERS.get(name, UNKNOWN[1])
+    return variant(name).marker
 
 
 def line_style(name: str, indexing: str = "in_place") -> dict:

@@ -1,23 +1,126 @@
-"""Which rows are shown, in which order, and what they hold for.
+"""Timed: the rows of one run that tables, sentences and figures show, selected once and passed to all of them.
 
-A row is a dict as measure/results.py writes it. A variant is named "backend/variant"; `times` always means median_us.
+A row is a dict as bench/results.py writes it. A variant is named "backend/variant"; `times` always means median_us.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 
-from ..backends.registry import BACKENDS
+import pandas
+
+from ..backends.registry import in_order, variant
 from .text import device_name
 
-VARIANTS = (  # in the order of tables and figures
-    "triton/vk", "triton/vk-serial", "triton/kv32", "triton/kv8", "flashinfer/vk", "cutedsl/vk", "torch/vk", "torch/kv",
-    "fla/vk",
-)  # fmt: skip
 TIMER_ORDER = ("cuda_graph_replay", "host_clock", "cupti_kernel")  # the first that a set of rows has is shown
+
+
+class Timed:
+    """The timed rows of one run and phase, with one timer and one indexing.
+
+    rows: selected, in the order they were measured. all_rows: everything given, with what was refused or wrong.
+    run: what run.json holds, or None. phase: "decode", "verify", "prefill" or None for any. indexing: "in_place",
+    "gather_scatter", "detour" or None for any. timer: by default the first of TIMER_ORDER that occurs.
+    """
+
+    def __init__(self, rows: Iterable[dict], run: dict | None = None, *, phase=None, indexing="in_place", timer=None):
+        self.all_rows, self.run, self.phase, self.indexing = list(rows), run, phase, indexing
+        ok = [row for row in self.all_rows if row.get("status") == "ok" and phase in (None, row["phase"])]
+        present = {row["timer"] for row in ok}
+        self.timer = timer or next((name for name in TIMER_ORDER if name in present), None)
+        self.rows = [row for row in ok if row["timer"] == self.timer and indexing in (None, row["indexing"])]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    def selected(self, **changes) -> "Timed":
+        """The same rows with another `phase`, `indexing` or `timer`."""
+        options = {"phase": self.phase, "indexing": self.indexing, "timer": self.timer} | changes
+        return Timed(self.all_rows, self.run, **options)
+
+    def where(self, keep) -> "Timed":
+        """Only the rows for which keep(row) is true; what was refused or wrong stays known."""
+        other = self.selected()
+        other.rows = [row for row in self.rows if keep(row)]
+        return other
+
+    def kernels(self) -> "Timed":
+        """Without eager PyTorch, unless nothing else was timed."""
+        others = self.where(lambda row: variant(name_of(row)).role != "eager")
+        return others if others else self
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.timer == "host_clock"
+
+    @property
+    def names(self) -> list[str]:
+        """Full names of the variants, in the order of tables and figures."""
+        return in_order(name_of(row) for row in self.rows)
+
+    @property
+    def batches(self) -> list[int]:
+        return sorted({row["batch"] for row in self.rows})
+
+    def by_variant(self) -> dict[str, list[dict]]:
+        """{variant: its rows, sorted by batch}."""
+        groups = defaultdict(list)
+        for row in self.rows:
+            groups[name_of(row)].append(row)
+        return {name: sorted(groups[name], key=lambda row: row["batch"]) for name in self.names}
+
+    def times(self) -> dict[str, dict[int, float]]:
+        """{variant: {batch: median µs}}."""
+        return {name: {row["batch"]: row["median_us"] for row in rows} for name, rows in self.by_variant().items()}
+
+    def frame(self) -> pandas.DataFrame:
+        """One line for each row, with the column `name`; empty columns where a row lacks a field."""
+        return pandas.DataFrame([row | {"name": name_of(row)} for row in self.rows])
+
+    def conditions(self, what: str) -> str:
+        """What the figures hold for, in one line: device, `what`, timer, sample counts, measured bandwidth."""
+        if not self.rows:
+            return ""
+        counts = sorted({row["count"] for row in self.rows})
+        samples = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        parts = [device_name(self.run)] if self.run else []
+        parts += [what, f"{self.timer}, median of {samples} samples"]
+        parts.append(f"measured bandwidth {self.rows[0]['roof_gb_per_s']:,.0f} GB/s (in-place read-modify-write)")
+        return " · ".join(parts)
+
+    @property
+    def clock_prefix(self) -> str:
+        """What a title begins with: "CPU times: " where that is what they are, else nothing."""
+        return "CPU times: " if self.on_cpu else ""
+
+    def notes_on_copies(self) -> list[str]:
+        """A note if some of the variants gather and scatter states within their own calls."""
+        names = [name for name in self.names if variant(name).copies]
+        return [f"{', '.join(names)}: time includes the gather and scatter that its calls need."] if names else []
+
+    def not_timed(self) -> list[str]:
+        """What refused, one sentence for each reason, and what was wrong, one for each variant and batch."""
+        return not_timed(self.all_rows)
 
 
 def name_of(row: dict) -> str:
     """ "backend/variant" of a row."""
     return f"{row['backend']}/{row['variant']}"
+
+
+def not_timed(rows) -> list[str]:
+    """What refused, one sentence for each reason, and what was wrong, one for each variant and batch."""
+    refused, wrong = defaultdict(dict), {}
+    for row in rows:
+        if row.get("status") == "refused":
+            if row["reason"] != f"has no {row.get('phase')} kernel":  # made for another phase: nothing to tell
+                refused[row["reason"]][name_of(row)] = None
+        elif row.get("status") == "wrong":
+            error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
+            wrong[f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed"] = None
+    return [f"{', '.join(names)} refused: {reason}" for reason, names in refused.items()] + list(wrong)
+
+
+# ---- to be removed: callers move to Timed
 
 
 def timed(rows, *, indexing="in_place", timer=None) -> list[dict]:
@@ -33,7 +136,7 @@ def series(rows) -> dict[str, list[dict]]:
     groups = defaultdict(list)
     for row in rows:
         groups[name_of(row)].append(row)
-    order = [name for name in VARIANTS if name in groups] + sorted(set(groups) - set(VARIANTS))
+    order = in_order(groups)
     return {name: sorted(groups[name], key=lambda row: row["batch"]) for name in order}
 
 
@@ -52,22 +155,8 @@ def held_for(what: str, rows, run=None) -> str:
 
 def with_copies(rows) -> list[str]:
     """A note if rows, those that a figure draws, are also of variants whose calls copy the states by themselves."""
-    copying = {f"{of.name}/{variant.name}" for of in BACKENDS.values() for variant in of.variants if variant.copies}
-    names = sorted({name_of(row) for row in rows} & copying)
+    names = sorted({name_of(row) for row in rows if variant(name_of(row)).copies})
     return [f"{', '.join(names)}: with the gather and the scatter that its calls need."] if names else []
-
-
-def not_timed(rows) -> list[str]:
-    """What refused, one sentence for each reason, and what was wrong, one for each variant and batch."""
-    refused, wrong = defaultdict(dict), {}
-    for row in rows:
-        if row.get("status") == "refused":
-            if row["reason"] != f"has no {row.get('phase')} kernel":  # made for another phase: nothing to tell
-                refused[row["reason"]][name_of(row)] = None
-        elif row.get("status") == "wrong":
-            error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
-            wrong[f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed"] = None
-    return [f"{', '.join(names)} refused: {reason}" for reason, names in refused.items()] + list(wrong)
 
 
 def clock_prefix(rows) -> str:

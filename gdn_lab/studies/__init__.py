@@ -1,0 +1,36 @@
+"""The studies: one folder for each question, found by looking.
+
+A folder here with a study.py that defines STUDY, a base.Study, is a study: its notebook is `<number>_<folder>.ipynb`.
+Notebook 00's guide, `gdn-lab list`, `make report`, the README and the tests of recorded data are made from studies().
+"""
+
+import functools
+import importlib
+import pkgutil
+
+from .base import Study, StudyParameters
+
+__all__ = ["Study", "StudyParameters", "study", "studies"]
+
+
+def studies() -> list[Study]:
+    """Every study, in the order of its number."""
+    names = [info.name for info in pkgutil.iter_modules(__path__) if info.ispkg]
+    found = [_load(name) for name in names if importlib.util.find_spec(f"{__name__}.{name}.study")]
+    return sorted(found, key=lambda study: study.number)
+
+
+@functools.cache
+def _load(name: str) -> Study:
+    study = importlib.import_module(f"{__name__}.{name}.study").STUDY
+    if study.name != name:
+        raise ValueError(f"studies/{name}/study.py: expected STUDY.name {name!r}, got {study.name!r}")
+    return study
+
+
+def study(word: str) -> Study:
+    """The study that "02", "decode_kernels" or "02_decode_kernels" names. ValueError with the known ones if none."""
+    for each in studies():
+        if word in (each.number, each.name, each.notebook):
+            return each
+    raise ValueError(f"study: {word!r} is unknown; choose one of {', '.join(each.notebook for each in studies())}")

@@ -56,8 +56,11 @@ class CuteDSLBackend(Backend):
     name = "cutedsl"
     distribution = "nvidia-cutlass-dsl"
     variants = (
-        Variant("vk", "VK", STATE_DTYPES, "CuTe DSL, K-last pool; overlaps its launch with the kernel before it"),
+        Variant(
+            "vk", "VK", STATE_DTYPES, "CuTe DSL, K-last pool, PDL", order=60, colour="#CC79A7", marker="P", needs=(9, 0)
+        ),
     )
+    auto = {"decode": 10}
 
     def missing(self, device):
         return needs_capability(device, 9) or _not_installed()
@@ -214,3 +217,6 @@ def _not_installed() -> str | None:
     except Exception as error:  # a broken installation fails in many ways; each is a reason, told in full
         return f"nvidia-cutlass-dsl {version} cannot be imported ({type(error).__name__}: {error}); reinstall it"
     return None
+
+
+BACKEND = CuteDSLBackend()

@@ -20,11 +20,60 @@ class TritonBackend(Backend):
     name = "triton"
     distribution = "triton"
     variants = (
-        Variant("vk", "VK", STATE_DTYPES, "K-last pool; overlaps its launch with the kernel before it", PHASES),
-        Variant("vk-serial", "VK", STATE_DTYPES, "the same kernel, begun when the one before it has ended"),
-        Variant("kv32", "KV", STATE_DTYPES, "KV pool, value tiles of 32: what SGLang ran before the PR merged", PHASES),
-        Variant("kv8", "KV", STATE_DTYPES, "KV pool, value tiles of 8: the baseline of the PR's table"),
+        Variant(
+            "vk",
+            "VK",
+            STATE_DTYPES,
+            "K-last pool, programmatic dependent launch (PDL)",
+            PHASES,
+            order=10,
+            colour="#0072B2",
+            marker="o",
+            needs=(8, 0),
+        ),
+        Variant(
+            "vk-serial",
+            "VK",
+            STATE_DTYPES,
+            "the same kernel without PDL",
+            order=20,
+            colour="#56B4E9",
+            marker="p",
+            note="without PDL",
+            needs=(8, 0),
+        ),
+        Variant(
+            "kv32",
+            "KV",
+            STATE_DTYPES,
+            "KV pool, value tiles of 32: what SGLang ran before the PR merged",
+            PHASES,
+            role="baseline",
+            order=30,
+            colour="#E69F00",
+            marker="s",
+            needs=(8, 0),
+            vk_twin="triton/vk-serial",
+        ),
+        Variant(
+            "kv8",
+            "KV",
+            STATE_DTYPES,
+            "KV pool, value tiles of 8: the baseline of the PR's table",
+            role="baseline",
+            order=40,
+            colour="#D55E00",
+            marker="v",
+            needs=(8, 0),
+            vk_twin="triton/vk-serial",
+        ),
     )
+
+    auto = {"decode": 20, "verify": 10, "prefill": 10}
+
+    def auto_rank(self, call):
+        # Triton's interpreter is for tests: "auto" never takes it.
+        return None if call.device.type == "cpu" else super().auto_rank(call)
 
     def missing(self, device):
         if INTERPRETED and device.type == "cpu":
@@ -62,3 +111,6 @@ class TritonBackend(Backend):
 def kernel_cases() -> list[KernelCase]:
     """Every compilation of the kernels that the variants make at the models' head size, for resources.py."""
     return triton_tokens.kernel_cases() + triton_verify.kernel_cases() + triton_prefill.kernel_cases()
+
+
+BACKEND = TritonBackend()

@@ -1,0 +1,49 @@
+"""Study: what one folder of studies/ declares about itself. Light to import: no torch, no matplotlib."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .parameters import StudyParameters
+
+__all__ = ["Section", "Study", "StudyParameters"]
+
+
+class Section(NamedTuple):
+    """What the README shows of one recorded run. Each text is Markdown.
+
+    table: placed first, or "". conditions: what the figures hold for, one line. sentences: the answer, a point each.
+    not_timed: sentences on what was refused or wrong. figures: {name: matplotlib Figure}, saved as
+    docs/<gpu>_<name>.png with their title as alternative text.
+    """
+
+    conditions: str
+    sentences: list[str]
+    figures: dict[str, object]
+    table: str = ""
+    not_timed: list[str] = []
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question of the workbook.
+
+    number, name: "02", "decode_kernels": the folder's name, and with the number the notebook's. question: its
+    heading. parameters: what the notebook's parameters cell declares. section(run, rows) -> Section: what the README
+    shows of a run recorded in data/measured/<gpu>/<notebook>/; None: nothing. section_name: the README's marker is
+    `<!-- measured:<gpu>-<section_name> -->`. computed() -> {name: Figure}: README figures that need no data.
+    All three callables import what they need when called.
+    """
+
+    number: str
+    name: str
+    question: str
+    parameters: type[StudyParameters]
+    section: Callable[[dict, list[dict]], Section] | None = None
+    section_name: str = ""
+    computed: Callable[[], dict[str, object]] = field(default=dict)
+
+    @property
+    def notebook(self) -> str:
+        """Name of the notebook, and of its folder in data/measured/<gpu>/: "02_decode_kernels"."""
+        return f"{self.number}_{self.name}"

@@ -1,0 +1,41 @@
+"""The study of decode kernels: notebook 02."""
+
+from pydantic import Field
+
+from ..base import Section, Study
+from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, Variants, batch_list
+
+
+class Parameters(ModelParameters):
+    """What notebook 02 takes."""
+
+    batches: batch_list(cpu=(1, 4, 8)) = Field(
+        "auto", description="comma-separated batch sizes; auto is 1…512 on a GPU, 1,4,8 on a CPU"
+    )
+    dtype: Dtype = Field("bfloat16", description="of the state: bfloat16, float16 or float32")
+    backends: Variants = Field(
+        "all", description="comma-separated: all, or backends and variants such as triton,flashinfer/vk"
+    )
+    samples: Samples = Field(
+        0, description="timed samples of each variant, batch and timer; 0 is 50 on a GPU, 5 on a CPU"
+    )
+    seed: Seed = Field(0, description="of the random inputs, states and slots")
+    gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
+
+
+def section(run: dict, rows: list[dict]) -> Section:
+    """What the README shows of a recorded run."""
+    from . import analysis, figures
+
+    raise ImportError(f"to be moved here from cli/report.py: {analysis}, {figures}, {len(rows)}, {len(run)}")
+
+
+STUDY = Study(
+    number="02",
+    name="decode_kernels",
+    question="Which decode kernel is fastest here, how near is it to the memory's limit, and which baseline gives the "
+    "published speed-up?",
+    parameters=Parameters,
+    section=section,
+    section_name="decode",
+)
