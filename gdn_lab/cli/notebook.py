@@ -1,11 +1,12 @@
-"""What every notebook needs: begin() checks its parameters and opens its run; the rest reads values and shows things.
+"""What every notebook needs: begin() checks its parameters and opens its run; the rest shows things.
 
-run = notebook.begin("02_decode_kernels", globals())
+run = notebook.begin(study.STUDY, globals())
+p = run.p
 """
 
 import ast
-import difflib
 import os
+import shlex
 
 import pandas
 import torch
@@ -19,6 +20,8 @@ from ..models import GDNShape
 from ..pool import STATE_DTYPES
 from ..report.recorded import DATA, measured
 from ..report.text import device_name, provenance
+from ..studies import Study, studies
+from ..studies.parameters import ParameterError, nearest
 
 GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CPU_BATCHES = (1, 4, 8)
@@ -28,44 +31,59 @@ GPU_SAMPLES, CPU_SAMPLES = 50, 5
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # set by the batch command: the folder that it made for this run
 INJECTED = "# Parameters"  # how the cell begins that papermill puts after the one tagged `parameters`
 ROOT = DATA.parent
-
-
-class NotebookError(ValueError):
-    """Something the reader set is wrong. Shown as its one sentence, without a traceback."""
-
-    def _render_traceback_(self):
-        return [f"{type(self).__name__}: {self}"]
+NotebookError = ParameterError
 
 
 # ---- the first cells ------------------------------------------------------------------------------------------------
 
 
-def begin(name: str, names: dict, *, measures: bool = True) -> Run:
-    """Checks the parameters, opens the run and says on what it measures.
+def begin(which: Study | str, names: dict, *, measures: bool = True) -> Run:
+    """Check the parameters, open the run and print what the times below are times of.
 
-    name: the notebook's, without .ipynb. names: its globals(). measures: whether it times anything; one that does not
-    shows what was recorded before. The run's folder is new under runs/, or the one that the batch command made. A cell
-    that raises marks the run failed, or interrupted.
-    NotebookError, one sentence: a parameter that is not declared, of a wrong type, or with an impossible value.
+    which: the notebook's study. names: the notebook's globals(). measures: False if the notebook times nothing and
+    shows what was recorded before.
+    Returns the Run with `run.p`, the parsed parameters. Its folder is new under runs/, or the one that the batch
+    command made; run.json keeps the parameters as given. A cell that raises marks the run failed or interrupted.
+    ParameterError, one sentence: a parameter that is not declared, or a value that cannot be.
     """
     history = [source for source in names.get("In", []) if source.strip()]
-    declared, given = declared_parameters(history), given_parameters(history)
-    for parameter in given:
-        if parameter not in declared:
-            raise NotebookError(
-                f"{name} has no parameter {parameter!r}{_nearest(parameter, declared)}; it has: {', '.join(declared)}"
-            )
-    values = {parameter: names[parameter] for parameter in declared}
-    check_values(values, declared)
+    given = given_parameters(history)
+    if isinstance(which, str):
+        which = next((each for each in studies() if each.notebook == which), which)
+    if isinstance(which, Study):
+        name, fields = which.notebook, which.parameters.model_fields
+        set_here = dict.fromkeys([*fields, *declared_parameters(history), *given])
+        values = {field: names[field] for field in set_here if field in names}
+        parsed = which.parameters.parse(values, name)
+    else:
+        name, values, parsed = which, _checked(which, history, names), None
     folder = os.environ.get(RUN_FOLDER)
-    words = "".join(f" -p {parameter} {values[parameter]}" for parameter in given)
+    words = "".join(f" -p {parameter} {shlex.quote(str(values[parameter]))}" for parameter in given)
     run = Run.create(
-        name, values, root=ROOT / "runs", folder=folder or None, seed=values.get("seed"),
-        command=f"python -m gdn_lab run {name}{words}" if folder else None,
-    )  # fmt: skip
+        name,
+        values,
+        root=ROOT / "runs",
+        folder=folder or None,
+        seed=values.get("seed"),
+        command=f"gdn-lab run {name}{words}" if folder else None,
+    )
+    run.p = parsed
     _watch_cells(run)
     print(header(run, measures))
     return run
+
+
+def _checked(name: str, history: list[str], names: dict) -> dict:
+    """The declared parameters' values of a notebook that is no study."""
+    declared = declared_parameters(history)
+    for parameter in given_parameters(history):
+        if parameter not in declared:
+            raise NotebookError(
+                f"{name} has no parameter {parameter!r}{nearest(parameter, declared)}; it has: {', '.join(declared)}"
+            )
+    values = {parameter: names[parameter] for parameter in declared}
+    check_values(values, declared)
+    return values
 
 
 def declared_parameters(history: list[str]) -> dict[str, str]:
@@ -152,11 +170,6 @@ def _watch_cells(run: Run) -> None:
     shell._gdn_lab_watch = after
 
 
-def _nearest(name: str, choices) -> str:
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
 # ---- reading parameters ---------------------------------------------------------------------------------------------
 
 
@@ -211,7 +224,7 @@ def parse_backends(text: str) -> str | list[str]:
         else:
             choices = [*BACKENDS, *sorted(known)]
             raise NotebookError(
-                f"backends: {word!r} is unknown{_nearest(word, choices)}; choose all or from {', '.join(choices)}"
+                f"backends: {word!r} is unknown{nearest(word, choices)}; choose all or from {', '.join(choices)}"
             )
     return list(dict.fromkeys(chosen))
 
@@ -220,7 +233,7 @@ def parse_dtype(text: str) -> torch.dtype:
     """ "bfloat16" -> torch.bfloat16, of the dtypes a pool stores. NotebookError for anything else."""
     known = {dtype_name(dtype): dtype for dtype in STATE_DTYPES}
     if text not in known:
-        raise NotebookError(f"dtype: {text!r} is unknown{_nearest(text, known)}; choose one of {', '.join(known)}")
+        raise NotebookError(f"dtype: {text!r} is unknown{nearest(text, known)}; choose one of {', '.join(known)}")
     return known[text]
 
 

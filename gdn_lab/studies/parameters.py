@@ -22,7 +22,8 @@ class ParameterError(ValueError):
 
 def nearest(name: str, choices) -> str:
     """ " (did you mean 'batches'?)", or "" where nothing is near."""
-    near = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+    begins = [choice for choice in choices if name and choice.startswith(str(name))]
+    near = begins or difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -39,7 +40,22 @@ class StudyParameters(BaseModel):
     Each field has a default, as the notebook's cell has it, and a description. parse() makes an instance out of words.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, arbitrary_types_allowed=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_default=True,
+        arbitrary_types_allowed=True,
+        frozen=True,
+        coerce_numbers_to_str=True,  # papermill makes a number of a word such as 64
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, values):
+        """True is 1 to Python; for a field that is no bool it is a mistake."""
+        for name, value in values.items():
+            if isinstance(value, bool) and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name}: expected {_plain(cls.model_fields[name].annotation)}, got {value!r}")
+        return values
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str = "this notebook") -> "StudyParameters":
@@ -55,14 +71,34 @@ class StudyParameters(BaseModel):
             raise ParameterError(_sentence(error)) from None
 
 
+def _plain(annotation) -> str:
+    return {int: "a whole number", float: "a number"}.get(annotation, "text")
+
+
 def _sentence(error: ValidationError) -> str:
     """The first error of pydantic in the words of this workbook: the parameter, what was expected, what came."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][:1])
-    message = first["msg"].removeprefix("Value error, ")
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
         return message if not name or message.startswith(f"{name}: ") else f"{name}: {message}"
-    return f"{name}: {message[:1].lower()}{message[1:]}, got {first['input']!r}"
+    limits = first.get("ctx", {})
+    expected = {
+        "int_parsing": "a whole number",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_parsing": "a number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "string_type": "text",
+        "bool_parsing": "True or False",
+        "bool_type": "True or False",
+        "greater_than_equal": f"at least {limits.get('ge')}",
+        "greater_than": f"more than {limits.get('gt')}",
+        "less_than_equal": f"at most {limits.get('le')}",
+        "less_than": f"less than {limits.get('lt')}",
+    }.get(first["type"], first["msg"])
+    return f"{name}: expected {expected}, got {first['input']!r}"
 
 
 def words_of(value) -> list[str]:

@@ -106,11 +106,11 @@ def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, cap
             PATHS[2], tmp_path / "out.ipynb", {"batchs": "1"}, kernel_name="python3", cwd=notebook.ROOT,
             progress_bar=False,
         )  # fmt: skip
-    assert refusal.value.ename == "NotebookError"
+    assert refusal.value.ename == "ParameterError"
     assert refusal.value.evalue.startswith(
         "02_decode_kernels has no parameter 'batchs' (did you mean 'batches'?); it has:"
     )
-    assert refusal.value.traceback == [f"NotebookError: {refusal.value.evalue}"]
+    assert refusal.value.traceback == [f"ParameterError: {refusal.value.evalue}"]
     assert set((notebook.ROOT / "runs").glob("*")) == runs
 
 
@@ -143,7 +143,7 @@ def test_in_batch_the_given_folder_is_used_and_the_command_recorded(tmp_path, mo
     folder = tmp_path / "given"
     folder.mkdir()
     run = begin(tmp_path, monkeypatch, "tp = 8", folder=folder)
-    assert run.folder == folder and run.info["command"] == "python -m gdn_lab run x -p tp 8"
+    assert run.folder == folder and run.info["command"] == "gdn-lab run x -p tp 8"
     assert json.loads((folder / "run.json").read_text())["parameters"]["tp"] == 8
 
 
