@@ -2,9 +2,10 @@
 
 import pandas
 
+from ...backends.registry import VARIANTS
 from ...report.recorded import published
 from ...report.text import span
-from ...report.timed import VARIANTS, held_for, name_of, not_timed
+from ...report.timed import held_for, name_of, not_timed
 from ...report.timed import timed as timed_rows
 
 DETOUR = "detour"
