@@ -1,6 +1,6 @@
-"""How the figures look: one colour and one marker for each variant, labels at the ends of lines, notes below.
+"""How figures look: colours and markers of variants, a second palette for everything else, labels at the ends of lines.
 
-Dashes and a hollow marker mean gather and scatter, so that the figures read in grey as well.
+Dashes and a hollow marker mean gather and scatter, so that figures read in grey as well.
 """
 
 import math
@@ -11,28 +11,42 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from ..backends.registry import variant
 
-# The parts of a decode step by the names of their ranges: norms and copies grey, GDN's own strong, experts warm. Beside
-# colour a part always has its name.
+# The second palette: for what is not a variant. None of its colours is near one that a variant has or can get, so that
+# one colour means one variant in every figure (tests/report/test_style.py measures the distances). Parts and dtypes are
+# fills that always have their name next to them; the colours differ in lightness too, and read in grey.
+# Parts of a decode step, by the names of their ranges: norms and copies grey, the GDN kernel strong, experts warm.
 PART_COLOURS = {
-    "input norm": "#BDBDBD",
-    "in_proj qkvz": "#56B4E9",
-    "in_proj ba": "#44AA99",
-    "split": "#DADADA",
-    "conv": "#117733",
-    "gdn": "#D55E00",
-    "gated norm": "#8E8E8E",
-    "out_proj": "#0072B2",
-    "post norm": "#A6A6A6",
-    "router": "#CC79A7",
-    "experts": "#E69F00",
-    "shared expert": "#F0E442",
-    "combine": "#882255",
-    "feed-forward": "#E69F00",  # a dense model's, which has no experts
+    "input norm": "#C6C6C6",
+    "in_proj qkvz": "#A6BDDB",
+    "in_proj ba": "#99DDFF",
+    "split": "#DEDEDE",
+    "conv": "#8DD3C7",
+    "gdn": "#BB5566",
+    "gated norm": "#CCCCCC",
+    "out_proj": "#5A5AA8",
+    "post norm": "#D2D2D2",
+    "router": "#B39DDB",
+    "experts": "#EE8866",
+    "shared expert": "#FFED6F",
+    "combine": "#FFAABB",
+    "feed-forward": "#EE8866",  # of a dense model, which has no experts
     "gaps": "#F1F1F1",  # nothing runs
 }
-# For the parts of steps that have other names, in the order in which they occur.
-OTHER_PART_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#882255", "#44AA99", "#8C6D31")
-GREY = "#5F5F5F"  # roofs, notes, what others published
+# For parts with other names, modes and whatever else is not a variant, in order of appearance.
+OTHER_COLOURS = (
+    "#BB5566",
+    "#A6BDDB",
+    "#225555",
+    "#BBCC33",
+    "#7E57C2",
+    "#FFED6F",
+    "#EE8866",
+    "#8DD3C7",
+    "#FFAABB",
+    "#D9B38C",
+)
+DTYPE_COLOURS = {"float32": "#7E57C2", "bfloat16": "#B39DDB", "float16": "#225555"}
+GREY = "#5F5F5F"  # bounds, notes, what others published
 STYLE = {
     "font.size": 10.5,
     "axes.titlesize": 11,
@@ -55,29 +69,49 @@ STYLE = {
 
 
 def colour(name: str) -> str:
+    """Colour of the variant "backend/variant"."""
     return variant(name).colour
 
 
+def marker(name: str) -> str:
+    """Marker of the variant "backend/variant"."""
+    return variant(name).marker
+
+
+def label(name: str) -> str:
+    """What tables, sentences and figures call the variant "backend/variant"."""
+    return variant(name).label
+
+
+def other_colours(names) -> dict[str, str]:
+    """{name: colour} out of OTHER_COLOURS, for things that are not variants; they repeat after the last."""
+    return {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
+
+
 def part_colours(parts) -> dict[str, str]:
-    """{part: its colour}: PART_COLOURS where it has one, the others in turn."""
-    parts = list(dict.fromkeys(parts))
-    others = [part for part in parts if part not in PART_COLOURS]
-    turns = {part: OTHER_PART_COLOURS[i % len(OTHER_PART_COLOURS)] for i, part in enumerate(others)}
-    return {part: turns.get(part) or PART_COLOURS[part] for part in parts}
+    """{part of a step: colour}: PART_COLOURS where it has one, for the others OTHER_COLOURS in turn."""
+    return _known_or_other(parts, PART_COLOURS)
+
+
+def dtype_colours(dtypes) -> dict[str, str]:
+    """{name of a dtype: colour}: DTYPE_COLOURS where it has one, for the others OTHER_COLOURS in turn."""
+    return _known_or_other(dtypes, DTYPE_COLOURS)
+
+
+def _known_or_other(names, known: dict[str, str]) -> dict[str, str]:
+    names = list(dict.fromkeys(names))
+    others = other_colours(name for name in names if name not in known)
+    return {name: known.get(name) or others[name] for name in names}
 
 
 def ink_on(colour: str) -> str:
     """Black or white, whichever reads better on `colour`, "#rrggbb"."""
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
-def marker(name: str) -> str:
-    return variant(name).marker
-
-
 def line_style(name: str, indexing: str = "in_place") -> dict:
-    """The looks of one variant's line; solid and filled in place, dashed and hollow for gather and scatter."""
+    """What plot() takes for a variant: solid and filled in place, dashed and hollow for gather and scatter."""
     in_place = indexing == "in_place"
     return {
         "color": colour(name),
@@ -90,8 +124,24 @@ def line_style(name: str, indexing: str = "in_place") -> dict:
     }
 
 
+def plot_lines(ax, series: dict[str, dict[float, float]], form, indexing: str = "in_place") -> list[tuple]:
+    """Draw a line for each variant. Return what label_ends() takes: (last y, "label  form(last y)", colour) of each.
+
+    series: {variant: {x: y}}. form: function of y that returns its text.
+    """
+    ends = []
+    for name, points in series.items():
+        xs = sorted(points)
+        ax.plot(xs, [points[x] for x in xs], **line_style(name, indexing))
+        ends.append((points[xs[-1]], f"{label(name)}  {form(points[xs[-1]])}", colour(name)))
+    return ends
+
+
 def new_figure(title, width, height, columns=1, notes=(), rows=1, **options):
-    """A figure with its finding above and its notes below, and rows x columns axes between, row after row."""
+    """(figure, its rows x columns axes, row after row), with the finding as title and notes below.
+
+    The title, on one line by title_of(), is also the alternative text wherever the figure is shown.
+    """
     fig = Figure(figsize=(width, height), layout="constrained")
     fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.04)
     fig.suptitle(textwrap.fill(title, int(width * 8.8)), x=0.01, ha="left", fontsize=13, fontweight="bold")
@@ -100,6 +150,11 @@ def new_figure(title, width, height, columns=1, notes=(), rows=1, **options):
         fig.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=8.5, color=GREY)
     axes = fig.subplots(rows, columns, squeeze=False, **options).ravel()
     return fig, axes
+
+
+def title_of(figure: Figure) -> str:
+    """A figure's title on one line: its finding, and its alternative text."""
+    return " ".join(figure.get_suptitle().split())
 
 
 def empty_figure(title, sentences, width=9.0):
@@ -130,7 +185,7 @@ def plain_log_axis(axis):
 
 
 def label_ends(ax, ends):
-    """Writes each line's label right of the axes at its last point; labels too close are pushed apart.
+    """Write each line's label to the right of the axes at its last point, pushing apart labels that would touch.
 
     ends: [(y in data, label, colour)]. Limits and scale of the y axis must be set before.
     """
@@ -138,36 +193,49 @@ def label_ends(ax, ends):
         return
     low, high = (math.log(y) if ax.get_yscale() == "log" else y for y in ax.get_ylim())
 
-    def height_of(y):  # within the axes: a label far outside would leave no room for them
+    def height_of(y):  # clipped to the axes: a label far outside would shrink them
         return min(max(((math.log(y) if ax.get_yscale() == "log" else y) - low) / (high - low), 0.0), 1.0)
 
     ends = sorted(ends, key=lambda end: height_of(end[0]))
     step = 0.062 * 4.0 / ax.get_figure().get_figheight()
-    places = _spread([height_of(y) for y, _, _ in ends], step)
-    for place, (y, label, ink) in zip(places, ends, strict=True):
+    heights = _spread([height_of(y) for y, _, _ in ends], step)
+    for height, (y, text, ink) in zip(heights, ends, strict=True):
         ax.annotate(
-            label, xy=(1.0, height_of(y)), xytext=(1.05, place), xycoords="axes fraction", textcoords="axes fraction",
-            va="center", ha="left", color=ink, fontsize=9.5, annotation_clip=False,
+            text,
+            xy=(1.0, height_of(y)),
+            xytext=(1.05, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            ha="left",
+            color=ink,
+            fontsize=9.5,
+            annotation_clip=False,
             arrowprops={
-                "arrowstyle": "-", "color": ink, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5),
+                "arrowstyle": "-",
+                "color": ink,
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
             },
-        )  # fmt: skip
+        )
 
 
 def _spread(wanted: list[float], step: float) -> list[float]:
-    """Ascending places as near to the wanted ones as can be with `step` between neighbours, kept within 0…1.
+    """Ascending heights as near to the wanted ones as possible, at least `step` apart, within 0…1.
 
     Neighbours that would touch form a group, which is centred on the mean of what its members want.
     """
-    groups = []  # [members' wanted places]
+    groups = []  # of wanted heights
 
     def first(group):
         centre = sum(group) / len(group)
         half = (len(group) - 1) * step / 2
         return min(max(centre - half, 0.0), 1.0 - 2 * half)
 
-    for place in wanted:
-        groups.append([place])
+    for height in wanted:
+        groups.append([height])
         while len(groups) > 1 and first(groups[-1]) < first(groups[-2]) + len(groups[-2]) * step:
             last = groups.pop()
             groups[-1] += last

@@ -1,6 +1,7 @@
 """Timed: the rows of one run that tables, sentences and figures show, selected once and passed to all of them.
 
-A row is a dict as bench/results.py writes it. A variant is named "backend/variant"; `times` always means median_us.
+A row is a dict as bench/results.py writes it. Variants are keyed by full name, "backend/variant"; what people read is
+their label. `times` always means median_us.
 """
 
 from collections import defaultdict
@@ -48,6 +49,14 @@ class Timed:
         others = self.where(lambda row: variant(name_of(row)).role != "eager")
         return others if others else self
 
+    def named(self, *roles: str) -> list[str]:
+        """Full names of the variants timed whose role is one of `roles`, in order: named("baseline")."""
+        return [name for name in self.names if variant(name).role in roles]
+
+    def at(self, batch: int) -> dict[str, dict]:
+        """{variant: its row at one batch}, those timed there."""
+        return {name_of(row): row for row in sorted(self.rows, key=_place) if row["batch"] == batch}
+
     @property
     def on_cpu(self) -> bool:
         return self.timer == "host_clock"
@@ -70,7 +79,16 @@ class Timed:
 
     def times(self) -> dict[str, dict[int, float]]:
         """{variant: {batch: median µs}}."""
-        return {name: {row["batch"]: row["median_us"] for row in rows} for name, rows in self.by_variant().items()}
+        return self.values(lambda row: row["median_us"])
+
+    def values(self, value) -> dict[str, dict[int, float]]:
+        """{variant: {batch: value(row)}}."""
+        return {name: {row["batch"]: value(row) for row in rows} for name, rows in self.by_variant().items()}
+
+    def ratios_to(self, base: str) -> dict[str, dict[int, float]]:
+        """{variant: {batch: its time over that of the variant `base`}} where both were timed, `base` left out."""
+        times = self.times()
+        return ratios(times, times.pop(base, {}))
 
     def frame(self) -> pandas.DataFrame:
         """One line for each row, with the column `name`; empty columns where a row lacks a field."""
@@ -94,7 +112,7 @@ class Timed:
 
     def notes_on_copies(self) -> list[str]:
         """A note if some of the variants gather and scatter states within their own calls."""
-        names = [name for name in self.names if variant(name).copies]
+        names = [variant(name).label for name in self.names if variant(name).copies]
         return [f"{', '.join(names)}: time includes the gather and scatter that its calls need."] if names else []
 
     def not_timed(self) -> list[str]:
@@ -107,16 +125,37 @@ def name_of(row: dict) -> str:
     return f"{row['backend']}/{row['variant']}"
 
 
+def _place(row: dict) -> tuple:
+    """Sorts rows as tables and figures order variants."""
+    return variant(name_of(row)).order, name_of(row)
+
+
+def ratios(times: dict[str, dict], base: dict[int, float]) -> dict[str, dict[int, float]]:
+    """{name: {batch: time over base's}} of {name: {batch: time}} and {batch: time}, where base has the batch."""
+    found = {
+        name: {batch: us / base[batch] for batch, us in by_batch.items() if batch in base}
+        for name, by_batch in times.items()
+    }
+    return {name: by_batch for name, by_batch in found.items() if by_batch}
+
+
+def largest_batch(by_variant: dict[str, dict[int, float]]) -> int:
+    """The largest batch of {variant: {batch: …}}."""
+    return max(batch for by_batch in by_variant.values() for batch in by_batch)
+
+
 def not_timed(rows) -> list[str]:
     """What refused, one sentence for each reason, and what was wrong, one for each variant and batch."""
     refused, wrong = defaultdict(dict), {}
     for row in rows:
         if row.get("status") == "refused":
-            if row["reason"] != f"has no {row.get('phase')} kernel":  # made for another phase: nothing to tell
-                refused[row["reason"]][name_of(row)] = None
+            if row["reason"] != f"has no {row.get('phase')} kernel":  # made for another phase
+                refused[row["reason"]][variant(name_of(row)).label] = None
         elif row.get("status") == "wrong":
             error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
-            wrong[f"{name_of(row)} wrong at B = {row['batch']} (largest error {error}): not timed"] = None
+            wrong[f"{variant(name_of(row)).label} wrong at B = {row['batch']} (largest error {error}): not timed"] = (
+                None
+            )
     return [f"{', '.join(names)} refused: {reason}" for reason, names in refused.items()] + list(wrong)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas
 
 from ...report.recorded import published, published_ratios
-from ...report.text import byte_size, gb, micro, percent, span
+from ...report.text import byte_size, gb, micro, number_range, percent
 from ...report.timed import held_for, name_of, series, timed, times
 from ..pool_layouts.formulas import slot_table, warp_load
 
@@ -176,7 +176,7 @@ def _say_published(rows) -> str | None:
     found = reproduction(rows)
     if not found.nearest:
         return None
-    each = " and ".join(f"{name} takes {span(at)}" for name, at in found.ranges.items())
+    each = " and ".join(f"{name} takes {number_range(at)}" for name, at in found.ranges.items())
     verdict = "reproduces them" if found.within else f"comes nearest, and stays {_side(found)} them"
     return (
         f"The pull request's {found.band[0]:.1f} to {found.band[1]:.1f} times FlashInfer's time (B from 32 up): here "
@@ -195,7 +195,7 @@ def _say_pair(rows) -> str | None:
     for name, note in notes.items():
         at = ratios.get(name, {})
         large, small = ([r for batch, r in at.items() if keep(batch)] for keep in (lambda b: b >= 32, lambda b: b <= 8))
-        said = [f"{span(of)} {where}" for of, where in ((small, "at B ≤ 8"), (large, "from B = 32 up")) if of]
+        said = [f"{number_range(of)} {where}" for of, where in ((small, "at B ≤ 8"), (large, "from B = 32 up")) if of]
         each += [f"{name}{note} {', '.join(said)}"] if said else []
     return f"Over flashinfer/vk, both in place: {'; '.join(each)}." if each else None
 

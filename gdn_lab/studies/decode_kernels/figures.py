@@ -20,7 +20,7 @@ from ...report.style import (
     new_figure,
     plain_log_axis,
 )
-from ...report.text import device_name, micro, percent, span
+from ...report.text import device_name, micro, number_range, percent
 from ...report.timed import clock_prefix, name_of, not_timed, series, timed, times, with_copies
 from .analysis import (
     GATHER_SCATTER_TRAFFIC,
@@ -45,7 +45,9 @@ def gather_scatter(rows, run=None, timer=None) -> Figure:
     batches = sorted({batch for of in ratios.values() for batch in of})
     kernels = {name: of for name, of in ratios.items() if not name.startswith("torch/")}  # eager PyTorch always gathers
     last = [of[batches[-1]] for of in (kernels or ratios).values() if batches[-1] in of]
-    title = f"{clock_prefix(rows)}At B = {batches[-1]} gather and scatter make a step {span(last)} times as long"
+    title = (
+        f"{clock_prefix(rows)}At B = {batches[-1]} gather and scatter make a step {number_range(last)} times as long"
+    )
     fig, (ax,) = new_figure(title, 9.0, 4.6, 1, notes)
     ends = []
     for name, of in ratios.items():
@@ -153,7 +155,7 @@ def against_published(rows, run=None, timer=None) -> Figure:
     title = f"Published: Triton takes {low:.1f} to {high:.1f} times as long as FlashInfer from B = 32 up"
     if found.nearest:
         each = sorted(found.ranges.items(), reverse=True)
-        ranges = " and ".join(f"{name.split('/')[1]} {span(at)}" for name, at in each)
+        ranges = " and ".join(f"{name.split('/')[1]} {number_range(at)}" for name, at in each)
         title += f"; here {ranges}"
         title += f": {found.nearest.split('/')[1]} is the nearer baseline" if len(each) > 1 else ""
     else:

@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from ...report.style import (
     GREY,
-    OTHER_PART_COLOURS,
+    OTHER_COLOURS,
     PART_COLOURS,
     STYLE,
     empty_figure,
@@ -68,7 +68,7 @@ def _drawn_parts(of: Analysis) -> tuple[dict[str, str], dict[str, str]]:
     every = list(dict.fromkeys([*times.index, *of.kernels["part"]]))
     longest = [*times.sort_values(ascending=False).index, *every]
     unknown = list(dict.fromkeys(part for part in longest if part not in PART_COLOURS and part != REST))
-    other = set(unknown[len(OTHER_PART_COLOURS) :])  # no colour stands for two parts
+    other = set(unknown[len(OTHER_COLOURS) :])  # no colour stands for two parts
     drawn = {part: OTHERS if part in other else part for part in every}
     colours = part_colours(part for part in drawn.values() if part not in (OTHERS, REST))
     if set(drawn.values()) & {OTHERS, REST}:

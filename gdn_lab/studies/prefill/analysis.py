@@ -4,7 +4,7 @@ import pandas
 
 from ...backends.registry import VARIANTS
 from ...report.recorded import published
-from ...report.text import span
+from ...report.text import number_range
 from ...report.timed import held_for, name_of, not_timed
 from ...report.timed import timed as timed_rows
 
@@ -98,11 +98,11 @@ def answers(rows) -> list[str]:
     sentences.append(f"{fastest(rows)}.")
     for name, found in ratios(rows, own).items():
         if not name.endswith(DETOUR):
-            sentences.append(f"{name} takes {span(found)} times as long as {own} in place.")
+            sentences.append(f"{name} takes {number_range(found)} times as long as {own} in place.")
     for name, found in detour_ratios(rows).items():
         ahead = "is ahead at every size" if min(found.values()) > 1 else "is not ahead at every size"
         sentences.append(
-            f"The detour by way of KV takes {span(found.values())} times as long as {name} on the pool in place: "
+            f"The detour by way of KV takes {number_range(found.values())} times as long as {name} in place: "
             f"the pool in place {ahead}."
         )
     return sentences + not_timed(rows)

@@ -4,7 +4,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ...report.style import GREY, STYLE, colour, empty_figure, marker, new_figure
-from ...report.text import device_name, span
+from ...report.text import device_name, number_range
 from ...report.timed import clock_prefix, name_of, not_timed, with_copies
 from . import analysis as findings
 
@@ -62,7 +62,9 @@ def native_against_detour(rows, run=None) -> Figure:
     if not found:
         return empty_figure("The detour was not timed beside the pool in place", not_timed(rows))
     every = [ratio for of in found.values() for ratio in of.values()]
-    title = f"{clock_prefix(rows)}The detour by way of KV takes {span(every)} times as long as the pool in place"
+    title = (
+        f"{clock_prefix(rows)}The detour by way of KV takes {number_range(every)} times as long as the pool in place"
+    )
     panels = _panels(findings.timed(rows))
     fig, axes = new_figure(title, 10.5, 4.2, len(panels), _notes(rows, run), sharey=True)
     for ax, (heads, names, of) in zip(axes, panels, strict=True):

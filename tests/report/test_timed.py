@@ -1,0 +1,38 @@
+"""Timed: which rows are selected, and how variants are grouped."""
+
+from synthetic import RUN, refused, sweep_rows, wrong
+
+from gdn_lab.report.timed import Timed
+
+
+def test_rows_are_selected_once():
+    rows = [*sweep_rows(batches=(1, 32)), refused("cutedsl/vk", "needs a newer GPU"), wrong("fla/vk", 32, 0.5)]
+    timed = Timed(rows, RUN)
+    assert timed.timer == "cuda_graph_replay" and timed.batches == [1, 32]
+    assert {row["indexing"] for row in timed.rows} == {"in_place"}
+    assert {row["timer"] for row in timed.selected(timer="cupti_kernel").rows} == {"cupti_kernel"}
+    assert timed.names == ["triton/vk", "triton/vk-serial", "triton/kv32", "triton/kv8", "flashinfer/vk"]
+    assert timed.named("baseline") == ["triton/kv32", "triton/kv8"] and timed.named("eager") == []
+    assert timed.not_timed() == [
+        "cutedsl/vk refused: needs a newer GPU",
+        "fla/vk wrong at B = 32 (largest error 0.5): not timed",
+    ]
+    assert not Timed([]) and Timed([]).not_timed() == []
+
+
+def test_ratios_are_of_batches_that_both_have():
+    rows = [row for row in sweep_rows(batches=(1, 32)) if (row["variant"], row["batch"]) != ("kv8", 1)]
+    timed = Timed(rows, RUN)
+    times, ratios = timed.times(), timed.ratios_to("triton/vk")
+    assert "triton/vk" not in ratios and set(ratios["triton/kv8"]) == {32}
+    assert ratios["triton/kv8"][32] == times["triton/kv8"][32] / times["triton/vk"][32]
+    assert list(timed.at(1)) == ["triton/vk", "triton/vk-serial", "triton/kv32", "flashinfer/vk"]
+    assert timed.ratios_to("nothing/vk") == {}
+
+
+def test_eager_pytorch_is_left_out_unless_it_is_alone():
+    eager = {"torch/vk": (100, 0.1)}
+    assert Timed(sweep_rows(eager)).kernels().names == ["torch/vk"]
+    assert Timed(sweep_rows(eager | {"triton/vk": (2, 0.9)})).kernels().names == ["triton/vk"]
+    cpu = Timed(sweep_rows(eager, timers=("host_clock",)))
+    assert cpu.on_cpu and cpu.clock_prefix == "CPU times: " and Timed([]).clock_prefix == ""
