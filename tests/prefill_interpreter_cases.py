@@ -6,7 +6,7 @@ Inputs are float32: the interpreter gets products of bf16 wrong.
 import pytest
 import torch
 from against_oracle import filled_pool, row_slots
-from prefill_against_oracle import check_prefill, inputs_of
+from prefill_against_reference import check_prefill, inputs_of
 
 from gdn_lab import GDNShape, prefill
 from gdn_lab.backends.triton import prefill as triton_prefill

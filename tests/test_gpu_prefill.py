@@ -6,7 +6,7 @@ import pytest
 import torch
 from against_oracle import filled_pool, row_slots, same_bits
 from conftest import HAS_GPU
-from prefill_against_oracle import bounds_of, check_prefill, inputs_of
+from prefill_against_reference import bounds_of, check_prefill, inputs_of
 
 from gdn_lab import GDNShape, StatePool, decode, prefill, reference
 from gdn_lab.backends.base import dtype_name

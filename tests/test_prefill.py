@@ -5,7 +5,7 @@ import torch
 from against_oracle import filled_pool, row_slots, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from prefill_against_oracle import bounds_of, check_prefill, inputs_of
+from prefill_against_reference import bounds_of, check_prefill, inputs_of
 from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, checks, decode, prefill, reference

@@ -1,0 +1,66 @@
+"""Inputs that are hard for a 16-bit kernel, by name: for the tests of decode, verify and prefill and for every check
+before timing."""
+
+from typing import NamedTuple
+
+import torch
+
+from .models import GDNShape
+from .ops import DecodeInputs, make_inputs
+
+
+class HardInputs(NamedTuple):
+    """Arguments of one call, and the standard deviation of the normal state that it should start from."""
+
+    inputs: DecodeInputs
+    state_std: float
+
+
+class _Kind(NamedTuple):
+    state_std: float
+    strong_decay: bool = False
+    gates_near_one: bool = False  # log g mostly from -1e-3 to -1e-6, beta mostly from 0.9 to 1
+
+
+KINDS = {
+    "strong decay": _Kind(1.0, strong_decay=True),
+    "hardly any decay": _Kind(1.0, gates_near_one=True),
+    "nearly parallel keys": _Kind(30.0, gates_near_one=True),
+    "q = k": _Kind(30.0, gates_near_one=True),
+    "large state": _Kind(30.0),
+    "large values": _Kind(1.0),
+    "zero keys": _Kind(1.0),
+}
+LARGEST_VALUE = 1000.0
+NOISE = 1e-2  # of a nearly parallel key, relative to the direction that all keys of a head share
+
+
+def hard_inputs(
+    shape: GDNShape, batch: int, *, tokens=None, device="cpu", dtype=torch.bfloat16, seed=0
+) -> dict[str, HardInputs]:
+    """Make the inputs of every kind in KINDS.
+
+    batch, tokens, device, dtype, seed: as in make_inputs(); for prefill(), `batch` counts tokens.
+    """
+    options = dict(tokens=tokens, device=device, dtype=dtype, seed=seed)
+    return {name: HardInputs(_inputs(name, shape, batch, **options), kind.state_std) for name, kind in KINDS.items()}
+
+
+def _inputs(name, shape, batch, *, seed, **options) -> DecodeInputs:
+    """Make inputs of the kind `name`: those of make_inputs() with some of them changed in place."""
+    kind = KINDS[name]
+    x = make_inputs(shape, batch, seed=seed, strong_decay=kind.strong_decay, **options)
+    if kind.gates_near_one:
+        x.a.sub_(5.0)  # make_inputs() draws a around -6 and b around 0
+        x.b.add_(4.0)
+    if name == "nearly parallel keys":
+        rng = torch.Generator().manual_seed(seed)
+        direction = torch.randn(shape.num_k_heads, shape.head_k_dim, generator=rng).to(x.k.device)
+        x.k.copy_(direction + NOISE * x.k.float())
+    elif name == "q = k":
+        x.q.copy_(x.k)
+    elif name == "large values":
+        x.v.mul_(LARGEST_VALUE / 4.5)  # the largest of a few thousand normal numbers is near 4.5
+    elif name == "zero keys":
+        x.k[..., ::3, :, :] = 0.0  # every third token
+    return x
