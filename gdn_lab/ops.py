@@ -42,7 +42,23 @@ def decode(
     if checks_values():
         _check_slots(pool, indices)
     call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
-    return _launch(backend, call, (q, k, v, a, b, A_log, dt_bias, pool.state, indices), scale, use_qk_l2norm, out)
+    launch, out = _chosen(backend, call, v, out)
+    if q.size(0):
+        launch(
+            q,
+            k,
+            v,
+            a,
+            b,
+            A_log=A_log,
+            dt_bias=dt_bias,
+            state=pool.launch_state,
+            indices=indices,
+            scale=pool.shape.scale if scale is None else scale,
+            use_qk_l2norm=use_qk_l2norm,
+            out=out,
+        )
+    return out
 
 
 def verify(
@@ -74,8 +90,24 @@ def verify(
     else:
         mode = "output" if intermediate_states is None else "intermediate"
     call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode)
-    tensors = (q, k, v, a, b, A_log, dt_bias, pool.state, indices)
-    return _launch(backend, call, tensors, scale, use_qk_l2norm, out, intermediate_states, update_state)
+    launch, out = _chosen(backend, call, v, out)
+    if q.size(0):
+        launch(
+            q,
+            k,
+            v,
+            a,
+            b,
+            A_log=A_log,
+            dt_bias=dt_bias,
+            state=pool.launch_state._replace(intermediate=intermediate_states),
+            indices=indices,
+            scale=pool.shape.scale if scale is None else scale,
+            use_qk_l2norm=use_qk_l2norm,
+            out=out,
+            update_state=update_state,
+        )
+    return out
 
 
 def prefill(
@@ -106,8 +138,24 @@ def prefill(
         _check_slots(pool, indices)
         _check_bounds(cu_seqlens, q.size(0))
     call = Call("prefill", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
-    tensors = (q, k, v, a, b, A_log, dt_bias, pool.state, indices, cu_seqlens)
-    return _launch(backend, call, tensors, scale, use_qk_l2norm, out)
+    launch, out = _chosen(backend, call, v, out)
+    if q.size(0):
+        launch(
+            q,
+            k,
+            v,
+            a,
+            b,
+            A_log=A_log,
+            dt_bias=dt_bias,
+            state=pool.launch_state,
+            indices=indices,
+            cu_seqlens=cu_seqlens,
+            scale=pool.shape.scale if scale is None else scale,
+            use_qk_l2norm=use_qk_l2norm,
+            out=out,
+        )
+    return out
 
 
 def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, **options):
@@ -158,17 +206,10 @@ def decode_gathered(
     return out
 
 
-def _launch(backend, call, tensors, scale, use_qk_l2norm, out, *more):
-    """Runs the call on the backend that serves it, unless it has no rows; returns out, allocated if it was None.
-
-    tensors: q, k, v and so on as the launch takes them; more: what it takes after out.
-    """
-    launch, q, v = launch_for(backend, call), tensors[0], tensors[2]
-    if out is None:
-        out = torch.empty(v.shape, dtype=q.dtype, device=q.device)
-    if q.size(0):
-        launch(*tensors, call.shape.scale if scale is None else scale, use_qk_l2norm, out, *more)
-    return out
+def _chosen(backend, call, v, out):
+    """The launch of the backend that serves the call, and `out`, allocated if it is None."""
+    launch = launch_for(backend, call)
+    return launch, torch.empty(v.shape, dtype=v.dtype, device=v.device) if out is None else out
 
 
 def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):

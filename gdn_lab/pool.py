@@ -15,6 +15,7 @@ import os
 import torch
 from torch import Tensor
 
+from .backends.base import State
 from .models import CONV_WINDOW, GDNShape
 
 LAYOUTS = ("VK", "KV")
@@ -65,6 +66,7 @@ class StatePool:
         self.state = torch.zeros(slots, shape.num_v_heads, *inner, dtype=dtype, device=device)
         self.conv = torch.zeros(slots, shape.conv_dim, CONV_WINDOW, dtype=CONV_DTYPE, device=device)
         self.device = self.state.device
+        self.launch_state = State(self.state)  # what a backend's launch takes
         self.intermediate_states = self.draft_inputs = None
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
 

@@ -13,6 +13,7 @@ from against_oracle import PADDING, check_decode, filled_pool, row_slots
 from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, decode, reference
+from gdn_lab.backends.base import State
 from gdn_lab.backends.triton import backend
 from gdn_lab.backends.triton import recurrent as triton_tokens
 from gdn_lab.ops import make_inputs
@@ -108,6 +109,7 @@ def test_offsets_beyond_2_31_elements(variant):
     pool = StatePool(shape, 2, layout=variant.layout, dtype=BF16)
     pool.slots = slots
     pool.state = torch.from_numpy(numpy.zeros(slots * 2048, numpy.int16)).view(BF16).view(slots, 2, 32, 32)
+    pool.launch_state = State(pool.state)
     indices = torch.tensor([2**20, PADDING, slots - 1, 2**20 - 1], dtype=torch.int32)
     live = [0, 2, 3]
     old = torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(0)).to(BF16)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, decode, reference
+from gdn_lab.backends.base import State
 from gdn_lab.ops import make_inputs
 
 SHAPE = GDNShape(1, 2, 3, 5)
@@ -195,6 +196,7 @@ def lazy_pool(shape, slots, *, layout, dtype=torch.bfloat16):
     pool = StatePool(shape, 2, layout=layout, dtype=dtype)
     whole = (slots, *pool.state.shape[1:])
     pool.slots, pool.state = slots, torch.from_numpy(numpy.zeros(math.prod(whole), numpy.int16)).view(dtype).view(whole)
+    pool.launch_state = State(pool.state)
     return pool
 
 

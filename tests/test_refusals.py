@@ -469,13 +469,13 @@ def test_flashinfer_is_not_called_on_tensors_it_cannot_take(machine, name, dtype
     x = make_inputs(BIG, 2)
     good = dict(
         q=x.q.contiguous(), k=x.k.contiguous(), v=x.v.contiguous(), a=x.a, b=x.b, A_log=x.A_log, dt_bias=x.dt_bias,
-        state=StatePool(BIG, 3, dtype=dtype).state, indices=torch.tensor([1, 2], dtype=torch.int32), scale=1.0,
+        state=StatePool(BIG, 3, dtype=dtype).launch_state, indices=torch.tensor([1, 2], dtype=torch.int32), scale=1.0,
         use_qk_l2norm=True, out=torch.empty(2, 4, 128, dtype=BF16),
     )  # fmt: skip
     call = Call("decode", "VK", dtype, BF16, torch.int32, BIG, CUDA)
     launch = registry.launch_for("flashinfer", call)
     launch(**good)
-    assert len(calls) == 1 and calls[0]["initial_state"] is good["state"] and calls[0]["backend"] == "flashinfer"
+    assert len(calls) == 1 and calls[0]["initial_state"] is good["state"].data and calls[0]["backend"] == "flashinfer"
     bad = good | {name: misaligned(good[name])}
     if dtype == FP32 and name in ("A_log", "dt_bias"):
         launch(**bad)  # read one element at a time there

@@ -8,6 +8,7 @@ from tolerances import assert_close
 from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
 
 from gdn_lab import GDNShape, StatePool, pool_kernels, reference, verify
+from gdn_lab.backends.base import State
 from gdn_lab.backends.triton import verify as triton_verify
 from gdn_lab.backends.triton.recurrent import Tile
 from gdn_lab.ops import make_inputs
@@ -78,6 +79,7 @@ def test_offsets_beyond_2_31_elements(layout):
     pool = StatePool(shape, 2, layout=layout, dtype=BF16)
     pool.slots = slots
     pool.state = torch.from_numpy(numpy.zeros(slots * 2048, numpy.int16)).view(BF16).view(slots, 2, 32, 32)
+    pool.launch_state = State(pool.state)
     indices = torch.tensor([2**20, PADDING, slots - 1], dtype=torch.int32)
     live = [0, 2]
     old = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(0)).to(BF16)

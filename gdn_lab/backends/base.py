@@ -109,10 +109,10 @@ class KernelCase(NamedTuple):
     registers: int | None = None
 
 
-# decode   launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out)
-# verify   launch(…, out, intermediate_states, update_state)
-# prefill  launch(…, state, indices, cu_seqlens, scale, use_qk_l2norm, out)
-# Each writes state in place, and out.
+# decode   launch(q, k, v, a, b, *, A_log, dt_bias, state: State, indices, scale, use_qk_l2norm, out)
+# verify   adds update_state; state.intermediate is the buffer or None
+# prefill  adds cu_seqlens
+# Each updates state.data in place and writes out.
 Launch = Callable[..., None]
 
 

@@ -41,13 +41,13 @@ class FlashLinearAttentionBackend(Backend):
     def decode_launch(self, variant, call):
         from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 
-        def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
-            slots, S = _gather(state, indices)
+        def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
+            slots, S = _gather(state.data, indices)
             q, k, v, a, b = (x.contiguous().unsqueeze(1) for x in (q, k, v, a, b))  # [B, 1, …]
             o, final = fused_recurrent_gated_delta_rule(
                 q, k, v, a, beta=b, initial_state=S, **_options(A_log, dt_bias, scale, use_qk_l2norm)
             )
-            _scatter(state, slots, final)
+            _scatter(state.data, slots, final)
             out.copy_(o.squeeze(1))
 
         return launch
@@ -55,14 +55,14 @@ class FlashLinearAttentionBackend(Backend):
     def prefill_launch(self, variant, call):
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-        def launch(q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
-            slots, S = _gather(state, indices)
+        def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
+            slots, S = _gather(state.data, indices)
             q, k, v, a, b = (x.contiguous().unsqueeze(0) for x in (q, k, v, a, b))  # [1, tokens, …]
             bounds = cu_seqlens if cu_seqlens.dtype is torch.int64 else cu_seqlens.long()
             o, final = chunk_gated_delta_rule(
                 q, k, v, a, b, initial_state=S, cu_seqlens=bounds, **_options(A_log, dt_bias, scale, use_qk_l2norm)
             )
-            _scatter(state, slots, final)
+            _scatter(state.data, slots, final)
             out.copy_(o.squeeze(0))
 
         return launch

@@ -79,7 +79,7 @@ class FlashInferBackend(Backend):
         alignment = ALIGNMENT[call.state_dtype]
         gates_too = call.state_dtype is torch.bfloat16
 
-        def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
+        def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
             _check_alignment(alignment, q=q, k=k, v=v, indices=indices, out=out)
             if gates_too:
                 _check_alignment(alignment, A_log=A_log, dt_bias=dt_bias)
@@ -87,7 +87,7 @@ class FlashInferBackend(Backend):
             gated_delta_rule_decode_pretranspose(
                 q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), None, A_log, a.unsqueeze(1), dt_bias, b.unsqueeze(1),
                 scale=scale, output=out.unsqueeze(1), use_qk_l2norm=use_qk_l2norm,
-                initial_state=state, initial_state_indices=indices, backend="flashinfer",
+                initial_state=state.data, initial_state_indices=indices, backend="flashinfer",
             )  # fmt: skip
 
         return launch
@@ -99,7 +99,7 @@ class FlashInferBackend(Backend):
         return _prefill
 
 
-def _prefill(q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
+def _prefill(q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
     from flashinfer.gdn_prefill import chunk_gated_delta_rule
 
     from .triton.gates import gates
@@ -108,8 +108,8 @@ def _prefill(q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, u
     g, beta = gates(a, b, A_log, dt_bias)
     o = out if out.data_ptr() % 16 == 0 else torch.empty_like(out)
     chunk_gated_delta_rule(
-        q, k, v, g, beta, scale, initial_state=state, output_final_state=True, cu_seqlens=cu_seqlens, output=o,
-        output_state=state, state_indices=indices.clamp(min=0), use_qk_l2norm_in_kernel=use_qk_l2norm,
+        q, k, v, g, beta, scale, initial_state=state.data, output_final_state=True, cu_seqlens=cu_seqlens, output=o,
+        output_state=state.data, state_indices=indices.clamp(min=0), use_qk_l2norm_in_kernel=use_qk_l2norm,
         backend="flashinfer",
     )  # fmt: skip
     if o is not out:
@@ -140,12 +140,12 @@ def no_prefill(capability_major: int) -> str | None:
 
 
 def _verify(
-    alignment, q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states,
-    update_state,
+    alignment, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state
 ):  # fmt: skip
     from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
 
     _check_alignment(alignment, q=q, k=k, v=v, indices=indices, out=out)
+    intermediate_states = state.intermediate
     if intermediate_states is not None:
         _check_alignment(alignment, intermediate_states=intermediate_states)
         if not intermediate_states.is_contiguous():  # its kernels count on rows of T tokens and would write elsewhere
@@ -155,13 +155,13 @@ def _verify(
             )
     gated_delta_rule_decode_pretranspose(
         q, k, v, None, A_log, a, dt_bias, b, scale=scale, output=out, use_qk_l2norm=use_qk_l2norm,
-        initial_state=state, initial_state_indices=indices, intermediate_states_buffer=intermediate_states,
+        initial_state=state.data, initial_state_indices=indices, intermediate_states_buffer=intermediate_states,
         disable_state_update=not update_state, backend="flashinfer",
     )  # fmt: skip
 
 
 def _verify_wy(
-    q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
+    q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state
 ):  # fmt: skip
     from flashinfer.gdn_kernels import gated_delta_rule_mtp_wy_output_only
 
@@ -169,7 +169,7 @@ def _verify_wy(
         raise ValueError("use_qk_l2norm: backend 'flashinfer/wy' always normalises q and k; got False")
     _check_alignment(16, q=q, k=k, v=v, indices=indices, out=out)
     gated_delta_rule_mtp_wy_output_only(
-        A_log, a, dt_bias, q=q, k=k, v=v, b=b, initial_state_source=state, initial_state_indices=indices,
+        A_log, a, dt_bias, q=q, k=k, v=v, b=b, initial_state_source=state.data, initial_state_indices=indices,
         disable_state_update=True, scale=scale, output=out,
     )  # fmt: skip
 

@@ -63,33 +63,32 @@ class TorchBackend(Backend):
 # Everything is computed in float32. `transpose`: the pool is KV; S is [B, HV, V, K] all the same.
 
 
-def _decode(transpose, q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
-    S, slots = _gather(transpose, state, indices)
+def _decode(transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
+    S, slots = _gather(transpose, state.data, indices)
     S, o = _step(S, *_factors(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm))
     out.copy_(_live(indices, o))
-    _scatter(transpose, state, slots, S)
+    _scatter(transpose, state.data, slots, S)
 
 
 def _verify(
-    transpose, q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states,
-    update_state,
+    transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state
 ):  # fmt: skip
-    S, slots = _gather(transpose, state, indices)
+    S, slots = _gather(transpose, state.data, indices)
     factors = _factors(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm)
     for t in range(q.shape[1]):
         S, o = _step(S, *(x[:, t] for x in factors))
         out[:, t] = _live(indices, o)
-        if intermediate_states is not None:
-            intermediate_states[:, t] = S.transpose(-1, -2) if transpose else S
+        if state.intermediate is not None:
+            state.intermediate[:, t] = S.transpose(-1, -2) if transpose else S
     if update_state:
-        _scatter(transpose, state, slots, S)
+        _scatter(transpose, state.data, slots, S)
 
 
 def _prefill(
-    transpose, q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out
+    transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out
 ):  # fmt: skip
     """One sequence after the other, CHUNK tokens at a time. Reads cu_seqlens and indices on the host: synchronises."""
-    S, slots = _gather(transpose, state, indices)
+    S, slots = _gather(transpose, state.data, indices)
     bounds = cu_seqlens.tolist()
     for n, slot in enumerate(indices.tolist()):
         tokens = slice(bounds[n], bounds[n + 1])
@@ -102,7 +101,7 @@ def _prefill(
             chunk = slice(start, start + CHUNK)
             o, S[n] = _chunk(S[n], *(x[chunk].transpose(0, 1) for x in (q_n, k_n, v_n)), log_g[chunk].T, beta[chunk].T)
             out[tokens][chunk] = o.transpose(0, 1)
-    _scatter(transpose, state, slots, S)
+    _scatter(transpose, state.data, slots, S)
 
 
 def _chunk(S, q, k, v, log_g, beta):

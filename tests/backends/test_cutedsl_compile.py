@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="cuobjdump comes with Triton, of which ther
 
 from gdn_lab import GDNShape  # noqa: E402
 from gdn_lab.backends import registry  # noqa: E402
-from gdn_lab.backends.base import Call  # noqa: E402
+from gdn_lab.backends.base import Call, State  # noqa: E402
 from gdn_lab.backends.cutedsl import backend as cutedsl  # noqa: E402
 from gdn_lab.cli import resources  # noqa: E402
 
@@ -186,7 +186,8 @@ def test_only_unaligned_heads_take_the_slower_kernel(hopper):
     rows = whole[: 4 * 136].view(4, 1, 136)
 
     def run(q):
-        launch(q, rows[..., :128], *[None] * 7, 1.0, True, None)
+        others = dict.fromkeys(("A_log", "dt_bias", "indices", "out"))
+        launch(q, rows[..., :128], None, None, None, state=State(None), scale=1.0, use_qk_l2norm=True, **others)
 
     for _ in range(2):
         run(rows[..., :128])

@@ -48,11 +48,11 @@ def test_rows(tmp_path):
 
 
 def test_a_wrong_one_is_not_timed(monkeypatch):
-    def wrong(*arguments):
-        torch_backend._prefill(*arguments)
-        arguments[-1].mul_(1.1)
+    def wrong(*arguments, **options):
+        torch_backend._prefill(False, *arguments, **options)
+        options["out"].mul_(1.1)
 
-    monkeypatch.setattr(ops, "launch_for", lambda name, call: lambda *args: wrong(False, *args))
+    monkeypatch.setattr(ops, "launch_for", lambda name, call: wrong)
     rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
     assert [row["status"] for row in rows] == ["wrong"] and "median_us" not in rows[0]
 

@@ -81,18 +81,18 @@ class CuteDSLBackend(Backend):
         def prepare(tile, l2norm, aligned=True):
             return decode_function(architecture, call.shape.num_k_heads, HV, *dtypes, *tile, l2norm, aligned)
 
-        def launch(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
+        def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
             tile = tile_for(q.shape[0] * HV, call.state_dtype)
             kernel = kernels.get((tile, use_qk_l2norm))
             if kernel is None:
                 kernel = kernels[tile, use_qk_l2norm] = prepare(tile, use_qk_l2norm)
             try:
-                kernel(q, k, v, a, b, A_log, dt_bias, state, indices, out, scale)
+                kernel(q, k, v, a, b, A_log, dt_bias, state.data, indices, out, scale)
             except ValueError:  # the kernel checks alignment itself, so that the calls that have it pay nothing more
                 if _aligned(q) and _aligned(k):
                     raise
                 kernel = prepare(tile, use_qk_l2norm, aligned=False)
-                kernel(q, k, v, a, b, A_log, dt_bias, state, indices, out, scale)
+                kernel(q, k, v, a, b, A_log, dt_bias, state.data, indices, out, scale)
 
         return launch
 

@@ -93,11 +93,11 @@ class TritonBackend(Backend):
         fixed = {"kv8": Tile(8, 1), "kv32": Tile(32, 1)}.get(variant.name)
         HV = call.shape.num_v_heads
 
-        def launch(q, k, v, a, b, *others):
+        def launch(q, k, v, a, b, **others):
             tile = fixed or triton_tokens.decode_tile(q.shape[0] * HV, overlap)
             (q_row, q_head, _), (k_row, k_head, _), (v_row, v_head, _) = q.stride(), k.stride(), v.stride()
             strides = (q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0)
-            launch_tokens(call.shape, k_last, overlap, tile, 1, strides, q, k, v, a, b, *others)
+            launch_tokens(call.shape, k_last, overlap, tile, 1, strides, q, k, v, a, b, **others)
 
         return launch
 

@@ -254,7 +254,7 @@ def prefill_launch(call: Call):
     tile, warps, stages = tuning(10 * major + minor, V)
     k_last = call.layout == "VK"
 
-    def launch(q, k, v, a, b, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
+    def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
         sequences = len(indices)
         slots = len(q) // CHUNK + sequences
         T, P = torch.empty(2, slots, HV, CHUNK, CHUNK, dtype=q.dtype, device=q.device)
@@ -271,7 +271,7 @@ def prefill_launch(call: Call):
             num_warps=CHUNK_WARPS,
         )  # fmt: skip
         scan_kernel[(V // tile * HV * sequences,)](
-            q, k, v, T, P, factors, state, indices, cu_seqlens, out, q_row, q_head, k_row, k_head, v_row, v_head,
+            q, k, v, T, P, factors, state.data, indices, cu_seqlens, out, q_row, q_head, k_row, k_head, v_row, v_head,
             HK, HV, K, V, CHUNK, tile, k_last, stages, num_warps=warps,
         )  # fmt: skip
 

@@ -149,17 +149,19 @@ def tokens_kernel(
 
 
 def launch_tokens(
-    shape, k_last: bool, overlap: bool, tile: Tile, tokens: int, strides, q, k, v, a, b, A_log, dt_bias, state,
-    indices, scale, use_qk_l2norm, out, states=None, update: bool = True,
+    shape, k_last: bool, overlap: bool, tile: Tile, tokens: int, strides, q, k, v, a, b, *, A_log, dt_bias, state,
+    indices, scale, use_qk_l2norm, out, update_state: bool = True,
 ):  # fmt: skip
     """strides: of q, k and v the row's, the token's and the head's, of a and b the row's and the token's, in elements.
-    states: intermediate_states of verify(), or None."""
+    state.intermediate: takes the state after each token."""
     HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    state, states = state
     steps = states is not None
     tokens_kernel[(V // tile.rows * HV * q.shape[0],)](
         q, k, v, a, b, A_log, dt_bias, state, indices, states if steps else state, out, scale,
         *strides, states.stride(0) if steps else 0,
-        HK, HV, K, V, tokens, tile.rows, k_last, steps, update, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
+        HK, HV, K, V, tokens, tile.rows, k_last, steps, update_state, overlap, use_qk_l2norm,
+        NORM_EPS, SOFTPLUS_THRESHOLD,
         num_warps=tile.warps, maxnreg=tile.registers, launch_pdl=overlap,
     )  # fmt: skip
 

@@ -199,17 +199,16 @@ def verify_launch(call):
     hopper = is_hopper(call.device) and K <= 128  # limits of registers leave room for no wider a tile
     of_keys, of_state = pieces(call.io_dtype, call.io_dtype), pieces(call.state_dtype, call.io_dtype)
 
-    def launch(
-        q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states, update_state
-    ):  # fmt: skip
+    def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state):
         B, T = q.shape[:2]
-        heads = B * HV
-        if by_token(heads, T, state.dtype, q.dtype, intermediate_states is not None, update_state):
+        heads, dtype = B * HV, state.data.dtype
+        if by_token(heads, T, dtype, q.dtype, state.intermediate is not None, update_state):
             launch_tokens(
-                call.shape, k_last, overlap, verify_tile(heads, T, state.dtype, k_last, hopper), T,
+                call.shape, k_last, overlap, verify_tile(heads, T, dtype, k_last, hopper), T,
                 (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *a.stride()[:2], *b.stride()[:2]),
-                q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, intermediate_states,
-                update_state,
+                q, k, v, a, b,
+                A_log=A_log, dt_bias=dt_bias, state=state, indices=indices, scale=scale,
+                use_qk_l2norm=use_qk_l2norm, out=out, update_state=update_state,
             )  # fmt: skip
             return
         scratch = torch.empty(heads * SCRATCH, dtype=torch.float32, device=q.device)
@@ -220,12 +219,12 @@ def verify_launch(call):
             HK, HV, K, T, TOKENS, SCRATCH, group, of_keys, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
             num_warps=1, launch_pdl=overlap,
         )  # fmt: skip
-        tile = tiling(heads, T, state.dtype, update_state, of_state, hopper)
+        tile = tiling(heads, T, dtype, update_state, of_state, hopper)
         rows = min(tile.rows, V & -V)  # the largest power of 2 that divides V
         verify_kernel[(V // rows * heads,)](
-            q, k, v, state, indices, scratch, out, *strides, *v.stride()[:3],
+            q, k, v, state.data, indices, scratch, out, *strides, *v.stride()[:3],
             HK, HV, K, V, T, columns(T, update_state), TOKENS, SCRATCH, rows, k_last, update_state, of_state,
-            u_pieces(state.dtype), overlap, num_warps=tile.warps, maxnreg=tile.registers, launch_pdl=overlap,
+            u_pieces(dtype), overlap, num_warps=tile.warps, maxnreg=tile.registers, launch_pdl=overlap,
         )  # fmt: skip
 
     return launch
