@@ -71,7 +71,7 @@ class Sweep:
     def time(self, batch, timer, samples, cases, checks, share) -> list[dict]:
         """Rows of the cases that are right, timed in turns; refusals with the reason if the timer cannot do it."""
         if not cases:
-            share.update(1)
+            share(1.0)
             return []
         inputs, index_sets = self.inputs(batch), self.index_sets(batch)
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)

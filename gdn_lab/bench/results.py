@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..files import replacing
 from .environment import clocks, environment, utc
 
 _CASE = ("phase", "backend", "variant", "layout", "state_dtype", "batch", "tokens", "num_k_heads", "num_v_heads")
@@ -102,9 +103,8 @@ class Run:
         with _writing(self.folder):
             for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
                 path = self.folder / f"{name}{suffix}"
-                beside = path.with_name(f".{path.name}.part")
-                figure.savefig(beside, format=suffix[1:], bbox_inches="tight", **options)
-                os.replace(beside, path)
+                with replacing(path) as partial:
+                    figure.savefig(partial, format=suffix[1:], bbox_inches="tight", **options)
         return path
 
     def __enter__(self) -> "Run":
@@ -117,20 +117,15 @@ class Run:
             self.finish("failed" if issubclass(kind, Exception) else "interrupted")
 
     def _write_info(self) -> None:
-        path = self.folder / "run.json"
-        beside = path.with_name(".run.json.part")
-        with open(beside, "w") as file:
-            file.write(_json(self.info, "run.json", indent=2) + "\n")
+        text = _json(self.info, "run.json", indent=2) + "\n"
+        with replacing(self.folder / "run.json") as partial, open(partial, "w") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
 
     def _point_latest(self) -> None:
-        latest = self.folder.parent / "latest"
-        beside = latest.with_name(f".latest.{self.folder.name}")
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(self.folder.name, target_is_directory=True)
-        os.replace(beside, latest)
+        with replacing(self.folder.parent / "latest") as partial:
+            partial.symlink_to(self.folder.name, target_is_directory=True)
 
 
 def load(folder) -> tuple[dict, list[dict]]:

@@ -52,26 +52,3 @@ def recorded(run: Run | None):
         if run is not None:
             run.finish("failed" if isinstance(error, Exception) else "interrupted")
         raise
-
-
-def weight(batch: int) -> int:
-    """Share of a batch in the bar: time grows with B from a floor."""
-    return batch + 16
-
-
-class Share:
-    """A part of the bar that fills as its own fractions add up to 1."""
-
-    def __init__(self, bar, weight: float):
-        self.bar, self.weight = bar, weight
-
-    def update(self, fraction: float) -> None:
-        self.bar.update(fraction * self.weight)
-
-
-class NoBar:
-    def update(self, amount: float) -> None:
-        pass
-
-    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
-        pass

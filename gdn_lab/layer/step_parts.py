@@ -13,17 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..bench.timers import (
-    TimerUnavailable,
-    Timing,
-    busy_us,
-    is_marker,
-    lead_in,
-    start_cupti,
-    timing_of,
-    trace_interleaved,
-    unavailable,
-)
+from ..bench.cupti import TimerUnavailable, busy_us, is_marker, lead_in, start_cupti
+from ..bench.timers import Timing, timing_of, trace_interleaved, unavailable
 from ..trace import kineto
 from ..trace.positions import parts_of_replays
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -11,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdn_lab.bench import timers as timing
-from gdn_lab.bench.timers import TIMERS, TimerUnavailable, time_interleaved, unavailable
+from gdn_lab.bench import timers
+from gdn_lab.bench.cupti import TimerUnavailable
+from gdn_lab.bench.timers import TIMERS, time_interleaved, unavailable
 
 
 def host(calls, **options):
@@ -30,7 +30,7 @@ def test_a_slow_variant_takes_fewer_samples_and_leaves_the_others_theirs():
     timings = host(
         {"slow": [lambda: time.sleep(0.002)], "quick": [lambda: None]}, samples=40, warmup=1, max_seconds=0.01
     )
-    assert timings["slow"].count == timing.MIN_SAMPLES and timings["quick"].count == 40
+    assert timings["slow"].count == timers.MIN_SAMPLES and timings["quick"].count == 40
 
 
 def test_samples_are_long_enough():
@@ -47,7 +47,7 @@ def test_a_timing_is_of_one_call():
 
 @given(st.lists(st.floats(0.001, 1e7), min_size=1, max_size=60))
 def test_quantiles(samples):
-    result = timing.timing_of("host_clock", samples, 1)
+    result = timers.timing_of("host_clock", samples, 1)
     assert min(samples) <= result.p20_us <= result.median_us <= result.p80_us <= max(samples)
     assert result.count == len(samples)
     assert numpy.mean(numpy.array(samples) <= result.p80_us) >= 0.8 - 1 / len(samples)
@@ -55,22 +55,16 @@ def test_quantiles(samples):
 
 @given(st.floats(1e-4, 1e7), st.integers(1, 200), st.floats(0, 1e4), st.floats(0, 10))
 def test_plan(once_us, samples, min_sample_us, max_seconds):
-    repeats, count = timing._plan(once_us, samples, min_sample_us, max_seconds)
+    repeats, count = timers._plan(once_us, samples, min_sample_us, max_seconds)
     assert repeats >= 1 and repeats * max(once_us, 1e-3) >= min_sample_us * 0.999
-    assert min(samples, timing.MIN_SAMPLES) <= count <= samples
-    assert count <= timing.MIN_SAMPLES or count * repeats * once_us <= max_seconds * 1.001e6
+    assert min(samples, timers.MIN_SAMPLES) <= count <= samples
+    assert count <= timers.MIN_SAMPLES or count * repeats * once_us <= max_seconds * 1.001e6
 
 
 def test_progress_adds_up():
-    class Bar:
-        total = 0.0
-
-        def update(self, fraction):
-            self.total += fraction
-
-    bar = Bar()
-    host({"a": [lambda: None], "b": [lambda: None]}, samples=7, progress=bar)
-    assert bar.total == pytest.approx(1)
+    fractions = []
+    host({"a": [lambda: None], "b": [lambda: None]}, samples=7, progress=fractions.append)
+    assert sum(fractions) == pytest.approx(1)
 
 
 def test_unknown_timer():
@@ -141,107 +135,7 @@ def test_a_failing_variant_is_named():
         host({"torch/vk": [lambda: None], "triton/vk": [fail]})
 
 
-# --- what CUPTI recorded, told apart
-
-
-def records(*replays, lead_in=3):
-    """[(name, start, end)]: markers, then each replay's kernel durations, a marker after each; gaps of 1 ns."""
-    found, now = [], 0
-    for name, duration in [("spin_kernel", 2)] * lead_in + [
-        item for replay in replays for item in [("k", d) for d in replay] + [("at::cuda::spin_kernel(long)", 2)]
-    ]:
-        found.append((name, now, now + duration))
-        now += duration + 1
-    return found
-
-
-@given(st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=5), max_size=6), st.integers(1, 5))
-def test_replays_are_told_apart_by_markers(replays, lead_in):
-    found = timing._split_at_markers(records(*replays, lead_in=lead_in))
-    assert [[end - start for _name, start, end in kernels] for kernels in found] == replays
-
-
-def test_a_lost_lead_in_is_an_error():
-    for lost in ([], records([4, 5], lead_in=0)):
-        with pytest.raises(TimerUnavailable, match="CUPTI lost the first kernels"):
-            timing._split_at_markers(lost)
-
-
-def test_overlapping_kernels_count_shared_time_once():
-    assert timing.busy_us([(0, 1000), (2000, 5000)]) == [1, 3]
-    assert timing.busy_us([(0, 3000), (2000, 5000), (2500, 4000), (6000, 7000)]) == [3, 2, 0, 1]
-
-
-class Graph:
-    def replay(self):
-        pass
-
-
-def test_traces_are_in_turns_and_keep_the_names(monkeypatch):
-    recorded = records([1, 2], [7], [3, 4], [9])
-    monkeypatch.setattr(timing, "_profiled_replays", lambda replays: recorded)
-    monkeypatch.setattr(timing, "unavailable", lambda timer, device: None)
-    monkeypatch.setattr(timing, "start_cupti", lambda: None)
-    monkeypatch.setattr(timing, "_captured", lambda calls: nullcontext({key: Graph() for key in calls}))
-    monkeypatch.setattr(torch.cuda, "device", nullcontext)
-    calls = {"a": [print, print], "b": [print]}
-    traced = timing.trace_interleaved(calls, device="cuda", replays=2)
-    durations = {key: [[end - start for _, start, end in one] for one in of] for key, of in traced.items()}
-    assert durations == {"a": [[1, 2], [3, 4]], "b": [[7], [9]]} and traced["b"][0][0][0] == "k"
-    with pytest.raises(TimerUnavailable, match="kernels of 4 replays, expected 6"):
-        timing.trace_interleaved(calls, device="cuda", replays=3)
-
-
-def cupti(monkeypatch, recorded, sizes, samples=1):
-    monkeypatch.setattr(timing, "_profiled_replays", lambda replays: recorded)
-    return timing._cupti_kernel({key: Graph() for key in sizes}, sizes, samples, 1, lambda fraction: None)
-
-
-def test_cupti_adds_up_each_call(monkeypatch):
-    # a: two calls of two kernels, b: one call of one; replayed in turns
-    recorded = records([1000, 2000, 3000, 4000], [7000], [1000, 2000, 3000, 4000], [9000])
-    timings = cupti(monkeypatch, recorded, {"a": 2, "b": 1})
-    assert (timings["a"].median_us, timings["a"].count, timings["a"].calls_per_sample) == (5, 4, 1)
-    assert (timings["b"].median_us, timings["b"].count) == (8, 2)
-
-
-@pytest.mark.parametrize(
-    "recorded, said",
-    [
-        (records([1, 1], [1], [1, 1]), "kernels of 3 replays, expected 4"),
-        (records([1, 1, 1], [1], [1, 1], [1]), "a: CUPTI recorded 3 kernels in one replay of 2 calls"),
-        (records([1, 1], [1], [1, 1, 1, 1], [1]), "a: CUPTI recorded 2 and 4 kernels in one replay of 2 calls"),
-    ],
-)
-def test_lost_records_are_an_error(monkeypatch, recorded, said):
-    with pytest.raises(TimerUnavailable, match=said):
-        cupti(monkeypatch, recorded, {"a": 2, "b": 1})
-
-
-class Event:
-    def __init__(self, device, activity=None):
-        self.device_type = lambda: getattr(torch.autograd.DeviceType, device)
-        if activity:  # torch 2.12 and newer
-            self.activity_type = lambda: activity
-
-
-@pytest.mark.parametrize(
-    "event, counts",
-    [
-        (Event("CUDA"), True),
-        (Event("CUDA", "kernel"), True),
-        (Event("CUDA", "gpu_memcpy"), True),
-        (Event("CUDA", "gpu_user_annotation"), False),
-        (Event("CUDA", "cuda_sync"), False),
-        (Event("CPU", "cuda_runtime"), False),
-        (Event("CPU"), False),
-    ],
-)
-def test_what_counts_as_gpu_work(event, counts):
-    assert timing._is_gpu_work(event) is counts
-
-
-# --- graph replay, with a GPU that is only played
+# --- graph replay on a simulated GPU
 
 
 class Clock:
@@ -282,7 +176,7 @@ class Clock:
 def test_replays_take_turns_and_the_gpu_never_waits(monkeypatch):
     clock = Clock(monkeypatch)
     graphs = {"a": clock.graph("a", 0.125), "b": clock.graph("b", 0.5)}
-    timings = timing._graph_replay(graphs, {"a": 4, "b": 1}, 3, 2, 200.0, 2.0, lambda fraction: None)
+    timings = timers._graph_replay(graphs, {"a": 4, "b": 1}, 3, 2, 200.0, 2.0, lambda fraction: None)
     warmup = ["a", "b"] * 2 + ["synchronize", "b"]  # and one sample that runs ahead
     turns = ["a", "a", "b", "wait"] * 3
     assert clock.order == warmup + turns + ["synchronize"]
@@ -343,7 +237,7 @@ def test_allocating_calls_and_memory():
 
 CANNOT_BE_CAPTURED = """
 import torch
-from gdn_lab.measure import time_interleaved
+from gdn_lab.bench.timers import time_interleaved
 x, stream = torch.ones(8, device="cuda"), torch.cuda.current_stream()
 try:
     calls = {"good": [x.neg_], "waits": [lambda: x.sum().item()]}

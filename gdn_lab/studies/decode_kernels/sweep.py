@@ -4,7 +4,6 @@ A variant is a kernel of a backend ("triton/vk") and an indexing: "in_place", or
 a batch, run on it, scatter back).
 """
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,10 +11,10 @@ import torch
 from ... import ops, reference
 from ...bench.cases import Case, cases_of, checked_batches, checked_names, checked_timers
 from ...bench.pools import Sweep, pool_slots
-from ...bench.progress import progress as progress_bar
+from ...bench.progress import part_of, progress_bar
 from ...bench.results import Run
 from ...bench.roof import Roof, measure_roof
-from ...bench.rows import NoBar, Rows, Share, common_fields, recorded, weight
+from ...bench.rows import Rows, common_fields, recorded
 from ...costs import DECODE_BYTES_FORMULA, decode_bytes
 from ...models import GDNShape
 from ...pool import StatePool
@@ -61,8 +60,8 @@ def decode_sweep(
             return rows
         roof = roof or measure_roof(device)
         sweep = DecodeSweep(shape, cases, dtype, io_dtype, device, slots, seed, roof, max(batches))
-        total = sum(map(weight, batches)) * (1 + len(timers))
-        with progress_bar(what="decode", total=total) if progress else nullcontext(NoBar()) as bar:
+        total = sum(batch + 16 for batch in batches) * (1 + len(timers))
+        with progress_bar(what="decode", total=total, show=progress) as bar:
             checks = {}
             for batch in batches:
                 bar.set_postfix_str(f"B = {batch}, against the oracle", refresh=False)
@@ -70,12 +69,12 @@ def decode_sweep(
                 for case, check in checks[batch].items():
                     if not check.right:
                         rows.add(sweep.case_fields(case, batch, check) | {"status": "wrong"})
-                bar.update(weight(batch))
+                bar.update(batch + 16)
             for timer in timers:
                 for batch in batches:
                     bar.set_postfix_str(f"B = {batch}, {timer}", refresh=False)
                     right = [case for case, check in checks[batch].items() if check.right]
-                    for row in sweep.time(batch, timer, samples, right, checks[batch], Share(bar, weight(batch))):
+                    for row in sweep.time(batch, timer, samples, right, checks[batch], part_of(bar, batch + 16)):
                         rows.add(row)
     return rows
 

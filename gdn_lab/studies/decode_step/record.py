@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from ...bench.cupti import is_marker, lead_in, start_cupti
 from ...bench.results import Run
-from ...bench.timers import is_marker, lead_in, start_cupti, unavailable
+from ...bench.timers import unavailable
 from ...report.recorded import DATA
 from ...trace import kineto, span
 

@@ -5,7 +5,7 @@ as in serving, and each on what the one ahead leaves; what a replay takes, over 
 saw in such replays (step/parts.py). On a CPU both are the host's clock.
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
@@ -14,10 +14,10 @@ from ... import models as shapes
 from ... import ops
 from ...backends.base import dtype_name
 from ...bench.cases import checked_batches, checked_names
-from ...bench.progress import progress as progress_bar
+from ...bench.progress import part_of, progress_bar
 from ...bench.results import Run
 from ...bench.roof import Roof, l2_bytes, measure_roof
-from ...bench.rows import NoBar, Rows, Share, recorded, timing_fields
+from ...bench.rows import Rows, recorded, timing_fields
 from ...bench.timers import TimerUnavailable, Timing, time_interleaved
 from ...layer.step_parts import (
     ALL_REDUCE,
@@ -76,10 +76,10 @@ def step_sweep(
     names = checked_names("configurations", configurations, step.CONFIGURATIONS)
     options.roof = roof or measure_roof(options.device)
     with recorded(run), ops.checks(False), _one_thread(options.device):
-        with progress_bar(what="step", total=len(batches)) if progress else nullcontext(NoBar()) as bar:
+        with progress_bar(what="step", total=len(batches), show=progress) as bar:
             rank = _Rank(model, tp, options)
             for batch in batches:
-                point = _Point(rank, batch, names, rows, Share(bar, 0.7))
+                point = _Point(rank, batch, names, rows, part_of(bar, 0.7))
                 bar.set_postfix_str(f"B = {batch}", refresh=False)
                 point.whole()
                 if eager and options.device.type == "cuda":
@@ -111,13 +111,13 @@ def share_sweep(
     options.roof = roof or measure_roof(options.device)
     with recorded(run), ops.checks(False), _one_thread(options.device):
         total = len(ranks) * len(batches)
-        with progress_bar(what="share of GDN", total=total) if progress else nullcontext(NoBar()) as bar:
+        with progress_bar(what="share of GDN", total=total, show=progress) as bar:
             for model, tp in ranks:
                 bar.set_postfix_str(f"{model}, tp {tp}", refresh=False)
                 try:
                     rank = _Rank(model, tp, options)
                     for batch in batches:
-                        point = _Point(rank, batch, names, rows, Share(bar, 1.0))
+                        point = _Point(rank, batch, names, rows, part_of(bar, 1.0))
                         point.whole()
                         point.parts(SHARE_PARTS)
                         point.close()
@@ -246,7 +246,7 @@ class _Point:
     def whole(self) -> None:
         """Rows of the whole step."""
         if not self.steps:
-            return self.share.update(1.0)
+            return self.share(1.0)
         on_gpu = self.options.device.type == "cuda"
         with span(f"B = {self.batch}, {GRAPH_TIMER if on_gpu else CPU_TIMER}"):
             timings = time_interleaved(

@@ -4,7 +4,6 @@ A variant is a kernel of a backend ("triton/vk") and an indexing: "in_place" on 
 "detour": a KV kernel on a VK pool, by gathering, transposing, running, transposing back and scattering.
 """
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -13,10 +12,10 @@ import torch
 from ... import ops, reference
 from ...bench.cases import Case, cases_of, checked_names, checked_timers
 from ...bench.pools import L2_MULTIPLE, STATE_STD
-from ...bench.progress import progress as progress_bar
+from ...bench.progress import part_of, progress_bar
 from ...bench.results import Run
 from ...bench.roof import Roof, l2_bytes, measure_roof
-from ...bench.rows import NoBar, Rows, Share, common_fields, recorded, timing_fields
+from ...bench.rows import Rows, common_fields, recorded, timing_fields
 from ...bench.timers import TimerUnavailable, time_interleaved
 from ...costs import PREFILL_BYTES_FORMULA, PREFILL_FLOPS_FORMULA, prefill_bytes, prefill_flops
 from ...models import GDNShape
@@ -61,7 +60,7 @@ def prefill_sweep(
             return rows
         roof = roof or measure_roof(device)
         total = sum(n * length for n, length in workloads) * (1 + len(timers))
-        with progress_bar(what="prefill", total=total) if progress else nullcontext(NoBar()) as bar:
+        with progress_bar(what="prefill", total=total, show=progress) as bar:
             for n, length in workloads:
                 work = _Workload(shape, cases, dtype, io_dtype, device, n, length, seed, roof)
                 bar.set_postfix_str(f"{n} x {length}, against the oracle", refresh=False)
@@ -75,7 +74,7 @@ def prefill_sweep(
                 right = [case for case, check in checks.items() if check.right]
                 for timer in timers:
                     bar.set_postfix_str(f"{n} x {length}, {timer}", refresh=False)
-                    for row in work.time(timer, samples, right, checks, Share(bar, n * length)):
+                    for row in work.time(timer, samples, right, checks, part_of(bar, n * length)):
                         rows.add(row)
     return rows
 
@@ -147,7 +146,7 @@ class _Workload:
     def time(self, timer, samples, cases, checks, share) -> list[dict]:
         """Rows of the cases that are right, timed in turns; refusals with the reason if the timer cannot do it."""
         if not cases:
-            share.update(1)
+            share(1.0)
             return []
         calls = {case.key: [self.call(case, indices) for indices in self.index_sets] for case in cases}
         warmup = 3 if self.device.type == "cuda" else 1

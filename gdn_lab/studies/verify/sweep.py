@@ -3,7 +3,6 @@
 StatePool.commit(), without which the mode "intermediate" is half a step, is timed beside them as `pool/commit`.
 """
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -11,10 +10,10 @@ import torch
 from ... import ops, reference
 from ...bench.cases import Case, cases_of, checked_batches, checked_names, checked_timers
 from ...bench.pools import Sweep, pool_slots
-from ...bench.progress import progress as progress_bar
+from ...bench.progress import part_of, progress_bar
 from ...bench.results import Run
 from ...bench.roof import Roof, measure_roof
-from ...bench.rows import NoBar, Rows, Share, common_fields, recorded, weight
+from ...bench.rows import Rows, common_fields, recorded
 from ...costs import COMMIT_BYTES_FORMULA, VERIFY_BYTES_FORMULA, commit_bytes, verify_bytes
 from ...models import GDNShape
 from ...tolerances import Check, distance, worse
@@ -52,8 +51,8 @@ def verify_sweep(
         if not cases:
             return rows
         sweep = VerifySweep(shape, cases, dtype, io_dtype, device, slots, seed, roof or measure_roof(device))
-        total = sum(map(weight, batches)) * len(tokens) * (1 + len(timers))
-        with progress_bar(what="verify", total=total) if progress else nullcontext(NoBar()) as bar:
+        total = sum(batch + 16 for batch in batches) * len(tokens) * (1 + len(timers))
+        with progress_bar(what="verify", total=total, show=progress) as bar:
             for batch in batches:
                 for count in tokens:
                     for row in sweep.rows(batch, count, timers, samples, bar):
@@ -76,10 +75,10 @@ class VerifySweep(Sweep):
         for case, check in checks.items():
             if not check.right:
                 yield self.case_fields(case, batch, check) | {"status": "wrong"}
-        bar.update(weight(batch))
+        bar.update(batch + 16)
         right = [case for case, check in checks.items() if check.right]
         for timer in timers:
-            yield from self.time(batch, timer, samples, right, checks, Share(bar, weight(batch)))
+            yield from self.time(batch, timer, samples, right, checks, part_of(bar, batch + 16))
 
     def inputs(self, batch: int) -> ops.DecodeInputs:
         return ops.make_inputs(
