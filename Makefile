@@ -1,11 +1,14 @@
 # Everything happens in .venv: nothing is installed or set outside this folder.
+# Each target is a short name for a command of .venv/bin/gdn-lab (see gdn-lab --help) or of a development tool.
 #   PYTHON=python3.12   the Python that makes .venv (3.11 or 3.12)
 #   ARGS="..."          passed on: make run ARGS="-p seed 1", make test ARGS="-k pool", make lab ARGS="--no-browser"
+#   CAPTURE=file        a trace of Nsight Systems or Kineto, for profile and capture-scrub
 
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
+GDN_LAB := $(VENV)/bin/gdn-lab
 PIP := $(IN_VENV) -m pip install -q --disable-pip-version-check
 READY := $(VENV)/.ready
 # Lies in .venv while it is being filled: one that still has it was interrupted, and is made anew.
@@ -14,29 +17,36 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run bench profile lab report capture-scrub test test-gpu sanitize lint clean
+export CAPTURE OUT
+.PHONY: help run bench profile lab list backends report capture-scrub test test-gpu sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 		printf '  %-18s %s\n' "$$target" "$$text"; done
 
-run: $(READY)  ## set up, then run the workbook from end to end: notebooks, reports and rows in runs/
-	@$(IN_VENV) -m gdn_lab run $(ARGS)
+run: $(READY)  ## set up, then run every notebook: pages, figures and rows in runs/
+	@$(GDN_LAB) run $(ARGS)
 
-bench: $(READY)  ## the decode benchmark alone (notebook 02)
-	@$(IN_VENV) -m gdn_lab run 02 $(ARGS)
+bench: $(READY)  ## run the decode benchmark alone (notebook 02)
+	@$(GDN_LAB) run 02 $(ARGS)
 
-profile: $(READY)  ## record a decode step (notebook 03) and take it apart (04); or take CAPTURE=file apart
-	@$(IN_VENV) -m gdn_lab.profile $(if $(CAPTURE),"$(CAPTURE)") $(ARGS)
+profile: $(READY)  ## record a decode step (notebook 03) and attribute its time (04); or open the trace CAPTURE=file
+	@$(GDN_LAB) profile $${CAPTURE:+"$$CAPTURE"} $(ARGS)
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(IN_VENV) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
 
-report: $(READY)  ## draw the README's figures again from data/
-	@$(IN_VENV) -m gdn_lab report $(ARGS)
+list: $(READY)  ## list the notebooks and their questions; ARGS=02 shows the parameters of one
+	@$(GDN_LAB) list $(ARGS)
 
-capture-scrub: $(READY)  ## a copy of the capture CAPTURE=file that can be shared [OUT=file]
-	@$(IN_VENV) -m gdn_lab.profiling.scrub "$(CAPTURE)" $(if $(OUT),"$(OUT)")
+backends: $(READY)  ## list every kernel, whether it can run here, and why not
+	@$(GDN_LAB) backends $(ARGS)
+
+report: $(READY)  ## rebuild the README's figures and sections from data/
+	@$(GDN_LAB) report $(ARGS)
+
+capture-scrub: $(READY)  ## copy the trace CAPTURE=file without its private data [OUT=file]
+	@$(GDN_LAB) scrub "$$CAPTURE" $${OUT:+"$$OUT"}
 
 test: $(READY)  ## set up, then run the tests that need no GPU
 	@$(IN_VENV) -m pytest -m "not gpu" -n auto --maxprocesses 4 $(ARGS)
@@ -45,18 +55,19 @@ test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has fail
 	@$(IN_VENV) -m pytest -m "gpu and not alone" --no-skips -n auto --maxprocesses 12 $(ARGS) || [ $$? -eq 5 ]
 	@$(IN_VENV) -m pytest -m "gpu and alone" --no-skips $(ARGS) || [ $$? -eq 5 ]
 
-SANITIZED := $(foreach tool,memcheck racecheck,$(addprefix sanitize-$(tool)-,triton cutedsl flashinfer step))
-.PHONY: $(SANITIZED)
-sanitize: $(SANITIZED)  ## compute-sanitizer (memory, races) over one small call of every kernel; logs in runs/sanitize/ [-j 8]
+# sanitize-TOOL-GROUP is one process and one log, so the groups run alone or in parallel; `gdn-lab smoke --list` names
+# them. It fails if TOOL reports an error, or a result is not the reference's. Warnings, which racecheck has for some
+# kernels of FlashInfer, do not fail it.
+sanitize: $(READY)  ## compute-sanitizer (memory, races) on one small call of every kernel; logs in runs/sanitize/ [-j 8]
+	@groups=$$($(GDN_LAB) smoke --list) && $(MAKE) --no-print-directory \
+		$$(for tool in memcheck racecheck; do for group in $$groups; do echo sanitize-$$tool-$$group; done; done)
 
-# sanitize-TOOL-GROUP, a process and a log each, to be run alone or side by side. An error that TOOL reports fails it,
-# and so does a result that is not the oracle's. A warning, which racecheck has for some kernels of FlashInfer, does not.
-$(SANITIZED): sanitize-%: $(READY)
+sanitize-%: $(READY)
 	@command -v compute-sanitizer > /dev/null || { \
 		echo "There is no compute-sanitizer here; it comes with the CUDA toolkit: install that, or add its bin to PATH"; exit 1; }
-	@mkdir -p runs/sanitize; log=runs/sanitize/$*.log; tool=$(word 1,$(subst -, ,$*)); \
+	@mkdir -p runs/sanitize; log=runs/sanitize/$*.log; tool=$(firstword $(subst -, ,$*)); \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 FLASHINFER_LOGGING_LEVEL=warning compute-sanitizer --tool $$tool --report-api-errors no \
-			$(IN_VENV) -m gdn_lab.smoke $(word 2,$(subst -, ,$*)) > $$log 2>&1 \
+			$(IN_VENV) -m gdn_lab smoke $(subst $(firstword $(subst -, ,$*))-,,$*) > $$log 2>&1 \
 			&& tail -n 1 $$log | grep -q "[ (]0 errors" && echo "$*: $$(tail -n 1 $$log)" || { tail -n 5 $$log; exit 1; }
 
 lint: $(READY)  ## ruff over code and notebooks

@@ -25,6 +25,7 @@ from ..trace import crosscheck as oracle
 from ..trace import nsight
 from ..trace.scrub import scrub
 from . import run as batch
+from .errors import exit_status
 
 STEP, ANALYSIS = "03", "04"
 # Kernels inside graphs are seen one by one; only what lies between cudaProfilerStart and Stop is recorded, and the
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             analyse(asked.capture, given, runs)
 
-    return batch.exit_status(do, (batch.BatchError, ValueError, OSError))
+    return exit_status(do, (batch.BatchError, ValueError, OSError))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +68,7 @@ def analyse(capture: str, given: dict[str, str], runs: Path) -> None:
     (notebook,) = batch.find([ANALYSIS])
     path = Path(capture).expanduser()
     profiling.read(path)
-    batch.run([notebook], given | {"capture": _shown(path)}, runs)
+    batch.run_notebooks([notebook], given | {"capture": _shown(path)}, runs)
 
 
 def record(given: dict[str, str], runs: Path) -> None:
@@ -79,12 +80,12 @@ def record(given: dict[str, str], runs: Path) -> None:
     if why := _why_not_nsight(nsys):
         batch.say(why)
         before = _folders(runs)
-        batch.run([step], words[step], runs)
+        batch.run_notebooks([step], words[step], runs)
         folder = _newest(runs, before, step)
     else:
         folder = _under_nsight(nsys, step, words[step], runs)
     made = next((folder / name for name in (SQLITE, FILE) if (folder / name).is_file()), None)
-    batch.run([analysis], words[analysis] | ({"capture": _shown(made)} if made else {}), runs)
+    batch.run_notebooks([analysis], words[analysis] | ({"capture": _shown(made)} if made else {}), runs)
 
 
 def _why_not_nsight(nsys: str | None) -> str | None:
@@ -97,7 +98,7 @@ def _why_not_nsight(nsys: str | None) -> str | None:
 
 def _divided(given: dict[str, str], *notebooks: Path) -> dict[Path, dict[str, str]]:
     """{notebook: those of the words that it declares}. UsageError if none declares one."""
-    declared = {path: set(batch.parameters(path)) for path in notebooks}
+    declared = {path: set(batch.declared(path)) for path in notebooks}
     for name in given:
         if not any(name in of for of in declared.values()):
             known = ", ".join(sorted(set().union(*declared.values())))

@@ -20,6 +20,15 @@ from ..studies.prefill import analysis as prefill_analysis
 from ..studies.prefill import figures as prefill
 from ..studies.verify import analysis as verify_analysis
 from ..studies.verify import figures as verify
+from .run import shown
+
+
+def add_arguments(parser) -> None:
+    """`gdn-lab report` takes none."""
+
+
+def run(arguments) -> None:
+    print("\n".join(shown(path) for path in report()))
 
 
 def report(root: Path | None = None) -> list[Path]:

@@ -12,14 +12,18 @@ import time
 
 import nbformat
 import pytest
+import torch
 
-from gdn_lab.__main__ import main
+from gdn_lab.backends.registry import VARIANTS
+from gdn_lab.cli import execute, listing
 from gdn_lab.cli import run as batch
+from gdn_lab.cli.main import COMMANDS, main
+from gdn_lab.studies import studies
 
 PARAMETERS = "batches: int = 4  # how many batches\nname: str = 'small'  # which model"
 ROW = """
 import os
-from gdn_lab.measure import Run
+from gdn_lab.bench.results import Run
 run = Run.create("tiny", {}, folder=os.environ["GDN_LAB_RUN_FOLDER"])
 run.append({"status": "fact", "phase": "decode", "batches": batches})
 """
@@ -78,7 +82,7 @@ def test_failing_notebook_keeps_its_rows_and_says_where(notebook, runs, capsys):
     assert files(folder) == ["01_fails.failed.ipynb", "rows.jsonl", "run.json"]
     assert json.loads((folder / "rows.jsonl").read_text())["batches"] == 4
     sentence = capsys.readouterr().err
-    assert sentence.startswith("gdn_lab: 01_fails failed in cell 3: ValueError: batches: expected 5, got 4; 1 row kept")
+    assert sentence.startswith("gdn-lab: 01_fails failed in cell 3: ValueError: batches: expected 5, got 4; 1 row kept")
     assert batch.shown(folder) in sentence
     assert "01_fails.failed.ipynb" in sentence
     assert "Traceback" not in sentence
@@ -114,7 +118,7 @@ def wait_until(true, seconds=30):
 def test_misspelt_parameter_is_refused_before_anything_runs(notebook, runs, capsys):
     assert main(["run", str(notebook()), "-p", "batchs", "7", "--runs", str(runs)]) == 2
     assert capsys.readouterr().err == (
-        "gdn_lab: 00_tiny has no parameter 'batchs' (did you mean 'batches'?); it has: batches, name\n"
+        "gdn-lab: 00_tiny has no parameter 'batchs' (did you mean 'batches'?); it has: batches, name\n"
     )
     assert not runs.exists()
 
@@ -139,7 +143,7 @@ def test_output_folder_that_cannot_be_made_is_one_sentence(notebook, tmp_path, c
     (tmp_path / "file").write_text("not a folder")
     runs = tmp_path / "file" / "runs"
     assert main(["run", str(notebook()), "--runs", str(runs)]) == 1
-    expected = f"gdn_lab: cannot write to the output folder {runs}: Not a directory; name another with --runs FOLDER\n"
+    expected = f"gdn-lab: cannot write to the output folder {runs}: Not a directory; name another with --runs FOLDER\n"
     assert capsys.readouterr().err == expected
 
 
@@ -161,50 +165,127 @@ def test_full_disk_is_one_sentence(notebook, runs, capsys, monkeypatch):
     assert files(runs) == []
 
 
+def test_parameters_of_a_notebook_of_your_own_are_typed_as_declared(notebook, tmp_path):
+    path = notebook()
+    assert batch.values(path, {"batches": "64", "name": "64"}) == {"batches": 64, "name": "64"}
+    with pytest.raises(batch.UsageError, match="batches: expected int, got 'many'"):
+        batch.values(path, {"batches": "many"})
+
+
 @pytest.mark.parametrize(
-    "text, value",
+    ("word", "sentence"),
     [
-        ("7", 7),
-        ("-1", -1),
-        ("1e3", 1000.0),
-        ("0.5", 0.5),
-        ("True", True),
-        ("None", None),
-        ("all", "all"),
-        ("1,8", "1,8"),
+        (("dtype", "bf16"), r"dtype: 'bf16' is unknown \(did you mean 'bfloat16'\?\); choose one of"),
+        (
+            ("gpu_reference", "h10"),
+            r"gpu_reference: nothing is recorded of 'h10' \(did you mean 'h100'\?\); recorded are:",
+        ),
+        (("tp", "3"), "tp: qwen3.5-397b-a17b has 16 key and 64 value heads, which 3 GPUs cannot share evenly"),
+        (("samples", "many"), "samples: expected a whole number, got 'many'"),
+        (("sampels", "3"), r"02_decode_kernels has no parameter 'sampels' \(did you mean 'samples'\?\); it has: model"),
     ],
 )
-def test_words_are_typed_as_papermill_types_them(text, value):
-    from papermill.cli import _resolve_type
-
-    assert batch.typed(text) == value == _resolve_type(text)
-    assert type(batch.typed(text)) is type(value)
-
-
-def test_parameter_declared_as_text_stays_text(notebook):
-    assert batch.values(notebook(), {"batches": "64", "name": "64"}) == {"batches": 64, "name": "64"}
+def test_a_value_that_cannot_be_is_a_usage_error_before_anything_runs(word, sentence, runs, capsys):
+    assert main(["run", "02", "-p", *word, "--runs", str(runs)]) == 2
+    assert re.match(f"gdn-lab: {sentence}", capsys.readouterr().err)
+    assert not runs.exists()
 
 
-def test_list_says_question_and_parameters(notebook):
-    lines = batch.describe(notebook()).splitlines()
+def test_a_study_gets_its_words_typed_by_its_parameters():
+    (path,) = batch.find(["02"])
+    words = {"batches": "64", "tp": "8", "seed": "3"}
+    assert batch.values(path, words) == {"batches": "64", "tp": 8, "seed": 3}
+
+
+def test_of_several_notebooks_those_that_declare_a_parameter_take_it(notebook, runs, capsys):
+    first, second = notebook("print(batches)", name="00_has"), notebook("print('ready')", name="01_lacks")
+    book = nbformat.read(second, as_version=4)
+    book.cells[1].source = "name: str = 'small'  # which model"
+    nbformat.write(book, second)
+    assert batch.divided({"batches": "7"}, [first, second]) == {first: {"batches": "7"}, second: {}}
+    with pytest.raises(batch.UsageError, match=r"no notebook has a parameter 'nam' \(did you mean 'name'\?\)"):
+        batch.divided({"nam": "7"}, [first, second])
+    assert main(["run", str(first), str(second), "-p", "batches", "7", "--runs", str(runs)]) == 0
+    assert "batches is a parameter of 00_has.\n" in capsys.readouterr().out
+
+
+def test_list_says_questions_and_parameters(notebook, capsys):
+    assert main(["list"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for study in studies():
+        assert f"{study.notebook} {study.question}" in printed
+    assert main(["list", "02"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("02_decode_kernels: Which decode kernel")
+    assert re.search(r"^    batches: str = 'auto' +comma-separated batch sizes", printed, re.MULTILINE)
+    lines = listing.described(str(notebook())).splitlines()
     assert lines[0] == "00_tiny: Does it run?"
     assert re.fullmatch(r"    batches: int = 4 +how many batches", lines[1])
 
 
-def test_backends_lists_each_with_its_reason(capsys):
+def test_backends_says_of_each_variant_what_it_can_do_and_why_not(capsys):
     assert main(["backends"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^torch .* yes$", printed, re.MULTILINE)
-    assert {line.split()[0] for line in printed.splitlines()} >= {"torch", "triton", "flashinfer"}
+    assert re.search(r"^torch/vk .* yes$", printed, re.MULTILINE)
+    assert {line.split("/")[0] for line in printed.splitlines()} >= {"torch", "triton", "flashinfer"}
+    assert main(["backends", "--json"]) == 0
+    by_name = {record["variant"]: record for record in json.loads(capsys.readouterr().out) if "variant" in record}
+    assert by_name["torch/kv"]["can_run_here"] and by_name["torch/kv"]["pool_layout"] == "KV"
+    assert by_name["triton/kv32"]["role"] == "baseline"
+    for name, variant in VARIANTS.items():
+        assert by_name[name]["label"] == variant.label
+        for phase in variant.leaks:
+            assert f"{name} is not isolated in {phase}" in printed
+
+
+# ---- the tree of commands
+
+LIGHT = """
+import sys
+from gdn_lab.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    heavy = {"torch", "papermill", "matplotlib", "pandas", "nbformat", "IPython"} & set(sys.modules)
+    sys.exit(f"imports {heavy}" if heavy else end.code)
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["list", "--help"]])
+def test_help_imports_nothing_heavy(words):
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], cwd=batch.ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("usage: gdn-lab", "gdn-lab "))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"usage: gdn-lab {command}" in capsys.readouterr().out
+
+
+def test_what_argparse_refuses_is_a_usage_error(capsys):
+    for words in ([], ["rnu"], ["run", "--no-such-option"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2 and "usage: gdn-lab" in capsys.readouterr().err
+
+
+def test_python_m_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "gdn_lab", "list", "99"], cwd=batch.ROOT, text=True, capture_output=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("gdn-lab: there is no notebook '99'")
 
 
 def test_progress_bar_gets_lines_in_a_log_and_redraws_on_a_terminal():
     log = io.StringIO()
-    batch._Indented(log).write("one\n\r 10%\r 90%\ntwo")
+    execute._Indented(log).write("one\n\r 10%\r 90%\ntwo")
     assert log.getvalue() == "    one\n     10%\n     90%\n    two"
     terminal = io.StringIO()
     terminal.isatty = lambda: True
-    batch._Indented(terminal).write("\r 10%\r 90%\n")
+    execute._Indented(terminal).write("\r 10%\r 90%\n")
     assert terminal.getvalue() == "     10%\r     90%\n"
 
 
@@ -213,33 +294,50 @@ def test_gpu_that_torch_cannot_use_is_said(monkeypatch, tmp_path):
     listing.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)'\n")
     listing.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(batch.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert batch.gpu_unseen().startswith("nvidia-smi lists GPU 0: NVIDIA H100 80GB HBM3, but torch")
     listing.write_text("#!/bin/sh\nexit 9\n")
     assert batch.gpu_unseen() is None
 
 
-# --- make
+# ---- make
 
 
-def dry_run(*arguments) -> subprocess.CompletedProcess:
+def make(*words, options=("-n",)) -> subprocess.CompletedProcess:
     """make -n, as from a shell and not as from the make that runs the tests."""
     alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.run(["make", "-n", *arguments], cwd=batch.ROOT, capture_output=True, text=True, env=alone)
+    return subprocess.run(["make", *options, *words], cwd=batch.ROOT, capture_output=True, text=True, env=alone)
 
 
 @pytest.mark.parametrize("given", ["tests/test_pool.py::test_x", "-k 'a or b' --runs=/x/y:z", "100%", "-p tokens 2,4"])
-@pytest.mark.parametrize("target", ["test", "run", "bench", "test-gpu", "sanitize"])
+@pytest.mark.parametrize("target", ["test", "run", "bench", "test-gpu", "list"])
 def test_make_passes_arguments_on_whatever_is_in_them(target, given):
-    done = dry_run(target, f"ARGS={given}")
+    done = make(target, f"ARGS={given}")
     assert done.returncode == 0, done.stderr
-    assert target == "sanitize" or given in done.stdout
+    assert given in done.stdout
 
 
-def test_make_sanitize_is_a_process_for_each_tool_and_group():
-    calls = re.findall(r"tool=(\w+);.*?gdn_lab\.smoke (\w+)", dry_run("sanitize").stdout, re.DOTALL)
-    assert sorted(calls) == sorted(
-        (tool, group) for tool in ("memcheck", "racecheck") for group in ("triton", "cutedsl", "flashinfer", "step")
+def test_make_help_lists_every_target():
+    listed = re.findall(r"^  make ([\w-]+)", make("help", options=()).stdout, re.MULTILINE)
+    text = (batch.ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE).group(1).split()
+    assert sorted(listed) == sorted(phony)
+    for command in set(COMMANDS) - {"smoke", "resources", "scrub"}:
+        assert command in listed, "each command for a user has a target of its name"
+
+
+def test_make_sanitize_is_a_process_for_each_tool_and_group(tmp_path):
+    lists = tmp_path / "gdn-lab"
+    lists.write_text("#!/bin/sh\nprintf 'triton\\nmy-kernel\\n'\n")
+    lists.chmod(0o755)
+    calls = re.findall(
+        r"--tool \$tool .*?gdn_lab smoke ([\w-]+)", make("sanitize", f"GDN_LAB={lists}").stdout, re.DOTALL
     )
-    alone = re.findall(r"gdn_lab\.smoke (\w+)", dry_run("sanitize-racecheck-step").stdout)
-    assert alone == ["step"]
+    assert calls == ["triton", "my-kernel"] * 2
+    alone = make("sanitize-racecheck-step").stdout
+    assert "tool=racecheck;" in alone and re.findall(r"gdn_lab smoke (\w+)", alone) == ["step"]
+
+
+def test_make_quotes_the_name_of_a_trace():
+    printed = make("profile", "capture-scrub", "CAPTURE=my trace.sqlite").stdout
+    assert 'gdn-lab profile ${CAPTURE:+"$CAPTURE"}' in printed and 'gdn-lab scrub "$CAPTURE"' in printed

@@ -1,0 +1,54 @@
+"""The console script gdn-lab; `python -m gdn_lab` is the same.
+
+Each command is a module of this folder with add_arguments(parser) and run(arguments) -> exit status or None, imported
+when its command is called: `gdn-lab --help` imports none. FAILURES of such a module, if it has any, are exceptions
+whose message is a sentence for the user.
+"""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {  # name: (module of this folder, what --help says)
+    "run": ("run", "execute notebooks, all unless named, each into a folder under runs/"),
+    "list": ("listing", "the studies and their questions; with a name, its parameters"),
+    "backends": ("installed", "the kernels: what is installed, what can run here, and why not the rest"),
+    "report": ("report", "rebuild the README's figures and sections from data/"),
+    "profile": ("profile", "record a decode step and attribute its time, or open a trace of your own"),
+    "scrub": ("scrub", "copy a trace without the private data it holds"),
+    "smoke": ("smoke", "run one small call of every kernel and check it, as make sanitize does"),
+    "resources": ("resources", "compile every kernel and print its registers, shared memory and stack"),
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted."""
+    from .errors import exit_status
+
+    words = sys.argv[1:] if words is None else words
+    name = next((word for word in words if word in COMMANDS), None)
+    module = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}") if name else None
+    arguments = parser(name, module).parse_args(words)
+    return exit_status(lambda: module.run(arguments), getattr(module, "FAILURES", ()))
+
+
+def parser(name: str | None = None, module=None) -> argparse.ArgumentParser:
+    """The tree of commands; `name` is the one whose arguments `module` adds."""
+    top = argparse.ArgumentParser(prog="gdn-lab", description="A workbook for Gated Delta Network kernels.")
+    top.add_argument("--version", action="version", version=f"gdn-lab {version()}")
+    commands = top.add_subparsers(required=True, metavar="command")
+    for command, (_, meaning) in COMMANDS.items():
+        below = commands.add_parser(command, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
+        if command == name:
+            module.add_arguments(below)
+    return top
+
+
+def version() -> str:
+    """Version of the installed package, or "unknown" where it runs without being installed."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("gdn_lab")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"
