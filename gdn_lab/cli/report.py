@@ -1,144 +1,139 @@
-"""The README's figures and sections, made of data/: what `python -m gdn_lab report` does.
+"""gdn-lab report: the README's figures and generated parts, made from data/ and from what the studies declare.
 
-A section is on one notebook's recorded run: where it was made, what it says, its figures.
+A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts the closing marker where it is missing:
+
+    studies                     every notebook and its question
+    variants                    every kernel variant: pool, role, what it is
+    recorded:<gpu>              when, where and with which versions and kernels the runs of a GPU were recorded
+    measured:<gpu>-<section>    the section of a study, from its recorded run
 """
 
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-from ..report.recorded import DATA, measured
-from ..report.text import provenance
-from ..report.timed import not_timed, timed
-from ..studies.decode_kernels import analysis as decode_analysis
-from ..studies.decode_kernels import figures as decode
-from ..studies.decode_step import analysis as step_analysis
-from ..studies.decode_step import figures as step
-from ..studies.pool_layouts import figures as layouts
-from ..studies.prefill import analysis as prefill_analysis
-from ..studies.prefill import figures as prefill
-from ..studies.verify import analysis as verify_analysis
-from ..studies.verify import figures as verify
-from .run import shown
+from ..files import replacing
+from ..studies import Study, studies
+from ..studies.base import Section
+from .run import ROOT, shown
+
+MARKER = re.compile(
+    r"<!-- (?P<block>studies|variants|recorded:\w+|measured:\w+-\w+) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL
+)
 
 
 def add_arguments(parser) -> None:
-    """`gdn-lab report` takes none."""
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, metavar="FOLDER", help="with data/ and README.md; default: this checkout"
+    )
 
 
 def run(arguments) -> None:
-    print("\n".join(shown(path) for path in report()))
+    print("\n".join(shown(path) for path in report(arguments.root)))
 
 
-def report(root: Path | None = None) -> list[Path]:
-    """Draws the README's figures from data/ into docs/ and fills README.md between its measured markers.
+def report(root: Path = ROOT) -> list[Path]:
+    """Draw the README's figures into <root>/docs and fill <root>/README.md between its markers.
 
-    root: the repository. Between `<!-- measured:GPU -->` and `<!-- /measured:GPU -->` come what is recorded under
-    data/measured/GPU/02_decode_kernels, between `<!-- measured:GPU-step -->` and its end 03_decode_step, and so on
-    (SECTIONS), or a line that says how to record it. Returns the files written.
+    Returns the files written: every figure, and README.md if its text changed. A block that no study makes is left as
+    it is.
     """
-    root = Path(root or DATA.parent)
-    written = [
-        _save(layouts.warp_loads(), root / "docs" / "warp_loads.png"),
-        _save(layouts.slot_bytes(), root / "docs" / "slot_bytes.png"),
-    ]
+    root, written = Path(root), []
+    for study in studies():
+        for name, figure in study.computed().items():
+            written.append(save(figure, root / "docs" / f"{name}.png"))
     readme = root / "README.md"
     before = readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
-    def filled(found):
-        text, figures = SECTIONS[found["part"]](root, found["gpu"])
+    def filled(found: re.Match) -> str:
+        block = found["block"]
+        made = _block(block, root)
+        if made is None:
+            return found[0]
+        text, figures = made
         written.extend(figures)
-        return f"<!-- measured:{found['block']} -->\n{text}\n<!-- /measured:{found['block']} -->"
+        return f"<!-- {block} -->\n{text}\n<!-- /{block} -->"
 
-    marked = (  # the closing one is put where it lacks
-        rf"<!-- measured:(?P<block>(?P<gpu>\w+)(?P<part>{'|'.join(SECTIONS)})) -->"
-        r"(?:.*?<!-- /measured:(?P=block) -->)?"
-    )
-    after = re.sub(marked, filled, before, flags=re.DOTALL)
+    after = MARKER.sub(filled, before)
     if after != before:
-        beside = readme.with_name(".README.md.part")
-        beside.write_text(after, encoding="utf-8")
-        os.replace(beside, readme)
+        with replacing(readme) as partial:
+            partial.write_text(after, encoding="utf-8")
         written.append(readme)
     return written
 
 
-def _decode(root, gpu) -> tuple[str, list[Path]]:
-    def words(run, rows):
-        return decode_analysis.conditions(timed(rows)), decode_analysis.answers(rows)
+def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
+    """(Markdown, figures written) of one marker; None if nothing makes it."""
+    kind, _, rest = block.partition(":")
+    if kind == "studies":
+        return studies_table(), []
+    if kind == "variants":
+        return variants_table(), []
+    if kind == "recorded":
+        from .recorded_with import recorded_with
 
-    figures = {
-        "decode_time": decode.decode_time, "against_published": decode.against_published,
-        "gather_scatter": decode.gather_scatter,
-    }  # fmt: skip
-    table = decode_analysis.markdown_table
-    return _section(root, gpu, "02_decode_kernels", words, figures, table=table, command="make bench")
-
-
-def _step(root, gpu) -> tuple[str, list[Path]]:
-    def words(run, rows):
-        conditions = step_analysis.conditions(rows)
-        return conditions[:1].upper() + conditions[1:], step_analysis.answers(rows)
-
-    figures = {"step_waterfall": step.waterfall}
-    return _section(root, gpu, "03_decode_step", words, figures, refused=step_analysis.not_timed)
+        return recorded_with(rest, root), []
+    gpu, _, section = rest.partition("-")
+    study = next((each for each in studies() if each.section and each.section_name == section), None)
+    return None if study is None else section_of(study, gpu, root)
 
 
-def _verify(root, gpu) -> tuple[str, list[Path]]:
-    def words(run, rows):
-        model, tp = (run["parameters"][name] for name in ("model", "tp"))
-        return verify_analysis.conditions(rows), verify_analysis.answers(rows, model, tp)
-
-    return _section(root, gpu, "05_verify", words, {"verify_time": verify.verify_time})
+def studies_table() -> str:
+    """Markdown: every notebook, and the question that it answers."""
+    rows = [f"| `{study.notebook}` | {study.question} |" for study in studies()]
+    return "\n".join(["| notebook | question |", "|---|---|", *rows])
 
 
-def _prefill(root, gpu) -> tuple[str, list[Path]]:
-    def words(run, rows):
-        parameters, refused = run["parameters"], not_timed(rows)
-        sentences = [sentence for sentence in prefill_analysis.answers(rows) if sentence not in refused]
-        return f"{parameters['model']}, {prefill_analysis.conditions(rows)}", sentences
+def variants_table() -> str:
+    """Markdown: every kernel variant with its pool layout, phases and description."""
+    from ..backends.registry import VARIANTS
 
-    return _section(root, gpu, "06_prefill", words, {"prefill_tokens_per_second": prefill.tokens_per_second})
+    rows = [
+        f"| `{name}` | {variant.role} | {variant.layout} | {', '.join(variant.phases)} | {variant.description} |"
+        for name, variant in VARIANTS.items()
+    ]
+    return "\n".join(["| variant | role | pool | phases | what it is |", "|---|---|---|---|---|", *rows])
 
 
-SECTIONS = {"": _decode, "-step": _step, "-verify": _verify, "-prefill": _prefill}  # by what follows GPU in a marker
+def section_of(study: Study, gpu: str, root: Path) -> tuple[str, list[Path]]:
+    """(Markdown, figures written) of a study's recorded run; where there is none, how to record it."""
+    from ..report.recorded import measured
 
-
-def _section(
-    root: Path, gpu: str, notebook: str, words: Callable, figures: dict[str, Callable], *,
-    refused: Callable = not_timed, table: Callable | None = None, command: str = "",
-) -> tuple[str, list[Path]]:  # fmt: skip
-    """(Markdown, figures written) from <root>/data/measured/<gpu>/<notebook>; a line that says how to record it where
-    there is none.
-
-    words(run, rows) -> (what the times hold for, sentences). figures: name -> draw(rows, run); each goes to
-    <root>/docs/<gpu>_<name>.png. refused(rows): sentences on what was not timed. table(rows): Markdown to begin
-    with. command: which records it, default the notebook's run.
-    """
     try:
-        run, rows = measured(gpu, notebook, root / "data")
+        info, rows = measured(gpu, study.notebook, root / "data")
     except FileNotFoundError as error:
-        command = command or f".venv/bin/python -m gdn_lab run {notebook[:2]}"
-        copy = f"copy `run.json` and `rows.jsonl` of `runs/latest` to `data/measured/{gpu}/{notebook}/`"
-        return f"Nothing to show yet: {error}. On such a GPU, `{command}`, then {copy} and `make report`.", []
-    conditions, sentences = words(run, rows)
-    parts, written = [table(rows)] if table else [], []
-    parts.append(f"{conditions}. Measured on {provenance(run)}.")
-    if reasons := refused(rows):
-        parts.append("Not timed: " + "; ".join(reasons) + ".")
-    parts.append("\n".join(f"- {sentence}" for sentence in sentences))
-    for name, draw in figures.items():
-        figure, path = draw(rows, run), root / "docs" / f"{gpu}_{name}.png"
-        written.append(_save(figure, path))
-        parts.append(f"![{figure.get_suptitle().replace(chr(10), ' ')}](docs/{path.name})")
+        command, folder = f".venv/bin/gdn-lab run {study.number}", f"data/measured/{gpu}/{study.notebook}/"
+        return (
+            f"Nothing to show yet: {error}. On such a GPU, `{command}`, then copy `run.json` and `rows.jsonl` of "
+            f"`runs/latest` to `{folder}` and `make report`."
+        ), []
+    return markdown(study.section(info, rows), info, root / "docs", gpu)
+
+
+def markdown(section: Section, info: dict, docs: Path, gpu: str) -> tuple[str, list[Path]]:
+    """(a section as Markdown, its figures as <docs>/<gpu>_<name>.png with their title as alternative text)."""
+    from ..report.text import provenance
+
+    conditions = section.conditions.rstrip(".")
+    parts = [section.table] if section.table else []
+    parts.append(f"{conditions[:1].upper()}{conditions[1:]}. Measured on {provenance(info)}.")
+    if section.not_timed:
+        parts.append("Not timed: " + "; ".join(sentence.rstrip(".") for sentence in section.not_timed) + ".")
+    parts.append("\n".join(f"- {sentence}" for sentence in section.sentences))
+    written = []
+    for name, figure in section.figures.items():
+        written.append(save(figure, docs / f"{gpu}_{name}.png"))
+        parts.append(f"![{title(figure)}](docs/{gpu}_{name}.png)")
     return "\n\n".join(parts), written
 
 
-def _save(figure, path: Path) -> Path:
-    """Writes a figure as PNG, beside and then renamed."""
+def title(figure) -> str:
+    """A figure's title in one line: its alternative text."""
+    return " ".join(figure.get_suptitle().split())
+
+
+def save(figure, path: Path) -> Path:
+    """Write a figure as PNG, the same bytes for the same figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, format="png", dpi=150, metadata={"Software": None})
-    os.replace(beside, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
     return path

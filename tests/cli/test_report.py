@@ -1,19 +1,25 @@
-"""The README's sections on verify and prefill, filled from recorded rows."""
+"""The README's generated parts, from studies and recorded rows."""
 
+import json
 import re
 
+import matplotlib.figure
 import pytest
 import torch
 
 from gdn_lab import GDNShape
+from gdn_lab.backends.registry import VARIANTS
 from gdn_lab.bench.results import Run
+from gdn_lab.cli import recorded_with
 from gdn_lab.cli.report import report
+from gdn_lab.studies import studies
 from gdn_lab.studies.prefill.sweep import prefill_sweep
 from gdn_lab.studies.verify.sweep import verify_sweep
 
 SHAPE = GDNShape(1, 2, 16, 32)
 OPTIONS = dict(variants=["torch/vk"], samples=1, progress=False, device="cpu", dtype=torch.bfloat16)
 PARAMETERS = {"model": "qwen3.5-397b-a17b", "tp": 1}
+BLOCKS = ("studies", "variants", "measured:h100-verify", "measured:h100-prefill", "measured:h200-prefill")
 
 
 @pytest.fixture
@@ -25,20 +31,73 @@ def checkout(tmp_path):
             sweep(SHAPE, *arguments, run=run, **OPTIONS)
         for file in ("run.json", "rows.jsonl"):
             (folder / file).write_bytes((run.folder / file).read_bytes())
-    blocks = ("h100-verify", "h100-prefill", "h200-prefill", "h200-other")
-    (tmp_path / "README.md").write_text("top\n" + "".join(f"<!-- measured:{block} -->\n" for block in blocks))
+    markers = "".join(f"<!-- {block} -->\n" for block in (*BLOCKS, "measured:h100-nothing"))
+    (tmp_path / "README.md").write_text(f"top\n{markers}bottom\n")
     return tmp_path
 
 
-def test_report_fills_the_sections_and_changes_nothing_the_second_time(checkout):
+def blocks(text):
+    return dict(re.findall(r"<!-- ([\w:-]+) -->\n(.*?)\n<!-- /\1 -->", text, re.DOTALL))
+
+
+def test_report_fills_the_blocks_and_changes_nothing_the_second_time(checkout):
     written = report(checkout)
     text = (checkout / "README.md").read_text()
-    sections = dict(re.findall(r"<!-- measured:([\w-]+) -->\n(.*?)\n<!-- /measured:\1 -->", text, re.DOTALL))
-    assert set(sections) == {"h100-verify", "h100-prefill", "h200-prefill"}, "a block of no section is left as it is"
-    assert "- To update the state, torch/vk is fastest" in sections["h100-verify"]
-    assert "- torch/vk reaches" in sections["h100-prefill"] and "Measured on CPU" in sections["h100-prefill"]
-    assert "no recorded run of 06_prefill on 'h200'" in sections["h200-prefill"]
-    assert "gdn_lab run 06" in sections["h200-prefill"] and "data/measured/h200/06_prefill/" in sections["h200-prefill"]
-    for path in re.findall(r"\]\((docs/\S+)\)", text):
-        assert checkout / path in written and (checkout / path).is_file()
+    made = blocks(text)
+    assert set(made) == set(BLOCKS), "a block that no study makes is left as it is"
+    assert text.startswith("top\n") and text.endswith("<!-- measured:h100-nothing -->\nbottom\n")
+    for study in studies():
+        assert f"| `{study.notebook}` | {study.question} |" in made["studies"]
+    for name, variant in VARIANTS.items():
+        assert f"| `{name}` |" in made["variants"] and variant.description in made["variants"]
+    assert "torch/vk" in made["measured:h100-verify"] and "torch/vk" in made["measured:h100-prefill"]
+    assert "Measured on CPU" in made["measured:h100-prefill"]
+    missing = made["measured:h200-prefill"]
+    assert "no recorded run of 06_prefill on 'h200'" in missing and "gdn-lab run 06" in missing
+    assert "data/measured/h200/06_prefill/" in missing
+    for title, path in re.findall(r"!\[(.*)\]\((docs/\S+)\)", text):
+        assert title and checkout / path in written and (checkout / path).is_file()
     assert checkout / "README.md" not in report(checkout) and (checkout / "README.md").read_text() == text
+
+
+def test_every_section_has_its_own_name():
+    names = [study.section_name for study in studies() if study.section]
+    assert all(names) and len(set(names)) == len(names)
+
+
+def test_every_figure_is_drawn_once(checkout):
+    written = report(checkout)
+    assert len(set(written)) == len(written)
+    for study in studies():
+        for name, figure in study.computed().items():
+            assert isinstance(figure, matplotlib.figure.Figure) and (checkout / "docs" / f"{name}.png").is_file()
+
+
+# ---- with which versions and kernels
+
+
+def recorded(root, gpu="h100", **versions):
+    facts = {"gpu_name": "NVIDIA H100", "driver": "580.1", "git_commit": "0123456789abcdef", "torch": "2.13.0+cu130"}
+    info = {"start_utc": "2026-11-22T09:27:39Z", "environment": facts | {"triton": "3.7.1"} | versions}
+    folder = root / "data" / "measured" / gpu / "02_decode_kernels"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(info))
+    (root / "requirements.txt").write_text("# pins\ntorch==2.13.0\ntriton==3.7.1; sys_platform == 'linux'\n")
+
+
+def test_the_readme_says_when_this_checkout_installs_what_was_measured(tmp_path):
+    recorded(tmp_path)
+    text = recorded_with.recorded_with("h100", tmp_path)
+    assert "Recorded on NVIDIA H100, driver 580.1, 2026-11-22: `02_decode_kernels`, with torch 2.13.0+cu130" in text
+    assert "This checkout installs the same versions." in text
+
+
+def test_the_readme_says_which_versions_differ(tmp_path):
+    recorded(tmp_path, torch="2.11.0+cu130", triton="3.6.0")
+    text = recorded_with.recorded_with("h100", tmp_path)
+    assert "with torch 2.11.0+cu130, triton 3.6.0 (commit 0123456789)" in text
+    assert "This checkout installs torch 2.13.0, triton 3.7.1 instead. Both are supported and tested" in text
+
+
+def test_a_gpu_without_records_is_a_sentence(tmp_path):
+    assert recorded_with.recorded_with("b9000", tmp_path) == "Nothing is recorded of `b9000` yet."
