@@ -9,7 +9,7 @@ import torch
 
 from ..pool import StatePool
 from ..tolerances import Check
-from ..trace import span
+from ..trace import nvtx_range
 from .roof import l2_bytes
 from .rows import timing_fields
 from .timers import TimerUnavailable, Timing, time_interleaved
@@ -77,7 +77,7 @@ class Sweep:
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in cases}
         try:
-            with span(f"B = {batch}, {timer}"):  # a range to find it by in Nsight Systems
+            with nvtx_range(f"B = {batch}, {timer}"):  # a range to find it by in Nsight Systems
                 timings = time_interleaved(calls, timer=timer, device=self.device, samples=samples, progress=share)
         except TimerUnavailable as error:
             refused = {"status": "refused", "timer": timer, "reason": str(error)}

@@ -3,7 +3,7 @@ feed-forward, with random weights at a model's real sizes.
 
     weights = StepWeights.random("qwen3.5-397b-a17b", tp=8)
     step = Step(weights, "after", batch=256)
-    step()                                      # each part inside span(part), all of them inside span(STEP)
+    step()                                      # each part in a range of its name, all of them in the range STEP
 
 What one GPU leaves out are the two all-reduces of a layer, after out_proj and after combine.
 """
@@ -19,13 +19,12 @@ from ..backends.registry import refusal
 from ..costs import decode_bytes
 from ..models import GDNShape, Model, model
 from ..pool import StatePool
-from ..trace import span
+from ..trace.ranges import STEP, nvtx_range
 from . import layer_reference
 from .experts import ExpertWeights, experts_on
 from .fp8 import Linear, random_weight
 from .gdn_layer import LAYER_PARTS, Activation, GDNLayer, Kernels, LayerWeights, Projection, Work
 
-STEP = "decode step"
 EXPERT_PARTS = ("post norm", "router", "experts", "shared expert", "combine")
 DENSE_PARTS = ("post norm", "feed-forward")
 PARTS = LAYER_PARTS + EXPERT_PARTS + DENSE_PARTS[1:]
@@ -232,9 +231,9 @@ class Step:
         """Runs it once: never synchronises, allocates nothing but through torch, so that a CUDA graph can hold it."""
         if self.ahead is not None:
             self.layer.x, self.layer.residual = self.ahead.out, self.ahead.residual_out
-        with span(STEP):
+        with nvtx_range(STEP):
             for part, do in self.work:
-                with span(part):
+                with nvtx_range(part):
                     do()
 
     @property

@@ -1,14 +1,15 @@
-"""Taking a program apart: named ranges, and readers that give one table for Kineto and Nsight Systems."""
+"""NVTX ranges, and traces: readers that build the same tables from Kineto's recordings and Nsight Systems' ones."""
 
 from pathlib import Path
 
 from . import graphs, kineto, nsight, positions, summaries
-from .events import OUTSIDE, Capture, range_table, table
-from .ranges import span
+from .build import OUTSIDE, Trace
+from .range_tables import range_table, table
+from .ranges import nvtx_range
 
 
-def read(source) -> Capture:
-    """The Capture in a torch.profiler profile, a trace it exported (.json, .json.gz), or a file of Nsight Systems.
+def read(source) -> Trace:
+    """Read a finished torch.profiler profile, a trace it exported (.json, .json.gz), or a file of Nsight Systems.
 
     Errors are those of kineto.read() and nsight.read().
     """
@@ -19,6 +20,15 @@ def read(source) -> Capture:
 
 
 __all__ = [
-    "OUTSIDE", "Capture", "graphs", "kineto", "nsight", "positions", "range_table", "read", "span", "summaries",
+    "OUTSIDE",
+    "Trace",
+    "graphs",
+    "kineto",
+    "nsight",
+    "nvtx_range",
+    "positions",
+    "range_table",
+    "read",
+    "summaries",
     "table",
-]  # fmt: skip
+]

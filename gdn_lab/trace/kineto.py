@@ -1,4 +1,4 @@
-"""Reads what torch.profiler (Kineto) recorded: the Chrome trace it exports, or the profile object itself.
+"""Read what torch.profiler (Kineto) recorded: the Chrome trace it exports, or the profile object itself.
 
 A kernel is joined to its launch call by its correlation (all kernels of a graph have that of the cudaGraphLaunch), and
 belongs to the record_function ranges of the calling thread that enclose the call.
@@ -6,7 +6,6 @@ belongs to the record_function ranges of the calling thread that enclose the cal
 
 import gzip
 import json
-import os
 import re
 import tempfile
 import zlib
@@ -15,36 +14,37 @@ from pathlib import Path
 import numpy
 import torch
 
-from .events import Capture, Events, capture
+from ..files import replacing
+from .build import Events, Trace, build_trace
 
-_WORK = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}  # category of the trace: index to capture.KINDS
+_WORK = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}  # category of the trace: index into build.KINDS
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _RANGES = ("user_annotation",)
 _ENTRY = ("ph", "cat", "name", "pid", "tid", "ts", "dur")  # what is read of an entry, and of its args
 _ARGS = ("device", "stream", "correlation")
 
 
-def read(source) -> Capture:
-    """The Capture in a Chrome trace (.json or .json.gz) or a finished torch.profiler.profile.
+def read(source) -> Trace:
+    """Read a Chrome trace (.json or .json.gz) or a finished torch.profiler.profile.
 
-    Torch exports a profile once only, and this is that once: to keep the trace too, export it and give the file.
-    FileNotFoundError if there is no file; ValueError, one sentence, if it is no trace, is damaged or holds no work of a
-    GPU, or if the profile has not finished or was exported before.
+    torch exports a profile only once, and this uses that export: to keep the trace too, export it and give the file.
+    FileNotFoundError if there is no file; ValueError, one sentence, if it is not a trace, is damaged or holds no work
+    of a GPU, or if the profile has not finished or was exported before.
     """
     if not isinstance(source, torch.profiler.profile):
-        return _capture(Path(source), Path(source))
+        return _trace(Path(source), Path(source))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         _export(source, path)
-        return _capture(path, "the profile")
+        return _trace(path, "the profile")
 
 
 def keep(profile: torch.profiler.profile, out: Path, dropped=lambda kernel: False) -> Path:
-    """Writes what read() reads of a finished profile, and nothing else, as a .json.gz; returns its path.
+    """Write what read() reads of a finished profile, and nothing else, as a .json.gz; return its path.
 
-    A trace also holds every operator of torch, and facts about the machine. dropped: says of a kernel's name that it
-    and its launch are to be left out. The file appears when it is complete. Errors are those of read() for a profile,
-    and OSError if it cannot be written.
+    A full export also holds every operator of torch, and facts about the machine. dropped(name): whether to leave out
+    the kernels of this name and their launches. The file appears when it is complete. Errors are those of read() for a
+    profile, and OSError if it cannot be written.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -53,13 +53,10 @@ def keep(profile: torch.profiler.profile, out: Path, dropped=lambda kernel: Fals
 
 
 def copy(path: Path, out: Path, dropped=lambda kernel: False) -> Path:
-    """The same of a trace that was exported before. Errors are those of read(), and OSError."""
-    trace, beside = _load(path, path), out.with_name(f".{out.name}.part")
-    try:
-        beside.write_bytes(gzip.compress(json.dumps(_slim(trace, dropped)).encode(), mtime=0))
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write the same of a trace that was exported before. Errors are those of read(), and OSError."""
+    trace = _load(path, path)
+    with replacing(out) as partial:
+        partial.write_bytes(gzip.compress(json.dumps(_slim(trace, dropped)).encode(), mtime=0))
     return out
 
 
@@ -87,7 +84,7 @@ def _export(profile: torch.profiler.profile, path: Path) -> None:
         ) from error
 
 
-def _capture(path: Path, called) -> Capture:
+def _trace(path: Path, called) -> Trace:
     trace = _load(path, called)
     try:
         events = _events(trace["traceEvents"])
@@ -97,7 +94,7 @@ def _capture(path: Path, called) -> Capture:
             f"{called} is not a trace that torch.profiler exported: {type(error).__name__}: {error}; export it again"
         ) from error
     try:
-        return capture("Kineto", events, gpus)
+        return build_trace("Kineto", events, gpus)
     except ValueError as error:
         raise ValueError(f"{called} {error}; record with ProfilerActivity.CUDA on a GPU") from error
 
@@ -118,8 +115,8 @@ def _load(path: Path, called) -> dict:
 
 
 def _events(entries: list[dict]) -> Events:
-    """Events of the complete entries ("ph": "X") of a trace; times are microseconds there."""
-    work, launches, ranges, names, of_graphs = [], [], [], {}, set()
+    """Return the Events of a trace's complete entries ("ph": "X"), whose times are microseconds."""
+    work, launches, ranges, names, graph_launches = [], [], [], {}, set()
     for entry in entries:
         if entry.get("ph") != "X":
             continue
@@ -129,25 +126,26 @@ def _events(entries: list[dict]) -> Events:
         elif category in _LAUNCHES:
             launches.append((*_interval(entry), entry["tid"], entry["pid"], _correlation(entry)))
             if "GraphLaunch" in entry["name"]:
-                of_graphs.add(_correlation(entry))
+                graph_launches.add(_correlation(entry))
         elif category in _RANGES:
             ranges.append((str(entry["name"]), *_interval(entry), entry["tid"], entry["pid"]))
     processes = {row[4]: row[3] for row in launches}
     kernels = _columns(("kind", "name", "start", "end", "device", "stream", "correlation"), work)
-    kernels["graph"] = numpy.isin(kernels["correlation"], list(of_graphs))
+    kernels["graph"] = numpy.isin(kernels["correlation"], list(graph_launches))
     kernels["creation"] = numpy.full(len(work), -1)  # Kineto does not record when the nodes of a graph are made
     # A kernel's entry names device and stream; its process is that of its launch.
     kernels["process"] = numpy.array([processes.get(row[-1], -1) for row in work], numpy.int64)
-    return Events(
-        kernels, list(names), _columns(("start", "end", "thread", "process", "correlation"), launches),
-        _columns(("start", "end", "thread", "process"), [row[1:] for row in ranges])
-        | {"name": [row[0] for row in ranges], "domain": [""] * len(ranges), "style": ["PushPop"] * len(ranges)},
-        _columns(("start", "end", "thread"), []),
-    )  # fmt: skip
+    calls = _columns(("start", "end", "thread", "process", "correlation"), launches)
+    range_columns = _columns(("start", "end", "thread", "process"), [row[1:] for row in ranges]) | {
+        "name": [row[0] for row in ranges],
+        "domain": [""] * len(ranges),
+        "style": ["PushPop"] * len(ranges),
+    }
+    return Events(kernels, list(names), calls, range_columns, _columns(("start", "end", "thread"), []))
 
 
 def _work(entry: dict, kind: int, names: dict[str, int]) -> tuple[int, ...]:
-    """(kind, name, start, end, device, stream, correlation). A copy is named by its direction alone."""
+    """Return (kind, name, start, end, device, stream, correlation). A copy's name is its direction alone."""
     details, name = entry["args"], str(entry["name"])
     if kind:
         name = re.sub(r"\s*\(.*", "", name)

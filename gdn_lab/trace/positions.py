@@ -1,20 +1,20 @@
-"""Which part of a step a kernel of a CUDA graph belongs to, by its position.
+"""Tell by its position which part of a step a kernel of a CUDA graph belongs to.
 
-All kernels of a replay are launched by one call, so no range around a part encloses them. But a graph that captured a
-step holds the step's kernels, and a replay runs them in the order in which an eager run of the same step launches them:
-the i-th kernel of a replay is the i-th of the eager run.
+One call launches all kernels of a replay, so no range around a part encloses them. But the graph of a step holds the
+step's kernels, and a replay runs them in the order in which an eager run of the same step launches them: kernel i of a
+replay is kernel i of the eager run.
 """
 
 
 def parts_of_replays(
     eager: list[tuple[str, str]], replays: list[list[tuple[str, int, int]]]
 ) -> list[list[tuple[str, int, int]]]:
-    """(part, start, end) of each kernel of each replay, in order.
+    """Return (part, start, end) of each kernel of each replay, in order.
 
     eager: (kernel name, part) of one eager step, in the order of launch. replays: (kernel name, start, end) of each
-    replay, in order of start; a graph that captured n steps replays n times the eager sequence.
-    ValueError, one sentence, if a replay has another number of kernels than a multiple of the eager run's, or if a
-    kernel has another name than the one at its place there.
+    replay, in order of start; the graph of n steps repeats the eager sequence n times. ValueError, one sentence, if the
+    number of kernels of a replay is not a multiple of the eager run's, or if a kernel's name differs from the one at
+    its position there.
     """
     return [_parts(eager, replay, number) for number, replay in enumerate(replays, 1)]
 

@@ -1,14 +1,20 @@
-"""span(name): names a piece of a program for the profilers."""
+"""Name pieces of a program for the profilers: nvtx_range(name), and the names that this workbook's recordings use."""
 
 import nvtx
 import torch
 
+STEP = "decode step"  # one decode step of one layer; a range for each of its parts lies inside
+WARM_UP = "warm-up"  # runs that do not count
+EAGER = "eager"  # one run of the step, launched kernel by kernel
+GRAPH = "graph"  # one replay of the CUDA graph of the same run
 
-class span:
-    """Marks what runs inside as a range of this name: `with span("GDN"): …`. Nests; not for reuse.
 
-    Nsight Systems sees every span (NVTX, default domain), Kineto those that begin while it records. About 1 us when
-    nobody records, more under Kineto: around a step or its parts, not inside a timed loop.
+class nvtx_range:
+    """Mark what runs inside the block as a range of this name: `with nvtx_range("GDN"): …`.
+
+    Nsight Systems sees every range (NVTX, default domain); Kineto sees those that begin while it records. Ranges nest;
+    an object marks one range and cannot be used again. Costs about 1 us when nothing records and more under Kineto, so
+    put it around a step or its parts, not inside a timed loop.
     """
 
     __slots__ = ("_nvtx", "_kineto")
@@ -17,7 +23,7 @@ class span:
         self._nvtx = nvtx.annotate(name)
         self._kineto = torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else None
 
-    def __enter__(self) -> "span":
+    def __enter__(self) -> "nvtx_range":
         self._nvtx.__enter__()
         if self._kineto is not None:
             self._kineto.__enter__()

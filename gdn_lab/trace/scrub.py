@@ -1,66 +1,58 @@
-"""A copy of a capture that can be kept or shared: python -m gdn_lab.profiling.scrub CAPTURE [OUT].
+"""Copy a trace without anything private, so that it can be kept or shared.
 
-A capture of Nsight Systems also holds the environment variables, processes, host name, paths and command lines of the
-machine that made it, a trace of Kineto operators, stacks and paths. The copy is a new file with nothing in it but what
-the reader reads: columns of kernels, launches and ranges, and the strings that name a kept kernel or range. Those names
-themselves stay as they are.
+A report of Nsight Systems also holds the environment variables, processes, host name, paths and command lines of the
+machine that recorded it; a trace of Kineto holds operators, stacks and paths. The copy is a new file with only what the
+readers read: columns of kernels, launches and ranges, and the strings that name a kept kernel or range. Those names
+stay as they are.
 """
 
-import argparse
-import os
 import sqlite3
-import sys
 from pathlib import Path
 from urllib.parse import quote
 
+from ..files import replacing
 from . import kineto, nsight
-from .nsight import DOMAIN_CREATE, KERNEL, NVTX, STYLES, VERSION_KEYS
-
-_RANGES = f"eventType IN ({', '.join(map(str, STYLES))})"
-_NAMED_BY = {KERNEL: ("demangledName", "shortName"), NVTX: ("textId",)}  # columns that point into StringIds
+from .nsight import DOMAIN_CREATE, IS_RANGE, NVTX, STRING_COLUMNS, VERSION_KEYS
 
 
 def scrub(path, out=None) -> Path:
-    """Writes the scrubbed copy of a capture: SQLite of a .sqlite or .nsys-rep, .json.gz of a trace; returns its path.
+    """Write the scrubbed copy of a trace: SQLite of a .sqlite or .nsys-rep, .json.gz of a .json; return its path.
 
-    out: where to, an existing copy is replaced; default <name>.scrubbed.sqlite or .json.gz beside the capture. It
-    appears only when it is complete. Errors are those of profiling.read(); ValueError too if `out` is the capture
-    itself, OSError if it cannot be written.
+    out: where to write, an existing copy is replaced; default: <name>.scrubbed.sqlite or .json.gz next to the trace. It
+    appears only when it is complete. Errors are those of trace.read(); ValueError too if `out` is the trace itself,
+    OSError if it cannot be written.
     """
     path = Path(path)
-    is_trace = path.name.endswith((".json", ".json.gz"))
+    is_json = path.name.endswith((".json", ".json.gz"))
     if out is None:
-        ending = ".scrubbed.json.gz" if is_trace else ".scrubbed.sqlite"
-        stem = path.name.removesuffix(".gz").removesuffix(".json") if is_trace else path.stem
+        ending = ".scrubbed.json.gz" if is_json else ".scrubbed.sqlite"
+        stem = path.name.removesuffix(".gz").removesuffix(".json") if is_json else path.stem
         out = path.with_name(stem + ending)
     out = Path(out)
     if out.exists() and path.exists() and out.samefile(path):
-        raise ValueError(f"{out} is the capture itself; name another file for the copy")
+        raise ValueError(f"{out} is the trace itself; name another file for the copy")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent} for the copy; make it first")
-    if is_trace:
+    if is_json:
         kineto.read(path)  # what cannot be read is refused before anything is written
         return kineto.copy(path, out)
-    beside = out.with_name(f".{out.name}.part")
-    beside.unlink(missing_ok=True)
     try:
         with nsight.exported(path) as file:
             nsight.read(file)  # what cannot be read is refused before anything is written
             with nsight.opened(file) as export:
                 columns = export.columns
-            _write(beside, file, columns)
-        os.replace(beside, out)
+            with replacing(out) as partial:
+                _write(partial, file, columns)
     except sqlite3.Error as error:
         raise OSError(f"cannot write {out}: {error}; free space or choose a folder that you can write to") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return out
 
 
-def _write(beside: Path, source: Path, columns: dict[str, tuple[str, ...]]) -> None:
-    connection = sqlite3.connect(f"file:{quote(str(beside.absolute()))}", uri=True)
+def _write(out: Path, source: Path, columns: dict[str, tuple[str, ...]]) -> None:
+    """Copy the columns and the rows that are kept from one SQLite file into a new one."""
+    connection = sqlite3.connect(f"file:{quote(str(out.absolute()))}", uri=True)
     try:
-        connection.execute("PRAGMA journal_mode = OFF")  # the file is renamed when whole, and thrown away otherwise
+        connection.execute("PRAGMA journal_mode = OFF")  # a file that is not whole is thrown away
         connection.execute("ATTACH ? AS source", (nsight.uri(source),))
         for table, kept in columns.items():
             selected = ", ".join(f'"{name}"' for name in kept)
@@ -77,11 +69,11 @@ def _write(beside: Path, source: Path, columns: dict[str, tuple[str, ...]]) -> N
 
 
 def _condition(table: str, columns: dict[str, tuple[str, ...]]) -> str:
-    """Which rows of a table are kept."""
-    events = _RANGES
+    """Return the WHERE clause of the rows of a table that are kept."""
+    events = IS_RANGE
     if "domainId" in columns.get(NVTX, ()):
-        used = f"SELECT domainId FROM source.{NVTX} WHERE {_RANGES}"
-        events = f"({_RANGES} OR eventType = {DOMAIN_CREATE} AND domainId IN ({used}))"
+        used = f"SELECT domainId FROM source.{NVTX} WHERE {IS_RANGE}"
+        events = f"({IS_RANGE} OR eventType = {DOMAIN_CREATE} AND domainId IN ({used}))"
     if table == NVTX:
         return f"WHERE {events}"
     if table == "META_DATA_EXPORT":
@@ -90,44 +82,8 @@ def _condition(table: str, columns: dict[str, tuple[str, ...]]) -> str:
         return ""
     used = [
         f"SELECT {name} FROM source.{user}" + (f" WHERE {events}" if user == NVTX else "")
-        for user, names in _NAMED_BY.items()
+        for user, names in STRING_COLUMNS.items()
         for name in names
         if name in columns.get(user, ())
     ]
     return f"WHERE id IN ({' UNION '.join(used)})" if used else "WHERE 0"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Scrubs as the command line says and returns the exit status: 0, 1 failed, 2 wrongly asked."""
-    asked = _parser().parse_args(arguments)
-    if not asked.capture:
-        print("gdn_lab: name the capture: make capture-scrub CAPTURE=file [OUT=file]", file=sys.stderr)
-        return 2
-    try:
-        out = scrub(asked.capture, asked.out)
-    except (ValueError, OSError) as error:
-        print(f"gdn_lab: {error}", file=sys.stderr)
-        return 1
-    size, before = out.stat().st_size, Path(asked.capture).stat().st_size
-    print(
-        f"{out}: {size / 1e6:.2f} MB of {before / 1e6:.2f} MB. It names kernels and ranges as the program did: "
-        "look through them before you share it."
-    )
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m gdn_lab.profiling.scrub",
-        usage="%(prog)s [-h] CAPTURE [OUT]",
-        description="A copy of a capture that can be kept or shared.",
-    )
-    parser.add_argument("capture", nargs="?", metavar="CAPTURE", help=".nsys-rep, .sqlite, .json or .json.gz")
-    parser.add_argument(
-        "out", nargs="?", metavar="OUT", help="where to; default: <name>.scrubbed.sqlite or .json.gz beside the capture"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

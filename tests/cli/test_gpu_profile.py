@@ -12,8 +12,7 @@ from gdn_lab.bench.results import Run
 from gdn_lab.cli import profile
 from gdn_lab.studies.decode_step.record import EAGER, FILE, GRAPH, SQLITE, capture_step
 from gdn_lab.studies.nsight_systems.analysis import agreement, analyse, part_times
-from gdn_lab.trace import crosscheck as oracle
-from gdn_lab.trace import graphs, read, span
+from gdn_lab.trace import crosscheck, graphs, nvtx_range, read
 
 pytestmark = [pytest.mark.gpu, pytest.mark.alone]  # what runs beside it would lengthen what it records
 PROGRAM = """
@@ -30,12 +29,12 @@ def record(root) -> Run:
     y, z = torch.empty_like(x), torch.empty_like(x)
 
     def step():
-        with span("decode step"):
-            with span("add"):
+        with nvtx_range("decode step"):
+            with nvtx_range("add"):
                 torch.add(x, w, out=y)
-            with span("product"):
+            with nvtx_range("product"):
                 torch.mm(y, w, out=z)
-            with span("softmax"):
+            with nvtx_range("softmax"):
                 torch.softmax(z, -1)
 
     run = Run.create("x", {}, root=root)
@@ -80,7 +79,7 @@ def test_nsight_systems(kineto, tmp_path):
     kept.mkdir()
     profile.keep(nsys, report, kept)
     capture = read(kept / SQLITE)
-    assert oracle.differences(capture, kept) == []
+    assert crosscheck.differences(capture, kept) == []
     assert graphs.has_captured(capture)
     of = analyse(kept / SQLITE)
     check(of)

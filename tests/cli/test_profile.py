@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from captures import eager_and_graph, write_kineto, write_nsys
+from recorded_traces import eager_and_graph, write_kineto, write_nsys
 
 from gdn_lab.cli import profile
 from gdn_lab.cli import run as batch
-from gdn_lab.trace import crosscheck as oracle
-from gdn_lab.trace import read
+from gdn_lab.trace import crosscheck, read
 
 NSYS = '''#!{python}
 """Plays nsys: profile leaves a report and a run of notebook 03, export and stats read the capture beside this file."""
@@ -75,7 +74,7 @@ def nsys(tmp_path, monkeypatch):
     (folder / "nsys").chmod(0o755)
     (folder / "status").write_text("complete")
     capture = read(write_nsys(folder / "capture.sqlite", eager_and_graph()))
-    for report, (summary, _) in oracle.REPORTS.items():
+    for report, (summary, _) in crosscheck.REPORTS.items():
         summary(capture).to_csv(folder / f"{report}.csv", index=False)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     monkeypatch.setattr(profile.torch.cuda, "is_available", lambda: True)
@@ -108,7 +107,7 @@ def test_under_nsight_systems_everything_is_kept(ran, runs, nsys, capsys):
     assert main("-p", "seed", "3", runs=runs) == 0
     folder = runs / "20261125T000000Z-03_decode_step"
     kept = sorted(path.name for path in folder.iterdir())
-    reports = [f"{report}.csv" for report in oracle.REPORTS]
+    reports = [f"{report}.csv" for report in crosscheck.REPORTS]
     assert kept == sorted(["capture.nsys-rep", "capture.sqlite", "run.json", *reports])
     assert ran == [("04_nsight_systems", {"capture": str(folder / "capture.sqlite")})]
     assert "The reader's numbers equal those of nsys stats" in capsys.readouterr().out

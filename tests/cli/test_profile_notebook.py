@@ -3,7 +3,7 @@
 import nbformat
 import papermill
 import pytest
-from captures import eager_and_graph, write_kineto, write_nsys
+from recorded_traces import eager_and_graph, write_kineto, write_nsys
 
 from gdn_lab.bench.results import load
 from gdn_lab.cli import notebook

@@ -1,8 +1,8 @@
 """What a capture says of a step: on made-up captures whose steps, parts and gaps are known; and its figures."""
 
 import pytest
-from captures import MAIN, Program, eager_and_graph, two_steps, write_kineto, write_nsys
 from matplotlib.figure import Figure
+from recorded_traces import MAIN, Program, eager_and_graph, two_steps, write_kineto, write_nsys
 
 from gdn_lab.studies.decode_step.record import WARM_UP, find_capture
 from gdn_lab.studies.nsight_systems import analysis as findings

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from captures import eager_and_graph, kineto_trace, write_kineto
+from recorded_traces import eager_and_graph, kineto_trace, write_kineto
 
 from gdn_lab.bench.results import Run
 from gdn_lab.studies.decode_step import record as capture
@@ -44,7 +44,7 @@ def seen(monkeypatch):
     class Graph:
         replay = staticmethod(of("replay"))
 
-    monkeypatch.setattr(capture, "span", spanned)
+    monkeypatch.setattr(capture, "nvtx_range", spanned)
     monkeypatch.setattr(capture, "_captured", lambda steps: seen.append("captured") or Graph)
     for name in ("lead_in", "start_cupti"):
         monkeypatch.setattr(capture, name, of(name))

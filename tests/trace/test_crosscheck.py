@@ -3,11 +3,10 @@
 import re
 
 import pytest
-from captures import eager_and_graph, two_steps, write_nsys
+from recorded_traces import eager_and_graph, two_steps, write_nsys
 
 from gdn_lab.report import recorded as data
-from gdn_lab.trace import crosscheck as oracle
-from gdn_lab.trace import read
+from gdn_lab.trace import crosscheck, read
 
 MEASURED = data.DATA / "measured"
 CAPTURES = sorted(path.parent for path in MEASURED.glob("*/*/capture.sqlite"))
@@ -15,23 +14,23 @@ CAPTURES = sorted(path.parent for path in MEASURED.glob("*/*/capture.sqlite"))
 
 def test_recorded_captures_equal_nsys_stats():
     """Every column of every row of the three reports; a capture and its reports are there together, and small."""
-    reported = {path.parent for report in oracle.REPORTS for path in MEASURED.glob(f"*/*/{report}.csv")}
+    reported = {path.parent for report in crosscheck.REPORTS for path in MEASURED.glob(f"*/*/{report}.csv")}
     assert sorted(reported) == CAPTURES
     for folder in CAPTURES:
         assert (folder / "capture.sqlite").stat().st_size < 2 << 20
-        assert oracle.differences(read(folder / "capture.sqlite"), folder, most=100) == []
+        assert crosscheck.differences(read(folder / "capture.sqlite"), folder, most=100) == []
 
 
 @pytest.fixture
 def reported(tmp_path):
     capture = read(write_nsys(tmp_path / "c.sqlite", two_steps()))
-    for report, (summary, _) in oracle.REPORTS.items():
+    for report, (summary, _) in crosscheck.REPORTS.items():
         summary(capture).sample(frac=1, random_state=1).to_csv(tmp_path / f"{report}.csv", index=False)
     return capture
 
 
 def test_equal_whatever_the_order(reported, tmp_path):
-    assert oracle.differences(reported, tmp_path) == []
+    assert crosscheck.differences(reported, tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -50,16 +49,16 @@ def test_a_difference_is_said(reported, tmp_path, report, before, after, says):
     if says:
         assert before in text
         path.write_text(text.replace(before, after, 1))
-        assert any(re.search(says, said) for said in oracle.differences(reported, tmp_path))
+        assert any(re.search(says, said) for said in crosscheck.differences(reported, tmp_path))
     path.write_text("".join(text.splitlines(keepends=True)[:-1]))
-    assert any("rows, expected" in said for said in oracle.differences(reported, tmp_path, most=100))
+    assert any("rows, expected" in said for said in crosscheck.differences(reported, tmp_path, most=100))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{report}.csv; write it with nsys stats"):
-        oracle.differences(reported, tmp_path)
+        crosscheck.differences(reported, tmp_path)
 
 
 def test_graphs_are_read_as_nsys_has_them(tmp_path):
     """Written by hand, from the launches: a graph's kernels belong to the range around its launch alone."""
     capture = read(write_nsys(tmp_path / "c.sqlite", eager_and_graph(replays=1, layers=1, eager=1)))
-    kernels = oracle.REPORTS["nvtx_kern_sum"][0](capture).set_index(["NVTX Range", "Kernel Name"])["Kern Inst"]
+    kernels = crosscheck.REPORTS["nvtx_kern_sum"][0](capture).set_index(["NVTX Range", "Kernel Name"])["Kern Inst"]
     assert kernels[":graph", "gdn_kernel"] == 1 and kernels[":gdn", "gdn_kernel"] == 1

@@ -3,7 +3,7 @@
 import sqlite3
 
 import pytest
-from captures import OTHER_PROCESS, Program, eager_and_graph, write_kineto, write_nsys
+from recorded_traces import OTHER_PROCESS, Program, eager_and_graph, write_kineto, write_nsys
 
 from gdn_lab.trace import graphs, range_table, read, summaries, table
 from gdn_lab.trace.scrub import scrub

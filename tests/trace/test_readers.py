@@ -9,10 +9,20 @@ import stat
 
 import pytest
 import torch
-from captures import MAIN, OTHER_PROCESS, WORKER, Program, global_pid, kineto_trace, two_steps, write_kineto, write_nsys
+from recorded_traces import (
+    MAIN,
+    OTHER_PROCESS,
+    WORKER,
+    Program,
+    global_pid,
+    kineto_trace,
+    two_steps,
+    write_kineto,
+    write_nsys,
+)
 
 from gdn_lab import trace as profiling
-from gdn_lab.trace import OUTSIDE, nsight, range_table, read, span, table
+from gdn_lab.trace import OUTSIDE, nsight, nvtx_range, range_table, read, table
 
 TWO_STEPS = [  # path, kernel, count, total, median, min, max in us
     ("step / gdn", "gdn_kernel", 4, 10.0, 2.5, 1.0, 4.0),
@@ -292,13 +302,13 @@ def test_traces_that_are_none(tmp_path, text, says):
 
 
 def test_span_reaches_kineto_only_while_it_records(tmp_path):
-    with span("before"):
+    with nvtx_range("before"):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            with span("step"), span("gdn"):
+            with nvtx_range("step"), nvtx_range("gdn"):
                 torch.ones(2) + 1
-            with pytest.raises(KeyError), span("fails"):
+            with pytest.raises(KeyError), nvtx_range("fails"):
                 raise KeyError
-        with span("after"):
+        with nvtx_range("after"):
             pass
     trace = tmp_path / "trace.json"
     profile.export_chrome_trace(str(trace))

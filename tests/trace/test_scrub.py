@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gdn_lab.profiling.scrub as module
 import pytest
-from captures import MAIN, global_tid, kineto_trace, two_steps, write_nsys
+from recorded_traces import MAIN, global_tid, kineto_trace, two_steps, write_nsys
 
 from gdn_lab.trace import nsight, range_table, read, summaries, table
 from gdn_lab.trace.scrub import main, scrub

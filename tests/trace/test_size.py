@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 
-from captures import GRAPH_NODES, MAIN, SCHEMA, global_pid, global_tid
+from recorded_traces import GRAPH_NODES, MAIN, SCHEMA, global_pid, global_tid
 
 KERNELS, PER_RANGE, RANGES_PER_STEP, NODES = 1_000_000, 10, 10, 1000
 READ = """

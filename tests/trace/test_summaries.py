@@ -5,12 +5,12 @@ import sqlite3
 import numpy
 import pandas
 import pytest
-from captures import Program, two_steps, write_nsys
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded_traces import Program, two_steps, write_nsys
 
 from gdn_lab.trace import read, summaries
-from gdn_lab.trace.nesting import attribute
+from gdn_lab.trace.range_stacks import attribute
 from gdn_lab.trace.summaries import cuda_gpu_kern_sum, nvtx_gpu_proj_sum, nvtx_kern_sum
 
 

@@ -29,8 +29,8 @@ from ...layer.step_parts import (
     eager_interleaved,
     take_apart,
 )
-from ...trace import span
-from .record import capture_step
+from ...trace import nvtx_range
+from .record import record_step
 
 CPU_LAYERS = 2
 LEAST_LAYERS = 4  # in one graph, so that what lies between two replays is little of it
@@ -146,7 +146,7 @@ def capture(
             print(f"Not recorded: {name} {reason}.")
             continue
         first = step.Step(rank.layer(0), name, batch, seed=seed)
-        capture_step(step.stacked(first, [rank.layer(layer) for layer in range(1, layers)]), run)
+        record_step(step.stacked(first, [rank.layer(layer) for layer in range(1, layers)]), run)
 
 
 @contextmanager
@@ -248,7 +248,7 @@ class _Point:
         if not self.steps:
             return self.share(1.0)
         on_gpu = self.options.device.type == "cuda"
-        with span(f"B = {self.batch}, {GRAPH_TIMER if on_gpu else CPU_TIMER}"):
+        with nvtx_range(f"B = {self.batch}, {GRAPH_TIMER if on_gpu else CPU_TIMER}"):
             timings = time_interleaved(
                 self.steps, timer=GRAPH_TIMER if on_gpu else CPU_TIMER, device=self.options.device,
                 samples=self.options.samples, warmup=3 if on_gpu else 1, min_sample_us=200.0 if on_gpu else 0.0,

@@ -1,48 +1,44 @@
-"""The figures of notebook 04, drawn from an Analysis (findings/profile.py). Nothing here reads a capture."""
+"""Draw the figures of notebook 04 from a StepTrace."""
 
 import numpy
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ...report.style import (
-    GREY,
-    OTHER_COLOURS,
-    PART_COLOURS,
-    STYLE,
-    empty_figure,
-    ink_on,
-    new_figure,
-    part_colours,
-)
-from . import analysis as findings
-from .analysis import MODES, REST, Analysis, mode_noun
+from ...report.style import GREY, OTHER_COLOURS, PART_COLOURS, STYLE, empty_figure, ink_on, new_figure
+from ...report.text import micro, percent
+from ...trace.steps import MODES, REST, StepTrace
+from .analysis import eager_over_replayed, gap_share, gap_table, gaps, part_times
+from .sentences import MODE_NOUNS, conditions
 
-GAP = "#000000"  # drawn as a mark of its own, below the kernels
-OTHERS = "other parts"  # those for which no colour is left
-_STREAM = 1.0  # height of a lane
-_MODE_COLOURS = {"graph": "#0072B2", "eager": "#E69F00"}
+GAP = "#000000"  # gaps have a lane of their own, below the kernels
+OTHERS = "other parts"  # parts for which no colour is left
+_MODE_COLOURS = {"graph": OTHER_COLOURS[2], "eager": OTHER_COLOURS[3]}
 _MODE_LINES = {"graph": "-", "eager": (0, (4, 2))}
+_GAP_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_MODE_WORDS = {"graph": "replayed", "eager": "launched one by one"}
 
 
 @rc_context(STYLE)
-def timeline(of: Analysis) -> Figure:
-    """One step of each mode, that of median length: its parts above, its kernels by stream below, gaps under them."""
-    if not of.modes:
-        return empty_figure("Nothing to draw", of.notes)
-    shown = {mode: _median_step(of, mode) for mode in of.modes}
-    said = [
-        f"{mode_noun(mode)} of {_length(kernels):,.0f} µs: {(kernels['gap_us'] > 0).sum()} gaps, "
-        f"{kernels['gap_us'].sum():,.0f} µs together"
+def timeline(trace: StepTrace) -> Figure:
+    """Draw the step of median length of each mode: parts on top, kernels by stream below, gaps at the bottom."""
+    if not trace.modes:
+        return empty_figure("Nothing to draw", trace.notes)
+    shown = {mode: _median_step(trace, mode) for mode in trace.modes}
+    title = "; ".join(
+        f"{MODE_NOUNS[mode]}: {micro(kernels['gap_us'].sum())} of {micro(_length(kernels))} are gaps"
         for mode, kernels in shown.items()
-    ]
-    title = "; ".join(said)
+    )
     lanes = [2.4 + kernels["stream"].nunique() for kernels in shown.values()]
     fig, axes = new_figure(
-        title[0].upper() + title[1:], 12.5, 1.7 + 0.55 * sum(lanes), 1, [findings.conditions(of), *of.notes],
-        rows=len(shown), height_ratios=lanes,
-    )  # fmt: skip
-    drawn, colours = _drawn_parts(of)
+        title[0].upper() + title[1:],
+        12.5,
+        1.7 + 0.55 * sum(lanes),
+        notes=[conditions(trace), *trace.notes],
+        rows=len(shown),
+        height_ratios=lanes,
+    )
+    drawn, colours = _drawn_parts(trace)
     for ax, (mode, kernels) in zip(axes, shown.items(), strict=True):
         _draw_step(ax, kernels.assign(part=kernels["part"].map(drawn)), colours)
         ax.set_title(f"one step {MODES[mode]}")
@@ -52,28 +48,30 @@ def timeline(of: Analysis) -> Figure:
     return fig
 
 
-def _median_step(of: Analysis, mode: str):
-    """The kernels of the step of median length."""
-    steps = of.steps[of.steps["mode"] == mode].sort_values("step_us")
-    return of.kernels[of.kernels["step"] == steps.index[(len(steps) - 1) // 2]]
+def _median_step(trace: StepTrace, mode: str):
+    """Return the kernels of the step of median length."""
+    steps = trace.steps_of(mode).sort_values("step_us")
+    return trace.kernels[trace.kernels["step"] == steps.index[(len(steps) - 1) // 2]]
 
 
 def _length(kernels) -> float:
     return (kernels["end_ns"].max() - kernels["start_ns"].min()) / 1e3
 
 
-def _drawn_parts(of: Analysis) -> tuple[dict[str, str], dict[str, str]]:
-    """({part: as which it is drawn}, {those: colour}), in order of the step; short parts are drawn as OTHERS."""
-    times = findings.part_times(of, of.modes[0]).drop("gaps")
-    every = list(dict.fromkeys([*times.index, *of.kernels["part"]]))
-    longest = [*times.sort_values(ascending=False).index, *every]
-    unknown = list(dict.fromkeys(part for part in longest if part not in PART_COLOURS and part != REST))
-    other = set(unknown[len(OTHER_COLOURS) :])  # no colour stands for two parts
-    drawn = {part: OTHERS if part in other else part for part in every}
-    colours = part_colours(part for part in drawn.values() if part not in (OTHERS, REST))
-    if set(drawn.values()) & {OTHERS, REST}:
-        colours |= {part: GREY for part in drawn.values() if part in (OTHERS, REST)}
-    return drawn, colours
+def _drawn_parts(trace: StepTrace) -> tuple[dict[str, str], dict[str, str]]:
+    """Return ({part: what it is drawn as}, {that: colour}) in order of the step; short parts are drawn as OTHERS.
+
+    No colour stands for two parts: the longest parts get those that are left.
+    """
+    times = part_times(trace, trace.modes[0]).drop("gaps")
+    parts = list(dict.fromkeys([*times.index, *trace.kernels["part"]]))
+    colours = {part: PART_COLOURS[part] for part in parts if part in PART_COLOURS}
+    unknown = [part for part in parts if part not in colours and part != REST]
+    unknown.sort(key=lambda part: -times.get(part, 0.0))
+    free = [colour for colour in OTHER_COLOURS if colour not in colours.values()]
+    colours |= dict(zip(unknown, free, strict=False))
+    drawn = {part: part if part in colours or part == REST else OTHERS for part in parts}
+    return drawn, {name: colours.get(name, GREY) for name in dict.fromkeys(drawn.values())}
 
 
 def _draw_step(ax, kernels, colours) -> None:
@@ -81,22 +79,21 @@ def _draw_step(ax, kernels, colours) -> None:
     start, end = ((kernels[side] - zero).to_numpy() / 1e3 for side in ("start_ns", "end_ns"))
     inks = [colours[part] for part in kernels["part"]]
     streams = list(dict.fromkeys(kernels["stream"]))
-    for number, stream in enumerate(streams):  # below each other, the first on top
+    for number, stream in enumerate(streams):  # the first stream on top
         rows = numpy.flatnonzero(kernels["stream"] == stream)
-        ax.broken_barh(
-            [(start[row], end[row] - start[row]) for row in rows], (-number * _STREAM - 0.8, 0.75),
-            facecolors=[inks[row] for row in rows], edgecolor="white", linewidth=0.4,
-        )  # fmt: skip
+        bars = [(start[row], end[row] - start[row]) for row in rows]
+        faces = [inks[row] for row in rows]
+        ax.broken_barh(bars, (-number - 0.8, 0.75), facecolors=faces, edgecolor="white", linewidth=0.4)
     for first, last, part in _stretches(kernels["part"].tolist()):
         begins, ends = start[first], end[first : last + 1].max()
         ax.broken_barh([(begins, ends - begins)], (0.25, 0.75), facecolors=colours[part], edgecolor="white")
         if (ends - begins) / width > 0.011 * len(part) + 0.01:
             ink = ink_on(colours[part])
             ax.text((begins + ends) / 2, 0.62, part, ha="center", va="center", fontsize=8.5, color=ink)
-    bottom = -len(streams) * _STREAM
+    bottom = -len(streams)
     gap = kernels["gap_us"].to_numpy()
-    pauses = numpy.flatnonzero(gap > 0)
-    ax.broken_barh([(start[row] - gap[row], gap[row]) for row in pauses], (bottom - 0.45, 0.4), facecolors=GAP)
+    pauses = [(start[row] - gap[row], gap[row]) for row in numpy.flatnonzero(gap > 0)]
+    ax.broken_barh(pauses, (bottom - 0.45, 0.4), facecolors=GAP)
     names = ["stream" if len(streams) == 1 else f"stream {stream}" for stream in streams]
     ax.set_yticks([0.62, *(-0.42 - number for number in range(len(streams))), bottom - 0.25], ["parts", *names, "gaps"])
     ax.set_ylim(bottom - 0.6, 1.1)
@@ -117,40 +114,46 @@ def _stretches(parts: list[str]) -> list[tuple[int, int, str]]:
 
 
 @rc_context(STYLE)
-def gap_sizes(of: Analysis) -> Figure:
-    """The gaps between two kernels of a step: how long they are, and between which parts those lie that cost most."""
-    if not of.modes:
-        return empty_figure("Nothing to draw", of.notes)
-    mode = of.modes[0]
-    found = {mode: findings.gaps(of, mode)["gap_us"].to_numpy() for mode in of.modes}
-    found = {mode: gap for mode, gap in found.items() if len(gap)}
-    if not found:
-        return empty_figure("A step of one kernel has no gaps", [findings.conditions(of)])
-    said = [f"{mode_noun(mode)}: {numpy.median(gap):.2f} µs" for mode, gap in found.items()]
-    title = f"From one kernel's end to the next one's start, median: {', '.join(said)}"
-    rows = findings.gap_table(of, 10)
-    rows = rows[rows["µs in a step"] > 0][::-1]
-    fig, (left, right) = new_figure(title, 12.5, 4.8, 2, [findings.conditions(of), *of.notes])
-    for one, gap in found.items():
-        sizes = numpy.sort(gap)
-        share = 100 * numpy.arange(1, len(sizes) + 1) / len(sizes)
-        left.step(sizes, share, where="post", color=_MODE_COLOURS[one], linestyle=_MODE_LINES[one], label=MODES[one])
-    left.set_xscale("symlog", linthresh=0.5)
-    left.set_xticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"])
-    left.set_xlim(0, max(1.0, 1.2 * max(gap.max() for gap in found.values())))
-    left.minorticks_off()
-    left.set(xlabel="gap, µs", ylabel="% of gaps not longer", ylim=(0, 102), title="how long")
-    left.legend(frameon=False, loc="lower right", fontsize=9)
-    bars = right.barh(range(len(rows)), rows["µs in a step"], color=_MODE_COLOURS[mode])
-    right.bar_label(bars, [f" {us:.1f}" for us in rows["µs in a step"]], fontsize=9)
-    right.set_yticks(
-        range(len(rows)),
-        [f"{_cut(a)} → {_cut(b)}" for a, b in zip(rows["after"], rows["before"], strict=True)], fontsize=9,
-    )  # fmt: skip
-    right.set(xlabel="µs of gaps in a step", title=f"where, in a {mode_noun(mode)}")
-    right.set_xlim(0, max(0.1, 1.15 * rows["µs in a step"].max() if len(rows) else 0.1))
-    right.grid(axis="y", visible=False)
+def gap_sizes(trace: StepTrace) -> Figure:
+    """Draw how long the gaps between two kernels of a step are, and between which parts those lie that cost most."""
+    if not trace.modes:
+        return empty_figure("Nothing to draw", trace.notes)
+    sizes = {mode: numpy.sort(gaps(trace, mode)["gap_us"].to_numpy()) for mode in trace.modes}
+    sizes = {mode: gap for mode, gap in sizes.items() if len(gap)}
+    if not sizes:
+        return empty_figure("A step of one kernel has no gaps", [conditions(trace)])
+    medians = [f"{numpy.median(gap):.2f} µs {_MODE_WORDS[mode]}" for mode, gap in sizes.items()]
+    title = f"Median gap between kernels: {', '.join(medians)}"
+    fig, (left, right) = new_figure(title, 12.5, 4.8, 2, [conditions(trace), *trace.notes])
+    _draw_sizes(left, sizes)
+    _draw_places(right, trace)
     return fig
+
+
+def _draw_sizes(ax, sizes: dict[str, numpy.ndarray]) -> None:
+    for mode, gap in sizes.items():
+        share = 100 * numpy.arange(1, len(gap) + 1) / len(gap)
+        style = {"color": _MODE_COLOURS[mode], "linestyle": _MODE_LINES[mode]}
+        ax.step(gap, share, where="post", label=MODES[mode], linewidth=2, **style)
+    ax.set_xscale("symlog", linthresh=0.5)
+    ax.set_xticks(_GAP_TICKS, [f"{us:g}" for us in _GAP_TICKS])
+    ax.set_xlim(0, max(1.0, 1.2 * max(gap[-1] for gap in sizes.values())))
+    ax.minorticks_off()
+    ax.set(xlabel="gap, µs", ylabel="% of gaps not longer", ylim=(0, 102), title="how long")
+    ax.legend(frameon=False, loc="lower right", fontsize=9)
+
+
+def _draw_places(ax, trace: StepTrace) -> None:
+    mode = trace.modes[0]
+    rows = gap_table(trace, 10)
+    rows = rows[rows["µs in a step"] > 0][::-1]
+    bars = ax.barh(range(len(rows)), rows["µs in a step"], color=_MODE_COLOURS[mode])
+    ax.bar_label(bars, [f" {us:.2f}" for us in rows["µs in a step"]], fontsize=9)
+    places = [f"{_cut(after)} → {_cut(before)}" for after, before in zip(rows["after"], rows["before"], strict=True)]
+    ax.set_yticks(range(len(rows)), places, fontsize=9)
+    ax.set(xlabel="µs of gaps in a step", title=f"between which parts, in a {MODE_NOUNS[mode]}")
+    ax.set_xlim(0, max(0.1, 1.15 * rows["µs in a step"].max() if len(rows) else 0.1))
+    ax.grid(axis="y", visible=False)
 
 
 def _cut(name: str, width: int = 26) -> str:
@@ -158,32 +161,23 @@ def _cut(name: str, width: int = 26) -> str:
 
 
 @rc_context(STYLE)
-def where_time_goes(of: Analysis) -> Figure:
-    """A step of each mode as one bar: the parts' kernels, then the gaps."""
-    if not of.modes:
-        return empty_figure("Nothing to draw", of.notes)
-    title = _where_title(of)
-    drawn, colours = _drawn_parts(of)
-    fig, (ax,) = new_figure(
-        title, 12.5, max(1.9 + 0.9 * len(of.modes), 1.4 + 0.23 * len(colours)), 1,
-        [findings.conditions(of), *of.notes],
-    )  # fmt: skip
-    most = max(findings.part_times(of, mode).sum() for mode in of.modes)
-    for number, mode in enumerate(of.modes):
-        times, left = findings.part_times(of, mode), 0.0
-        stacked = times.drop("gaps").groupby(lambda part: drawn[part], sort=False).sum()
-        for part, us in stacked.items():
-            ax.barh(number, us, 0.62, left, color=colours[part], edgecolor="white", linewidth=0.5)
-            ink = ink_on(colours[part])
-            if us / most > 0.011 * len(f"{us:,.0f}"):
-                ax.text(left + us / 2, number, f"{us:,.0f}", ha="center", va="center", fontsize=9, color=ink)
-            left += us
-        ax.barh(number, times["gaps"], 0.62, left, color="white", edgecolor="black", linewidth=0.6, hatch="////")
-        ax.text(left + times["gaps"], number, f"  {left + times['gaps']:,.1f} µs", va="center", fontsize=10)
-    ax.set_yticks(range(len(of.modes)), [MODES[mode] for mode in of.modes])
+def where_time_goes(trace: StepTrace) -> Figure:
+    """Draw a step of each mode as one bar: the kernels of its parts, then the gaps."""
+    if not trace.modes:
+        return empty_figure("Nothing to draw", trace.notes)
+    times = {mode: part_times(trace, mode) for mode in trace.modes}
+    drawn, colours = _drawn_parts(trace)
+    height = max(1.9 + 0.9 * len(times), 1.4 + 0.23 * len(colours))
+    fig, (ax,) = new_figure(_where_title(trace), 12.5, height, notes=[conditions(trace), *trace.notes])
+    longest = max(each.sum() for each in times.values())
+    for number, (mode, each) in enumerate(times.items()):
+        _draw_bar(ax, number, each.rename(index=drawn), colours, longest)
+        step = micro(trace.steps_of(mode)["step_us"].median())
+        ax.text(each.sum(), number, f"  {step}", va="center", fontsize=10)
+    ax.set_yticks(range(len(times)), [MODES[mode] for mode in times])
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.12 * most)
-    ax.set_xlabel("µs in one step (sum of medians)")
+    ax.set_xlim(0, 1.12 * longest)
+    ax.set_xlabel("µs in one step, medians")
     ax.grid(axis="y", visible=False)
     handles = [Patch(facecolor=ink, label=part) for part, ink in colours.items()]
     handles.append(Patch(facecolor="white", edgecolor="black", hatch="////", label="gaps"))
@@ -191,12 +185,23 @@ def where_time_goes(of: Analysis) -> Figure:
     return fig
 
 
-def _where_title(of: Analysis) -> str:
-    mode = of.modes[0]
-    steps = of.steps[of.steps["mode"] == mode]
-    times = findings.part_times(of, mode).drop("gaps")
-    gap = 100 * steps["gap_us"].median() / steps["step_us"].median()
-    text = f"A {mode_noun(mode)} takes {steps['step_us'].median():,.1f} µs, {gap:.0f} % of it gaps"
-    if ratio := findings.overhead(of):
-        text += f"; launched kernel by kernel {ratio:.2f} times as long"
-    return f"{text}; the longest part is {times.idxmax()}, {100 * times.max() / times.sum():.0f} % of the kernels' time"
+def _draw_bar(ax, y: int, times, colours, longest: float) -> None:
+    """Draw one step: times are µs by what a part is drawn as, and "gaps" last."""
+    left = 0.0
+    for part, us in times.drop("gaps").groupby(level=0, sort=False).sum().items():
+        ax.barh(y, us, 0.62, left, color=colours[part], edgecolor="white", linewidth=0.5)
+        if us / longest > 0.011 * len(f"{us:,.0f}"):
+            ink = ink_on(colours[part])
+            ax.text(left + us / 2, y, f"{us:,.0f}", ha="center", va="center", fontsize=9, color=ink)
+        left += us
+    ax.barh(y, times["gaps"], 0.62, left, color="white", edgecolor="black", linewidth=0.6, hatch="////")
+
+
+def _where_title(trace: StepTrace) -> str:
+    """State the first mode's step, its gaps and its longest part."""
+    mode = trace.modes[0]
+    step, parts = trace.steps_of(mode)["step_us"].median(), part_times(trace, mode).drop("gaps")
+    title = f"{MODE_NOUNS[mode].capitalize()}: {micro(step)}"
+    if ratio := eager_over_replayed(trace):
+        title += f", {ratio:.2f}× if launched kernel by kernel"
+    return f"{title}; {percent(gap_share(trace, mode))} is gaps, {percent(parts.max() / step)} {parts.idxmax()}"

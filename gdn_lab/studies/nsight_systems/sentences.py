@@ -1,0 +1,80 @@
+"""Sentences of notebook 04: the conditions of its figures, and the answer."""
+
+from ...report.text import listed, percent
+from ...trace.steps import MODES, StepTrace
+from .analysis import agreement, common_mode, eager_over_replayed, gap_table, gaps, part_times
+
+MODE_NOUNS = {"graph": "replayed step", "eager": "eager step"}
+
+
+def conditions(trace: StepTrace) -> str:
+    """Return what the figures hold for, in one line."""
+    if not trace.modes:
+        return "no trace"
+    gpu = ", ".join(dict.fromkeys(trace.recorded.gpus)) or "GPU not recorded"
+    counts = ", ".join(f"{len(trace.steps_of(mode))} {MODES[mode]}" for mode in trace.modes)
+    return f"{gpu} · recorded by {trace.recorded.profiler}: {trace.name} · steps: {trace.step}, {counts}; medians"
+
+
+def answers(trace: StepTrace) -> list[str]:
+    """Answer the question of notebook 04, a sentence each: as far as the trace can."""
+    if not trace.modes:
+        return list(trace.notes)
+    sentences = [_step(trace, mode) for mode in trace.modes]
+    if ratio := eager_over_replayed(trace):
+        busy = {mode: trace.steps_of(mode)["busy_us"].median() for mode in MODES}
+        sentences.append(
+            f"Launched kernel by kernel a step takes {ratio:.2f}× as long as replayed, its kernels "
+            f"{busy['eager'] / busy['graph']:.2f}×; the rest of the difference is the GPU waiting for launches."
+        )
+    return [*sentences, *_parts(trace), *_gaps(trace)]
+
+
+def _step(trace: StepTrace, mode: str) -> str:
+    steps, between = trace.steps_of(mode), gaps(trace, mode)
+    step, busy = steps["step_us"].median(), steps["busy_us"].median()
+    between = between[between["gap_us"] > 0]
+    text = f"A step {MODES[mode]} takes {step:,.1f} µs; kernels run for {busy:,.1f} µs of it ({percent(busy / step)})"
+    if not len(between):
+        return f"{text}, without a gap between two kernels."
+    count = between.groupby("step").size().reindex(steps.index, fill_value=0).median()
+    return f"{text}, the rest is {count:,.0f} gaps of {between['gap_us'].median():.2f} µs (median)."
+
+
+def _parts(trace: StepTrace) -> list[str]:
+    mode = trace.modes[0]
+    times = part_times(trace, mode).drop("gaps")
+    shares = {part: f"{part} {us:,.1f} µs ({percent(us / times.sum())})" for part, us in times.items()}
+    longest = times.sort_values(ascending=False).index[:3]
+    sentences = [f"The longest parts of the {MODE_NOUNS[mode]}: {', '.join(shares[part] for part in longest)}."]
+    if "gdn" in times.index and "gdn" not in longest:
+        sentences.append(f"The GDN kernel: {shares['gdn'].removeprefix('gdn ')}.")
+    return sentences
+
+
+def _gaps(trace: StepTrace) -> list[str]:
+    where = gap_table(trace, 1)
+    if not len(where) or where["µs in a step"][0] <= 0:
+        return []
+    first = where.iloc[0]
+    return [
+        f"Of the time in gaps, {percent(first['% of gaps'] / 100)} lies after {first['after']} and before "
+        f"{first['before']}: {first['µs in a step']:,.1f} µs in a step."
+    ]
+
+
+def comparison(one: StepTrace, other: StepTrace) -> str:
+    """Say which steps of two traces are compared and which parts only one of them has, or why nothing is compared."""
+    if not one.modes or not other.modes:
+        return "No second trace to compare with; the parameter beside names one."
+    mode = common_mode(one, other)
+    if mode is None:
+        kinds = [f"{trace.name} has steps {listed(MODES[mode] for mode in trace.modes)}" for trace in (one, other)]
+        return f"Not compared: {' and '.join(kinds)}."
+    table = agreement(one, other)
+    missing = [
+        f"{listed(table.loc[table.iloc[:, column].isna(), 'part'])} only in {trace.name}"
+        for column, trace in ((2, one), (1, other))
+        if table.iloc[:, column].isna().any()
+    ]
+    return f"One {MODE_NOUNS[mode]}, parts of at least 5 µs in either trace{''.join('; ' + text for text in missing)}"

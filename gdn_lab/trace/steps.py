@@ -1,0 +1,203 @@
+"""Take the steps out of a trace: how long each is, which part keeps the GPU busy, and where nothing runs.
+
+A step is a range with work of a GPU that occurs many times: "decode step" if there is one, else the most frequent range
+of two kernels or more. In a trace without ranges each launch of a CUDA graph is a step, or the whole trace is one. The
+parts of a step are the ranges directly inside it.
+
+Within a step a kernel counts from when those before it have all ended, so parts and gaps add up to the step, from the
+start of its first kernel to the end of its last.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pandas
+
+from . import graphs, read
+from .build import Trace, labels
+from .ranges import EAGER, GRAPH, STEP, WARM_UP
+
+LAUNCH, WHOLE = "(launch of a CUDA graph)", "(whole trace)"  # the steps of traces without ranges
+REST = "(outside the parts)"
+MODES = {"graph": "replayed as a CUDA graph", "eager": "launched kernel by kernel"}
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """A trace as steps. Times in us unless a name says otherwise.
+
+    name: of the file. recorded: the Trace as read. unfolded: with the kernels of graphs under the ranges open at graph
+    capture, as far as known. step: name of the range that is a step. steps: mode (key of MODES), first_ns, last_ns,
+    step_us, busy_us, gap_us, kernels, host_us (launching it, on the CPU), launch (of its graph). kernels, in order of
+    start within a step: step (row of steps), mode, part, name, stream, start_ns, end_ns, busy_us, gap_us (before it, 0
+    for a step's first), launch_start_ns, launch_end_ns. notes: sentences.
+    """
+
+    name: str
+    recorded: Trace
+    unfolded: Trace
+    step: str
+    steps: pandas.DataFrame
+    kernels: pandas.DataFrame
+    notes: tuple[str, ...]
+
+    @property
+    def modes(self) -> list[str]:
+        """Those of MODES that occur, the replayed step first; none in NO_TRACE."""
+        return [mode for mode in MODES if (self.steps["mode"] == mode).any()]
+
+    def steps_of(self, mode: str) -> pandas.DataFrame:
+        """The rows of steps of one mode."""
+        return self.steps[self.steps["mode"] == mode]
+
+    def kernels_of(self, mode: str) -> pandas.DataFrame:
+        """The rows of kernels of one mode."""
+        return self.kernels[self.kernels["mode"] == mode]
+
+
+_NO_ROWS = pandas.DataFrame({"mode": []})
+NO_TRACE = StepTrace(
+    name="", recorded=None, unfolded=None, step="", steps=_NO_ROWS, kernels=_NO_ROWS, notes=("There is no trace.",)
+)
+
+
+def read_steps(path, step_range: str = "") -> StepTrace:
+    """Read a trace file and find its steps; NO_TRACE for None.
+
+    step_range: name of the range that is a step; "" chooses one. Errors are those of trace.read(); ValueError too if no
+    range of that name has work of a GPU.
+    """
+    if path is None:
+        return NO_TRACE
+    trace = read(path)
+    unfolded, notes = _unfolded(trace)
+    step, owner = _step_of_each_kernel(unfolded, step_range)
+    kernels = _kernels(unfolded, owner)
+    kernels["part"] = kernels["name"].map(short_name) if step in (LAUNCH, WHOLE) else _parts(unfolded, kernels)
+    if left_out := sorted(set(unfolded.kernels["device"]) - set(kernels["device"])):
+        notes.append(f"steps are those of GPU {kernels['device'].iloc[0]}; others in the trace: {left_out}")
+    steps = _step_rows(kernels)
+    kernels["mode"] = steps["mode"].to_numpy()[kernels["step"]]
+    return StepTrace(Path(path).name, trace, unfolded, step, steps, kernels, (*trace.notes, *notes))
+
+
+def short_name(kernel: str, width: int = 48) -> str:
+    """Return a kernel's name without type, namespaces, template arguments and parameters, at most `width` long."""
+    bare = re.sub(r"^(void|__global__)\s+", "", kernel)
+    bare = re.split(r"[<(]", bare.replace("(anonymous namespace)::", ""))[0] or bare
+    bare = bare.split("::")[-1] or bare
+    return bare if len(bare) <= width else bare[: width - 1] + "…"
+
+
+def _unfolded(trace: Trace) -> tuple[Trace, list[str]]:
+    """Return (the trace with the kernels of graphs under the ranges of their parts, notes if that cannot be)."""
+    if graphs.has_graph_capture(trace):
+        return graphs.unfolded(trace), []
+    if not trace.kernels["graph"].any():
+        return trace, []
+    if {EAGER, GRAPH} <= set(trace.ranges["path"]):
+        try:
+            return graphs.by_position(trace, EAGER, GRAPH), []
+        except ValueError as error:
+            return trace, [f"the kernels of the replays cannot be attributed to parts: {error}"]
+    return trace, [
+        "the trace does not say when its CUDA graphs were captured, so their kernels have only the ranges around the "
+        "launch; capture the graph while Nsight Systems records with --cuda-graph-trace=node"
+    ]
+
+
+def _step_of_each_kernel(trace: Trace, wanted: str) -> tuple[str, numpy.ndarray]:
+    """Return (name of a step, for each kernel the row of the range that is its step, or -1). The innermost counts."""
+    ranges, pairs = trace.ranges, trace.enclosing()
+    warm_up = ranges["path"].astype(str).str.split(" / ").str[0] == WARM_UP
+    pairs = pairs[~warm_up.to_numpy()[pairs["range"]]]
+    names = labels(ranges["domain"], ranges["name"])
+    named = pairs.assign(name=numpy.array(names, dtype=object)[pairs["range"]])
+    counts = named.groupby("name").agg(ranges=("range", "nunique"), kernels=("kernel", "count"))
+    if wanted and wanted not in counts.index:
+        raise ValueError(_no_such_range(wanted, counts))
+    if not len(counts):
+        return _step_without_ranges(trace)
+    step = wanted or _likely_step(counts)
+    owner = numpy.full(len(trace.kernels), -1)
+    inside = named[named["name"] == step].sort_values("range")  # inner ranges begin later, and are written last
+    owner[inside["kernel"].to_numpy()] = inside["range"].to_numpy()
+    return step, owner
+
+
+def _likely_step(counts: pandas.DataFrame) -> str:
+    """Return STEP if there is one, else the most frequent range of two kernels or more."""
+    if STEP in counts.index:
+        return STEP
+    several = counts[counts["kernels"] >= 2 * counts["ranges"]]
+    return (several if len(several) else counts).sort_values(["ranges", "kernels"], ascending=False).index[0]
+
+
+def _no_such_range(wanted: str, counts: pandas.DataFrame) -> str:
+    near = difflib.get_close_matches(wanted, counts.index, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    known = ", ".join(counts.sort_values("ranges", ascending=False).index[:8]) or "none"
+    return f"step_range: no range {wanted!r} has work of a GPU in this trace{hint}; the ranges that have: {known}"
+
+
+def _step_without_ranges(trace: Trace) -> tuple[str, numpy.ndarray]:
+    """Return the same for a trace without ranges: the number of the graph's launch, or 0 for every kernel."""
+    kernels = trace.kernels
+    in_graph = numpy.flatnonzero(kernels["graph"])
+    if not len(in_graph):
+        return WHOLE, numpy.zeros(len(kernels), numpy.int64)
+    owner = numpy.full(len(kernels), -1)
+    calls = pandas.MultiIndex.from_frame(kernels.loc[in_graph, ["process", "correlation"]])
+    owner[in_graph], _ = pandas.factorize(calls)
+    return LAUNCH, owner
+
+
+def _kernels(trace: Trace, owner) -> pandas.DataFrame:
+    """Return the kernels of steps on the GPU that is busiest with them, in order, with busy time and gap of each."""
+    rows = numpy.flatnonzero(owner >= 0)
+    kernels = trace.kernels.iloc[rows].assign(owner=owner[rows])
+    work = (kernels["end_ns"] - kernels["start_ns"]).groupby(kernels["device"]).sum()
+    kernels = kernels[kernels["device"] == work.idxmax()].sort_values(
+        ["owner", "start_ns", "end_ns"], ignore_index=True
+    )
+    kernels["step"], _ = pandas.factorize(kernels["owner"])
+    until = kernels.groupby("step")["end_ns"].cummax()
+    before = until.groupby(kernels["step"]).shift().fillna(kernels["start_ns"]).astype("int64")
+    start, end = kernels["start_ns"], kernels["end_ns"]
+    kernels["gap_us"] = (start - before).clip(lower=0) / 1e3
+    kernels["busy_us"] = (end - numpy.maximum(start, before)).clip(lower=0) / 1e3
+    return kernels.astype({"name": str})
+
+
+def _step_rows(kernels: pandas.DataFrame) -> pandas.DataFrame:
+    kernels = kernels.assign(launch=kernels["process"] * (1 << 40) + kernels["correlation"])
+    groups = kernels.groupby("step")
+    steps = groups.agg(
+        first_ns=("start_ns", "min"),
+        last_ns=("end_ns", "max"),
+        busy_us=("busy_us", "sum"),
+        gap_us=("gap_us", "sum"),
+        kernels=("start_ns", "count"),
+        graph=("graph", "any"),
+        launch=("launch", "first"),
+    )
+    steps["mode"] = numpy.where(steps.pop("graph"), "graph", "eager")
+    steps["step_us"] = (steps["last_ns"] - steps["first_ns"]) / 1e3
+    host = (groups["launch_end_ns"].max() - groups["launch_start_ns"].min()) / 1e3
+    shared = steps.groupby("launch")["mode"].transform("count")  # one launch of a graph may run several steps
+    return steps.assign(host_us=numpy.where(steps["mode"] == "graph", host / shared, host))
+
+
+def _parts(trace: Trace, kernels: pandas.DataFrame) -> list[str]:
+    """Return for each kernel the name of the range directly inside its step, or its short name if steps have none."""
+    names = labels(trace.ranges["domain"], trace.ranges["name"])
+    nodes = kernels["node"].tolist()
+    enclosing = {node: trace.stacks.rows(node)[::-1] for node in set(nodes)}  # outermost first
+    parts = []
+    for node, step in zip(nodes, kernels["owner"].tolist(), strict=True):
+        inner = enclosing[node][enclosing[node].index(step) + 1 :]
+        parts.append(names[inner[0]] if inner else REST)
+    return parts if set(parts) != {REST} else [short_name(name) for name in kernels["name"]]
