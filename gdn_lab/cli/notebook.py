@@ -5,16 +5,17 @@ p = run.p
 """
 
 import ast
+import base64
 import os
 import shlex
 
 import pandas
 import torch
 from IPython import get_ipython
-from IPython.display import Image, Markdown, display
+from IPython.display import Markdown, display
 
 from ..backends.base import dtype_name
-from ..backends.registry import BACKENDS, backends
+from ..backends.registry import BACKENDS
 from ..bench.results import Run
 from ..models import GDNShape
 from ..pool import STATE_DTYPES
@@ -22,6 +23,8 @@ from ..report.recorded import DATA, measured
 from ..report.text import device_name, provenance
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError, nearest
+from .installed import frame
+from .report import title
 
 GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CPU_BATCHES = (1, 4, 8)
@@ -251,18 +254,8 @@ def first_timer() -> list[str]:
 
 
 def installed() -> pandas.DataFrame:
-    """Every variant: what it is, and "yes" or why it cannot serve on this machine."""
-    lines = []
-    for report in backends():
-        for variant in report.variants:
-            dtypes = ", ".join(map(dtype_name, variant.state_dtypes))
-            line = {"variant": f"{report.name}/{variant.name}", "version": report.version or "", "pool": variant.layout}
-            line["phases"] = ", ".join(variant.phases)
-            line |= {"state": dtypes, "what it is": variant.description, "here": report.reason or "yes"}
-            lines.append(line)
-        if not report.variants:
-            lines.append({"variant": report.name, "version": report.version or "", "here": report.reason})
-    return pandas.DataFrame(lines).fillna("")
+    """Every variant: what it is, and "yes" or why it cannot run on this machine."""
+    return frame()
 
 
 def recorded(gpu: str, notebook: str) -> tuple[dict, list[dict]]:
@@ -284,10 +277,15 @@ def answering(run: Run, rows: list[dict], beside: tuple[dict, list[dict]]) -> tu
 
 
 def show(run: Run, figure, name: str) -> None:
-    """Saves a figure into the run's folder and shows it."""
-    path = run.save_figure(figure, name)
-    title = figure.get_suptitle().replace("\n", " ")
-    display(Image(filename=path, width=int(figure.get_figwidth() * 88), alt=title))
+    """Save a figure into the run's folder and show it, as SVG where that can be, with its title as alternative text."""
+    png = run.save_figure(figure, name)
+    about = {"alt": title(figure), "width": int(figure.get_figwidth() * 88)}
+    data = {
+        "image/svg+xml": png.with_suffix(".svg").read_text(encoding="utf-8"),
+        "image/png": base64.b64encode(png.read_bytes()).decode(),
+        "text/plain": title(figure),
+    }
+    display(data, metadata={"image/svg+xml": about, "image/png": about}, raw=True)
 
 
 def say(sentences: list[str]) -> None:

@@ -94,7 +94,8 @@ def test_it_runs(name, tmp_path, monkeypatch):
     assert "Warning" not in errors and "Error" not in errors, errors
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == len(list(folder.glob("*.png"))) > 0
-    assert all(picture.metadata["image/png"]["alt"] for picture in pictures)
+    for picture in pictures:
+        assert picture.metadata["image/svg+xml"]["alt"] and picture.data["image/svg+xml"].count("<svg") == 1
 
 
 def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, caplog):
