@@ -1,31 +1,31 @@
 """The decode step of one decoder layer, and what it is made of.
 
-    step.py         Step: the parts in their order, in named ranges; the configurations; the weights at a model's sizes
-    layer.py        the GDN layer: projections, convolution, GDN, gated norm. layer_kernels.py has its small kernels,
-                    layer_reference.py what they compute
-    experts.py      the mixture of experts. experts_kernels.py has its kernels, experts_tilings.py how they are launched
-    projection_kernels.py   products by a weight for few rows
-    fp8.py          FP8 as checkpoints store it
-    check.py        every part of a step held against float64
-    parts.py        how long each part of a step keeps the GPU busy
-    capture.py      a few runs of a step, recorded by whichever profiler is there
+    configurations.py       the ways in which a step can run, one record each
+    weights.py              sizes and random weights of a layer on one tensor-parallel rank
+    step.py                 Step: the parts in order, in named ranges
+    gdn_layer.py            the GDN layer: projections, convolution, GDN, gated norm
+    layer_reference.py      what the elementwise kernels compute, in PyTorch
+    experts.py              the mixture of experts; experts_tilings.py: how its kernels are launched
+    fp8.py                  FP8 as checkpoints store it
+    step_check.py           every part of a step against float64
+    step_parts.py           how long each part of a step keeps the GPU busy
+    kernels/                elementwise.py, projections.py (products with a weight for few rows), experts_kernels.py
 
-What imports Triton, the files of kernels, is imported where a GPU is used.
+Files that import Triton, those in kernels/, are imported only where a GPU is used.
 """
 
-from .step import (
-    BYTES_FORMULA,
-    CONFIGURATIONS,
-    CPU_CONFIGURATIONS,
-    GPU_CONFIGURATIONS,
-    Step,
-    StepWeights,
-    configuration,
-    layers_needed,
-    stacked,
-)
+from .configurations import CONFIGURATIONS, Configuration, configuration, made_for
+from .step import BYTES_FORMULA, Step, layers_needed, stacked
+from .weights import StepWeights
 
 __all__ = [
-    "BYTES_FORMULA", "CONFIGURATIONS", "CPU_CONFIGURATIONS", "GPU_CONFIGURATIONS", "Step", "StepWeights",
-    "configuration", "layers_needed", "stacked",
-]  # fmt: skip
+    "BYTES_FORMULA",
+    "CONFIGURATIONS",
+    "Configuration",
+    "Step",
+    "StepWeights",
+    "configuration",
+    "layers_needed",
+    "made_for",
+    "stacked",
+]

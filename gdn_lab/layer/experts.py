@@ -3,10 +3,10 @@
     experts = experts_on(weights, top_k=10, batch=256, fused=True, overlap=True)
     experts.route(x @ weights.router.T)       router logits [B, E] -> each token's experts and their weights
     experts.routed(x, *quantized)             their feed-forwards: silu(x gateᵀ) · (x upᵀ), times downᵀ
-    experts.shared(x, *quantized)             the shared expert's; nothing where `fused` has it among the routed
+    experts.shared(x, *quantized)             the shared expert's; nothing where `fused` runs it as one of the routed
     experts.combine(x, out)                   Σ weight · expert + sigmoid(x · shared_gate) · shared expert
 
-The four are called in this order, each once a step. inner: an expert's intermediate size on this rank.
+Each step calls all four, once and in this order. inner: an expert's intermediate size on this rank.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from .fp8 import Linear, dequantize, dequantize_rows, quantize_rows, random_weig
 
 
 class ExpertWeights(NamedTuple):
-    """One rank's share of a layer's experts. FP8 or bf16, as fp8.Linear says."""
+    """One rank's share of a layer's experts, FP8 or bf16."""
 
     router: torch.Tensor  # [E, H] bf16
     w13: Linear  # gate and up, [E, 2, inner, H]
@@ -30,9 +30,9 @@ class ExpertWeights(NamedTuple):
 
     @classmethod
     def random(cls, hidden, experts, inner, shared_inner, precision, device=None, generator=None):
-        """Random weights, made on `device`; precision "fp8" or "bf16". Activations keep their size through them.
+        """Draw random weights on `device` that keep the size of activations; precision: "fp8" or "bf16".
 
-        Where the shared expert is as wide as the others it lies behind them in one tensor, as `fused` wants it.
+        A shared expert as wide as the others is stored after them in one tensor, which `fused` needs.
         """
         options = dict(precision=precision, device=device, generator=generator)
         one_tensor = inner == shared_inner
@@ -57,12 +57,12 @@ class ExpertWeights(NamedTuple):
 
     @property
     def can_fuse(self) -> bool:
-        """Whether the shared expert lies behind the last of the others, as one more."""
+        """Whether the shared expert is stored right after the last of the others, in one tensor."""
         pairs = (self.w13, self.shared_w13), (self.w2, self.shared_w2)
         return all(_follows(a, b) for pair in pairs for a, b in zip(*pair, strict=True) if a is not None)
 
     def expert(self, index: int) -> tuple[Linear, Linear]:
-        """(w13 [2, inner, H], w2 [H, inner]) of one expert; -1: the shared one."""
+        """Return (w13 [2, inner, H], w2 [H, inner]) of one expert; -1: of the shared one."""
         w13, w2 = (self.shared_w13, self.shared_w2) if index < 0 else (self.w13, self.w2)
         index = max(index, 0)
         return Linear(*(t if t is None else t[index] for t in w13)), Linear(*(t if t is None else t[index] for t in w2))
@@ -73,15 +73,20 @@ def _part(linear: Linear, start: int, stop: int) -> Linear:
 
 
 def _follows(a: torch.Tensor, b: torch.Tensor | None) -> bool:
-    return b is not None and a.shape[1:] == b.shape[1:] and b.data_ptr() == a.data_ptr() + a.nbytes
+    """Whether b starts where a ends, both views of one tensor. Reads no address, so it also serves meta tensors."""
+    if b is None or a.shape[1:] != b.shape[1:] or a._base is None or a._base is not b._base:
+        return False
+    return b.storage_offset() == a.storage_offset() + a.numel()
 
 
-# --------------------------------------------------------------------------------------------- in plain PyTorch
+# ---- in PyTorch ------------------------------------------------------------------------------------------------------
 
 
 def route_reference(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [B, E] -> (ids int32, weights) [B, top_k], largest first, of equals the first: softmax over all experts,
-    then the top_k's shares, made to add up to 1. In float64."""
+    """Choose each token's experts: logits [B, E] -> (ids int32, weights float64) [B, top_k], largest weight first.
+
+    The weights are a softmax over all experts, of which the top_k are normalised to 1. Of equals the first is taken.
+    """
     order = torch.sort(logits.double(), dim=-1, descending=True, stable=True)
     return order.indices[:, :top_k].int(), torch.softmax(order.values[:, :top_k], -1)
 
@@ -94,9 +99,9 @@ def reference(
     quantized: tuple[torch.Tensor, torch.Tensor] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> torch.Tensor:
-    """The experts' part of a step, [B, H] in `dtype`, rounded where the kernels round: x to e4m3, h to bf16 and e4m3.
+    """Compute the experts' output [B, H] in `dtype`, rounding as the kernels do: x to e4m3, h to bf16 and e4m3.
 
-    x [B, H] bf16; quantized: (x8, x_scale), where they were made elsewhere.
+    x [B, H] bf16; quantized: (x8, x_scale) of x, by default computed here.
     """
     rows = expert_rows(x, weights, quantized, dtype)
     out = torch.sigmoid(x.to(dtype) @ weights.shared_gate.to(dtype))[:, None] * rows(-1, slice(None))
@@ -107,7 +112,7 @@ def reference(
 
 
 def expert_rows(x, weights: ExpertWeights, quantized, dtype):
-    """A function (expert or -1, which tokens) -> that expert's feed-forward of them, [n, H] in `dtype`."""
+    """Return a function (expert, or -1 for the shared one; tokens) -> its feed-forward of them, [n, H] in `dtype`."""
     if weights.fp8:
         x = dequantize_rows(*(quantized or quantize_rows(x)), dtype)
     x = x.to(dtype)
@@ -122,18 +127,18 @@ def expert_rows(x, weights: ExpertWeights, quantized, dtype):
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------ launches
+# ---- launches --------------------------------------------------------------------------------------------------------
 
 
 def experts_on(weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
-    """Experts, in Triton, where the weights' device has it, else in plain PyTorch."""
+    """Return Experts, in Triton, for weights on a GPU or under Triton's interpreter, else TorchExperts."""
     if weights.router.device.type == "cuda" or kernels_interpreted():
         return Experts(weights, top_k, batch, fused=fused, overlap=overlap)
     return TorchExperts(weights, top_k, batch, fused=fused)
 
 
 def kernels_interpreted() -> bool:
-    """Whether Triton was imported under TRITON_INTERPRET=1, and so runs on CPU tensors."""
+    """Whether Triton was imported under TRITON_INTERPRET=1, so that its kernels run on CPU tensors."""
     try:
         import triton
     except ImportError:
@@ -142,7 +147,7 @@ def kernels_interpreted() -> bool:
 
 
 class TorchExperts:
-    """The same interface in plain PyTorch, any device, in float32: expert by expert, for toy sizes."""
+    """The interface of Experts in PyTorch on any device, in float32, expert by expert: for toy sizes."""
 
     def __init__(self, weights: ExpertWeights, top_k: int, batch: int, *, fused: bool):
         self.model, self.top_k, self.batch, self.fused = weights, top_k, batch, fused
@@ -180,10 +185,11 @@ class TorchExperts:
 
 
 class Experts:
-    """Buffers and launches of one layer's experts for a batch of `batch` tokens; a step allocates nothing.
+    """Buffers and launches of one layer's experts for `batch` tokens; a step allocates nothing.
 
-    fused: the shared expert runs in the same launches as the others. overlap: programmatic dependent launch, of every
-    kernel here. After route, ids and weights [B, top_k] hold each token's experts, largest weight first.
+    fused: the shared expert runs in the same launches as the others. overlap: every kernel here uses programmatic
+    dependent launch (PDL). After route(), ids and weights [B, top_k] hold each token's experts, largest weight first.
+    ValueError where the weights cannot be fused, or for a top_k that is out of range.
     """
 
     def __init__(self, weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
@@ -191,8 +197,8 @@ class Experts:
         inner, shared_inner = weights.w13.data.shape[2], weights.shared_w13.data.shape[2]
         if fused and not weights.can_fuse:
             raise ValueError(
-                "fused: the shared expert must lie behind the last of the others in one tensor, and be as wide; "
-                "make the weights so, or take fused=False"
+                "fused: the shared expert must be stored after the last of the others in one tensor, and be as wide; "
+                "store the weights so, or pass fused=False"
             )
         if not 1 <= top_k <= E:
             raise ValueError(f"top_k: expected 1 to {E}, the number of experts, got {top_k}")
@@ -200,16 +206,16 @@ class Experts:
         tokens = batch * top_k / E
         roomy = has_room(weights.router.device)
         self.tiling = tilings(min(E, batch * top_k) + fused, tokens, H, inner, weights.fp8, roomy)
-        # The shared expert alone: 16 tokens a slot, so that its few programs are as many as can be
+        # The shared expert alone takes 16 tokens a slot, which gives the most programs
         self.shared_tiling = tilings(cdiv(batch, 16), 0, H, shared_inner, weights.fp8, roomy)
-        # At most so many blocks of tokens: each expert may have one that is not full
+        # Upper bound on the blocks of tokens: each expert may have one that is not full
         self.slots = min(batch * top_k, E + batch * top_k // self.tiling[0].block_m)
 
         rows, device = batch * (top_k + 1), weights.router.device
         options = dict(dtype=torch.int32, device=device)
         self.ids = torch.zeros(batch, top_k, **options)
         self.weights = torch.zeros(batch, top_k, dtype=torch.float32, device=device)
-        # Zero before each step: made so here, and by the combine that ends a step
+        # Must be zero before each step: combine(), the last of a step, resets them
         self.counts = torch.zeros(E + 1, **options)
         self.work = torch.zeros(self.slots, **options)
         self.lists = torch.zeros(E, batch, **options)
@@ -218,64 +224,138 @@ class Experts:
         self.y = torch.empty(rows, H, dtype=torch.bfloat16, device=device)
 
     def route(self, logits: torch.Tensor) -> None:
-        """logits [B, E] bf16 or float32, the last dimension contiguous."""
+        """Choose each token's experts. logits [B, E] bf16 or float32, the last dimension contiguous."""
         from .kernels.experts_kernels import route_kernel
 
         E = len(self.model.router)
         route_kernel[(self.batch,)](
-            logits, self.ids, self.weights, self.counts, self.work, self.lists, self.batch, E, self.slots,
-            logits.stride(0), self.top_k, self.tiling[0].block_m, power_of_2(self.top_k), power_of_2(E), self.overlap,
-            num_warps=1, launch_pdl=self.overlap,
-        )  # fmt: skip
+            logits=logits,
+            ids=self.ids,
+            weights=self.weights,
+            counts=self.counts,
+            work=self.work,
+            lists=self.lists,
+            B=self.batch,
+            E=E,
+            slots=self.slots,
+            row=logits.stride(0),
+            TOP_K=self.top_k,
+            BLOCK_M=self.tiling[0].block_m,
+            BLOCK_TOP=power_of_2(self.top_k),
+            BLOCK_E=power_of_2(E),
+            OVERLAP=self.overlap,
+            num_warps=1,
+            launch_pdl=self.overlap,
+        )
 
     def routed(self, x: torch.Tensor, x8: torch.Tensor | None = None, x_scale: torch.Tensor | None = None) -> None:
-        """x [B, H] bf16; with FP8 weights x8 [B, H] e4m3, contiguous, and x_scale [B, H / 128] of any strides are
-        read in its place."""
-        virtual = cdiv(self.batch, self.tiling[0].block_m) if self.fused else 0
-        self._launch((x, x8, x_scale), self.model.w13, self.model.w2, self.h, self.tiling, virtual, self.slots)
+        """Run the routed experts. x [B, H] bf16; with FP8 weights the kernels read x8 and x_scale instead: x8 [B, H]
+        e4m3, contiguous, x_scale [B, H / 128] of any strides."""
+        self._launch(
+            x=x8 if self.model.fp8 else x,
+            x_scale=x_scale,
+            w13=self.model.w13,
+            w2=self.model.w2,
+            h=self.h,
+            tiling=self.tiling,
+            virtual=cdiv(self.batch, self.tiling[0].block_m) if self.fused else 0,
+            slots=self.slots,
+        )
 
     def shared(self, x: torch.Tensor, x8: torch.Tensor | None = None, x_scale: torch.Tensor | None = None) -> None:
-        """The shared expert's launches; none where it is fused."""
+        """Run the shared expert, with the arguments of routed(); launches nothing where it is fused."""
         if self.fused:
             return
-        virtual = cdiv(self.batch, self.shared_tiling[0].block_m)
-        weights = self.model.shared_w13, self.model.shared_w2
-        self._launch((x, x8, x_scale), *weights, self.shared_h, self.shared_tiling, virtual, 0)
+        self._launch(
+            x=x8 if self.model.fp8 else x,
+            x_scale=x_scale,
+            w13=self.model.shared_w13,
+            w2=self.model.shared_w2,
+            h=self.shared_h,
+            tiling=self.shared_tiling,
+            virtual=cdiv(self.batch, self.shared_tiling[0].block_m),
+            slots=0,
+        )
 
     def combine(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """out [B, H] = the weighted sum; x [B, H] bf16 for the shared expert's gate."""
+        """Write the weighted sum to out [B, H] and return it; x [B, H] bf16, for the shared expert's gate."""
         from .kernels.experts_kernels import combine_kernel
 
         E, H = self.model.router.shape
         chunk = min(1024 if self.batch <= 64 else 4096, power_of_2(H))
         combine_kernel[(cdiv(H, chunk), self.batch)](
-            x, self.model.shared_gate, self.y, self.weights, out, self.counts,
-            self.batch, E, H, self.top_k, chunk, power_of_2(H), power_of_2(E + 1), self.overlap,
-            num_warps=max(1, chunk // 512), launch_pdl=self.overlap,
-        )  # fmt: skip
+            x=x,
+            shared_gate=self.model.shared_gate,
+            y=self.y,
+            weights=self.weights,
+            out=out,
+            counts=self.counts,
+            B=self.batch,
+            E=E,
+            H=H,
+            TOP_K=self.top_k,
+            CHUNK=chunk,
+            BLOCK_H=power_of_2(H),
+            BLOCK_E=power_of_2(E + 1),
+            OVERLAP=self.overlap,
+            num_warps=max(1, chunk // 512),
+            launch_pdl=self.overlap,
+        )
         return out
 
     def experts_hit(self) -> int:
-        """Experts that at least one token of the last step chose. Waits for the GPU."""
+        """Number of experts that at least one token of the last step chose. Waits for the GPU."""
         return self.ids.unique().numel()
 
-    def _launch(self, given, w13, w2, h, tiling, virtual, slots):
+    def _launch(self, *, x, x_scale, w13: Linear, w2: Linear, h, tiling, virtual: int, slots: int) -> None:
+        """Launch both products. x [B, H] as the weights need it; slots 0: only the shared expert's virtual slots."""
         from .kernels.experts_kernels import down_kernel, gate_up_kernel
 
         up, down = tiling
         E, H = self.model.router.shape
-        inner = w13.data.shape[2]
-        fp8 = w13.scale is not None
-        x, x_scale = given[1:] if fp8 else (given[0], given[0])
-        sizes = (self.batch, E, H, inner, self.top_k, virtual, E if slots else 0)
-        lists = (self.counts, self.work, self.lists)
+        inner, fp8 = w13.data.shape[2], w13.scale is not None
+        scale = x_scale if fp8 else x  # not read without FP8
+        common = dict(
+            counts=self.counts,
+            work=self.work,
+            lists=self.lists,
+            h=h,
+            B=self.batch,
+            E=E,
+            H=H,
+            inner=inner,
+            top_k=self.top_k,
+            virtual=virtual,
+            shared_at=E if slots else 0,
+            BLOCK_M=up.block_m,
+            SPLIT=up.split,
+            FP8=fp8,
+            OVERLAP=self.overlap,
+            launch_pdl=self.overlap,
+        )
         gate_up_kernel[(inner // up.tile * up.split, virtual + slots)](
-            x, x_scale, w13.data, w13.scale if fp8 else w13.data, *lists, h, *sizes, *x_scale.stride(),
-            up.block_m, up.tile, up.block_k, up.sub, up.split, fp8, self.overlap,
-            num_warps=up.warps, num_stages=up.stages, launch_pdl=self.overlap,
-        )  # fmt: skip
+            x=x,
+            x_scale=scale,
+            w=w13.data,
+            w_scale=w13.scale if fp8 else w13.data,
+            x_scale_row=scale.stride(0),
+            x_scale_group=scale.stride(1),
+            TILE=up.tile,
+            BLOCK_K=up.block_k,
+            SUB=up.sub,
+            num_warps=up.warps,
+            num_stages=up.stages,
+            **common,
+        )
         down_kernel[(cdiv(H, down.tile * down.tiles), virtual + slots)](
-            h, w2.data, w2.scale if fp8 else w2.data, *lists, self.y, *sizes, down.tiles,
-            up.block_m, down.tile, down.block_k, down.block_k == inner, up.split, fp8, self.overlap,
-            num_warps=down.warps, num_stages=down.stages, launch_pdl=self.overlap,
-        )  # fmt: skip
+            w=w2.data,
+            w_scale=w2.scale if fp8 else w2.data,
+            y=self.y,
+            tiles=down.tiles,
+            TILE=down.tile,
+            BLOCK_K=down.block_k,
+            WHOLE=down.block_k == inner,
+            num_warps=down.warps,
+            num_stages=down.stages,
+            **common,
+        )

@@ -1,7 +1,7 @@
 """FP8 as checkpoints store it: e4m3, weights scaled by blocks of 128 × 128, activations by token and 128 channels.
 
-An element is data · scale of its block or group, in float32. The scale puts the largest magnitude of the block or group
-on 448, e4m3's largest number. In plain PyTorch, on any device; the kernels that do the same are held against it.
+An element is data · scale of its block or group, in float32. The scale maps the largest magnitude of the block or group
+to 448, e4m3's largest number. In PyTorch, on any device; the kernels that do the same are tested against it.
 """
 
 from typing import NamedTuple
@@ -11,12 +11,15 @@ import torch
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 BLOCK = 128  # rows and columns of a weight's block; channels of an activation's group
-SMALLEST_AMAX = 1e-10  # a block or group of zeros gets a scale all the same
+SMALLEST_AMAX = 1e-10  # keeps the scale of a block or group of zeros above zero
+PRECISIONS = ("fp8", "bf16")  # of weights
 
 
 class Linear(NamedTuple):
-    """The weight of y = x Wᵀ: data [..., N, K], K contiguous, either e4m3 with scale float32
-    [..., ceil(N / 128), ceil(K / 128)] or bf16 with scale None."""
+    """The weight of y = x Wᵀ: data [..., N, K], K contiguous.
+
+    Either e4m3 with scale [..., ceil(N / 128), ceil(K / 128)] float32, or bf16 with scale None.
+    """
 
     data: torch.Tensor
     scale: torch.Tensor | None = None
@@ -27,12 +30,12 @@ class Linear(NamedTuple):
 
 
 def blocks(size: int) -> int:
-    """Blocks or groups of `size` elements: the last may be partial."""
+    """Number of blocks or groups that `size` elements fill; the last may be partial."""
     return -(-size // BLOCK)
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [..., K] -> (e4m3 [..., K], scale float32 [..., ceil(K / 128)]): a scale for each row and 128 channels."""
+    """Quantise each 128 channels of a row: x [..., K] -> (e4m3 [..., K], scale [..., ceil(K / 128)] float32)."""
     *lead, k = x.shape
     groups = torch.nn.functional.pad(x.float(), (0, -k % BLOCK)).view(*lead, blocks(k), BLOCK)
     scale = groups.abs().amax(-1).clamp_min(SMALLEST_AMAX) / E4M3_MAX
@@ -41,7 +44,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize(linear: Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight [..., N, K] that `linear` stands for, in `dtype`."""
+    """Return the weight [..., N, K] in `dtype`."""
     if linear.scale is None:
         return linear.data.to(dtype)
     n, k = linear.data.shape[-2:]
@@ -50,17 +53,18 @@ def dequantize(linear: Linear, dtype: torch.dtype = torch.float32) -> torch.Tens
 
 
 def dequantize_rows(x8: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The rows [..., K] that quantize_rows made x8 and scale of, in `dtype`."""
+    """Return the rows [..., K] of quantize_rows() in `dtype`."""
     return x8.to(dtype) * scale.to(dtype).repeat_interleave(BLOCK, -1)[..., : x8.shape[-1]]
 
 
 def random_weight(*shape: int, precision: str, device=None, generator: torch.Generator | None = None) -> Linear:
-    """Normal numbers of variance 1 / K, so that x Wᵀ is about as large as x: [..., N, K], precision "fp8" or "bf16".
+    """Draw a weight [..., N, K] of normal numbers of variance 1 / K, so that x Wᵀ is about as large as x.
 
-    Made a part at a time, so that gigabytes of FP8 need little more than themselves. FP8 data is drawn without looking
-    for each block's largest magnitude: about normal times 100, each block's scale K^-½ / 100 times 0.8 to 1.2.
+    precision: "fp8" or "bf16". Filled piece by piece, so that gigabytes of FP8 need little temporary memory. FP8 data
+    does not use each block's largest magnitude: it is normal times 100, and each block's scale is K^-½ / 100 times 0.8
+    to 1.2.
     """
-    if precision not in ("fp8", "bf16"):
+    if precision not in PRECISIONS:
         raise ValueError(f"precision: expected 'fp8' or 'bf16', got {precision!r}")
     *lead, n, k = shape
     fp8 = precision == "fp8"

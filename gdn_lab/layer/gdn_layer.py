@@ -3,14 +3,14 @@
     input norm     residual += x; RMSNorm
     in_proj qkvz   [q, k, v | z] = y Wᵀ, FP8 or bf16
     in_proj ba     [b | a] = y Wᵀ, bf16
-    split          q, k, v, z, b, a to contiguous tensors of their own; gone where the next kernels take views
-    conv           causal convolution of width 4 and SiLU; its window lies in the pool, in place by index
+    split          copies q, k, v, z, b, a to contiguous tensors; not needed where the next kernels read views
+    conv           causal convolution of width 4 and SiLU; updates its window in the pool, in place by index
     gdn            decode() on the pool
     gated norm     RMSNorm(o) · SiLU(z) of each head
-    out_proj       o Wᵀ: this rank's share, which engines sum over the ranks
+    out_proj       o Wᵀ: this rank's share, which an all-reduce sums over the ranks
 
-An FP8 product takes its activation as e4m3 with a scale for each token and 128 channels: a kernel of its own before it,
-or, where `fused`, the norm's.
+A product with an FP8 weight takes its activation as e4m3 with a scale for each token and 128 channels. A kernel of its
+own quantises it, or, where `fused`, the norm before it does.
 """
 
 from collections.abc import Callable
@@ -28,27 +28,33 @@ from .fp8 import BLOCK, E4M3, Linear, blocks, random_weight
 
 LAYER_PARTS = ("input norm", "in_proj qkvz", "in_proj ba", "split", "conv", "gdn", "gated norm", "out_proj")
 CONV_WIDTH = 4
-ROWS = 16  # activations have rows up to a multiple of this: scaled products take no fewer
+ROWS = 16  # activations are padded to a multiple of this many rows: torch's scaled products need it
 
-Work = tuple[str, Callable[[], object]]  # a part's name, and a function that does it
+Stage = tuple[str, Callable[[], object]]  # a part's name, and the function that runs it
 
 
 class Kernels(NamedTuple):
-    """How a layer runs. gdn: the decode backend. small: the module with the small kernels, layer_kernels or
-    layer_reference. fused: norms quantise, nothing is split, and products of few rows are of projection_kernels.
-    overlap: small kernels begin before the one ahead ends. torch_fp8: torch has a product with block scales here; where
-    it has not, FP8 products are of projection_kernels, too."""
+    """What a layer runs.
+
+    gdn: the `backend` of decode(). elementwise: the module with norms, quantisation, split, convolution and SiLU,
+    kernels/elementwise.py or layer_reference.py. fused: norms quantise, nothing is split, and products of few rows run
+    kernels/projections.py. overlap: launches use programmatic dependent launch (PDL). torch_fp8: torch has a product
+    with block scales here; where it has none, FP8 products also run kernels/projections.py.
+    """
 
     gdn: str
-    small: object
+    elementwise: object
     fused: bool
     overlap: bool
     torch_fp8: bool
 
 
 class LayerWeights(NamedTuple):
-    """norm [hidden]; in_qkvz [conv_dim + HV·V, hidden]; in_ba [2·HV, hidden], b first; conv [conv_dim, 4]; A_log,
-    dt_bias [HV] float32; gated_norm [V]; out [hidden, HV·V]. The rest bf16, the Linears FP8 or bf16."""
+    """Weights of a GDN layer on one rank, bf16 unless said otherwise.
+
+    norm [hidden]; in_qkvz [conv_dim + HV·V, hidden], FP8 or bf16; in_ba [2·HV, hidden], b first; conv [conv_dim, 4];
+    A_log, dt_bias [HV] float32; gated_norm [V]; out [hidden, HV·V], FP8 or bf16.
+    """
 
     norm: Tensor
     in_qkvz: Linear
@@ -61,7 +67,7 @@ class LayerWeights(NamedTuple):
 
     @classmethod
     def random(cls, shape: GDNShape, hidden: int, *, precision: str, device=None, generator=None) -> "LayerWeights":
-        """A of A_log uniform in 1…16, as models are initialised; precision "fp8" or "bf16" of the two Linears."""
+        """Draw random weights; A is uniform in 1–16, as models are initialised. precision: of in_qkvz and out."""
         HV, V = shape.num_v_heads, shape.head_v_dim
         weight = partial(random_weight, device=device, generator=generator)
 
@@ -85,12 +91,12 @@ class LayerWeights(NamedTuple):
 
 
 class Projection:
-    """y = x Wᵀ for decode's few rows, as bf16 [rows, N]: rows a multiple of 16. `by`: "torch" or "triton"."""
+    """y = x Wᵀ for few rows: bf16 [rows, N], rows a multiple of 16. by: what computes it, "torch" or "triton"."""
 
     def __init__(self, weight: Linear, kernels: Kernels, rows: int):
         self.weight, self.overlap, self.by = weight, kernels.overlap, "torch"
         fp8 = weight.scale is not None
-        if kernels.small is layer_reference:
+        if kernels.elementwise is layer_reference:
             self.run = partial(layer_reference.project, weight=weight)
             return
         from .kernels.projections import Scratch, linear, worth_it
@@ -116,9 +122,14 @@ class Projection:
         from torch.nn.functional import ScalingType, scaled_mm
 
         return scaled_mm(
-            x8, self.weight.data.T, x_scale, ScalingType.BlockWise1x128, self.scale, ScalingType.BlockWise128x128,
+            x8,
+            self.weight.data.T,
+            x_scale,
+            ScalingType.BlockWise1x128,
+            self.scale,
+            ScalingType.BlockWise128x128,
             output_dtype=torch.bfloat16,
-        )  # fmt: skip
+        )
 
     def _triton(self, x, x8, x_scale):
         out = torch.empty(len(x), self.weight.data.shape[0], dtype=torch.bfloat16, device=x.device)
@@ -127,8 +138,11 @@ class Projection:
 
 
 class Activation:
-    """Room for an activation of `rows` tokens: y [rows', N] bf16 and, for an FP8 product, y8 e4m3 and scale float32
-    [rows', N / 128] with the token fastest; rows' is a multiple of 16, and rows beyond `rows` stay zero."""
+    """Buffers for an activation of `rows` tokens, padded to a multiple of 16 rows; the padding stays zero.
+
+    y [padded, N] bf16; with FP8 also y8 [padded, N] e4m3 and scale [padded, N / 128] float32, the token fastest in
+    memory.
+    """
 
     def __init__(self, rows: int, columns: int, fp8: bool, device=None):
         padded = -(-rows // ROWS) * ROWS
@@ -141,29 +155,29 @@ class Activation:
 
     @property
     def live(self) -> Tensor:
-        """The rows that mean something, bf16."""
+        """The tokens' rows of y, without padding."""
         return self.y[: self.rows]
 
     @property
     def padded(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What a Projection takes."""
+        """(y, y8, scale), as a Projection takes them."""
         return self.y, self.y8, self.scale
 
     @property
     def of_tokens(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The same without the rows that mean nothing."""
+        """(y, y8, scale) without padding."""
         return tuple(x if x is None else x[: self.rows] for x in self.padded)
 
     def quantized(self) -> dict[str, Tensor]:
-        """For a kernel that makes an activation and its FP8 form at once: its arguments y8 and y_scale."""
+        """The arguments y8 and y_scale of a kernel that also writes the activation as FP8; none without FP8."""
         return {} if self.y8 is None else {"y8": self.y8, "y_scale": self.scale}
 
 
 class GDNLayer:
-    """The layer for one batch. `work` does it, part by part; what each part made stays in an attribute of its own.
+    """The layer for one batch. Running `stages` in order runs it; each part's result stays in an attribute.
 
-    x, residual [B, hidden] bf16: what the layer ahead left. indices [B] int32: slots of `pool`.
-    residual_out [B, hidden] and result [B, hidden] (this rank's share, before the all-reduce): what this one leaves.
+    x, residual [B, hidden] bf16: the output of the layer before. indices [B] int32: slots of `pool`.
+    residual_out and result [B, hidden] bf16: this layer's output; result is this rank's share, before the all-reduce.
     """
 
     def __init__(self, weights: LayerWeights, kernels: Kernels, pool: StatePool, indices, x: Tensor, residual: Tensor):
@@ -175,43 +189,53 @@ class GDNLayer:
         self.weights, self.kernels, self.pool, self.indices = weights, kernels, pool, indices
         self.x, self.residual, self.batch = x, residual, batch
 
-        def room(*size):
+        def zeros(*size):
             return torch.zeros(*size, dtype=torch.bfloat16, device=device)
 
-        self.residual_out = room(batch, hidden)
+        self.residual_out = zeros(batch, hidden)
         self.normed, self.gated = Activation(batch, hidden, fp8, device), Activation(batch, HV * V, fp8, device)
-        self.mixed, self.z = room(batch, shape.conv_dim), room(batch, HV * V)
-        self.b, self.a = room(batch, HV), room(batch, HV)
-        self.conv_out, self.o = room(batch, shape.conv_dim), room(batch, HV, V)
-        self.qkvz = self.ba = self.projected = None  # made by the products, anew each time
+        self.mixed, self.z = zeros(batch, shape.conv_dim), zeros(batch, HV * V)
+        self.b, self.a = zeros(batch, HV), zeros(batch, HV)
+        self.conv_out, self.o = zeros(batch, shape.conv_dim), zeros(batch, HV, V)
+        self.qkvz = self.ba = self.projected = None  # written by the products, new tensors each time
         rows = len(self.normed.y)
         self.in_qkvz, self.in_ba, self.out = (
             Projection(weight, kernels, rows) for weight in (weights.in_qkvz, Linear(weights.in_ba), weights.out)
         )
         self.gdn = partial(
-            ops.decode, A_log=weights.A_log, dt_bias=weights.dt_bias, pool=pool, indices=indices, backend=kernels.gdn,
+            ops.decode,
+            A_log=weights.A_log,
+            dt_bias=weights.dt_bias,
+            pool=pool,
+            indices=indices,
+            backend=kernels.gdn,
             out=self.o,
-        )  # fmt: skip
-        self.work = self._work()
+        )
+        self.stages = self._stages()
 
     @property
     def result(self) -> Tensor:
         return self.projected[: self.batch]
 
-    def _work(self) -> tuple[Work, ...]:
-        k, w = self.kernels, self.weights
-        fp8, small = w.in_qkvz.scale is not None, k.small
-        fused = k.fused
-        norm = self.normed.quantized() if fused else {}
+    def _stages(self) -> tuple[Stage, ...]:
+        w, elementwise = self.weights, self.kernels.elementwise
+        fused, overlap = self.kernels.fused, self.kernels.overlap
+        fp8 = w.in_qkvz.scale is not None
 
         def input_norm():
-            small.add_norm(
-                self.x, self.residual, w.norm, self.residual_out, self.normed.live, **norm, overlap=k.overlap
+            elementwise.add_norm(
+                self.x,
+                self.residual,
+                w.norm,
+                self.residual_out,
+                self.normed.live,
+                **(self.normed.quantized() if fused else {}),
+                overlap=overlap,
             )
 
         def in_qkvz():
             if fp8 and not fused:
-                small.quantize(self.normed.live, self.normed.y8, self.normed.scale)
+                elementwise.quantize(self.normed.live, self.normed.y8, self.normed.scale)
             self.qkvz = self.in_qkvz(*self.normed.padded)
             if fused:
                 self._take_views()
@@ -223,19 +247,19 @@ class GDNLayer:
 
         def split():
             if not fused:
-                small.split(self.qkvz, self.ba, self.mixed, self.z, self.b, self.a)
+                elementwise.split(self.qkvz, self.ba, self.mixed, self.z, self.b, self.a)
 
         def conv():
-            small.conv_update(self.mixed, self.pool.conv, w.conv, self.indices, self.conv_out, overlap=k.overlap)
+            elementwise.conv_update(self.mixed, self.pool.conv, w.conv, self.indices, self.conv_out, overlap=overlap)
 
         def gated_norm():
             quantized = self.gated.quantized() if fused else {}
-            into = quantized or {"y": self.gated.live}
-            small.gated_norm(self.o, self.z, w.gated_norm, **into, overlap=k.overlap)
+            outputs = quantized or {"y": self.gated.live}
+            elementwise.gated_norm(self.o, self.z, w.gated_norm, **outputs, overlap=overlap)
 
         def out_proj():
             if fp8 and not fused:
-                small.quantize(self.gated.live, self.gated.y8, self.gated.scale)
+                elementwise.quantize(self.gated.live, self.gated.y8, self.gated.scale)
             self.projected = self.out(*self.gated.padded)
 
         parts = (input_norm, in_qkvz, in_ba, split, conv, self._gdn, gated_norm, out_proj)
@@ -249,7 +273,7 @@ class GDNLayer:
         self.gdn(q, k, v, self.a, self.b)
 
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k [B, HK, K] and v [B, HV, V]: views of what the convolution made."""
+        """q, k [B, HK, K] and v [B, HV, V]: views of the convolution's output."""
         s = self.pool.shape
         q, k, v = self.conv_out.split([s.num_k_heads * s.head_k_dim] * 2 + [s.num_v_heads * s.head_v_dim], dim=1)
         heads = (self.batch, -1, s.head_k_dim)

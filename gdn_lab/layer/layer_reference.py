@@ -1,32 +1,31 @@
-"""What the small operations of a layer compute, in PyTorch on any device: float32 by default, float64 as the oracle.
+"""What the elementwise kernels of a layer compute, in PyTorch on any device: float32, or float64 as the reference.
 
-The functions of the first half are pure. Those of the second write into given buffers, with the arguments of the
-launches in layer_kernels.py, and are what the `torch` configurations of a step run.
+The functions of the first half are pure. Those of the second half write into given buffers, take the arguments of the
+launches in kernels/elementwise.py, and are what the eager configurations of a step run.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from ..reference import NORM_EPS
 from .fp8 import Linear, dequantize, dequantize_rows, quantize_rows
-
-EPS = 1e-6
 
 
 def rms_norm(x: Tensor, weight: Tensor, dtype=torch.float32) -> Tensor:
-    """x / sqrt(mean(x²) + 1e-6) · (1 + weight) over the last dimension, as Qwen3-Next and Qwen3.5 store the weight."""
+    """x / sqrt(mean(x²) + 1e-6) · (1 + weight) over the last dimension; Qwen3-Next and Qwen3.5 store `weight` so."""
     x = x.to(dtype)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * (1 + weight.to(dtype))
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * (1 + weight.to(dtype))
 
 
 def gated_rms_norm(o: Tensor, z: Tensor, weight: Tensor, dtype=torch.float32) -> Tensor:
     """o / sqrt(mean(o²) + 1e-6) · weight · SiLU(z): o, z [..., HV, V], weight [V]."""
     o = o.to(dtype)
-    return o * torch.rsqrt(o.square().mean(-1, keepdim=True) + EPS) * weight.to(dtype) * silu(z.to(dtype))
+    return o * torch.rsqrt(o.square().mean(-1, keepdim=True) + NORM_EPS) * weight.to(dtype) * silu(z.to(dtype))
 
 
 def causal_conv(mixed: Tensor, window: Tensor, weight: Tensor, dtype=torch.float32) -> tuple[Tensor, Tensor]:
-    """SiLU of the depthwise convolution's newest output, and the window moved on.
+    """Return SiLU of the depthwise convolution's newest output [B, conv_dim], and the updated window.
 
     mixed [B, conv_dim]; window [B, conv_dim, 3], the newest input last; weight [conv_dim, 4]. No bias.
     """
@@ -39,7 +38,7 @@ def linear(x: Tensor, weight: Linear, dtype=torch.float32) -> Tensor:
     return x.to(dtype) @ dequantize(weight, dtype).transpose(-1, -2)
 
 
-# ---- in place, with the arguments of layer_kernels.py ----------------------------------------------------------------
+# ---- in place, with the arguments of kernels/elementwise.py ----------------------------------------------------------
 
 
 def add_norm(x, residual, weight, residual_out, y, y8=None, y_scale=None, *, overlap=False):
@@ -68,9 +67,9 @@ def split(qkvz, ba, mixed_qkv, z, b, a):
 def conv_update(mixed, window, weight, indices, out, *, overlap=False):
     slots = indices.clamp(min=0).long()
     live = (indices >= 0)[:, None]
-    result, moved = causal_conv(mixed, window[slots], weight)
+    result, updated = causal_conv(mixed, window[slots], weight)
     out.copy_(torch.where(live, result, 0.0))
-    window.index_copy_(0, slots, torch.where(live[..., None], moved, window[slots]))
+    window.index_copy_(0, slots, torch.where(live[..., None], updated, window[slots]))
 
 
 def gated_norm(o, z, weight, y=None, y8=None, y_scale=None, *, overlap=False):
@@ -91,6 +90,6 @@ def silu_mul(gate_up, y=None, y8=None, y_scale=None, *, overlap=False):
 
 
 def project(x, x8, x_scale, weight):
-    """x Wᵀ as bf16, of the bf16 rows or, for an FP8 weight, of the rows that x8 and x_scale stand for."""
+    """x Wᵀ as bf16, of the bf16 rows x or, for an FP8 weight, of the rows that x8 and x_scale represent."""
     rows = x if weight.scale is None else dequantize_rows(x8, x_scale)
     return linear(rows, weight).to(torch.bfloat16)

@@ -1,7 +1,7 @@
-"""Whether a step is right: every part's result against float64 PyTorch, on what the part was given.
+"""Whether a step is right: every part's result against float64 PyTorch, computed from the inputs that the part had.
 
-Part by part, so that an error is seen where it is made, and a choice between two nearly equal experts does not turn the
-rest of the step into a difference.
+Part by part, so that an error is reported where it occurs, and so that a choice between two nearly equal experts does
+not make the rest of the step look wrong.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ import torch
 from .. import reference
 from ..tolerances import ARITHMETIC, E4M3, E4M3_SUBNORMAL, EXPERTS, EXPERTS_MEAN, PRODUCT, Check, allowed, worse
 from . import experts, layer_reference
-from .fp8 import dequantize_rows, quantize_rows
+from .fp8 import BLOCK, dequantize_rows, quantize_rows
 
-ROWS_CHECKED = 32  # first and last rows of the batch: the oracle works in float64
+ROWS_CHECKED = 32  # first and last rows of the batch: float64 is slow
 
 
 class Difference(NamedTuple):
-    """Of one part: near enough everywhere, and the largest difference (None where it is not finite)."""
+    """One result of one part: whether it is within tolerance, and the largest difference (None if not finite)."""
 
     part: str
     right: bool
@@ -25,8 +25,10 @@ class Difference(NamedTuple):
 
 
 def check(step) -> Check:
-    """Runs `step` once. right: every part's result is; step.wrong_parts names those that are not. The largest error of
-    what parts put out, but for FP8 rows, which round by design; then that of the new state."""
+    """Run `step` once and check every part; step.wrong_parts then names the parts that are wrong.
+
+    The Check has the largest error of all outputs except FP8 rows, which round by design, and that of the new state.
+    """
     compared = differences(step)
     step.wrong_parts = [d.part for d in compared if not d.right]
     output = state = 0.0
@@ -39,7 +41,7 @@ def check(step) -> Check:
 
 
 def differences(step) -> list[Difference]:
-    """One for each result of each part, in order."""
+    """Run `step` once; return a Difference for each result of each part, in order."""
     layer, pool, w = step.layer, step.pool, step.weights
     rows = _rows(step)
     slots = step.indices[rows]
@@ -49,7 +51,7 @@ def differences(step) -> list[Difference]:
     found = []
 
     def compare(part, actual, expected, arithmetic=ARITHMETIC, mean=None):
-        """mean: relative to the largest element, of the errors of each row."""
+        """mean: limit of each row's mean error, relative to the largest element."""
         expected = expected.to(actual.device, double)
         error = (actual.to(double) - expected).abs()
         finite = bool(torch.isfinite(error).all())
@@ -65,22 +67,22 @@ def differences(step) -> list[Difference]:
         compare(part, activation.y[rows], y)
         quantized(part, activation, y)
 
-    def quantized(part, activation, of):
-        """FP8 rows against what they were made of: exact but for rounding."""
+    def quantized(part, activation, exact):
+        """FP8 rows against the float64 rows, or the bf16 rows where a kernel of its own quantises those."""
         if activation.y8 is None:
             return
         actual = dequantize_rows(activation.y8[rows], activation.scale[rows], double)
-        of = of if step.kernels.fused else activation.y[rows].to(double)
-        scale = quantize_rows(of)[1].repeat_interleave(128, -1)[:, : of.shape[1]].to(double)
-        error = (actual - of).abs()
+        exact = exact if step.kernels.fused else activation.y[rows].to(double)
+        scale = quantize_rows(exact)[1].repeat_interleave(BLOCK, -1)[:, : exact.shape[1]].to(double)
+        error = (actual - exact).abs()
         # the scale itself may differ in its last bits, and with it where an element is rounded
-        most = (E4M3 + ARITHMETIC) * of.abs() + E4M3_SUBNORMAL * scale + ARITHMETIC * of.abs().max()
+        most = (E4M3 + ARITHMETIC) * exact.abs() + E4M3_SUBNORMAL * scale + ARITHMETIC * exact.abs().max()
         found.append(Difference(f"{part} fp8", bool((error <= most).all()), error.max().item()))
 
     def product(part, actual, activation, weight):
-        x = activation.y[rows] if weight.scale is None else dequantize_rows(
-            activation.y8[rows], activation.scale[rows], double
-        )  # fmt: skip
+        x = activation.y[rows]
+        if weight.scale is not None:
+            x = dequantize_rows(activation.y8[rows], activation.scale[rows], double)
         compare(part, actual[rows], layer_reference.linear(x, weight, double), PRODUCT)
 
     normed("input norm", layer.x, layer.residual, w.layer.norm, layer.residual_out, layer.normed)
@@ -89,9 +91,9 @@ def differences(step) -> list[Difference]:
     compare("in_proj ba", layer.ba[rows], ba, PRODUCT)
     compare("split", torch.cat((layer.mixed, layer.z), 1)[rows], layer.qkvz[rows].to(double), 0.0)
     compare("split", torch.cat((layer.b, layer.a), 1)[rows], layer.ba[rows].to(double), 0.0)
-    convolved, moved = layer_reference.causal_conv(layer.mixed[rows], window, w.layer.conv, double)
+    convolved, new_window = layer_reference.causal_conv(layer.mixed[rows], window, w.layer.conv, double)
     compare("conv", layer.conv_out[rows], convolved)
-    compare("conv window", pool.conv[slots.long()], moved.to(double), 0.0)
+    compare("conv window", pool.conv[slots.long()], new_window.to(double), 0.0)
     q, k, v = (x[rows] for x in layer.qkv())
     o, new_state = reference.decode(
         q, k, v, layer.a[rows], layer.b[rows], A_log=w.layer.A_log, dt_bias=w.layer.dt_bias, state=state
@@ -110,24 +112,23 @@ def differences(step) -> list[Difference]:
 
 
 def _experts(step, rows, compare) -> list[Difference]:
-    """Choice of experts, then what they make of it."""
+    """Check the choice of experts, their weights, and their combined output."""
     w = step.weights.experts
     logits = step.post.y[rows].double() @ w.router.double().T
     if step.weights.popularity is not None:
         logits += step.weights.popularity
     compare("router", step.logits[rows], logits, PRODUCT)
     ids = step.experts.ids[rows].long()
-    of_ids = step.logits[rows].double().gather(1, ids)
-    least = of_ids.min(1).values
+    chosen = step.logits[rows].double().gather(1, ids)
     others = step.logits[rows].double().scatter(1, ids, -torch.inf).max(1).values
     distinct = all(len(set(row)) == len(row) for row in ids.tolist())
-    best = Difference("router choice", distinct and bool((least >= others).all()), 0.0)
-    compare("router weights", step.experts.weights[rows], torch.softmax(of_ids, -1))
+    choice = Difference("router choice", distinct and bool((chosen.min(1).values >= others).all()), 0.0)
+    compare("router weights", step.experts.weights[rows], torch.softmax(chosen, -1))
     x = step.post.y[rows]
     quantized = (step.post.y8[rows], step.post.scale[rows]) if step.fp8 else None
     expected = experts.reference(x, w, ids, step.experts.weights[rows], quantized)
     compare("experts", step.out[rows], expected, EXPERTS, EXPERTS_MEAN)
-    return [best]
+    return [choice]
 
 
 def _dense(step, rows, compare, product, quantized) -> list[Difference]:
@@ -143,7 +144,7 @@ def _dense(step, rows, compare, product, quantized) -> list[Difference]:
 
 
 def _rows(step) -> torch.Tensor:
-    """Numbers of the rows that are checked."""
+    """The rows to check: all, or the first and last ROWS_CHECKED / 2."""
     every = torch.arange(step.batch, device=step.device)
     half = ROWS_CHECKED // 2
     return every if step.batch <= ROWS_CHECKED else torch.cat((every[:half], every[-half:]))

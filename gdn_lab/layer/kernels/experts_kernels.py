@@ -1,47 +1,42 @@
 """A mixture of experts at decode in four Triton kernels: route, gate_up, down, combine; built for few tokens an expert.
 
-At B = 256 and top 10 of 512 experts an expert has five tokens, and what takes time is reading its weights. So a program
+At B = 256 and top 10 of 512 experts an expert has five tokens, and the time goes into reading its weights. So a program
 takes some rows of one expert's weight and all of the expert's tokens, 16 at a time, and multiplies
 
     weight tile [TILE rows, 128 of K]  by  activations [128 of K, BLOCK_M tokens]
 
 in this order: the weight is the tensor cores' large operand, as it lies in memory, and 16 tokens are enough for a
-product. The products of each 128 of K are scaled and added in float32, as 128 × 128 block scales want it.
+product. The products of each 128 of K are scaled and added in float32, as 128 × 128 block scales require.
 
-route_kernel leaves, beside each token's experts, the list of each expert's tokens, and `work`: for each BLOCK_M tokens
-of an expert one item, so that a popular expert is many programs' work and one that nobody chose is nobody's. Both are
-made by atomic counters: their order differs from run to run, results do not, since no product mixes tokens. The
-counters must be zero when it begins; combine_kernel, the last of a step, sets them back.
+route_kernel writes each token's experts, the list of each expert's tokens, and `work`, one item for each BLOCK_M tokens
+of an expert: the number of programs scales with an expert's tokens, and experts without tokens launch none. Lists and
+items come from atomic counters: their order differs from run to run, results do not, since no product mixes tokens. The
+counters must be zero at the start; combine_kernel, the last of a step, resets them.
 
-Slots of a grid: first `virtual` ones for the shared expert, BLOCK_M consecutive tokens each, its weight lying at index
-`shared_at` of the weight the launch is given; then those of work. Rows of h and y: token · top_k + j for a token's j-th
-expert, then B · top_k + token for the shared expert. inner: an expert's intermediate size on this rank.
+Slots of a grid: first `virtual` slots for the shared expert, BLOCK_M consecutive tokens each, its weight at index
+`shared_at` of the weight that the launch gets; then those of work. Rows of h and y: token · top_k + j for a token's
+j-th expert, then B · top_k + token for the shared expert. inner: an expert's intermediate size on this rank.
 
-OVERLAP: a launch may begin before the kernel ahead of it has ended; each kernel waits for it before it lets the next
-begin, so that what lies two kernels back may be read before the wait.
+OVERLAP: programmatic dependent launch (PDL). Each kernel waits for the one ahead before it lets the next one start, so
+what the kernel before that wrote may be read before the wait.
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .. import fp8
+
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-BLOCK = tl.constexpr(128)  # of fp8.py
-E4M3_MAX = tl.constexpr(448.0)
-SMALLEST_AMAX = tl.constexpr(1e-10)
-RUNTIME = [
-    "B",
-    "E",
-    "top_k",
-    "virtual",
-    "shared_at",
-    "tiles",
-]  # no compilations of their own for 1 and for multiples of 16
+BLOCK = tl.constexpr(fp8.BLOCK)
+E4M3_MAX = tl.constexpr(fp8.E4M3_MAX)
+SMALLEST_AMAX = tl.constexpr(fp8.SMALLEST_AMAX)
+RUNTIME = ["B", "E", "top_k", "virtual", "shared_at", "tiles"]  # not compiled anew for 1 and for multiples of 16
 
 
 @triton.jit
 def dot(x, y, z):
-    """x @ y + z in float32; the interpreter gets products of narrow dtypes wrong."""
+    """x @ y + z in float32. Triton's interpreter gets products of narrow dtypes wrong, so there they are widened."""
     if INTERPRETED:
         return tl.dot(x.to(tl.float32), y.to(tl.float32), z, input_precision="ieee")
     return tl.dot(x, y, z)
@@ -49,7 +44,10 @@ def dot(x, y, z):
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr, BITS: tl.constexpr):
-    """float32 x in `dtype`, of BITS mantissa bits, to nearest even; the interpreter cuts, or loses the carry."""
+    """Round float32 x to `dtype`, which has BITS mantissa bits, to nearest even.
+
+    Triton's interpreter truncates or loses the carry, so there x is rounded before it is converted.
+    """
     if INTERPRETED:
         bits = x.to(tl.int32, bitcast=True)
         bits += (1 << (22 - BITS)) - 1 + ((bits >> (23 - BITS)) & 1)
@@ -59,7 +57,7 @@ def narrow(x, dtype: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def quantized(x, axis: tl.constexpr):
-    """x float32, a group of one scale along `axis` -> (e4m3, scale float32 without that axis)."""
+    """Quantise float32 x, whose elements along `axis` share a scale: (e4m3, scale float32 without that axis)."""
     scale = tl.maximum(tl.max(tl.abs(x), axis=axis), SMALLEST_AMAX) / E4M3_MAX
     x = x / tl.expand_dims(scale, axis)
     return narrow(tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX), tl.float8e4nv, 3), scale
@@ -67,7 +65,7 @@ def quantized(x, axis: tl.constexpr):
 
 @triton.jit
 def prefetch(at, BYTES: tl.constexpr):
-    """Asks for BYTES of memory from pointer `at` on to be brought into the L2, in lines of 128."""
+    """Prefetch BYTES of memory from pointer `at` on into the L2, in lines of 128."""
     if not INTERPRETED:
         lines = at.to(tl.int64) + tl.arange(0, BYTES // 128) * 128
         asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
@@ -76,13 +74,27 @@ def prefetch(at, BYTES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["B", "E", "slots"])
 def route_kernel(
-    logits, ids, weights, counts, work, lists, B, E, slots, row,
-    TOP_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """One program: one token. Grid: [B]. logits [B, E], `row` elements apart -> ids, weights [B, TOP_K], largest first.
+    logits,
+    ids,
+    weights,
+    counts,
+    work,
+    lists,
+    B,
+    E,
+    slots,
+    row,
+    TOP_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_TOP: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program a token. logits [B, E], rows `row` elements apart -> ids, weights [B, TOP_K], largest first.
 
-    lists [E, B]: token · TOP_K + j of each expert's tokens; counts [E + 1]: their numbers, then the number of items of
-    work [slots], each expert + 65536 · which BLOCK_M of its tokens. BLOCK_TOP, BLOCK_E: TOP_K, E to a power of 2.
+    lists [E, B]: token · TOP_K + j of each expert's tokens; counts [E + 1]: how many each expert has, then the number
+    of items in work [slots]. An item is expert + 65536 · which BLOCK_M of its tokens. BLOCK_TOP, BLOCK_E: TOP_K and E
+    rounded up to powers of 2. Grid: [B].
     """
     token = tl.program_id(0)
     if OVERLAP:
@@ -116,8 +128,8 @@ def route_kernel(
 
 @triton.jit
 def slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M: tl.constexpr):
-    """What a slot stands for: (expert, the first of its tokens, their number). No tokens: nothing to do."""
-    item = tl.load(work + tl.maximum(slot - virtual, 0))  # beyond the last item: one of an earlier step
+    """Return a slot's (expert, first of its tokens, number of tokens); no tokens: nothing to do."""
+    item = tl.load(work + tl.maximum(slot - virtual, 0))  # past the last item: a stale one, masked below
     expert = item & 0xFFFF
     start = (item >> 16) * BLOCK_M
     count = tl.minimum(tl.load(counts + expert), B) - start
@@ -132,7 +144,7 @@ def slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M: tl.constexpr)
 
 @triton.jit
 def rows_of(expert, start, count, shared, lists, B, top_k, BLOCK_M: tl.constexpr):
-    """Of a slot's tokens: (which are there, rows of h and y, tokens), [BLOCK_M] each."""
+    """Return a slot's (mask of its tokens, their rows of h and y, tokens), [BLOCK_M] each."""
     ms = tl.arange(0, BLOCK_M)
     live = ms < count
     entry = tl.load(lists + expert * B + start + ms, mask=live & (not shared), other=0)
@@ -142,16 +154,37 @@ def rows_of(expert, start, count, shared, lists, B, top_k, BLOCK_M: tl.constexpr
 
 @triton.jit(do_not_specialize=RUNTIME)
 def gate_up_kernel(
-    x, x_scale, w, w_scale, counts, work, lists, h, B, E, H, inner, top_k, virtual, shared_at, x_scale_row,
-    x_scale_group, BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SUB: tl.constexpr,
-    SPLIT: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """silu(x gateᵀ) · (x upᵀ): one program: TILE of inner, gate and up. Grid: [inner // TILE · SPLIT, slots].
+    x,
+    x_scale,
+    w,
+    w_scale,
+    counts,
+    work,
+    lists,
+    h,
+    B,
+    E,
+    H,
+    inner,
+    top_k,
+    virtual,
+    shared_at,
+    x_scale_row,
+    x_scale_group,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SUB: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FP8: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """silu(x gateᵀ) · (x upᵀ). One program for TILE of inner, gate and up. Grid: [inner // TILE · SPLIT, slots].
 
     x [B, H]; w [experts, 2, inner, H]. FP8: both e4m3, BLOCK_K 128, x_scale [B, H / 128] by strides,
-    w_scale [experts, 2, ceil(inner / 128), H / 128]. H is a multiple of BLOCK_K · SUB · SPLIT; a step of the loop takes
-    SUB blocks of it. SPLIT 1: h [rows, inner] bf16. Else the parts of the sum over H, before SiLU: h
-    [SPLIT, rows, 2, inner] float32.
+    w_scale [experts, 2, ceil(inner / 128), H / 128]. H is a multiple of BLOCK_K · SUB · SPLIT; an iteration takes
+    SUB blocks of it. SPLIT 1: h [rows, inner] bf16. Otherwise h [SPLIT, rows, 2, inner] float32: partial sums over H,
+    before SiLU.
     """
     slot = tl.program_id(1)
     tile = tl.program_id(0) // SPLIT
@@ -180,7 +213,7 @@ def gate_up_kernel(
     gate = tl.zeros([TILE, BLOCK_M], tl.float32)
     up = tl.zeros([TILE, BLOCK_M], tl.float32)
     if FP8:
-        # Loaded a block ahead: nothing waits for them
+        # Scales are loaded a block ahead, so that no product waits for them
         x_s = tl.load(x_s_at + first * x_scale_group, mask=live, other=0.0)
         gate_s = tl.load(gate_s_at + first)
         up_s = tl.load(up_s_at + first)
@@ -214,7 +247,7 @@ def gate_up_kernel(
 
 @triton.jit
 def hidden(h, row, ks, live, rows, inner, SPLIT: tl.constexpr):
-    """h [len(ks), BLOCK_M] float32, rounded to bf16; K the first axis."""
+    """Load h [len(ks), BLOCK_M] as float32, rounded to bf16; K is the first axis."""
     if SPLIT == 1:
         return tl.load(h + row[None, :] * inner + ks[:, None], mask=live[None, :], other=0.0).to(tl.float32)
     at = h + (row * 2)[None, :] * inner + ks[:, None]
@@ -228,18 +261,37 @@ def hidden(h, row, ks, live, rows, inner, SPLIT: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUNTIME)
 def down_kernel(
-    h, w, w_scale, counts, work, lists, y, B, E, H, inner, top_k, virtual, shared_at, tiles,
-    BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr, SPLIT: tl.constexpr,
-    FP8: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """y = h downᵀ: one program: `tiles` tiles of TILE of H. Grid: [ceil(H / TILE / tiles), slots].
+    h,
+    w,
+    w_scale,
+    counts,
+    work,
+    lists,
+    y,
+    B,
+    E,
+    H,
+    inner,
+    top_k,
+    virtual,
+    shared_at,
+    tiles,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FP8: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """y = h downᵀ. One program for `tiles` tiles of TILE of H. Grid: [ceil(H / TILE / tiles), slots].
 
-    h as gate_up_kernel leaves it; w [experts, H, inner], w_scale [.., ceil(H / 128), ceil(inner / 128)]; y [rows, H]
+    h as gate_up_kernel writes it; w [experts, H, inner], w_scale [.., ceil(H / 128), ceil(inner / 128)]; y [rows, H]
     bf16. With FP8 h is quantised here, a scale for each row and 128 of inner. WHOLE: inner is BLOCK_K, and the loop is
-    over tiles of weights, contiguous in memory. Else tiles is 1, and the loop is over BLOCK_K at a time of inner.
+    over tiles of the weight, contiguous in memory. Otherwise tiles is 1, and the loop is over inner, BLOCK_K at a time.
     """
     slot = tl.program_id(1)
-    # Written two kernels back, the weight before that: both may be read before the wait
+    # Written two kernels ago, and weights never change: both may be read before the wait
     expert, start, count = slot_of(slot, counts, work, B, E, virtual, shared_at, BLOCK_M)
     first = tl.program_id(0) * tiles  # its first tile
     w_first = w + expert.to(tl.int64) * H * inner + first * TILE * inner
@@ -287,11 +339,24 @@ def down_kernel(
 
 @triton.jit(do_not_specialize=["B", "E"])
 def combine_kernel(
-    x, shared_gate, y, weights, out, counts, B, E, H,
-    TOP_K: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """out = Σ_j weight_j y_j + sigmoid(x · shared_gate) y_shared. One program: CHUNK of H of one token.
-    Grid: [ceil(H / CHUNK), B]. BLOCK_H, BLOCK_E: H and E + 1 rounded up to powers of 2. Sets counts [E + 1] to zero.
+    x,
+    shared_gate,
+    y,
+    weights,
+    out,
+    counts,
+    B,
+    E,
+    H,
+    TOP_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """out = Σ_j weight_j y_j + sigmoid(x · shared_gate) y_shared. One program for CHUNK of H of one token.
+
+    BLOCK_H, BLOCK_E: H and E + 1 rounded up to powers of 2. Resets counts [E + 1]. Grid: [ceil(H / CHUNK), B].
     """
     chunk = tl.program_id(0)
     token = tl.program_id(1).to(tl.int64)

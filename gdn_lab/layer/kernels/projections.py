@@ -2,9 +2,9 @@
 
 As in experts_kernels.py the weight is the tensor cores' first operand, read from shared memory as it lies, and the
 products of each 128 of K are scaled and added in float32. Few rows make few programs, so K is split among more of them:
-each leaves its part in memory, and the last one to arrive adds the parts up in their order, so that results do not
-depend on who was last. With `overlap` a program asks for its first weights before it waits for the kernel ahead, on
-which they do not depend.
+each writes its partial sum to memory, and the last one to finish adds them up in a fixed order, so results do not
+depend on which was last. With `overlap` a program prefetches its first weights before it waits for the kernel ahead,
+because they do not depend on it.
 """
 
 from typing import NamedTuple
@@ -14,36 +14,54 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ...backends.base import KernelCase
 from ..fp8 import Linear
 from .experts_kernels import BLOCK, INTERPRETED, dot, narrow
 
-AHEAD = 4  # blocks of K asked for before the wait
-TILE = 64  # rows of a weight: what Hopper's tensor cores take at least
-PROGRAMS = 176  # parts of K are made up to here: an H100 has 132 SMs
+AHEAD = 4  # blocks of K prefetched before the wait
+TILE = 64  # rows of a weight: the least that Hopper's tensor cores take
+PROGRAMS = 176  # K is split until there are so many programs: an H100 has 132 SMs
 
 
 class Tiling(NamedTuple):
     """How linear_kernel is launched for one number of rows."""
 
-    block_m: int  # rows of x of a program
-    tile: int  # rows of the weight of a program
-    split: int  # parts of K
+    block_m: int  # rows of x in a program
+    tile: int  # rows of the weight in a program
+    split: int  # programs that share the sum over K
     warps: int = 4
     stages: int = 4
 
 
 @triton.jit(do_not_specialize=["M", "x_scale_row", "x_scale_group"])
 def linear_kernel(
-    x, x_scale, w, w_scale, parts, arrived, out, M, N, K, x_row, x_scale_row, x_scale_group, out_row,
-    BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr,
-    EVEN: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """One program: TILE of N by BLOCK_M rows, one part of K. Grid: [ceil(N / TILE) · SPLIT, ceil(M / BLOCK_M)].
+    x,
+    x_scale,
+    w,
+    w_scale,
+    parts,
+    arrived,
+    out,
+    M,
+    N,
+    K,
+    x_row,
+    x_scale_row,
+    x_scale_group,
+    out_row,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EVEN: tl.constexpr,
+    FP8: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program for TILE of N by BLOCK_M rows, one part of K. Grid: [ceil(N / TILE) · SPLIT, ceil(M / BLOCK_M)].
 
     x [M, K], FP8: e4m3 with x_scale [M, ceil(K / 128)] by strides; w [N, K], w_scale [ceil(N / 128), ceil(K / 128)];
-    out [M, N] bf16, rows out_row apart. EVEN: K is a multiple of BLOCK_K. With SPLIT > 1 parts [SPLIT, M, N] float32,
-    and arrived [tiles], zero before and after: how many programs of a tile have left their part.
+    out [M, N] bf16, rows out_row apart. EVEN: K is a multiple of BLOCK_K. With SPLIT > 1 parts [SPLIT, M, N] float32
+    take the partial sums, and arrived [tiles], zero before and after, counts the programs that wrote theirs.
     """
     tile = tl.program_id(0) // SPLIT
     part = tl.program_id(0) % SPLIT
@@ -68,7 +86,7 @@ def linear_kernel(
     x_s_at = x_scale + ms * x_scale_row
     w_s_at = w_scale + (tile * TILE // BLOCK) * blocks
     total = tl.zeros([TILE, BLOCK_M], tl.float32)
-    if FP8:  # scales are loaded a block ahead: nothing waits for them
+    if FP8:  # scales are loaded a block ahead, so that no product waits for them
         x_s = tl.load(x_s_at + first * x_scale_group, mask=live, other=0.0)
         w_s = tl.load(w_s_at + first)
     for block in range(first, end):
@@ -93,27 +111,27 @@ def linear_kernel(
         return
     part_at = parts + ms.to(tl.int64)[None, :] * N + ns[:, None]
     tl.store(part_at + part.to(tl.int64) * M * N, total, mask=mask)
-    tl.debug_barrier()  # all of the program's part is stored before it is counted
+    tl.debug_barrier()  # the whole partial sum is stored before it is counted
     mine = arrived + tile * tl.num_programs(1) + tl.program_id(1)
     before = tl.atomic_add(mine, 1, sem="acq_rel")
     if before == SPLIT - 1:
         tl.store(mine, 0)
         total = tl.zeros([TILE, BLOCK_M], tl.float32)
         for other in tl.static_range(SPLIT):
-            # past the L1, which knows nothing of what other programs stored
+            # bypassing the L1, which may hold stale lines of what other programs stored
             total += tl.load(part_at + (other * M).to(tl.int64) * N, mask=mask, other=0.0, cache_modifier=".cg")
         tl.store(out_at, narrow(total, tl.bfloat16, 7), mask=mask)
 
 
 class Scratch(NamedTuple):
-    """What a product split along K keeps between its programs; one for each weight, for any number of calls."""
+    """Buffers of a product split along K; one for each weight, reused by all its calls."""
 
     parts: torch.Tensor  # [split, M, N] float32
     arrived: torch.Tensor  # [tiles] int32, zero between calls
 
     @classmethod
     def of(cls, rows: int, weight: Linear) -> "Scratch | None":
-        """For products of `rows` rows with `weight`; None: they need none."""
+        """Buffers for products of `rows` rows with `weight`, or None if they need none."""
         N, K = weight.data.shape
         t = tiling(rows, N, K, weight.scale is not None)
         if t.split == 1:
@@ -124,14 +142,19 @@ class Scratch(NamedTuple):
 
 
 def linear(
-    x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear, out: torch.Tensor, *, scratch: Scratch | None = None,
+    x: torch.Tensor,
+    x_scale: torch.Tensor | None,
+    weight: Linear,
+    out: torch.Tensor,
+    *,
+    scratch: Scratch | None = None,
     overlap: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """out [M, N] bf16 = x Wᵀ. weight [N, K] FP8: x [M, K] e4m3 and x_scale [M, ceil(K / 128)] float32, of any strides,
-    are what fp8.quantize_rows makes; bf16: x [M, K] bf16, x_scale is not read.
+) -> torch.Tensor:
+    """Compute out [M, N] bf16 = x Wᵀ.
 
-    scratch: Scratch.of(M, weight), made anew by default. overlap: programmatic dependent launch, from compute
-    capability 9.0.
+    weight [N, K] FP8: x [M, K] e4m3 and x_scale [M, ceil(K / 128)] float32, of any strides, as fp8.quantize_rows
+    returns them; bf16: x [M, K] bf16, x_scale is not read. scratch: Scratch.of(M, weight), by default allocated here.
+    overlap: programmatic dependent launch (PDL), from compute capability 9.0. ValueError for shapes that do not fit.
     """
     (M, K), N, fp8 = x.shape, len(weight.data), weight.scale is not None
     if K != weight.data.shape[1] or out.shape != (M, N):
@@ -144,15 +167,37 @@ def linear(
     scale, w_scale = (x_scale, weight.scale) if fp8 else (x, x)
     block_k = 128 if fp8 else 64
     linear_kernel[(triton.cdiv(N, t.tile) * t.split, triton.cdiv(M, t.block_m))](
-        x, scale, weight.data, w_scale, parts, arrived, out, M, N, K, x.stride(0), *scale.stride(), out.stride(0),
-        t.block_m, t.tile, block_k, AHEAD, t.split, K % block_k == 0, fp8, overlap,
-        num_warps=t.warps, num_stages=t.stages, launch_pdl=overlap,
-    )  # fmt: skip
+        x=x,
+        x_scale=scale,
+        w=weight.data,
+        w_scale=w_scale,
+        parts=parts,
+        arrived=arrived,
+        out=out,
+        M=M,
+        N=N,
+        K=K,
+        x_row=x.stride(0),
+        x_scale_row=scale.stride(0),
+        x_scale_group=scale.stride(1),
+        out_row=out.stride(0),
+        BLOCK_M=t.block_m,
+        TILE=t.tile,
+        BLOCK_K=block_k,
+        AHEAD=AHEAD,
+        SPLIT=t.split,
+        EVEN=K % block_k == 0,
+        FP8=fp8,
+        OVERLAP=overlap,
+        num_warps=t.warps,
+        num_stages=t.stages,
+        launch_pdl=overlap,
+    )
     return out
 
 
 def tiling(M: int, N: int, K: int, fp8: bool) -> Tiling:
-    """For M rows: small tiles, and as many parts of K as fill a GPU. Chosen by times on an H100."""
+    """Return the tiling for M rows: small tiles, and K split until a GPU is full. Chosen by times on an H100."""
     block_k = 128 if fp8 else 64
     if N <= 64:
         return Tiling(16, 16, max(1, min(16 if M <= 64 else 8, K // block_k)))
@@ -165,24 +210,8 @@ def tiling(M: int, N: int, K: int, fp8: bool) -> Tiling:
 
 
 def worth_it(M: int, N: int, K: int) -> bool:
-    """Whether linear() beats torch's product, on an H100: for few rows, for few columns, for a short sum; with more of
-    each torch's larger tiles do, which read a large weight fewer times."""
+    """Whether linear() is faster than torch's product, as on an H100: for few rows, few columns or a short sum.
+
+    With more of each, torch's larger tiles are faster, because they read a large weight fewer times.
+    """
     return M <= 16 or M <= 64 and N * K <= 1 << 24 or N <= 64 or K <= 1024
-
-
-def kernel_cases() -> list[KernelCase]:
-    """Every number of rows and parts that linear() takes, for resources.py."""
-    cases = []
-    for fp8 in (True, False):
-        data, name = ("*fp8e4nv", "fp8") if fp8 else ("*bf16", "bf16")
-        scale = "*fp32" if fp8 else "*bf16"
-        types = dict.fromkeys(linear_kernel.arg_names, "i32") | {"x": data, "w": data, "x_scale": scale}
-        types |= {"w_scale": scale, "parts": "*fp32", "arrived": "*i32", "out": "*bf16"}
-        tilings = {tiling(M, N, 4096, fp8) for M in (16, 32, 64, 256) for N in (16, 2560, 1 << 17)}
-        for t in sorted(tilings):
-            for even in (True, False) if t.split == 1 else (True,):
-                constants = dict(BLOCK_M=t.block_m, TILE=t.tile, BLOCK_K=128 if fp8 else 64, AHEAD=AHEAD)
-                constants |= dict(SPLIT=t.split, EVEN=even, FP8=fp8, OVERLAP=True)
-                label = f"linear {name} {t.block_m} x {t.tile} split {t.split}{'' if even else ' uneven'}"
-                cases.append(KernelCase(label, linear_kernel, types, constants, t.warps, None, t.stages))
-    return cases

@@ -1,0 +1,92 @@
+"""How a decode step can run: one record for each configuration.
+
+To add one, add a record to CONFIGURATIONS: sweeps, tables, figures and the notebook's parameter take it from there.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to run a decode step.
+
+    name: what parameters and rows call it. label: what tables and figures call it. gdn: the `backend` that decode()
+    gets. layout: of the pool, "VK" or "KV". description: half a sentence. fused: norms quantise for FP8, nothing is
+    split, the shared expert is one of the experts, launches use programmatic dependent launch (PDL), and products of
+    few rows run this workbook's kernels; otherwise each of these is a launch of its own and products are torch's.
+    device: "cuda" or "cpu", where configurations "auto" includes it; "" includes it nowhere.
+    """
+
+    name: str
+    gdn: str
+    layout: str
+    description: str
+    label: str = ""
+    fused: bool = False
+    device: str = ""
+
+    def __post_init__(self):
+        if not self.label:
+            object.__setattr__(self, "label", f"{self.name} ({self.gdn})")
+
+
+CONFIGURATIONS: dict[str, Configuration] = {
+    configuration.name: configuration
+    for configuration in (
+        Configuration(
+            name="before",
+            gdn="triton/kv8",
+            layout="KV",
+            description="SGLang before the pull request: Triton on a KV pool, value tiles of 8",
+            device="cuda",
+        ),
+        Configuration(
+            name="before-32",
+            gdn="triton/kv32",
+            layout="KV",
+            description="the same with value tiles of 32",
+            device="cuda",
+        ),
+        Configuration(
+            name="after",
+            gdn="flashinfer/vk",
+            layout="VK",
+            description="SGLang after it: FlashInfer on a VK (K-last) pool, in place",
+            device="cuda",
+        ),
+        Configuration(
+            name="best",
+            gdn="cutedsl/vk",
+            layout="VK",
+            description="the fastest here: this workbook's kernels, fused, with PDL",
+            fused=True,
+            device="cuda",
+        ),
+        Configuration(
+            name="torch-kv",
+            gdn="torch/kv",
+            layout="KV",
+            description="eager PyTorch on a KV pool, any device",
+            device="cpu",
+        ),
+        Configuration(
+            name="torch",
+            gdn="torch/vk",
+            layout="VK",
+            description="eager PyTorch on a VK (K-last) pool, any device",
+            device="cpu",
+        ),
+    )
+}
+
+
+def configuration(name: str) -> Configuration:
+    """The record called `name`. ValueError with the known names if there is none."""
+    if name not in CONFIGURATIONS:
+        raise ValueError(f"configuration: {name!r} is unknown; choose one of {', '.join(CONFIGURATIONS)}")
+    return CONFIGURATIONS[name]
+
+
+def made_for(device_type: str) -> list[str]:
+    """Names of the configurations that "auto" means on a device of this type, "cuda" or "cpu"."""
+    return [entry.name for entry in CONFIGURATIONS.values() if entry.device == device_type]
