@@ -53,7 +53,7 @@ def test_a_shared_expert_of_another_width():
     weights = random_weights(128, 8, 64, "fp8", shared_inner=128)
     assert not weights.can_fuse
     check_steps(weights, 2, 17, fused=False)
-    with pytest.raises(ValueError, match="fused: the shared expert must lie behind"):
+    with pytest.raises(ValueError, match="fused: the shared expert must be stored after"):
         Experts(weights, 2, 17, fused=True, overlap=False)
 
 

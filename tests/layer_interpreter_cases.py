@@ -1,4 +1,4 @@
-"""The small kernels of a layer on the CPU, in Triton's interpreter, against step/layer_reference.py in float64.
+"""The elementwise kernels of a layer on the CPU, in Triton's interpreter, against layer_reference.py in float64.
 
 Run by test_triton_interpreter.py in a process of its own, under TRITON_INTERPRET=1.
 """
@@ -10,12 +10,12 @@ from gdn_lab.backends.triton.backend import INTERPRETED
 from gdn_lab.layer import layer_reference
 from gdn_lab.layer.fp8 import quantize_rows
 from gdn_lab.layer.gdn_layer import Activation
-from gdn_lab.layer.kernels import small as layer_kernels
+from gdn_lab.layer.kernels import elementwise
 
 assert INTERPRETED, "run under TRITON_INTERPRET=1"
 
 BF16 = torch.bfloat16
-LAST_PLACE = 2.0**-7  # the interpreter cuts float32 to bf16 instead of rounding it
+LAST_PLACE = 2.0**-7  # the interpreter truncates float32 to bf16 instead of rounding it
 
 
 def random(*size, seed=0):
@@ -45,7 +45,7 @@ def test_add_norm(hidden, quantize):
     rows = 3
     x, residual, weight = random(rows, 2 * hidden)[:, :hidden], random(rows, hidden, seed=1), random(hidden, seed=2)
     out, made = torch.full((rows, hidden), torch.nan, dtype=BF16), Activation(rows, hidden, True)
-    layer_kernels.add_norm(x, residual, weight, out, made.live, **(made.quantized() if quantize else {}))
+    elementwise.add_norm(x, residual, weight, out, made.live, **(made.quantized() if quantize else {}))
     total = x.double() + residual.double()
     expected = layer_reference.rms_norm(total, weight, torch.float64)
     assert_close(out, total)
@@ -59,13 +59,13 @@ def test_add_norm(hidden, quantize):
 def test_a_row_of_zeros_is_normed_and_quantised_to_zeros():
     made = Activation(1, 128, True)
     zeros = torch.zeros(1, 128, dtype=BF16)
-    layer_kernels.add_norm(zeros, zeros, zeros[0], torch.empty_like(zeros), made.live, **made.quantized())
+    elementwise.add_norm(zeros, zeros, zeros[0], torch.empty_like(zeros), made.live, **made.quantized())
     assert not made.y.any() and not made.y8.view(torch.uint8).any() and torch.isfinite(made.scale).all()
 
 
 def test_quantize_takes_strided_rows_of_any_number_of_groups():
     x, made = random(3, 9 * 128 + 5)[:, : 9 * 128], Activation(3, 9 * 128, True)
-    layer_kernels.quantize(x, made.y8, made.scale)
+    elementwise.quantize(x, made.y8, made.scale)
     assert_quantized(made, 3, x)
 
 
@@ -73,7 +73,7 @@ def test_split_copies_and_nothing_else():
     rows, conv_dim, z_dim, heads = 3, 384, 256, 6
     qkvz, ba = random(16, conv_dim + z_dim), random(16, 2 * heads)
     mixed, z, b, a = (torch.full((rows + 1, n), torch.nan, dtype=BF16) for n in (conv_dim, z_dim, heads, heads))
-    layer_kernels.split(qkvz, ba, mixed[:rows], z[:rows], b[:rows], a[:rows])
+    elementwise.split(qkvz, ba, mixed[:rows], z[:rows], b[:rows], a[:rows])
     assert torch.equal(torch.cat((mixed, z), 1)[:rows], qkvz[:rows])
     assert torch.equal(torch.cat((b, a), 1)[:rows], ba[:rows])
     assert all(torch.isnan(x[rows:]).all() for x in (mixed, z, b, a))
@@ -89,7 +89,7 @@ def test_conv_moves_the_windows_of_its_rows_alone(conv_dim):
     for _ in range(2):  # the second time on the moved window
         live, slots = [0, 2], [3, 1]
         expected, moved = layer_reference.causal_conv(mixed[live], window[slots], weight, torch.float64)
-        layer_kernels.conv_update(mixed, window, weight, indices, out)
+        elementwise.conv_update(mixed, window, weight, indices, out)
         assert_close(out[live], expected)
         assert torch.equal(window[slots], moved)
     assert not out[1].any()
@@ -100,7 +100,7 @@ def test_four_tokens_fill_the_window_as_a_convolution_over_them():
     weight, tokens = random(128, 4), random(5, 128, seed=1)
     window, out = torch.zeros(2, 128, 3, dtype=BF16), torch.empty(1, 128, dtype=BF16)
     for token in tokens:
-        layer_kernels.conv_update(token[None], window, weight, torch.tensor([1]), out)
+        elementwise.conv_update(token[None], window, weight, torch.tensor([1]), out)
     whole = torch.nn.functional.conv1d(tokens.double().T[None], weight.double()[:, None], groups=128)[0, :, -1]
     assert_close(out[0], torch.nn.functional.silu(whole))
 
@@ -112,7 +112,7 @@ def test_gated_norm(heads, quantize):
     o, weight = random(rows, heads, 128), random(128, seed=1)
     z = random(rows, heads * 128 + 256, seed=2)[:, 256:]  # the end of a wider product
     made = Activation(rows, heads * 128, True)
-    layer_kernels.gated_norm(o, z, weight, **(made.quantized() if quantize else {"y": made.live}))
+    elementwise.gated_norm(o, z, weight, **(made.quantized() if quantize else {"y": made.live}))
     expected = layer_reference.gated_rms_norm(o, z.reshape(o.shape), weight, torch.float64).flatten(1)
     if quantize:
         assert_quantized(made, rows, expected)
@@ -124,7 +124,7 @@ def test_gated_norm(heads, quantize):
 def test_silu_mul(quantize):
     rows, width = 3, 640
     gate_up, made = random(16, 2 * width), Activation(rows, width, True)
-    layer_kernels.silu_mul(gate_up[:rows], **(made.quantized() if quantize else {"y": made.live}))
+    elementwise.silu_mul(gate_up[:rows], **(made.quantized() if quantize else {"y": made.live}))
     gate, up = gate_up[:rows].double().chunk(2, 1)
     expected = torch.nn.functional.silu(gate) * up
     if quantize:

@@ -34,11 +34,8 @@ def cases(architecture: str) -> list[KernelCase]:
     """Every compilation of a Triton kernel that an architecture may see."""
     from .. import pool_kernels
     from ..backends.triton import backend as triton
-    from ..layer import experts_tilings
-    from ..layer.kernels import projections as projection_kernels
-    from ..layer.kernels import small as layer_kernels
 
-    modules = (triton, pool_kernels, layer_kernels, experts_tilings, projection_kernels)
+    modules = (triton, pool_kernels)
     found = [case for module in modules for case in module.kernel_cases()]
     return [case for case in found if case.architectures is None or architecture in case.architectures]
 

@@ -1,10 +1,10 @@
-"""A step taken apart: how long each part keeps the device busy, and for how long nothing runs.
+"""How long each part of a step keeps the device busy, and for how long nothing runs.
 
-On a GPU: the kernels of a CUDA graph carry no range. So an eager run, recorded by Kineto, says which part each kernel
-of the step belongs to, and graph replays, recorded by CUPTI, say how long it runs: the i-th kernel of a replay is the
-i-th of the eager run (profiling/positions.py). Time in which kernels overlap, as with programmatic dependent launch,
-counts for the one that began first: a kernel counts from when those before it have all ended. So parts and gaps add up
-to the replay, from its first kernel's start to its last one's end.
+On a GPU, kernels of a CUDA graph carry no range. So Kineto records an eager run, which tells which part each kernel of
+the step belongs to, and CUPTI records graph replays, which tell how long it runs: the i-th kernel of a replay is the
+i-th of the eager run (trace/positions.py). Where kernels overlap, as with programmatic dependent launch (PDL), the time
+counts for the one that began first: a kernel counts from when all before it have ended. So parts and gaps add up to the
+replay, from its first kernel's start to its last one's end.
 """
 
 import re
@@ -20,46 +20,47 @@ from ..trace.positions import parts_of_replays
 
 GRAPH_TIMER, EAGER_TIMER = "cuda_graph_replay", "cuda_events_eager"
 PARTS_TIMER, CPU_TIMER = "cupti_kernel", "host_clock"
-WHOLE, GAPS, TRACED = "step", "gaps", "traced step"  # what rows call the whole, and what it has beside its parts
-ALL_REDUCE = "all-reduce"  # what one GPU leaves out
+WHOLE, GAPS, TRACED = "step", "gaps", "traced step"  # parts in rows that are not parts of a step
+ALL_REDUCE = "all-reduce"  # what one GPU cannot run
 OTHER = "outside the parts"  # kernels whose launch no part encloses
-MOST_REPLAYS = 60  # recorded of each configuration: 60 replays of 4 layers of 30 kernels are 7,200 records
+MAX_REPLAYS = 60  # of each configuration: 60 replays of 4 layers of 30 kernels are 7,200 records
 
-Steps = dict[str, list]  # of each configuration the steps of several layers, which are its calls
+Steps = dict[str, list]  # {configuration: the steps of several layers}
 
 
-class Taken(NamedTuple):
-    """parts: the Timing of each part, GAPS and TRACED, µs of one step. kernels: how many each has, TRACED all."""
+class PartTimes(NamedTuple):
+    """parts: {part, GAPS or TRACED: Timing}, µs of one step. kernels: {part or TRACED: number of kernels}."""
 
     parts: dict[str, Timing]
     kernels: dict[str, int]
 
 
-def take_apart(steps: Steps, device, samples: int) -> dict[str, Taken]:
-    """{configuration: Taken} of `samples` replays, at most MOST_REPLAYS, taken in turns; on a CPU of eager steps.
+def measure_parts(steps: Steps, device, samples: int) -> dict[str, PartTimes]:
+    """Time the parts of each configuration's step over `samples` replays, at most MAX_REPLAYS, interleaved.
 
-    TimerUnavailable, one sentence, where CUPTI cannot record (inside Nsight Systems), or lost or mixed up records.
+    On a CPU over eager runs. TimerUnavailable, one sentence, where CUPTI cannot record (inside Nsight Systems), or lost
+    or mixed up records.
     """
     if torch.device(device).type == "cpu":
-        return _on_the_host(steps, min(samples, MOST_REPLAYS))
+        return _on_host(steps, min(samples, MAX_REPLAYS))
     if reason := unavailable(PARTS_TIMER, device):
         raise TimerUnavailable(reason)
     start_cupti()
-    eager = {name: kernels_of_parts(of[0]) for name, of in steps.items()}
-    traced = trace_interleaved(steps, device=device, replays=min(samples, MOST_REPLAYS))
-    taken = {}
+    eager = {name: kernels_of_parts(layers[0]) for name, layers in steps.items()}
+    traced = trace_interleaved(steps, device=device, replays=min(samples, MAX_REPLAYS))
+    measured = {}
     for name, replays in traced.items():
         named = [[(_plain(kernel), start, end) for kernel, start, end in replay] for replay in replays]
         try:
             in_parts = parts_of_replays(eager[name], named)
         except ValueError as error:
             raise TimerUnavailable(f"{name}: {error}") from error
-        taken[name] = _taken(in_parts, len(steps[name]), eager[name])
-    return taken
+        measured[name] = _part_times(in_parts, len(steps[name]), eager[name])
+    return measured
 
 
 def kernels_of_parts(step) -> list[tuple[str, str]]:
-    """(kernel, part) of all that one eager run of `step` launches, in order; OTHER where no part encloses a launch."""
+    """Run `step` eagerly; return (kernel, part) of each kernel in launch order, OTHER where no part encloses it."""
     step()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -74,18 +75,18 @@ def kernels_of_parts(step) -> list[tuple[str, str]]:
     names = kernels["name"].astype(str).tolist()
     if not is_marker(names[0]):
         raise TimerUnavailable("CUPTI lost the first kernels of an eager step; start a new process")
-    found = [
+    in_parts = [
         (_plain(name), _part(path, step.parts))
         for name, path in zip(names, kernels["path"].astype(str), strict=True)
         if not is_marker(name)
     ]
-    if not any(part != OTHER for _, part in found):
+    if not any(part != OTHER for _, part in in_parts):
         raise TimerUnavailable("Kineto recorded kernels of an eager step, but none of them within its parts")
-    return found
+    return in_parts
 
 
 def _plain(kernel: str) -> str:
-    """A name as traces and profiles both have it: traces change backslashes, and name a copy by its direction alone."""
+    """A kernel's name as traces and profiles both have it: traces change backslashes and shorten names of copies."""
     if kernel.startswith(("Memcpy", "Memset")):
         return re.sub(r"\s*\(.*", "", kernel)
     return kernel.replace("\\", "/").replace("\n", "")
@@ -96,8 +97,8 @@ def _part(path: str, parts) -> str:
     return next((name for name in reversed(path.split(" / ")) if name in parts), OTHER)
 
 
-def _taken(replays, layers: int, eager) -> Taken:
-    """replays: [[(part, start, end) in ns of each kernel, in order of start]]."""
+def _part_times(replays, layers: int, eager) -> PartTimes:
+    """replays: for each replay [(part, start, end) of each kernel], ns, in order of start."""
     samples = {}
     for replay in replays:
         sums = dict.fromkeys([part for _, part in eager], 0.0)
@@ -108,53 +109,55 @@ def _taken(replays, layers: int, eager) -> Taken:
         for part, us in sums.items():
             samples.setdefault(part, []).append(us / layers)
     counts = {part: sum(other == part for _, other in eager) for part in samples if part not in (GAPS, TRACED)}
-    timings = {part: timing_of(PARTS_TIMER, of, layers) for part, of in samples.items()}
-    return Taken(timings, counts | {TRACED: len(eager)})
+    timings = {part: timing_of(PARTS_TIMER, times, layers) for part, times in samples.items()}
+    return PartTimes(timings, counts | {TRACED: len(eager)})
 
 
-def _on_the_host(steps: Steps, samples: int) -> dict[str, Taken]:
-    """By the host's clock, part by part, in turns; gaps: what lies between the parts."""
-    taken = {name: [] for name in steps}
+def _on_host(steps: Steps, samples: int) -> dict[str, PartTimes]:
+    """Time part by part with the host's clock, interleaved; gaps: the time between the parts."""
+    samples_of = {name: [] for name in steps}
     for turn in range(samples + 1):  # the first one warms up
-        for name, of in steps.items():
-            sums = [_host_sums(step) for step in of]
+        for name, layers in steps.items():
+            times = [_host_times(step) for step in layers]
             if turn:
-                taken[name] += sums
+                samples_of[name] += times
     return {
-        name: Taken({part: timing_of(CPU_TIMER, [sums[part] for sums in of], 1) for part in of[0]}, {})
-        for name, of in taken.items()
+        name: PartTimes({part: timing_of(CPU_TIMER, [run[part] for run in runs], 1) for part in runs[0]}, kernels={})
+        for name, runs in samples_of.items()
     }
 
 
-def _host_sums(step) -> dict[str, float]:
+def _host_times(step) -> dict[str, float]:
     """{part: µs} of one run, with GAPS and TRACED."""
-    sums, start = {}, time.perf_counter_ns()
-    for part, do in step.work:
+    times, start = {}, time.perf_counter_ns()
+    for part, run in step.stages:
         began = time.perf_counter_ns()
-        do()
-        sums[part] = (time.perf_counter_ns() - began) / 1e3
+        run()
+        times[part] = (time.perf_counter_ns() - began) / 1e3
     whole = (time.perf_counter_ns() - start) / 1e3
-    return sums | {GAPS: whole - sum(sums.values()), TRACED: whole}
+    return times | {GAPS: whole - sum(times.values()), TRACED: whole}
 
 
 def eager_interleaved(steps: Steps, samples: int) -> dict[str, Timing]:
-    """{configuration: Timing} of steps launched kernel by kernel, in turns, by the events between two samples.
+    """Time each configuration's step launched kernel by kernel, interleaved, by CUDA events around each sample.
 
-    Nothing waits for the GPU between them. Where launching takes longer than running, this is the time of launching.
+    Nothing waits for the GPU between samples, so where launching takes longer than running, this is launch overhead.
     """
-    taken = {name: [] for name in steps}
+    events_of = {name: [] for name in steps}
     with torch.cuda.device(next(iter(steps.values()))[0].out.device):
         for turn in range(samples + 1):  # the first one warms up
-            for name, of in steps.items():
-                events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-                events[0].record()
-                for step in of:
+            for name, layers in steps.items():
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                for step in layers:
                     step()
-                events[1].record()
+                end.record()
                 if turn:
-                    taken[name].append(events)
+                    events_of[name].append((start, end))
         torch.cuda.synchronize()
-    return {
-        name: timing_of(EAGER_TIMER, [a.elapsed_time(b) * 1e3 / len(steps[name]) for a, b in events], len(steps[name]))
-        for name, events in taken.items()
-    }
+    timings = {}
+    for name, events in events_of.items():
+        layers = len(steps[name])
+        samples_us = [start.elapsed_time(end) * 1e3 / layers for start, end in events]
+        timings[name] = timing_of(EAGER_TIMER, samples_us, layers)
+    return timings

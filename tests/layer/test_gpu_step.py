@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gdn_lab.layer import GPU_CONFIGURATIONS, Step, StepWeights
+from gdn_lab.layer import Step, StepWeights, made_for
 
 pytestmark = pytest.mark.gpu
 
@@ -19,7 +19,7 @@ def weights(request):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64, 257])
-@pytest.mark.parametrize("name", GPU_CONFIGURATIONS)
+@pytest.mark.parametrize("name", made_for("cuda"))
 def test_every_part_is_right(weights, name, batch):
     from gdn_lab.layer.step_check import differences
 
@@ -30,7 +30,7 @@ def test_every_part_is_right(weights, name, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 40])
-@pytest.mark.parametrize("name", GPU_CONFIGURATIONS)
+@pytest.mark.parametrize("name", made_for("cuda"))
 def test_replays_of_a_graph_give_what_an_eager_step_gives(weights, name, batch):
     """Bit for bit and every time, also where launches overlap: no result depends on who comes first."""
     step = Step(weights, name, batch)

@@ -1,4 +1,4 @@
-"""The decode step at toy size on a CPU: every part against the oracle, errors seen where they are made, bytes."""
+"""The decode step at toy size on a CPU: every part against the float64 reference; errors, bytes, ranges."""
 
 import math
 
@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from gdn_lab import StatePool
-from gdn_lab.layer import CONFIGURATIONS, CPU_CONFIGURATIONS, Step, StepWeights, layer_reference
+from gdn_lab.bench.pools import L2_MULTIPLE
+from gdn_lab.layer import CONFIGURATIONS, Configuration, Step, StepWeights, layer_reference, made_for
 from gdn_lab.layer import step as steps
-from gdn_lab.layer.step import PARTS, STEP, Configuration, StepSizes
+from gdn_lab.layer.step import PARTS, STEP
 from gdn_lab.layer.step_check import differences
+from gdn_lab.layer.weights import StepSizes
 from gdn_lab.models import MODELS, divisions
 
 EXPERTS, DENSE = "qwen3.5-397b-a17b", "qwen3.5-27b"
@@ -19,7 +21,7 @@ def toy(model=EXPERTS, precision="fp8", seed=0):
     return StepWeights.random(model, 8, precision=precision, toy=True, seed=seed)
 
 
-@pytest.mark.parametrize("name", CPU_CONFIGURATIONS)
+@pytest.mark.parametrize("name", made_for("cpu"))
 @pytest.mark.parametrize("precision", ["fp8", "bf16"])
 @pytest.mark.parametrize("model", [EXPERTS, DENSE])
 def test_every_part_is_right(model, precision, name):
@@ -108,7 +110,7 @@ def test_slots_of_other_requests_stay_as_they_are():
 def test_configurations_agree_and_seeds_repeat():
     weights = toy()
     results = {}
-    for name in CPU_CONFIGURATIONS:
+    for name in made_for("cpu"):
         layout = CONFIGURATIONS[name].layout
         pool = StatePool(weights.shape, 5, layout=layout)
         state = torch.randn(4, *(weights.shape.num_v_heads, 128, 128), generator=torch.Generator().manual_seed(1)) * 0.1
@@ -124,8 +126,8 @@ def test_configurations_agree_and_seeds_repeat():
     assert not torch.equal(toy(seed=1).post_norm, weights.post_norm)
 
 
-def test_a_configuration_is_added_in_a_line(monkeypatch):
-    monkeypatch.setitem(CONFIGURATIONS, "mine", Configuration("torch/vk", "VK", "mine"))
+def test_a_configuration_is_one_record(monkeypatch):
+    monkeypatch.setitem(CONFIGURATIONS, "mine", Configuration("mine", "torch/vk", "VK", "of my own"))
     assert Step(toy(), "mine", 2).check().right
 
 
@@ -164,8 +166,8 @@ def test_layers_needed_cover_the_cache():
     step()
     moved = sum(step.bytes().values())
     assert steps.layers_needed(step, 1) == 1
-    assert steps.layers_needed(step, moved) == steps.L2_MULTIPLE
-    assert steps.layers_needed(step, 1 << 40) == steps.LAYERS_MOST
+    assert steps.layers_needed(step, moved) == L2_MULTIPLE
+    assert steps.layers_needed(step, 1 << 40) == steps.MAX_LAYERS
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_layers_needed_cover_the_cache():
         (lambda: StepWeights.random("gpt", 8), "model: 'gpt' is not in the table; choose one of"),
         (lambda: StepWeights.random(EXPERTS, 3), "tp: .* which 3 GPUs cannot share evenly; choose one of 1, 2, 4, 8"),
         (lambda: toy(precision="int4"), "precision: expected one of fp8, bf16, got 'int4'"),
-        (lambda: Step(toy(), "later", 1), "configuration: 'later' is not in the table; choose one of before,"),
+        (lambda: Step(toy(), "later", 1), "configuration: 'later' is unknown; choose one of before,"),
         (lambda: Step(toy(), "torch", 0), "batch: expected a positive int, got 0"),
         (lambda: Step(toy(), "after", 1), "configuration 'after' needs an NVIDIA GPU of compute capability 9.0"),
         (lambda: Step(toy(), "best", 1), "configuration 'best' needs an NVIDIA GPU of compute capability"),

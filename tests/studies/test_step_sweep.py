@@ -70,7 +70,7 @@ def test_where_cupti_cannot_record_the_whole_step_is_still_timed(monkeypatch):
     def refuse(*_):
         raise TimerUnavailable("cupti_kernel cannot run inside Nsight Systems")
 
-    monkeypatch.setattr(step_sweeps, "take_apart", refuse)
+    monkeypatch.setattr(step_sweeps, "measure_parts", refuse)
     rows = sweep(configurations=["torch"])
     assert [row["status"] for row in rows] == ["fact", "ok", "refused"]
     assert rows[-1]["timer"] == "cupti_kernel" and "Nsight Systems" in rows[-1]["reason"]
@@ -185,7 +185,7 @@ def played(monkeypatch):
         monkeypatch.setattr(step_parts, "start_cupti", lambda: None)
         monkeypatch.setattr(step_parts, "kernels_of_parts", lambda step: eager)
         monkeypatch.setattr(step_parts, "trace_interleaved", lambda steps, **options: dict.fromkeys(steps, recorded))
-        return step_parts.take_apart({"best": [Played(), Played()]}, "cuda", 3)["best"]
+        return step_parts.measure_parts({"best": [Played(), Played()]}, "cuda", 3)["best"]
 
     return play
 
@@ -220,7 +220,7 @@ def test_inside_nsight_systems_it_is_refused(monkeypatch):
     monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(TimerUnavailable, match="inside Nsight Systems"):
-        step_parts.take_apart({"best": [Played()]}, "cuda", 3)
+        step_parts.measure_parts({"best": [Played()]}, "cuda", 3)
 
 
 def test_the_innermost_part_has_the_kernel():

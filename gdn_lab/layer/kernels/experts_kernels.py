@@ -25,9 +25,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ...backends.triton.device import INTERPRETED, prefetch
 from .. import fp8
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 BLOCK = tl.constexpr(fp8.BLOCK)
 E4M3_MAX = tl.constexpr(fp8.E4M3_MAX)
 SMALLEST_AMAX = tl.constexpr(fp8.SMALLEST_AMAX)
@@ -61,15 +61,6 @@ def quantized(x, axis: tl.constexpr):
     scale = tl.maximum(tl.max(tl.abs(x), axis=axis), SMALLEST_AMAX) / E4M3_MAX
     x = x / tl.expand_dims(scale, axis)
     return narrow(tl.minimum(tl.maximum(x, -E4M3_MAX), E4M3_MAX), tl.float8e4nv, 3), scale
-
-
-@triton.jit
-def prefetch(at, BYTES: tl.constexpr):
-    """Prefetch BYTES of memory from pointer `at` on into the L2, in lines of 128."""
-    if not INTERPRETED:
-        lines = at.to(tl.int64) + tl.arange(0, BYTES // 128) * 128
-        asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
-        tl.inline_asm_elementwise(asm, "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit(do_not_specialize=["B", "E", "slots"])

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ...backends.triton.device import prefetch_lines
 from ..fp8 import Linear
-from .experts_kernels import BLOCK, INTERPRETED, dot, narrow
+from .experts_kernels import BLOCK, dot, narrow
 
 AHEAD = 4  # blocks of K prefetched before the wait
 TILE = 64  # rows of a weight: the least that Hopper's tensor cores take
@@ -74,11 +75,8 @@ def linear_kernel(
     live = ms < M
     w_rows = w + tl.minimum(ns, N - 1).to(tl.int64)[:, None] * K
     if OVERLAP:
-        if not INTERPRETED:
-            ahead = tl.minimum(first + tl.arange(0, AHEAD), end - 1)
-            lines = (w_rows + ahead[None, :] * BLOCK_K).to(tl.int64)
-            asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.b32 $0, 0;"
-            tl.inline_asm_elementwise(asm, "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1)
+        ahead = tl.minimum(first + tl.arange(0, AHEAD), end - 1)
+        prefetch_lines((w_rows + ahead[None, :] * BLOCK_K).to(tl.int64))
         gdc_wait()
         gdc_launch_dependents()
     w_at = w_rows + ks[None, :]  # [TILE, BLOCK_K], K contiguous

@@ -27,7 +27,7 @@ from ...layer.step_parts import (
     TRACED,
     WHOLE,
     eager_interleaved,
-    take_apart,
+    measure_parts,
 )
 from ...trace import nvtx_range
 from .record import record_step
@@ -263,7 +263,7 @@ class _Point:
         if not self.steps:
             return
         try:
-            taken = take_apart(self.steps, self.options.device, self.options.samples)
+            taken = measure_parts(self.steps, self.options.device, self.options.samples)
         except TimerUnavailable as error:
             for name in self.steps:
                 self.rows.add(self._case(name) | {"status": "refused", "timer": PARTS_TIMER, "reason": str(error)})
@@ -325,7 +325,7 @@ class _Point:
 def parse_configurations(text: str, device) -> list[str]:
     """ "before,best" -> ["before", "best"]; "auto" -> those made for the device. ValueError for unknown names."""
     if text.strip() == "auto":
-        return list(step.GPU_CONFIGURATIONS if torch.device(device).type == "cuda" else step.CPU_CONFIGURATIONS)
+        return step.made_for(torch.device(device).type)
     return checked_names("configurations", (word.strip() for word in text.split(",")), step.CONFIGURATIONS)
 
 
