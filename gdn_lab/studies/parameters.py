@@ -172,8 +172,9 @@ def _variants(value):
     return list(dict.fromkeys(chosen))
 
 
-def _samples(value: int) -> int:
-    return value or (GPU_SAMPLES if on_gpu() else CPU_SAMPLES)
+def by_device(cpu: int, gpu: int):
+    """A field type: a whole number, of which 0 is `gpu` on a GPU and `cpu` without one."""
+    return Annotated[int, Field(ge=0), AfterValidator(lambda value: value or (gpu if on_gpu() else cpu))]
 
 
 def _recorded_gpu(name: str) -> str:
@@ -190,7 +191,7 @@ def _recorded_gpu(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_model)]
 Dtype = Annotated[Any, BeforeValidator(_dtype)]  # holds a torch.dtype
 Variants = Annotated[Any, BeforeValidator(_variants)]  # holds "all" or full names
-Samples = Annotated[int, Field(ge=0), AfterValidator(_samples)]  # 0: by the device
+Samples = by_device(cpu=CPU_SAMPLES, gpu=GPU_SAMPLES)
 Seed = Annotated[int, Field(ge=0)]
 RecordedGPU = Annotated[str, AfterValidator(_recorded_gpu)]
 

@@ -1,0 +1,57 @@
+"""The study of verify steps: notebook 05."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from ..base import Section, Study
+from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, Variants, by_device, whole_numbers
+
+
+def _draft_tokens(value) -> list[int]:
+    from ...ops import DRAFT_TOKENS
+
+    return whole_numbers(value, *DRAFT_TOKENS)
+
+
+class Parameters(ModelParameters):
+    """What notebook 05 takes."""
+
+    batch: by_device(cpu=1, gpu=64) = Field(0, description="requests in the step; 0 is 64 on a GPU, 1 on a CPU")
+    tokens: Annotated[list[int], BeforeValidator(_draft_tokens)] = Field(
+        "2,4,8,16", description="comma-separated numbers of tokens verified in one step, 2 to 16"
+    )
+    dtype: Dtype = Field("bfloat16", description="of the state: bfloat16, float16 or float32")
+    backends: Variants = Field(
+        "triton/vk,flashinfer/vk,torch/vk", description="comma-separated: all, or backends and variants"
+    )
+    samples: Samples = Field(
+        0, description="timed samples of each variant, mode and T; 0 is 50 on a GPU, 5 on a CPU"
+    )
+    seed: Seed = Field(0, description="of the random inputs, states and slots")
+    gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
+
+
+def section(run: dict, rows: list[dict]) -> Section:
+    """What the README shows of a recorded run."""
+    from ...report.timed import Timed
+    from . import analysis, figures
+
+    verified = Timed(rows, run, phase="verify").kernels()
+    model, tp = (run["parameters"][name] for name in ("model", "tp"))
+    return Section(
+        conditions=analysis.conditions(verified),
+        sentences=analysis.answers(verified, model, tp),
+        figures={"verify_time": figures.verify_time(verified)},
+        not_timed=verified.not_timed(),
+    )
+
+
+STUDY = Study(
+    number="05",
+    name="verify",
+    question="What does verifying several draft tokens at once cost, and when does it pay?",
+    parameters=Parameters,
+    section=section,
+    section_name="verify",
+)
