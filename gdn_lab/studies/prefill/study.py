@@ -34,9 +34,7 @@ class Parameters(ModelParameters):
     backends: Variants = Field(
         "all", description="comma-separated: all, or backends and variants such as triton,flashinfer/vk"
     )
-    samples: Samples = Field(
-        0, description="timed samples of each variant and workload; 0 is 50 on a GPU, 5 on a CPU"
-    )
+    samples: Samples = Field(0, description="timed samples of each variant and workload; 0 is 50 on a GPU, 5 on a CPU")
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
 

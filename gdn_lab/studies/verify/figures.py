@@ -1,117 +1,175 @@
-"""The figures of notebook 05, drawn from rows of verify. Nothing here measures; drawing.py is how they look."""
-
-from math import log2
+"""The figures of notebook 05, drawn from a Timed of verify and decode rows."""
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-from ...report.style import GREY, STYLE, batch_axis, colour, empty_figure, label_ends, line_style, new_figure
+from ...report.style import (
+    GREY,
+    STYLE,
+    batch_axis,
+    colour,
+    empty_figure,
+    label,
+    label_ends,
+    line_style,
+    new_figure,
+    other_colours,
+    plain_log_axis,
+    plot_lines,
+)
 from ...report.text import micro
-from ...report.timed import clock_prefix, not_timed
-from . import analysis as findings
+from ...report.timed import Timed
+from . import analysis
 
 
 @rc_context(STYLE)
-def verify_time(rows, run=None) -> Figure:
-    """Median time of a verify step against T, a panel for each mode, a line for each variant."""
-    times, notes = findings.verify_times(rows), [findings.conditions(rows, run), *not_timed(rows)]
-    panels = {mode: times[mode] for mode in findings.MODES if mode in times}
+def verify_time(timed: Timed) -> Figure:
+    """Median time of a verify call against T: a panel for each mode on one scale, a line for each variant.
+
+    Dotted: the time that the call's bytes take at the measured bandwidth.
+    """
+    notes = [analysis.conditions(timed), *timed.not_timed()]
+    panels = {mode: times for mode, times in analysis.by_mode(timed).items() if mode in analysis.MODES}
     if not panels:
         return empty_figure("Verify: nothing was timed", notes)
-    for mode, of in panels.items():  # eager PyTorch only where there is nothing else: it would flatten the rest
-        panels[mode] = {name: us for name, us in of.items() if not name.startswith("torch/")} or of
-    tokens = sorted({T for of in panels.values() for us in of.values() for T in us})
-    title = clock_prefix(rows) + _verify_finding(panels, tokens[0], tokens[-1])
-    fig, axes = new_figure(title, 12.5, 5.0, len(panels), notes)
-    for ax, (mode, of) in zip(axes, panels.items(), strict=True):
-        ends = []
-        for name, us in of.items():
-            xs = sorted(us)
-            ax.plot(xs, [us[T] for T in xs], **line_style(name))
-            ends.append((us[xs[-1]], f"{name}  {micro(us[xs[-1]])}", colour(name)))
-        ax.set_ylim(0, max(us[T] for us in of.values() for T in us) * 1.05)
+    notes.insert(1, "Dotted: what a call must read and write, at the measured bandwidth.")
+    tokens = sorted({T for times in panels.values() for T in times.index})
+    fig, axes = new_figure(timed.clock_prefix + _growth(panels), 12.5, 5.0, len(panels), notes, sharey=True)
+    floors = bandwidth_floors(timed)
+    axes[0].set_yscale("log")
+    plain_log_axis(axes[0].yaxis)
+    drawn = []
+    for ax, (mode, times) in zip(axes, panels.items(), strict=True):
+        ends = plot_lines(ax, {name: times[name].dropna().to_dict() for name in times}, micro)
+        floor = floors[mode]
+        ax.plot(floor.index, floor, color=GREY, linestyle=":", linewidth=1.5)
+        drawn.append((ax, [*ends, (floor.iloc[-1], f"bandwidth  {micro(floor.iloc[-1])}", GREY)]))
         batch_axis(ax, tokens, "T (tokens verified in one step)")
-        ax.set_title(findings.MODES[mode])
+        ax.set_title(analysis.MODES[mode])
+    for ax, ends in drawn:  # once the common scale is known
         label_ends(ax, ends)
     axes[0].set_ylabel("median time of a call, µs")
     return fig
 
 
+def bandwidth_floors(timed: Timed):
+    """{mode: µs by T that a call's bytes take at the measured bandwidth}."""
+    floors = {}
+    for mode, sizes in analysis.by_mode(timed, "bytes").items():
+        bandwidth = analysis.by_mode(timed, "roof_gb_per_s")[mode]
+        floors[mode] = (sizes / bandwidth / 1e3).max(axis="columns")
+    return floors
+
+
+def _growth(panels) -> str:
+    """How much longer the fastest kernel of each mode takes at the most tokens than at the fewest; else its times."""
+    names = {mode: times.iloc[-1].idxmin() for mode, times in panels.items()}
+    who = label(names[next(iter(names))]) if len(set(names.values())) == 1 else "fastest kernels"
+    times = {mode: panels[mode][name].dropna() for mode, name in names.items()}
+    few, many = next(iter(times.values())).index[[0, -1]]
+    if few == many or any(us.index[0] != few or us.index[-1] != many for us in times.values()):
+        return f"{who}, T = {many}: {', '.join(f'{micro(us.iloc[-1])} {_DOING[mode]}' for mode, us in times.items())}"
+    growth = {mode: us[many] / us[few] for mode, us in times.items()}
+    stored = growth.pop("intermediate", None)
+    same = list(dict.fromkeys(f"{ratio:.1f}×" for ratio in growth.values()))
+    parts = [" to ".join(same)] if same else []
+    parts += [f"{stored:.1f}× if every state is stored"] if stored else []
+    return f"{who}: T = {many} takes {' the time of T = {few}, or '.join(parts)}".replace("{few}", str(few))
+
+
 _DOING = {"update": "to update the state", "intermediate": "to store T states", "output": "for the output only"}
 
 
-def _verify_finding(panels, few: int, many: int) -> str:
-    """How the time of the variant that is fastest at `many` tokens grows from `few`, in each mode; else its time."""
-    names = {mode: findings.fastest(of, many) for mode, of in panels.items()}
-    who = names[next(iter(names))] if len(set(names.values())) == 1 else "the fastest kernel"
-    times = {mode: of[names[mode]] for mode, of in panels.items()}
-    if few == many or any(few not in us for us in times.values()):
-        said = [f"{micro(us[many])} {_DOING[mode]}" for mode, us in times.items()]
-        return f"At T = {many} {who} takes {', '.join(said)}"
-    (mode, us), *others = times.items()
-    said = [f"{us[many] / us[few]:.2f} times as long {_DOING[mode]}"]
-    said += [f"{us[many] / us[few]:.2f} {_DOING[mode]}" for mode, us in others]
-    return f"From T = {few} to {many} {who} takes {', '.join(said)}"
-
-
 @rc_context(STYLE)
-def speculative_gain(rows, run=None) -> Figure:
-    """Tokens a second of this layer over those of decode, against the acceptance rate; a panel for each way."""
-    decode, steps = findings.decode_time(rows), findings.step_times(rows)
-    kernels = {key: of for key, of in steps.items() if not key[0].startswith("torch/")} or steps
-    notes = [findings.conditions(rows, run)]
-    if not kernels or not decode:
-        return empty_figure("Speculative decoding: nothing was timed beside decode", notes)
-    notes.append(f"Over decode steps of {decode[0]}, {micro(decode[1])} each. This layer alone, without drafting.")
-    rates = [percent_ / 100 for percent_ in range(0, 101, 2)]
-    (name, way), T, best = max(
-        ((key, T, findings.gain(of, decode[1], T, 0.8)) for key, of in kernels.items() for T in of),
-        key=lambda found: found[2],
+def speculative_gain(timed: Timed) -> Figure:
+    """Tokens per second of this layer over those of decode by acceptance rate: a panel for each way of rollback.
+
+    A line is a variant, at each acceptance rate with the best of the timed T; numbers say which, where it changes.
+    """
+    decode, steps = analysis.decode_time(timed), analysis.step_times(timed)
+    notes = [analysis.conditions(timed)]
+    if steps.empty or not decode:
+        return empty_figure("Speculative decoding: no verify step was timed next to decode", notes)
+    notes.append(
+        f"Over decode steps of {label(decode[0])}, {micro(decode[1])} each; this layer alone, without drafting. "
+        "A marker: from here on another T is best."
     )
-    found = f"{name} makes {best:.2f} times decode's tokens (T = {T}, {way})"
-    title = f"{clock_prefix(rows)}With 80 % of drafts accepted {found}"
-    fig, axes = new_figure(title, 11.5, 5.0, len(findings.WAYS), notes, sharey=True)
-    for ax, way in zip(axes, findings.WAYS, strict=True):
-        ends = []
-        for (name, of_way), of in kernels.items():
-            for T in sorted(of) if of_way == way else ():
-                gains = [findings.gain(of, decode[1], T, rate) for rate in rates]
-                ax.plot([rate * 100 for rate in rates], gains, color=colour(name), linewidth=0.4 + 0.6 * log2(T))
-                ends.append((gains[-1], f"{name} T = {T}", colour(name)))
+    ways = [way for way in _WAYS if way in steps.index.unique("way")]
+    gains = {key: analysis.gain(us, decode[1], key[-1], 0.8) for key, us in steps.items()}
+    (name, way, T), best = max(gains.items(), key=lambda item: item[1])
+    title = f"{timed.clock_prefix}At 80% acceptance {label(name)} yields {best:.1f}× decode's tokens (T = {T}, {way})"
+    fig, axes = new_figure(title, 11.5, 4.6, len(ways), notes, sharey=True)
+    variants = list(dict.fromkeys(steps.index.get_level_values("variant")))
+    ends = {way: [] for way in ways}
+    for (name, way), by_tokens in steps.groupby(level=["variant", "way"], sort=False):
+        ax, below = axes[ways.index(way)], variants.index(name) % 2
+        rates, best = _envelope(by_tokens.droplevel(["variant", "way"]), decode[1])
+        ax.plot(rates, [gain for gain, _ in best], **line_style(name) | {"marker": ""})
+        for rate, gain, T in _changes(rates, best):
+            ax.plot(rate, gain, **line_style(name))
+            ax.annotate(
+                f"T = {T}",
+                (rate, gain),
+                (4, -11) if below else (-4, 6),
+                textcoords="offset points",
+                ha="left" if below else "right",
+                fontsize=8.5,
+                color=colour(name),
+            )
+        ends[way].append((best[-1][0], f"{label(name)}  {best[-1][0]:.1f}×", colour(name)))
+    axes[0].set_yscale("log", base=2)
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}×"))
+    axes[0].set_ylabel("tokens per second over decode's")
+    for ax, way in zip(axes, ways, strict=True):
         ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
-        ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAY[way]}", xlim=(0, 100))
-        ax.set_ylim(0, max(findings.gain(of, decode[1], T, 1.0) for of in kernels.values() for T in of) * 1.05)
-        label_ends(ax, ends)
-    axes[0].set_ylabel("tokens a second over decode's")
+        ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAYS[way]}", xlim=(-8, 104))
+        label_ends(ax, ends[way])
     return fig
 
 
-_WAY = {"store": "T states written, one copied back", "replay": "output only, then the accepted tokens again"}
+def _envelope(by_tokens, decode_us: float):
+    """(acceptance rates in %, [(gain, T) of the best T at each])."""
+    rates = list(range(101))
+    best = [max((analysis.gain(us, decode_us, T, rate / 100), T) for T, us in by_tokens.items()) for rate in rates]
+    return rates, best
+
+
+def _changes(rates, best):
+    """(rate, gain, T) where another T becomes the best, the first included."""
+    for i, (gain, T) in enumerate(best):
+        if i == 0 or T != best[i - 1][1]:
+            yield rates[i], gain, T
+
+
+_WAYS = {"store": "T states written, one copied back", "replay": "output only, then an update by the accepted tokens"}
 
 
 @rc_context(STYLE)
-def draft_memory(tokens, tp: int = 1) -> Figure:
-    """What a request in flight keeps between verify and commit, for each model. Computed."""
-    table = findings.memory_table(tokens, tp)
+def draft_memory(tokens: list[int], tp: int = 1) -> Figure:
+    """What a request in flight keeps between verify and commit(), for each model. Computed."""
+    table = analysis.memory_table(tokens, tp)
     if table.empty:
         return empty_figure(f"No model of the table can be split over {tp} GPUs", [])
-    first, last = table.iloc[0], table.columns[-1]
-    ratio = first[last] / first["state and window"]
-    title = (
-        f"{last.removeprefix('drafts, ')}: a request of {first['model']} in flight keeps {first[last]:,.0f} MB more, "
-        f"{ratio:.1f} times its state"
-    )
-    where = f"on one of {tp} tensor-parallel GPUs" if tp > 1 else "on one GPU"
-    note = f"bf16, all GDN layers of a model, {where}."
-    columns = table.columns[1:]
+    first, last, columns = table.iloc[0], table.columns[-1], table.columns[1:]
+    extra, own = f"{first[last]:,.0f} MB", f"{first['state and window']:,.0f} MB"
+    title = f"Storing {max(tokens)} states adds {extra} per request to the {own} of {first['model']}"
+    note = "bf16, all GDN layers of a model" + (f", on each of {tp} tensor-parallel GPUs." if tp > 1 else ".")
     fig, (ax,) = new_figure(title, 9.5, 1.8 + 0.2 * len(table) * (len(columns) + 1), 1, [note])
+    (drafts,) = other_colours(["drafts"]).values()
     for i, column in enumerate(columns):
         places = [y * (len(columns) + 1) + i for y in range(len(table))]
-        bars = ax.barh(places, table[column], height=0.85, color=GREY if i == 0 else "#0072B2", alpha=1 - 0.15 * i)
+        bars = ax.barh(
+            places,
+            table[column],
+            height=0.85,
+            color=drafts if i else GREY,
+            alpha=1 if not i else 0.3 + 0.7 * i / (len(columns) - 1),
+        )
         ax.bar_label(bars, [f"  {value:,.0f}  {column}" for value in table[column]], fontsize=8.5)
     ax.set_yticks([y * (len(columns) + 1) + len(columns) / 2 - 0.5 for y in range(len(table))], table.model)
     ax.invert_yaxis()
-    ax.set_xlabel("MB a request")
+    ax.set_xlabel("MB per request")
     ax.grid(axis="y", visible=False)
     ax.set_xlim(0, ax.get_xlim()[1] * 1.2)
     return fig

@@ -25,9 +25,7 @@ class Parameters(ModelParameters):
     backends: Variants = Field(
         "triton/vk,flashinfer/vk,torch/vk", description="comma-separated: all, or backends and variants"
     )
-    samples: Samples = Field(
-        0, description="timed samples of each variant, mode and T; 0 is 50 on a GPU, 5 on a CPU"
-    )
+    samples: Samples = Field(0, description="timed samples of each variant, mode and T; 0 is 50 on a GPU, 5 on a CPU")
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
 
@@ -37,13 +35,13 @@ def section(run: dict, rows: list[dict]) -> Section:
     from ...report.timed import Timed
     from . import analysis, figures
 
-    verified = Timed(rows, run, phase="verify").kernels()
+    timed = Timed(rows, run)
     model, tp = (run["parameters"][name] for name in ("model", "tp"))
     return Section(
-        conditions=analysis.conditions(verified),
-        sentences=analysis.answers(verified, model, tp),
-        figures={"verify_time": figures.verify_time(verified)},
-        not_timed=verified.not_timed(),
+        conditions=analysis.conditions(timed),
+        sentences=analysis.answers(timed, model, tp),
+        figures={"verify_time": figures.verify_time(timed)},
+        not_timed=timed.not_timed(),
     )
 
 
