@@ -108,13 +108,15 @@ def in_place_times(timed: Timed, by: str) -> pandas.DataFrame:
 
 
 def leads(timed: Timed) -> pandas.DataFrame:
-    """A line for each POINT with two backends in place: the fastest, `backend`; another, `over`; `lead`, its time ratio.
+    """Which backend leads in place: a line for each POINT where two were timed.
 
-    `over` is the backend of our kernels, or the next where that is the fastest.
+    Columns: `backend`, the fastest; `over`, the backend of our kernels or, where that is the fastest, the next;
+    `lead`, the time of `over` as a multiple of the fastest's.
     """
-    times, ours = in_place_times(timed, "backend"), [v.backend for v in VARIANTS.values() if v.role == "ours"]
-    lines = {}
-    for point, backends in times.iterrows():
+    if not timed.where(lambda row: row["indexing"] != DETOUR):
+        return pandas.DataFrame(columns=["backend", "over", "lead"])
+    ours, lines = [v.backend for v in VARIANTS.values() if v.role == "ours"], {}
+    for point, backends in in_place_times(timed, "backend").iterrows():
         first, *others = backends.dropna().sort_values().index
         if others:
             over = next((each for each in others if each in ours), others[0])

@@ -168,13 +168,12 @@ def _who_is_fastest(mode: str, times: pandas.DataFrame) -> str:
     """Who is fastest at which T in one mode, with the times of the one at the largest T, and its strongest rival."""
     name = times.iloc[-1].idxmin()
     fastest_at = times.idxmin(axis="columns").groupby(lambda T: times.loc[T].idxmin(), sort=False).groups
-    who = f"{variant(name).label} is fastest"
-    if len(fastest_at) > 1:
-        who = listed(f"{variant(each).label} at T = {', '.join(map(str, Ts))}" for each, Ts in fastest_at.items())
-        who = f"fastest are {who}; {variant(name).label} takes"
     own = times[name].dropna()
     spent = ", ".join(f"{micro(us)} at T = {T}" for T, us in own.items())
-    sentence = f"{MODES[mode][0].upper()}{MODES[mode][1:]}: {who} ({spent})"
+    sentence = f"{MODES[mode][0].upper()}{MODES[mode][1:]}: {variant(name).label} is fastest ({spent})"
+    if len(fastest_at) > 1:
+        who = listed(f"{variant(each).label} at T = {', '.join(map(str, Ts))}" for each, Ts in fastest_at.items())
+        sentence = f"{sentence.partition(':')[0]}: fastest are {who}; {variant(name).label} takes {spent}"
     if rival := _rival(times, name):
         ratios = (times[rival] / own).dropna()
         sentence += f"; {variant(rival).label} takes {', '.join(f'{ratio:.2f}' for ratio in ratios)} times as long"

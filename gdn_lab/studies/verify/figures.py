@@ -72,10 +72,11 @@ def _growth(panels) -> str:
         return f"{who}, T = {many}: {', '.join(f'{micro(us.iloc[-1])} {_DOING[mode]}' for mode, us in times.items())}"
     growth = {mode: us[many] / us[few] for mode, us in times.items()}
     stored = growth.pop("intermediate", None)
-    same = list(dict.fromkeys(f"{ratio:.1f}×" for ratio in growth.values()))
-    parts = [" to ".join(same)] if same else []
-    parts += [f"{stored:.1f}× if every state is stored"] if stored else []
-    return f"{who}: T = {many} takes {' the time of T = {few}, or '.join(parts)}".replace("{few}", str(few))
+    others = " to ".join(dict.fromkeys(f"{ratio:.1f}×" for ratio in growth.values()))
+    title = f"{who}: T = {many} takes {others or f'{stored:.1f}×'} the time of T = {few}"
+    if stored:
+        title += f", or {stored:.1f}× if every state is stored" if others else " if every state is stored"
+    return title
 
 
 _DOING = {"update": "to update the state", "intermediate": "to store T states", "output": "for the output only"}
