@@ -27,16 +27,17 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {path: module.removesuffix(".__init__") for path, module in MODULES.items()}
 each_file = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-REPEATED = {
+# The same file of each study, and of each backend that is a folder.
+REPEATED = (
     "__init__.py",
-    "__main__.py",
     "study.py",
     "sweep.py",
     "analysis.py",
     "figures.py",
     "tables.py",
     "sentences.py",
-}
+    "backend.py",
+)
 
 
 def room(module: str) -> str:
@@ -45,7 +46,7 @@ def room(module: str) -> str:
 
 
 def imported(path: Path, nodes=None) -> set[str]:
-    """Full names of the modules of this package that a file imports, also inside functions; of `nodes` alone if given."""
+    """Full names of the modules of this package that a file imports, inside functions too; or that `nodes` do."""
     package = MODULES[path] if path.name == "__init__.py" else MODULES[path].rpartition(".")[0]
     found = set()
     for node in nodes or ast.walk(ast.parse(path.read_text())):
