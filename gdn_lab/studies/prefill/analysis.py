@@ -170,7 +170,7 @@ def answers(timed: Timed) -> list[str]:
     sentences = [_throughput(rows[~rows.detour], [name for name in (ours, peer) if name])]
     if peer:
         sentences += [
-            f"Fastest in place: {fastest(timed)}.",
+            f"Fastest in place, by workload: {fastest(timed)}.",
             *_faster_and_slower(times[ours] / times[peer], peer, ours),
         ]
     for name in in_order(times):

@@ -38,7 +38,7 @@ def _who_is_fastest(timed: Timed, rows) -> str:
     if found := analysis.fastest(timed):
         return f"Fastest: {found}"
     best = rows.loc[rows.tokens_per_s.idxmax()]
-    return f"{best.label}: up to {best.tokens_per_s:,.0f} tokens per second ({best.workload}, HV {best.num_v_heads})"
+    return f"{best.label} reaches {best.tokens_per_s:,.0f} tokens per second ({best.workload}, HV {best.num_v_heads})"
 
 
 @rc_context(STYLE)

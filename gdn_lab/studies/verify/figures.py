@@ -33,18 +33,21 @@ def verify_time(timed: Timed) -> Figure:
     panels = {mode: times for mode, times in analysis.by_mode(timed).items() if mode in analysis.MODES}
     if not panels:
         return empty_figure("Verify: nothing was timed", notes)
-    notes.insert(1, "Dotted: what a call must read and write, at the measured bandwidth.")
+    floors = {} if timed.on_cpu else bandwidth_floors(timed)  # a thousand times below a CPU's times
+    if floors:
+        notes.insert(1, "Dotted: what a call must read and write, at the measured bandwidth.")
     tokens = sorted({T for times in panels.values() for T in times.index})
     fig, axes = new_figure(timed.clock_prefix + _growth(panels), 12.5, 5.0, len(panels), notes, sharey=True)
-    floors = bandwidth_floors(timed)
     axes[0].set_yscale("log")
     plain_log_axis(axes[0].yaxis)
     drawn = []
     for ax, (mode, times) in zip(axes, panels.items(), strict=True):
         ends = plot_lines(ax, {name: times[name].dropna().to_dict() for name in times}, micro)
-        floor = floors[mode]
-        ax.plot(floor.index, floor, color=GREY, linestyle=":", linewidth=1.5)
-        drawn.append((ax, [*ends, (floor.iloc[-1], f"bandwidth  {micro(floor.iloc[-1])}", GREY)]))
+        if mode in floors:
+            floor = floors[mode]
+            ax.plot(floor.index, floor, color=GREY, linestyle=":", linewidth=1.5)
+            ends.append((floor.iloc[-1], f"bandwidth  {micro(floor.iloc[-1])}", GREY))
+        drawn.append((ax, ends))
         batch_axis(ax, tokens, "T (tokens verified in one step)")
         ax.set_title(analysis.MODES[mode])
     for ax, ends in drawn:  # once the common scale is known
