@@ -10,8 +10,9 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from gdn_lab.bench.results import load
-from gdn_lab.cli import notebook
-from gdn_lab.cli.notebook import NotebookError
+from gdn_lab.cli import listing, notebook
+from gdn_lab.studies import studies
+from gdn_lab.studies.parameters import ParameterError
 
 PATHS = sorted((notebook.ROOT / "notebooks").glob("*.ipynb"))
 SMALLEST = {
@@ -22,11 +23,16 @@ SMALLEST = {
     "05_verify": {"tp": 16, "tokens": "2,3", "samples": 1, "backends": "torch"},
     "06_prefill": {"tp": 16, "second_tp": 0, "workloads": "1x70", "samples": 1, "backends": "torch"},
 }
+each_study = pytest.mark.parametrize("study", studies(), ids=lambda study: study.notebook)
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
-def test_they_are_all_here():
-    assert {path.stem for path in PATHS} >= set(SMALLEST)
+def path_of(study):
+    return notebook.ROOT / "notebooks" / f"{study.notebook}.ipynb"
+
+
+def first_cell(study, kind):
+    return next(cell for cell in nbformat.read(path_of(study), as_version=4).cells if cell.cell_type == kind)
 
 
 @each_notebook
@@ -50,16 +56,32 @@ def test_it_opens_with_a_question_and_ends_with_references(path):
     assert sum(line.startswith("# ") for line in text.splitlines()) == 1
 
 
-@each_notebook
-def test_parameters_have_types_and_comments(path):
-    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert code[0].metadata.tags == ["parameters"]
-    for line, node in zip(code[0].source.splitlines(), ast.parse(code[0].source).body, strict=True):
-        assert isinstance(node, ast.AnnAssign) and "  # " in line, line
-        assert len(line.split("  # ")[1]) > 10, line
-    shown = papermill.inspect_notebook(str(path))
-    assert set(shown) == set(notebook.declared_parameters([code[0].source]))
-    assert all(parameter["help"] and parameter["inferred_type_name"] != "None" for parameter in shown.values())
+def test_every_notebook_is_of_a_study_and_every_study_has_one():
+    assert [path.stem for path in PATHS] == [study.notebook for study in studies()]
+
+
+@each_study
+def test_the_heading_is_the_question(study):
+    assert f"# {study.question}" in first_cell(study, "markdown").source.splitlines()
+
+
+@each_study
+def test_the_parameters_cell_is_what_the_study_declares(study):
+    """Names, order, types and defaults, and each comment is the description."""
+    cell = first_cell(study, "code")
+    assert cell.metadata.tags == ["parameters"]
+    declared = []
+    for line, node in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
+        declared.append((node.target.id, node.annotation.id, ast.literal_eval(node.value), line.partition("  # ")[2]))
+    assert declared == listing.table_of_parameters(study.parameters)
+    shown = papermill.inspect_notebook(str(path_of(study)))
+    assert [(name, one["help"]) for name, one in shown.items()] == [(name, help) for name, *_, help in declared]
+
+
+@each_study
+def test_the_defaults_are_parameters_that_can_be(study):
+    given = {name: default for name, _, default, _ in listing.table_of_parameters(study.parameters)}
+    assert study.parameters.parse(given) is not None
 
 
 @each_notebook
@@ -161,7 +183,7 @@ def test_in_batch_the_given_folder_is_used_and_the_command_recorded(tmp_path, mo
     ],
 )
 def test_wrong_parameters_are_one_sentence(injected, sentence, tmp_path, monkeypatch):
-    with pytest.raises(NotebookError) as refusal:
+    with pytest.raises(ParameterError) as refusal:
         begin(tmp_path, monkeypatch, injected)
     assert str(refusal.value).startswith(sentence) and "\n" not in str(refusal.value)
     assert not (tmp_path / "runs").exists()
@@ -176,17 +198,19 @@ def test_batches(monkeypatch):
     monkeypatch.setattr(notebook, "device", lambda: notebook.torch.device("cuda"))
     assert notebook.parse_batches("auto") == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     for text in ("", "0", "1,-2", "one", "1.5"):
-        with pytest.raises(NotebookError, match="batches: expected auto or positive whole numbers such as 1,2,4, got"):
+        with pytest.raises(ParameterError, match="batches: expected auto or positive whole numbers such as 1,2,4, got"):
             notebook.parse_batches(text)
 
 
 def test_backends_and_dtypes():
     assert notebook.parse_backends("all") == "all"
     assert notebook.parse_backends("triton/kv8, torch,torch/vk") == ["triton/kv8", "torch/vk", "torch/kv"]
-    with pytest.raises(NotebookError, match=r"backends: 'tritn' is unknown \(did you mean 'triton'\?\); choose all or"):
+    with pytest.raises(
+        ParameterError, match=r"backends: 'tritn' is unknown \(did you mean 'triton'\?\); choose all or"
+    ):
         notebook.parse_backends("tritn")
     assert notebook.parse_dtype("float16") is notebook.torch.float16
-    with pytest.raises(NotebookError, match=r"dtype: 'bf16' is unknown .*choose one of float32, bfloat16, float16"):
+    with pytest.raises(ParameterError, match=r"dtype: 'bf16' is unknown .*choose one of float32, bfloat16, float16"):
         notebook.parse_dtype("bf16")
 
 
