@@ -90,6 +90,13 @@ def test_the_answer_says_plainly_where_a_peer_is_faster():
     assert "triton/kv32 takes 0.98 to 1.02 times as long as triton/vk." in sentences
 
 
+def test_workloads_that_a_variant_lacks():
+    few = [row for row in ROWS if row["backend"] == "triton" or row["length"] == 512]
+    assert any("not faster at 1 × 512" in sentence for sentence in analysis.answers(timed(few)))
+    peers = [row for row in ROWS if row["backend"] == "flashinfer"]
+    assert len(analysis.answers(timed(peers))) == 1 and analysis.fastest(timed(peers)) == ""
+
+
 def test_the_detour_is_compared_with_the_kernel_of_the_other_memory_order():
     ratios = analysis.detour_ratios(TIMED)
     assert ratios["triton/vk"].to_dict() == {(64, 1, 512): 2.0, (64, 1, 8192): 1.05}

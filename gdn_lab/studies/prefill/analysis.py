@@ -165,25 +165,26 @@ def answers(timed: Timed) -> list[str]:
         return ["Nothing was timed here in place."]
     times = in_place_times(timed, "name")
     ours = next((name for name in in_order(times) if variant(name).role == "ours"), in_order(times)[0])
-    peers = [name for name in times if variant(name).role == "peer"]
-    peer = times[peers].idxmin(axis="columns").mode()[0] if peers else None
-    sentences = [_throughput(rows[~rows.detour], [name for name in (ours, peer) if name])]
+    peers = times[[name for name in times if variant(name).role == "peer" and name != ours]].dropna(how="all")
+    peer = peers.idxmin(axis="columns").mode()[0] if len(peers) else None  # the fastest at most workloads
+    sentences = [_throughput(rows[~rows.detour], [ours, peer])]
     if peer:
         sentences += [
             f"Fastest in place, by workload: {fastest(timed)}.",
             *_faster_and_slower(times[ours] / times[peer], peer, ours),
         ]
     for name in in_order(times):
-        if name not in (ours, peer):
-            ratios = number_range((times[name] / times[ours]).dropna())
-            sentences.append(f"{variant(name).label} takes {ratios} times as long as {variant(ours).label}.")
+        ratios = (times[name] / times[ours]).dropna()
+        if name not in (ours, peer) and len(ratios):
+            takes = f"{variant(name).label} takes {number_range(ratios)} times as long as"
+            sentences.append(f"{takes} {variant(ours).label}.")
     for name, ratios in detour_ratios(timed).items():
         ahead = "slower at every size" if ratios.min() > 1 else "not slower at every size"
         sentences.append(
             f"The detour through KV takes {number_range(ratios.dropna())} times as long as {variant(name).label} on "
             f"the pool in place: {ahead}."
         )
-    return sentences + not_isolated(name for name in times)
+    return sentences + not_isolated(times)
 
 
 def fastest(timed: Timed) -> str:

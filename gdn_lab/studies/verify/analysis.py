@@ -34,7 +34,8 @@ RATES = (0.6, 0.8, 0.9)  # acceptance rates of gain_table()
 def compared(timed: Timed) -> Timed:
     """The verify rows at the largest batch, commit() among them; without eager PyTorch unless it is all there is."""
     verified = timed.selected(phase="verify")
-    verified = verified.where(lambda row: row["batch"] == verified.batches[-1])
+    largest = max(verified.batches, default=0)
+    verified = verified.where(lambda row: row["batch"] == largest)
     kernels = verified.where(lambda row: row["mode"] != COMMIT).kernels().names
     return verified.where(lambda row: row["mode"] == COMMIT or name_of(row) in kernels)
 
@@ -48,6 +49,12 @@ def by_mode(timed: Timed, value: str = "median_us") -> dict[str, pandas.DataFram
     order = [mode for mode in (*MODES, COMMIT) if mode in modes]
     tables = {mode: modes[mode].pivot(index="tokens", columns="name", values=value) for mode in order}
     return {mode: table[[name for name in rows.names if name in table]] for mode, table in tables.items()}
+
+
+def bandwidth_floors(timed: Timed) -> dict[str, pandas.Series]:
+    """{mode: µs by T that the bytes of a call take at the measured bandwidth}."""
+    sizes, bandwidths = by_mode(timed, "bytes"), by_mode(timed, "roof_gb_per_s")
+    return {mode: (sizes[mode] / bandwidths[mode] / 1e3).max(axis="columns") for mode in sizes}
 
 
 def verify_table(timed: Timed) -> pandas.DataFrame:

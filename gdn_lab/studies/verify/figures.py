@@ -33,7 +33,7 @@ def verify_time(timed: Timed) -> Figure:
     panels = {mode: times for mode, times in analysis.by_mode(timed).items() if mode in analysis.MODES}
     if not panels:
         return empty_figure("Verify: nothing was timed", notes)
-    floors = {} if timed.on_cpu else bandwidth_floors(timed)  # a thousand times below a CPU's times
+    floors = {} if timed.on_cpu else analysis.bandwidth_floors(timed)  # a thousand times below a CPU's times
     if floors:
         notes.insert(1, "Dotted: what a call must read and write, at the measured bandwidth.")
     tokens = sorted({T for times in panels.values() for T in times.index})
@@ -54,15 +54,6 @@ def verify_time(timed: Timed) -> Figure:
         label_ends(ax, ends)
     axes[0].set_ylabel("median time of a call, µs")
     return fig
-
-
-def bandwidth_floors(timed: Timed):
-    """{mode: µs by T that a call's bytes take at the measured bandwidth}."""
-    floors = {}
-    for mode, sizes in analysis.by_mode(timed, "bytes").items():
-        bandwidth = analysis.by_mode(timed, "roof_gb_per_s")[mode]
-        floors[mode] = (sizes / bandwidth / 1e3).max(axis="columns")
-    return floors
 
 
 def _growth(panels) -> str:
@@ -104,24 +95,11 @@ def speculative_gain(timed: Timed) -> Figure:
     (name, way, T), best = max(gains.items(), key=lambda item: item[1])
     title = f"{timed.clock_prefix}At 80% acceptance {label(name)} yields {best:.1f}× decode's tokens (T = {T}, {way})"
     fig, axes = new_figure(title, 11.5, 4.6, len(ways), notes, sharey=True)
-    variants = list(dict.fromkeys(steps.index.get_level_values("variant")))
-    ends = {way: [] for way in ways}
+    variants, ends = list(steps.index.unique("variant")), {way: [] for way in ways}
     for (name, way), by_tokens in steps.groupby(level=["variant", "way"], sort=False):
-        ax, below = axes[ways.index(way)], variants.index(name) % 2
-        rates, best = _envelope(by_tokens.droplevel(["variant", "way"]), decode[1])
-        ax.plot(rates, [gain for gain, _ in best], **line_style(name) | {"marker": ""})
-        for rate, gain, T in _changes(rates, best):
-            ax.plot(rate, gain, **line_style(name))
-            ax.annotate(
-                f"T = {T}",
-                (rate, gain),
-                (4, -11) if below else (-4, 6),
-                textcoords="offset points",
-                ha="left" if below else "right",
-                fontsize=8.5,
-                color=colour(name),
-            )
-        ends[way].append((best[-1][0], f"{label(name)}  {best[-1][0]:.1f}×", colour(name)))
+        times = by_tokens.droplevel(["variant", "way"]).to_dict()
+        below = variants.index(name) % 2 == 1
+        ends[way].append(_draw_gain(axes[ways.index(way)], name, times, decode[1], below))
     axes[0].set_yscale("log", base=2)
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}×"))
     axes[0].set_ylabel("tokens per second over decode's")
@@ -132,18 +110,28 @@ def speculative_gain(timed: Timed) -> Figure:
     return fig
 
 
-def _envelope(by_tokens, decode_us: float):
-    """(acceptance rates in %, [(gain, T) of the best T at each])."""
-    rates = list(range(101))
-    best = [max((analysis.gain(us, decode_us, T, rate / 100), T) for T, us in by_tokens.items()) for rate in rates]
-    return rates, best
+def _draw_gain(ax, name: str, times: dict[int, float], decode_us: float, below: bool):
+    """Draw one variant's gain at each acceptance rate, with its best T, labelled where that changes; return its end.
 
-
-def _changes(rates, best):
-    """(rate, gain, T) where another T becomes the best, the first included."""
-    for i, (gain, T) in enumerate(best):
-        if i == 0 or T != best[i - 1][1]:
-            yield rates[i], gain, T
+    times: {T: µs of a step}. below: whether labels stand below the line. The end is what label_ends() takes.
+    """
+    rates = range(101)
+    best = [max((analysis.gain(us, decode_us, T, rate / 100), T) for T, us in times.items()) for rate in rates]
+    ax.plot(rates, [gain for gain, _ in best], **line_style(name) | {"marker": ""})
+    for rate, (gain, T) in zip(rates, best, strict=True):
+        if rate and T == best[rate - 1][1]:
+            continue
+        ax.plot(rate, gain, **line_style(name))
+        ax.annotate(
+            f"T = {T}",
+            (rate, gain),
+            (4, -11) if below else (-4, 6),
+            textcoords="offset points",
+            ha="left" if below else "right",
+            fontsize=8.5,
+            color=colour(name),
+        )
+    return best[-1][0], f"{label(name)}  {best[-1][0]:.1f}×", colour(name)
 
 
 _WAYS = {"store": "T states written, one copied back", "replay": "output only, then an update by the accepted tokens"}
