@@ -6,7 +6,7 @@ Notebook 00's guide, `gdn-lab list`, `make report`, the README and the tests of 
 
 import functools
 import importlib
-import pkgutil
+from pathlib import Path
 
 from .base import Study, StudyParameters
 
@@ -15,8 +15,8 @@ __all__ = ["Study", "StudyParameters", "study", "studies"]
 
 def studies() -> list[Study]:
     """Every study, in the order of its number."""
-    names = [info.name for info in pkgutil.iter_modules(__path__) if info.ispkg]
-    found = [_load(name) for name in names if importlib.util.find_spec(f"{__name__}.{name}.study")]
+    names = {path.parent.name for folder in __path__ for path in Path(folder).glob("*/study.py")}
+    found = [_load(name) for name in names]
     return sorted(found, key=lambda study: study.number)
 
 
