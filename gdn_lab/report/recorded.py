@@ -1,5 +1,6 @@
 """Recorded figures: data/published (what others report) and data/measured (what this workbook measured, by GPU)."""
 
+import difflib
 from pathlib import Path
 
 import pandas
@@ -7,6 +8,7 @@ import pandas
 from ..bench import results
 
 DATA = Path(__file__).resolve().parents[2] / "data"
+PUBLISHED_BASE, PUBLISHED_BASELINE = "FlashInfer VK", "Triton KV"  # kernels of decode_microbenchmark.csv
 
 
 def published(table: str, source: str = "pr19150") -> pandas.DataFrame:
@@ -18,29 +20,39 @@ def published(table: str, source: str = "pr19150") -> pandas.DataFrame:
     return pandas.read_csv(path, comment="#")
 
 
-def published_ratios() -> pandas.DataFrame:
-    """The pull request's microbenchmark as ratios: batch, tri_over_fi, sg_over_fi (times over FlashInfer's)."""
+def published_times() -> pandas.DataFrame:
+    """The pull request's microbenchmark, µs: batches down, (gpu, kernel) across as "B200 Triton KV"."""
     table = published("decode_microbenchmark")
-    return pandas.DataFrame(
-        {
-            "batch": table.batch,
-            "tri_over_fi": table.tri_kv_bf16_us / table.fi_vk_bf16_us,
-            "sg_over_fi": table.sg_vk_bf16_us / table.fi_vk_bf16_us,
-        }
-    )
+    table["column"] = table.gpu + " " + table.kernel
+    wide = table.pivot(index="batch", columns="column", values="us")
+    return wide[list(dict.fromkeys(table.column))].rename_axis(index="B", columns=None)
+
+
+def published_ratios() -> pandas.DataFrame:
+    """The pull request's microbenchmark as times over FlashInfer's on the same GPU: gpu, kernel, batch, ratio."""
+    table = published("decode_microbenchmark")
+    base = table[table.kernel == PUBLISHED_BASE]
+    table = table[table.kernel != PUBLISHED_BASE].merge(base, on=["gpu", "batch"], suffixes=("", "_base"))
+    return table.assign(ratio=table.us / table.us_base)[["gpu", "kernel", "batch", "ratio"]]
 
 
 def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dict]]:
     """(run, rows) recorded in <data>/measured/<gpu>/<notebook>. FileNotFoundError says what is recorded instead."""
     folder = data / "measured" / gpu / notebook
     if not (folder / "run.json").is_file():
-        known = sorted("/".join(file.parts[-3:-1]) for file in (data / "measured").glob("*/*/run.json"))
-        raise FileNotFoundError(
-            f"no recorded run of {notebook} on {gpu!r}; recorded are: {', '.join(known) or 'none yet'}"
-        )
+        known = recorded_runs(data)
+        near = difflib.get_close_matches(gpu, {name for name, _ in known}, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near and near[0] != gpu else ""
+        listing = ", ".join("/".join(pair) for pair in known) or "none yet"
+        raise FileNotFoundError(f"no recorded run of {notebook} on {gpu!r}{hint}; recorded are: {listing}")
     return results.load(folder)
 
 
+def recorded_runs(data: Path = DATA) -> list[tuple[str, str]]:
+    """(GPU, notebook) of every recorded run: the folders of <data>/measured that hold a run.json."""
+    return sorted((file.parts[-3], file.parts[-2]) for file in (data / "measured").glob("*/*/run.json"))
+
+
 def recorded_gpus(data: Path = DATA) -> list[str]:
-    """Names of the GPUs that something is recorded of: the folders of <data>/measured."""
-    return sorted({file.parts[-3] for file in (data / "measured").glob("*/*/run.json")})
+    """Names of the GPUs that something is recorded of."""
+    return sorted({gpu for gpu, _ in recorded_runs(data)})

@@ -3,7 +3,6 @@
 Dashes and a hollow marker mean gather and scatter, so that figures read in grey as well.
 """
 
-import math
 import textwrap
 
 from matplotlib.figure import Figure
@@ -144,8 +143,8 @@ def new_figure(title, width, height, columns=1, notes=(), rows=1, **options):
     """
     fig = Figure(figsize=(width, height), layout="constrained")
     fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.04)
-    fig.suptitle(textwrap.fill(title, int(width * 8.8)), x=0.01, ha="left", fontsize=13, fontweight="bold")
-    notes = [textwrap.fill(note, int(width * 14)) for note in notes if note]
+    fig.suptitle(textwrap.fill(title, int(width * 8.8), break_on_hyphens=False), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    notes = [textwrap.fill(note, int(width * 14), break_on_hyphens=False) for note in notes if note]
     if notes:
         fig.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=8.5, color=GREY)
     axes = fig.subplots(rows, columns, squeeze=False, **options).ravel()
@@ -180,7 +179,7 @@ def batch_axis(ax, batches, label="batch B (requests in one decode step)"):
 def plain_log_axis(axis):
     """Plain numbers at 1, 2, 5 of each decade."""
     axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 1 else f"{y:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -191,13 +190,12 @@ def label_ends(ax, ends):
     """
     if not ends:
         return
-    low, high = (math.log(y) if ax.get_yscale() == "log" else y for y in ax.get_ylim())
 
     def height_of(y):  # clipped to the axes: a label far outside would shrink them
-        return min(max(((math.log(y) if ax.get_yscale() == "log" else y) - low) / (high - low), 0.0), 1.0)
+        return min(max((ax.transScale + ax.transLimits).transform((ax.get_xlim()[0], y))[1], 0.0), 1.0)
 
     ends = sorted(ends, key=lambda end: height_of(end[0]))
-    step = 0.062 * 4.0 / ax.get_figure().get_figheight()
+    step = 0.07 * 4.0 / ax.get_figure().get_figheight()
     heights = _spread([height_of(y) for y, _, _ in ends], step)
     for height, (y, text, ink) in zip(heights, ends, strict=True):
         ax.annotate(

@@ -39,10 +39,9 @@ class Timed:
         return Timed(self.all_rows, self.run, **options)
 
     def where(self, keep) -> "Timed":
-        """Only the rows for which keep(row) is true; what was refused or wrong stays known."""
-        other = self.selected()
-        other.rows = [row for row in self.rows if keep(row)]
-        return other
+        """Only the timed rows for which keep(row) is true; what was refused or wrong stays known."""
+        kept = [row for row in self.all_rows if row.get("status") != "ok" or keep(row)]
+        return Timed(kept, self.run, phase=self.phase, indexing=self.indexing, timer=self.timer)
 
     def kernels(self) -> "Timed":
         """Without eager PyTorch, unless nothing else was timed."""

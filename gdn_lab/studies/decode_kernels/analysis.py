@@ -1,276 +1,344 @@
-"""What rows of decode say: ratios, tables and the sentences that answer the questions of notebooks 00, 01 and 02."""
+"""What timed rows of decode say: ratios between variants, tables, and the sentences that answer notebook 02's question.
+
+Every function takes a Timed of one indexing and timer, by default in place and the timer that figures are drawn from.
+Which variants are ours, baselines or eager PyTorch is what their records say.
+"""
 
 import math
 from typing import NamedTuple
 
 import pandas
+import torch
 
-from ...report.recorded import published, published_ratios
-from ...report.text import byte_size, gb, micro, number_range, percent
-from ...report.timed import held_for, name_of, series, timed, times
-from ..pool_layouts.formulas import slot_table, warp_load
+from ...backends.registry import variant, vk_twin
+from ...report.recorded import PUBLISHED_BASELINE, published_ratios, published_times
+from ...report.text import gb, listed, micro, number_range, percent
+from ...report.timed import Timed, largest_batch, name_of, ratios
 
+PUBLISHED_OVER = "flashinfer/vk"  # the pull request's new kernel: the denominator of its ratios
+LARGE, SMALL = 32, 8  # batches from LARGE up and up to SMALL are summarised apart; the published ratios start at LARGE
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
-GATHER_SCATTER_TRAFFIC = 3  # gather reads and writes the state, the kernel does, scatter does; in place only the kernel
+GATHER_SCATTER_TRAFFIC = 3  # gather, kernel and scatter each read and write the state; in place the kernel alone does
+TIMERS_AGREE, TIMERS_COMPARED_US = 0.02, 5.0  # replay and kernel-only time should differ by no more, above so many µs
+LAUNCH_GAP_US = 1.0  # replay time exceeds kernel time by the gap between two launches, which is shorter than this
 
 
-def conditions(rows, run=None) -> str:
-    """What the figures of timed rows hold for, in one line: device, heads, dtype, timer, count, roof."""
-    if not rows:
+def conditions(timed: Timed) -> str:
+    """What the figures of timed rows hold for, in one line: device, heads, dtype, timer, samples, bandwidth."""
+    if not timed:
         return ""
-    heads = f"HK {rows[0]['num_k_heads']}, HV {rows[0]['num_v_heads']}"
-    return held_for(f"T = 1 decode, {heads}, {rows[0]['state_dtype']} state", rows, run)
+    row = timed.rows[0]
+    heads = f"HK {row['num_k_heads']}, HV {row['num_v_heads']}"
+    return timed.conditions(f"T = 1 decode, {heads}, {row['state_dtype']} state")
+
+
+def label(name: str) -> str:
+    """A variant's label with its note, if it has one: "triton/vk-serial (without PDL)"."""
+    record = variant(name)
+    return f"{record.label} ({record.note})" if record.note else record.label
 
 
 # ---- ratios ---------------------------------------------------------------------------------------------------------
 
 
-def indexing_ratios(rows, timer=None) -> dict[str, dict[int, float]]:
+def indexing_ratios(timed: Timed) -> dict[str, dict[int, float]]:
     """{variant: {batch: time with gather and scatter over time in place}} where both were timed."""
-    here = times(timed(rows, timer=timer))
-    moved = times(timed(rows, indexing="gather_scatter", timer=timer))
-    ratios = {
-        name: {batch: moved[name][batch] / us for batch, us in of.items() if batch in moved.get(name, {})}
-        for name, of in here.items()
-    }
-    return {name: of for name, of in ratios.items() if of}
+    in_place, moved = (timed.selected(indexing=indexing).times() for indexing in INDEXING)
+    found = {name: ratios({name: by_batch}, in_place.get(name, {})) for name, by_batch in moved.items()}
+    return {name: ratio[name] for name, ratio in found.items() if ratio}
 
 
-def ratios_to(rows, over: str, timer=None) -> dict[str, dict[int, float]]:
-    """{variant: {batch: its time over that of the variant `over`}}, in place, `over` itself left out."""
-    of = times(timed(rows, timer=timer))
-    base = of.pop(over, {})
-    ratios = {name: {batch: us / base[batch] for batch, us in at.items() if batch in base} for name, at in of.items()}
-    return {name: at for name, at in ratios.items() if at}
+def layout_ratios(timed: Timed) -> dict[str, dict[int, float]]:
+    """{KV variant: {batch: its time over its VK twin's}}, in place; eager PyTorch only where nothing else was timed."""
+    times = timed.kernels().times()
+    found = {name: ratios({name: by_batch}, times.get(twin_of(name, times), {})) for name, by_batch in times.items()}
+    return {name: ratio[name] for name, ratio in found.items() if ratio}
 
 
-def layout_ratios(rows, timer=None) -> tuple[str, dict[str, dict[int, float]]]:
-    """(VK variant, {KV variant of the same backend: {batch: its time over that one's}}), in place.
+def twin_of(name: str, timed_names) -> str | None:
+    """The VK variant to compare the KV variant `name` with; None if there is none, or if `name` is VK.
 
-    Triton's is the VK variant that does not overlap its launch, as the KV ones do not: the memory order alone differs.
+    That is its twin, which differs from it in the memory order alone, or where that was not timed the first VK variant
+    of the same backend.
     """
-    present = times(timed(rows, timer=timer))
-    for base in ("triton/vk-serial", "triton/vk", "torch/vk"):
-        ratios = ratios_to(rows, base, timer) if base in present else {}
-        kv = {name: at for name, at in ratios.items() if name.startswith(f"{base.split('/')[0]}/kv")}
-        if kv:
-            return base, kv
-    return "", {}
+    if variant(name).layout != "KV":
+        return None
+    twin = vk_twin(name, "decode")
+    same = [
+        other
+        for other in timed_names
+        if variant(other).layout == "VK" and variant(other).backend == variant(name).backend
+    ]
+    return twin if twin in timed_names else next(iter(same), None)
 
 
-def published_band(smallest_batch=32) -> tuple[float, float]:
-    """Least and greatest Triton over FlashInfer that the pull request published from `smallest_batch` up."""
+def published_band() -> tuple[float, float]:
+    """Least and greatest Triton over FlashInfer that the pull request published from B = 32 up."""
     table = published_ratios()
-    ratios = table.tri_over_fi[table.batch >= smallest_batch]
-    return float(ratios.min()), float(ratios.max())
+    large = table[(table.kernel == PUBLISHED_BASELINE) & (table.batch >= LARGE)].ratio
+    return float(large.min()), float(large.max())
 
 
 class Reproduction(NamedTuple):
-    """Triton's KV baselines over FlashInfer from B = 32 up, held against the published Triton over FlashInfer."""
+    """The baselines' times over FlashInfer's from B = 32 up, next to the published Triton over FlashInfer."""
 
     band: tuple[float, float]  # published, least and greatest
     ranges: dict[str, tuple[float, float]]  # baseline -> least and greatest measured
-    nearest: str | None  # the baseline whose ratios lie nearest; None: nothing measured
+    nearest: str | None  # the baseline whose ratios are nearest; None: nothing measured
 
     @property
-    def within(self) -> bool:
-        """Whether the range of the nearest baseline touches the published one."""
+    def verdict(self) -> str:
+        """How the nearest baseline's range relates to the published one: "reproduces", "stays below" or "exceeds"."""
         low, high = self.ranges[self.nearest]
-        return low <= self.band[1] and high >= self.band[0]
+        return "stays below" if high < self.band[0] else "exceeds" if low > self.band[1] else "reproduces"
 
 
-def reproduction(rows, timer=None) -> Reproduction:
-    """Which baseline reproduces the published 2.4 to 2.8 times, judged by the geometric middle of each range."""
-    measured = ratios_to(rows, "flashinfer/vk", timer)
+def reproduction(timed: Timed) -> Reproduction:
+    """Which baseline reproduces the published 2.4 to 2.8, judged by the geometric middle of each range."""
+    measured = timed.ratios_to(PUBLISHED_OVER)
     band, ranges = published_band(), {}
-    for name in ("triton/kv8", "triton/kv32"):
-        at = [ratio for batch, ratio in measured.get(name, {}).items() if batch >= 32]
-        if at:
-            ranges[name] = (min(at), max(at))
+    for name in timed.named("baseline"):
+        large = [ratio for batch, ratio in measured.get(name, {}).items() if batch >= LARGE]
+        if large:
+            ranges[name] = (min(large), max(large))
     distance = {name: abs(math.log(low * high / (band[0] * band[1]))) for name, (low, high) in ranges.items()}
     return Reproduction(band, ranges, min(distance, key=distance.get, default=None))
+
+
+def launch_gaps(timed: Timed, largest: int = LARGE) -> dict[str, dict[int, float]]:
+    """{variant: {batch: replay time less kernel-only time, µs}} up to a batch, without eager PyTorch."""
+    replay, kernel = both_timers(timed)
+    gaps = {
+        name: {batch: us - kernel[name][batch] for batch, us in by_batch.items() if batch in kernel.get(name, {})}
+        for name, by_batch in replay.items()
+        if variant(name).role != "eager"
+    }
+    gaps = {name: {batch: us for batch, us in by_batch.items() if batch <= largest} for name, by_batch in gaps.items()}
+    return {name: by_batch for name, by_batch in gaps.items() if by_batch}
+
+
+def both_timers(timed: Timed) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
+    """(times by CUDA-graph replay, kernel-only times by CUPTI)."""
+    return tuple(timed.selected(timer=timer).times() for timer in ("cuda_graph_replay", "cupti_kernel"))
+
+
+class Disagreement(NamedTuple):
+    """One variant and batch whose replay and kernel-only times, µs, differ by more than 2%."""
+
+    name: str
+    batch: int
+    replay_us: float
+    kernel_us: float
+
+    @property
+    def share(self) -> float:
+        """Kernel-only over replay time, less one."""
+        return self.kernel_us / self.replay_us - 1
+
+    @property
+    def is_launch_gap(self) -> bool:
+        """Whether the gap between two launches explains it."""
+        return 0 < self.replay_us - self.kernel_us <= LAUNCH_GAP_US
+
+
+def timer_disagreements(timed: Timed) -> list[Disagreement]:
+    """Where the two GPU timers differ by more than 2% on times above 5 µs.
+
+    Eager PyTorch and variants that copy states are left out: gaps between the many kernels of a call are real.
+    """
+    replay, kernel = both_timers(timed)
+    found = [
+        Disagreement(name, batch, us, kernel[name][batch])
+        for name, by_batch in replay.items()
+        if variant(name).role != "eager" and not variant(name).copies
+        for batch, us in by_batch.items()
+        if batch in kernel.get(name, {}) and us > TIMERS_COMPARED_US
+    ]
+    return [pair for pair in found if abs(pair.share) > TIMERS_AGREE]
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 
-def answers(rows) -> list[str]:
-    """What in-place rows say to the question of notebook 02, a sentence each; only what the rows can answer."""
-    drawn = timed(rows)
-    if not drawn:
+def answers(timed: Timed) -> list[str]:
+    """What the rows say to the question of notebook 02, a sentence each; only what they can answer."""
+    if not timed:
         return ["No row was timed, so nothing is answered."]
-    sayings = (_say_fastest(drawn), _say_layout(drawn), _say_indexing(rows), _say_published(rows), _say_pair(rows))
-    return [sentence for sentence in sayings if sentence]
+    said = (fastest_sentence, layout_sentence, indexing_sentence, published_sentence, pair_sentence, timers_sentence)
+    return [sentence for say in said if (sentence := say(timed))]
 
 
-def pool_answers(rows, model: str, tp: int) -> list[str]:
-    """What formulas and rows say to the question of notebook 01, a sentence each."""
-    kv8, kv32, vk = warp_load("KV", 8), warp_load("KV", 32), warp_load("VK", 32)
-    said = [
-        f"In bfloat16 a warp's load of {vk.used} B touches {len(kv8.sectors)} sectors in {len(kv8.lines)} cache lines "
-        f"under KV with tiles of 8 and uses {kv8.used / kv8.fetched:.0%} of what it fetches; {len(kv32.sectors)} in "
-        f"{len(kv32.lines)} with tiles of 32; {len(vk.sectors)} in {len(vk.lines)} under VK."
-    ]
-    sizes = [row for row in slot_table(tp) if row["model"] == model and "reason" not in row]
-    each = " and ".join(f"{byte_size(row['state_bytes'] + row['conv_bytes'])} in {row['state_dtype']}" for row in sizes)
-    where = f"on each of {tp} GPUs" if tp > 1 else "on one GPU"
-    said.append(f"A request of {model} keeps {each} {where}, however long it is.")
-    said += [sentence for sentence in (_say_layout(timed(rows)), _say_indexing(rows)) if sentence]
-    return said
-
-
-def _largest(of_variants) -> int:
-    """The largest batch of {variant: {batch: …}}."""
-    return max(batch for at in of_variants.values() for batch in at)
-
-
-def _say_fastest(drawn) -> str:
-    at, batch = series(drawn), max(row["batch"] for row in drawn)
-    rows = [row for of in at.values() for row in of if row["batch"] == batch]
-    best = min(rows, key=lambda row: row["median_us"])
+def fastest_sentence(timed: Timed) -> str:
+    """Which variant is fastest at the largest batch, and how near it is to the measured bandwidth."""
+    batch = timed.batches[-1]
+    best = min(timed.at(batch).values(), key=lambda row: row["median_us"])
     return (
-        f"At B = {batch} {name_of(best)} is fastest: {micro(best['median_us'])}, {gb(best['gb_per_s'])} GB/s, "
-        f"{percent(best['share_of_roof'])} of the roof measured beside it."
+        f"At B = {batch} {variant(name_of(best)).label} is fastest: {micro(best['median_us'])}, "
+        f"{gb(best['gb_per_s'])} GB/s, {percent(best['share_of_roof'])} of the measured bandwidth."
     )
 
 
-def _say_layout(drawn) -> str | None:
-    base, ratios = layout_ratios(drawn)
-    if not ratios:
+def layout_sentence(timed: Timed) -> str | None:
+    """What the memory order alone costs: KV variants over their VK twins."""
+    found = layout_ratios(timed)
+    if not found:
         return None
-    batch = _largest(ratios)
-    each = " and ".join(f"{at[batch]:.2f} ({name})" for name, at in ratios.items() if batch in at)
-    return f"The memory order alone, KV over {base}, both in place, at B = {batch}: {each}."
+    batch, by_twin = largest_batch(found), {}
+    for name, by_batch in found.items():
+        if batch in by_batch:
+            each = by_twin.setdefault(twin_of(name, timed.names), [])
+            each.append(f"{variant(name).label} takes {by_batch[batch]:.2f} ×")
+    each = [f"{listed(parts)} the time of {label(twin)}" for twin, parts in by_twin.items()]
+    return f"Memory order alone, KV against VK, both in place at B = {batch}: {listed(each)}."
 
 
-def _say_indexing(rows) -> str | None:
-    ratios = indexing_ratios(rows)
-    if not ratios:
+def indexing_sentence(timed: Timed) -> str | None:
+    """What gathering and scattering the states costs; eager PyTorch only where nothing else was timed."""
+    found = indexing_ratios(timed.kernels())
+    if not found:
         return None
-    ratios = {name: at for name, at in ratios.items() if not name.startswith("torch/")} or ratios
-    batch = _largest(ratios)
-    at = sorted((of[batch], name) for name, of in ratios.items() if batch in of)
-    each = " to ".join(dict.fromkeys(f"{ratio:.2f} ({name})" for ratio, name in (at[0], at[-1])))
-    told = f"Indexing the pool in place alone, gather and scatter over in place, at B = {batch}: {each}."
-    share = _copies_share_of_roof(rows, batch, at[-1][1])
+    batch = largest_batch(found)
+    ordered = sorted((by_batch[batch], name) for name, by_batch in found.items() if batch in by_batch)
+    ends = dict.fromkeys(f"{ratio:.2f} × ({variant(name).label})" for ratio, name in (ordered[0], ordered[-1]))
+    sentence = f"With gather and scatter instead of in-place indexing a call at B = {batch} takes {' to '.join(ends)}."
+    share = copies_share(timed, batch, ordered[-1][1])
     if share is None:
-        return told
-    return f"{told} The gather and the scatter move their own bytes at {share:.0%} of the roof."
+        return sentence
+    return f"{sentence} The copies themselves run at {percent(share)} of the measured bandwidth."
 
 
-def _copies_share_of_roof(rows, batch: int, name: str) -> float | None:
-    """Share of the roof that a variant's gather and scatter reach; each reads and writes every state once."""
-    pair = {
-        row["indexing"]: row for row in timed(rows, indexing=None) if name_of(row) == name and row["batch"] == batch
-    }
-    if len(pair) < 2:
+def copies_share(timed: Timed, batch: int, name: str) -> float | None:
+    """Share of the measured bandwidth that a variant's gather and scatter reach; each reads and writes every state."""
+    in_place, moved = (timed.selected(indexing=indexing).at(batch).get(name) for indexing in INDEXING)
+    if not in_place or not moved:
         return None
-    row = pair["in_place"]
-    heads = row["num_v_heads"] * row["head_k_dim"] * row["head_v_dim"]
-    moved = 4 * batch * heads * {"float32": 4, "bfloat16": 2, "float16": 2}[row["state_dtype"]]
-    extra_us = pair["gather_scatter"]["median_us"] - row["median_us"]
-    return moved / extra_us / 1e3 / row["roof_gb_per_s"] if extra_us > 0 else None
+    elements = in_place["num_v_heads"] * in_place["head_k_dim"] * in_place["head_v_dim"]
+    nbytes = 4 * batch * elements * getattr(torch, in_place["state_dtype"]).itemsize
+    extra_us = moved["median_us"] - in_place["median_us"]
+    return nbytes / extra_us / 1e3 / in_place["roof_gb_per_s"] if extra_us > 0 else None
 
 
-def _say_published(rows) -> str | None:
-    found = reproduction(rows)
+def published_sentence(timed: Timed) -> str | None:
+    """Which baseline gives the published speed-up."""
+    found = reproduction(timed)
     if not found.nearest:
         return None
-    each = " and ".join(f"{name} takes {number_range(at)}" for name, at in found.ranges.items())
-    verdict = "reproduces them" if found.within else f"comes nearest, and stays {_side(found)} them"
+    each = [f"{variant(name).label} {number_range(ends)}" for name, ends in found.ranges.items()]
+    nearest = variant(found.nearest).label
+    verdict = "reproduces that" if found.verdict == "reproduces" else f"is nearest and {found.verdict} that"
     return (
-        f"The pull request's {found.band[0]:.1f} to {found.band[1]:.1f} times FlashInfer's time (B from 32 up): here "
-        f"{each} times; {found.nearest} {verdict}."
+        f"Published: Triton takes {found.band[0]:.1f} to {found.band[1]:.1f} × FlashInfer's time from B = {LARGE} up. "
+        f"Here: {listed(each)}; {nearest} {verdict}."
     )
 
 
-def _side(found) -> str:
-    return "below" if found.ranges[found.nearest][1] < found.band[0] else "above"
+def pair_sentence(timed: Timed) -> str | None:
+    """Every kernel but the baselines over FlashInfer's, small and large batches apart."""
+    found, each = timed.ratios_to(PUBLISHED_OVER), []
+    for name in timed.named("ours", "peer"):
+        by_batch = found.get(name, {})
+        small = [ratio for batch, ratio in by_batch.items() if batch <= SMALL]
+        large = [ratio for batch, ratio in by_batch.items() if batch >= LARGE]
+        parts = [f"{number_range(small)} at B ≤ {SMALL}"] if small else []
+        parts += [f"{number_range(large)} from B = {LARGE} up"] if large else []
+        each += [f"{label(name)} {', '.join(parts)}"] if parts else []
+    return f"Times over {variant(PUBLISHED_OVER).label}'s, both in place: {'; '.join(each)}." if each else None
 
 
-def _say_pair(rows) -> str | None:
-    """Our VK kernels over FlashInfer's, small and large batches apart."""
-    ratios, each = ratios_to(rows, "flashinfer/vk"), []
-    notes = {"cutedsl/vk": "", "triton/vk": "", "triton/vk-serial": " (without overlapping its launch)"}
-    for name, note in notes.items():
-        at = ratios.get(name, {})
-        large, small = ([r for batch, r in at.items() if keep(batch)] for keep in (lambda b: b >= 32, lambda b: b <= 8))
-        said = [f"{number_range(of)} {where}" for of, where in ((small, "at B ≤ 8"), (large, "from B = 32 up")) if of]
-        each += [f"{name}{note} {', '.join(said)}"] if said else []
-    return f"Over flashinfer/vk, both in place: {'; '.join(each)}." if each else None
+def timers_sentence(timed: Timed) -> str | None:
+    """Where the two GPU timers disagree, and whether the gap between launches explains it."""
+    replay, kernel = both_timers(timed)
+    if not replay or not kernel:
+        return None
+    found = timer_disagreements(timed)
+    gaps, others = ([pair for pair in found if pair.is_launch_gap == is_gap] for is_gap in (True, False))
+    sentence = f"Graph replay and kernel-only time agree within {TIMERS_AGREE:.0%} above {TIMERS_COMPARED_US:.0f} µs"
+    if gaps:
+        longest = max(pair.replay_us - pair.kernel_us for pair in gaps)
+        smallest, largest = min(pair.batch for pair in gaps), max(pair.batch for pair in gaps)
+        batches = f"B = {smallest}…{largest}" if smallest < largest else f"B = {largest}"
+        sentence += f", apart from launch gaps of at most {longest:.1f} µs at {batches}"
+    sentences = [f"{sentence}."]
+    for name in dict.fromkeys(pair.name for pair in others):
+        pairs = [pair for pair in others if pair.name == name]
+        worst = max(pairs, key=lambda pair: abs(pair.share))
+        sentences.append(
+            f"They disagree for {variant(name).label} at B = {listed(str(pair.batch) for pair in pairs)}: at B = "
+            f"{worst.batch} graph replay gives {micro(worst.replay_us)}, CUPTI {micro(worst.kernel_us)}."
+        )
+    return " ".join(sentences)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def time_table(rows, *, indexing="in_place", timer=None) -> pandas.DataFrame:
-    """Median µs by batch (index) and variant (columns); empty cells were not timed."""
-    table = pandas.DataFrame(times(timed(rows, indexing=indexing, timer=timer)))
+def by_label(by_variant: dict[str, dict[int, object]]) -> pandas.DataFrame:
+    """{variant: {batch: value}} as a table: batches down, labels across, empty where there is no value."""
+    table = pandas.DataFrame({variant(name).label: by_batch for name, by_batch in by_variant.items()})
     return table.sort_index().rename_axis("B")
 
 
-def detail_table(rows) -> pandas.DataFrame:
-    """Every timed row: batch, variant, indexing, timer, median, p20, p80, count, GB/s, share of the roof, error."""
+def time_table(timed: Timed) -> pandas.DataFrame:
+    """Median µs by batch (index) and variant (columns); empty cells were not timed."""
+    return by_label(timed.times())
+
+
+def detail_table(timed: Timed) -> pandas.DataFrame:
+    """Every timed row of a run, all indexings and timers."""
     fields = ["median_us", "p20_us", "p80_us", "count", "gb_per_s", "share_of_roof", "max_abs_error"]
     lines = [
-        {"B": row["batch"], "variant": name_of(row), "indexing": INDEXING[row["indexing"]], "timer": row["timer"]}
+        {
+            "B": row["batch"],
+            "variant": variant(name_of(row)).label,
+            "indexing": INDEXING[row["indexing"]],
+            "timer": row["timer"],
+        }
         | {field: row[field] for field in fields}
-        for row in rows
+        for row in timed.all_rows
         if row.get("status") == "ok"
     ]
     return pandas.DataFrame(lines, columns=["B", "variant", "indexing", "timer", *fields])
 
 
-def check_table(rows) -> pandas.DataFrame:
-    """A line for each variant: its largest errors against the oracle and what came of it."""
-    lines = {}
-    for row in rows:
-        said = {"ok": "right", "wrong": "wrong"}.get(row["status"]) or f"refused: {row['reason']}"
-        line = {"variant": name_of(row), "error of the output": row.get("max_abs_error")}
-        line |= {"error of the new state": row.get("max_abs_error_state"), "verdict": said}
-        lines.setdefault(name_of(row), line)
-    return pandas.DataFrame(lines.values()).astype({"error of the output": float, "error of the new state": float})
+def next_to_published(timed: Timed) -> pandas.DataFrame:
+    """In-place times in µs, then the published B200 columns, by batch; empty where one has no such batch."""
+    return time_table(timed).join(published_times(), how="outer")
 
 
-def check_answers(rows) -> list[str]:
-    """What checked rows say to the question of notebook 00."""
-    verdicts = {name_of(row): row["status"] for row in rows}
-    right, wrong, refused = ([name for name, of in verdicts.items() if of == s] for s in ("ok", "wrong", "refused"))
-    said = [
-        f"{len(right)} of {len(verdicts)} variants run here and agree with the oracle: {', '.join(right) or 'none'}."
-    ]
-    said += [f"{', '.join(wrong)} ran and disagree with it; do not use them here."] if wrong else []
-    said += [f"{', '.join(refused)} cannot serve here, for the reasons in the table."] if refused else []
-    return said
+def ratio_table(timed: Timed) -> pandas.DataFrame:
+    """The README's second table, as text: bandwidth and gathered time of the fastest variant, ratios of the baselines.
+
+    The fastest is that of the largest batch. Ratios are over FlashInfer's, next to those published.
+    """
+    timed = timed.kernels()
+    best = min(timed.at(timed.batches[-1]).values(), key=lambda row: row["median_us"])
+    name, text = name_of(best), variant(name_of(best)).label
+    rows = {row["batch"]: row for row in timed.by_variant()[name]}
+    moved = timed.selected(indexing="gather_scatter").times().get(name, {})
+    over = timed.ratios_to(PUBLISHED_OVER)
+    columns = {
+        f"{text} GB/s": {batch: f"{row['gb_per_s']:,.0f}" for batch, row in rows.items()},
+        "of measured bandwidth": {batch: percent(row["share_of_roof"]) for batch, row in rows.items()},
+        "with gather, scatter": {batch: f"{us:,.1f} µs" for batch, us in moved.items()},
+    }
+    for baseline in timed.named("baseline"):
+        columns[f"{variant(baseline).label} ÷ {variant(PUBLISHED_OVER).label}"] = {
+            batch: f"{ratio:.2f}" for batch, ratio in over.get(baseline, {}).items()
+        }
+    theirs = published_ratios()
+    for gpu, rows in theirs[theirs.kernel == PUBLISHED_BASELINE].groupby("gpu"):
+        columns[f"published, {gpu}"] = {row.batch: f"{row.ratio:.2f}" for row in rows.itertuples()}
+    table = pandas.DataFrame({column: pandas.Series(values, dtype=object) for column, values in columns.items()})
+    return table.reindex(timed.batches).rename_axis("B")
 
 
-def beside_published(rows, timer=None) -> pandas.DataFrame:
-    """Our in-place times in µs, then the published B200 columns, by batch; empty where one has no such batch."""
-    theirs = published("decode_microbenchmark").rename(columns={"batch": "B"}).set_index("B")
-    theirs.columns = ["B200 Triton KV", "B200 CuTe DSL VK", "B200 FlashInfer VK"]
-    return time_table(rows, timer=timer).join(theirs, how="outer")
-
-
-def markdown_table(rows) -> str:
-    """The README's table: in-place medians in µs, bandwidth and share of the roof of triton/vk, the ratios."""
-    of, moved = times(timed(rows)), times(timed(rows, indexing="gather_scatter"))
-    ours = {row["batch"]: row for row in timed(rows) if name_of(row) == "triton/vk"}
-    names = [name for name in of if not name.startswith("torch/")] or list(of)
-    heads = ["B", *(f"{name} µs" for name in names)]
-    heads += ["triton/vk GB/s", "of the roof", "with gather, scatter µs", "kv8 / flashinfer", "kv32 / flashinfer"]
-    heads.append("published, B200")
-    theirs = published_ratios().set_index("batch").tri_over_fi
-    over = ratios_to(rows, "flashinfer/vk")
-    lines = [heads, ["---:"] * len(heads)]
-    for batch in sorted({batch for at in of.values() for batch in at}):
-        row = ours.get(batch)
-        cells = [str(batch), *(_cell(of[name].get(batch), "{:,.1f}") for name in names)]
-        cells += [_cell(row and row["gb_per_s"], "{:,.0f}"), _cell(row and row["share_of_roof"], "{:.0%}")]
-        cells.append(_cell(moved.get("triton/vk", {}).get(batch), "{:,.1f}"))
-        cells += [_cell(over.get(name, {}).get(batch), "{:.2f}") for name in ("triton/kv8", "triton/kv32")]
-        lines.append([*cells, _cell(theirs.get(batch), "{:.2f}")])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value, form: str) -> str:
-    return "" if value is None else form.format(value)
+def markdown_tables(timed: Timed) -> str:
+    """The README's two tables: in-place medians in µs by variant, then ratio_table(). Eager PyTorch is left out."""
+    if not timed:
+        return ""
+    times = time_table(timed.kernels()).map(lambda us: "" if pandas.isna(us) else f"{us:,.1f}")
+    tables = [table.fillna("").reset_index() for table in (times, ratio_table(timed))]
+    first, second = (
+        table.to_markdown(index=False, disable_numparse=True, colalign=["right"] * table.shape[1]) for table in tables
+    )
+    return f"Median time of a call in place, µs:\n\n{first}\n\n{second}"

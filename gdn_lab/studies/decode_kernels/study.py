@@ -25,9 +25,21 @@ class Parameters(ModelParameters):
 
 def section(run: dict, rows: list[dict]) -> Section:
     """What the README shows of a recorded run."""
+    from ...report.timed import Timed
     from . import analysis, figures
 
-    raise ImportError(f"to be moved here from cli/report.py: {analysis}, {figures}, {len(rows)}, {len(run)}")
+    timed = Timed(rows, run, phase="decode")
+    return Section(
+        conditions=analysis.conditions(timed),
+        sentences=analysis.answers(timed),
+        figures={
+            "decode_time": figures.decode_time(timed),
+            "against_published": figures.against_published(timed),
+            "gather_scatter": figures.gather_scatter(timed),
+        },
+        table=analysis.markdown_tables(timed),
+        not_timed=timed.not_timed(),
+    )
 
 
 STUDY = Study(

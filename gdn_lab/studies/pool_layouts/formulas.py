@@ -1,4 +1,4 @@
-"""What the pool's two layouts mean in bytes: the loads of a warp, and what a request keeps. Computed, not measured."""
+"""What the pool's two layouts mean in bytes: the loads of a warp, and what a request keeps. Computed."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import torch
 from ...models import MODELS, GDNShape
 from ...pool import LAYOUTS, StatePool
 
-SECTOR, LINE = 32, 128  # bytes: what the memory system fetches at least, and the cache line it belongs to
+SECTOR, LINE = 32, 128  # bytes: the least that the memory system fetches, and a cache line
 LANES, LANE_BYTES = 32, 16  # a warp, and the widest load of one lane
 
 
@@ -39,7 +39,7 @@ class WarpLoad(NamedTuple):
 
 
 def warp_load(layout: str, tile: int, *, head_dim=128, dtype=torch.bfloat16) -> WarpLoad:
-    """The first load of a program that works on `tile` values of V and all of K; V = K = head_dim.
+    """Return the first load of a program that works on `tile` values of V and all of K; V = K = head_dim.
 
     A lane loads 16 bytes, or a whole run where that is shorter; lanes follow the tile in memory order.
     KV: K runs of `tile` elements, one row of V elements apart. VK: one run of tile · K elements.
@@ -50,12 +50,12 @@ def warp_load(layout: str, tile: int, *, head_dim=128, dtype=torch.bfloat16) -> 
     else:
         program = [(0, tile * row_bytes)]
     lane = min(LANE_BYTES, program[0][1])
-    pieces = [(start + at, lane) for start, size in program for at in range(0, size, lane)]
+    pieces = [(start + offset, lane) for start, size in program for offset in range(0, size, lane)]
     return WarpLoad(layout, tile, row_bytes, pieces[:LANES], program)
 
 
 def stride_table(shape: GDNShape, dtype=torch.bfloat16) -> pandas.DataFrame:
-    """How far apart neighbours in k, v, head and slot lie in a pool of each layout, in bytes."""
+    """Distances in bytes between neighbours in k, v, head and slot, for a pool of each layout."""
     lines = []
     for layout in LAYOUTS:
         state = StatePool(shape, 2, layout=layout, dtype=dtype, device="meta").state
@@ -68,7 +68,7 @@ def stride_table(shape: GDNShape, dtype=torch.bfloat16) -> pandas.DataFrame:
 
 
 def slot_table(tp: int = 1, dtypes=(torch.float32, torch.bfloat16)) -> list[dict]:
-    """Bytes that one request keeps in all GDN layers of each model on one of `tp` GPUs: one dict a model and dtype.
+    """Return what one request keeps in all GDN layers of each model on one of `tp` GPUs: one dict a model and dtype.
 
     Fields: model, state_dtype, gdn_layers, state_bytes, conv_bytes; or model, state_dtype and reason where the heads
     cannot be split by tp.
