@@ -143,7 +143,8 @@ def new_figure(title, width, height, columns=1, notes=(), rows=1, **options):
     """
     fig = Figure(figsize=(width, height), layout="constrained")
     fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.04)
-    fig.suptitle(textwrap.fill(title, int(width * 8.8), break_on_hyphens=False), x=0.01, ha="left", fontsize=13, fontweight="bold")
+    title = textwrap.fill(title, int(width * 8.8), break_on_hyphens=False)
+    fig.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     notes = [textwrap.fill(note, int(width * 14), break_on_hyphens=False) for note in notes if note]
     if notes:
         fig.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=8.5, color=GREY)

@@ -4,6 +4,7 @@ import pytest
 
 from gdn_lab.bench.results import load
 from gdn_lab.cli import notebook, panel
+from gdn_lab.studies.decode_kernels.study import Parameters
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def test_it_offers_what_can_serve_and_says_why_the_rest_cannot(controls):
 def test_a_model_brings_its_own_divisions(controls):
     assert controls.tp.options == (1, 2, 4, 8, 16)
     controls.model.value = "qwen3.5-27b"  # 16 key and 48 value heads
-    assert controls.shape.num_v_heads == 3 and controls.tp.value == 16
+    assert controls.p.shape.num_v_heads == 3 and controls.tp.value == 16
     assert panel.divisions("qwen3.5-27b") == [1, 2, 4, 8, 16]
 
 
@@ -40,7 +41,7 @@ def test_pressing_run_measures_and_shows(controls, tmp_path):
 def test_nothing_chosen_is_a_sentence(controls, tmp_path):
     controls.variants.value = []
     controls.button.click()
-    assert controls.status.value == "Choose at least one backend."
+    assert controls.status.value == "Choose at least one variant."
     assert not list(tmp_path.iterdir())
 
 
@@ -74,5 +75,5 @@ def test_an_interrupt_is_a_sentence_and_recorded(controls, tmp_path, monkeypatch
 
 def test_in_batch_it_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv(notebook.RUN_FOLDER, str(tmp_path))
-    panel.show(model="qwen3.5-397b-a17b")
+    panel.show(Parameters.parse({"tp": 16}))
     assert capsys.readouterr().out == "The controls of this section are for JupyterLab; in batch they are not shown.\n"

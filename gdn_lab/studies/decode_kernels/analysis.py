@@ -11,7 +11,7 @@ import pandas
 import torch
 
 from ...backends.registry import variant, vk_twin
-from ...report.recorded import PUBLISHED_BASELINE, published_ratios, published_times
+from ...report.recorded import PUBLISHED_BASE, PUBLISHED_BASELINE, published_ratios, published_times
 from ...report.text import gb, listed, micro, number_range, percent
 from ...report.timed import Timed, largest_batch, name_of, ratios
 
@@ -298,6 +298,13 @@ def detail_table(timed: Timed) -> pandas.DataFrame:
         if row.get("status") == "ok"
     ]
     return pandas.DataFrame(lines, columns=["B", "variant", "indexing", "timer", *fields])
+
+
+def published_table() -> pandas.DataFrame:
+    """The published times in µs and their ratios to FlashInfer's, by batch."""
+    ratios_wide = published_ratios().pivot(index="batch", columns=["gpu", "kernel"], values="ratio")
+    ratios_wide.columns = [f"{gpu} {kernel} ÷ {PUBLISHED_BASE}" for gpu, kernel in ratios_wide.columns]
+    return published_times().rename(columns=lambda column: f"{column}, µs").join(ratios_wide)
 
 
 def next_to_published(timed: Timed) -> pandas.DataFrame:
