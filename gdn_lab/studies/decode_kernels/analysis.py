@@ -302,9 +302,10 @@ def detail_table(timed: Timed) -> pandas.DataFrame:
 
 def published_table() -> pandas.DataFrame:
     """The published times in µs and their ratios to FlashInfer's, by batch."""
-    ratios_wide = published_ratios().pivot(index="batch", columns=["gpu", "kernel"], values="ratio")
-    ratios_wide.columns = [f"{gpu} {kernel} ÷ {PUBLISHED_BASE}" for gpu, kernel in ratios_wide.columns]
-    return published_times().rename(columns=lambda column: f"{column}, µs").join(ratios_wide)
+    table = published_ratios()
+    table["column"] = table.gpu + " " + table.kernel + f" ÷ {PUBLISHED_BASE}"
+    wide = table.pivot(index="batch", columns="column", values="ratio")[list(dict.fromkeys(table.column))]
+    return published_times().rename(columns=lambda column: f"{column}, µs").join(wide)
 
 
 def next_to_published(timed: Timed) -> pandas.DataFrame:
