@@ -25,7 +25,7 @@ class Timed:
 
     def __init__(self, rows: Iterable[dict], run: dict | None = None, *, phase=None, indexing="in_place", timer=None):
         self.all_rows, self.run, self.phase, self.indexing = list(rows), run, phase, indexing
-        ok = [row for row in self.all_rows if row.get("status") == "ok" and phase in (None, row["phase"])]
+        ok = [row for row in self.all_rows if self._is_timed(row)]
         present = {row["timer"] for row in ok}
         self.timer = timer or next((name for name in TIMER_ORDER if name in present), None)
         self.rows = [row for row in ok if row["timer"] == self.timer and indexing in (None, row["indexing"])]
@@ -39,9 +39,15 @@ class Timed:
         return Timed(self.all_rows, self.run, **options)
 
     def where(self, keep) -> "Timed":
-        """Only the timed rows for which keep(row) is true; what was refused or wrong stays known."""
-        kept = [row for row in self.all_rows if row.get("status") != "ok" or keep(row)]
+        """Only the timed rows for which keep(row) is true; what was refused or wrong, or of another phase, stays known.
+
+        keep is asked about the rows of this phase with any indexing and timer.
+        """
+        kept = [row for row in self.all_rows if not self._is_timed(row) or keep(row)]
         return Timed(kept, self.run, phase=self.phase, indexing=self.indexing, timer=self.timer)
+
+    def _is_timed(self, row: dict) -> bool:
+        return row.get("status") == "ok" and self.phase in (None, row["phase"])
 
     def kernels(self) -> "Timed":
         """Without eager PyTorch, unless nothing else was timed."""

@@ -2,7 +2,14 @@
 
 import pytest
 
-from gdn_lab.report.recorded import DATA, PUBLISHED_BASE, PUBLISHED_BASELINE, published, published_ratios, published_times
+from gdn_lab.report.recorded import (
+    DATA,
+    PUBLISHED_BASE,
+    PUBLISHED_BASELINE,
+    published,
+    published_ratios,
+    published_times,
+)
 
 
 def test_every_table_names_its_source():

@@ -50,7 +50,7 @@ def test_something_is_recorded_of_every_study_with_a_section():
     assert all(gpus(study.notebook) for study in studies() if study.section)
 
 
-@pytest.mark.parametrize(("gpu", "name"), RUNS, ids="/".join)
+@pytest.mark.parametrize(("gpu", "name"), RUNS)
 def test_a_recorded_run_is_whole(gpu, name):
     """Measured on the GPU its folder names, by committed code, to its end; nothing in it is wrong."""
     run, rows = recorded.measured(gpu, name)
@@ -60,7 +60,7 @@ def test_a_recorded_run_is_whole(gpu, name):
     assert run["notebook"] in NOTEBOOKS, "a run of a study"
 
 
-@pytest.mark.parametrize(("gpu", "name"), [run for run in RUNS if run[1] in NOTEBOOKS], ids="/".join)
+@pytest.mark.parametrize(("gpu", "name"), [run for run in RUNS if run[1] in NOTEBOOKS])
 def test_a_recorded_run_makes_its_section(gpu, name):
     """Every figure has a title, every sentence ends as one, and none of them has a hole."""
     study = NOTEBOOKS[name]
@@ -87,13 +87,19 @@ def test_recorded_logs_of_compute_sanitizer():
         assert all("flashinfer" in line for line in lines if "Warning: Race" in line), name
 
 
-def test_recorded_profilers_agree_and_parts_add_up():
-    """Nsight Systems and Kineto within 3 % on ranges above 5 µs; a step's parts and gaps within 3 % of the whole."""
-    _, rows = recorded.measured("h100", "04_nsight_systems")
+@pytest.mark.parametrize("gpu", gpus("04_nsight_systems"))
+def test_recorded_profilers_agree(gpu):
+    """Nsight Systems and Kineto within 3% on ranges above 5 µs."""
+    _, rows = recorded.measured(gpu, "04_nsight_systems")
     compared = [row for row in rows if "profilers" in row and max(row["median_us"]) > 5]
     assert {"gdn", "experts"} <= {row["part"] for row in compared}
     assert max(abs(row["difference_percent"]) for row in compared) < 3
-    _, rows = recorded.measured("h100", "03_decode_step")
+
+
+@pytest.mark.parametrize("gpu", gpus("03_decode_step"))
+def test_recorded_parts_add_up(gpu):
+    """A step's parts and gaps are within 3% of the whole, and the traced step within 3% of the untraced one."""
+    _, rows = recorded.measured(gpu, "03_decode_step")
     rows = [row for row in rows if row.get("sweep") == "step" and row["status"] == "ok" and row["mode"] == "graph"]
     for name in {row["configuration"] for row in rows}:
         us = {row["part"]: row["median_us"] for row in rows if row["configuration"] == name}
