@@ -86,7 +86,8 @@ def test_the_answer_says_plainly_where_a_peer_is_faster():
         "With 64 value heads flashinfer/vk, compared with triton/vk, is faster at 1 × 8,192 (1.49×), 8 × 1,024 (1.86×) "
         "and 32 × 256 (1.45×); not faster at 1 × 512 (0.38×)."
     ) in sentences
-    assert sentences[0].startswith("At 8 × 1,024 with 64 value heads flashinfer/vk reaches 28.2 million")
+    assert sentences[0].startswith("Tokens per second at 8 × 1,024 with 64 value heads, and share of")
+    assert "flashinfer/vk 28.2 million (20%, 100 TFLOP/s) and triton/vk 15.2 million" in sentences[0]
     assert "triton/kv32 takes 0.98 to 1.02 times as long as triton/vk." in sentences
 
 

@@ -223,11 +223,11 @@ def _throughput(rows: pandas.DataFrame, names: list[str]) -> str:
     best = rows.loc[(rows.tokens_per_s * rows.num_v_heads).idxmax()]
     there = rows[(rows[POINT] == best[POINT]).all(axis="columns")].sort_values("median_us")
     parts = [
-        f"{row.label} reaches {_many(row.tokens_per_s)} tokens per second "
-        f"({percent(row.share_of_roof)} of the measured bandwidth, {row.tflops:,.3g} TFLOP/s)"
+        f"{row.label} {_many(row.tokens_per_s)} ({percent(row.share_of_roof)}, {row.tflops:,.3g} TFLOP/s)"
         for row in there.itertuples()
     ]
-    return f"At {best.workload} with {best.num_v_heads} value heads {listed(parts)}."
+    where = f"{best.workload} with {best.num_v_heads} value heads"
+    return f"Tokens per second at {where}, and share of the measured bandwidth: {listed(parts)}."
 
 
 def _faster_and_slower(speed: pandas.Series, peer: str, ours: str) -> list[str]:

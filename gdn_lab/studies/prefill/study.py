@@ -55,13 +55,13 @@ class Parameters(ModelParameters):
 
 
 def section(run: dict, rows: list[dict]) -> Section:
-    """What the README shows of a recorded run."""
+    """What the README shows of a recorded run; it names the device itself."""
     from ...report.timed import Timed
     from . import analysis, figures
 
     timed = Timed(rows, run, phase="prefill", indexing=None)
     return Section(
-        conditions=analysis.conditions(timed),
+        conditions=analysis.conditions(Timed(rows, phase="prefill", indexing=None)),
         sentences=analysis.answers(timed),
         figures={"prefill_tokens_per_second": figures.tokens_per_second(timed)},
         not_timed=timed.not_timed(),

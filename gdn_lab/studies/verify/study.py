@@ -31,14 +31,14 @@ class Parameters(ModelParameters):
 
 
 def section(run: dict, rows: list[dict]) -> Section:
-    """What the README shows of a recorded run."""
+    """What the README shows of a recorded run; it names the device itself."""
     from ...report.timed import Timed
     from . import analysis, figures
 
     timed = Timed(rows, run)
     model, tp = (run["parameters"][name] for name in ("model", "tp"))
     return Section(
-        conditions=analysis.conditions(timed),
+        conditions=analysis.conditions(Timed(rows)),
         sentences=analysis.answers(timed, model, tp),
         figures={"verify_time": figures.verify_time(timed)},
         not_timed=timed.not_timed(),
