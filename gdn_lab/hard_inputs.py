@@ -16,6 +16,14 @@ class HardInputs(NamedTuple):
     state_std: float
 
 
+class HardCall(NamedTuple):
+    """Inputs of one call whose row i is of kind kinds[i], and the standard deviation of each such row's state."""
+
+    kinds: list[str]
+    inputs: DecodeInputs
+    state_std: list[float]
+
+
 class _Kind(NamedTuple):
     state_std: float
     strong_decay: bool = False
@@ -44,6 +52,28 @@ def hard_inputs(
     """
     options = dict(tokens=tokens, device=device, dtype=dtype, seed=seed)
     return {name: HardInputs(_inputs(name, shape, batch, **options), kind.state_std) for name, kind in KINDS.items()}
+
+
+def in_one_call(
+    shape: GDNShape, kinds, batch: int, *, tokens=None, device="cpu", dtype=torch.bfloat16, seed=0
+) -> HardCall:
+    """Make the inputs of one call of `batch` rows whose row i is of kind kinds[i]; the rows after those are random.
+
+    kinds: at most `batch` names in KINDS. Other arguments as in make_inputs().
+    """
+    options = dict(tokens=tokens, device=device, dtype=dtype, seed=seed)
+    x = make_inputs(shape, batch, **options)
+    for row, name in enumerate(kinds):
+        hard = _inputs(name, shape, len(kinds), **options)
+        for part in ("mixed_qkv", "a", "b"):
+            getattr(x, part)[row] = getattr(hard, part)[row]
+    return HardCall(list(kinds), x, [KINDS[name].state_std for name in kinds])
+
+
+def split_kinds(rows: int) -> list[list[str]]:
+    """Split the names of all kinds into calls of at most `rows` rows each."""
+    names = list(KINDS)
+    return [names[start : start + rows] for start in range(0, len(names), rows)]
 
 
 def _inputs(name, shape, batch, *, seed, **options) -> DecodeInputs:

@@ -1,12 +1,55 @@
-"""What a sweep goes over: the cases that can run here and why the others cannot, and arguments checked before any runs.
+"""What a sweep goes over: its options, points, and the cases that can run here, with the reasons why others cannot.
 
-A case is a variant and how it is run: its indexing, for verify() its mode.
+A case is a variant and how it is run: its indexing, or for verify() its mode.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from ..backends.registry import backends, refusal
-from .timers import TIMERS, TimerUnavailable, unavailable
+from .cupti import TimerUnavailable
+from .results import Run
+from .roof import Roof
+from .timers import TIMERS, unavailable
+
+
+@dataclass
+class SweepOptions:
+    """Keyword arguments that every sweep takes.
+
+    variants: "all", or backends and variants as decode() names them ("triton", "torch/vk"). dtype: of the state.
+    io_dtype: of q, k, v, a, b, o. device: by default a GPU if there is one. run: rows are appended to it as they are
+    made. timers: of TIMERS, by default all that can run on the device; TimerUnavailable if one of them cannot.
+    samples: of each variant and timer. seed: of inputs, states and slots. roof: the measured bandwidth; None measures
+    it first. model, tp: recorded in the rows. progress: show a bar.
+    """
+
+    variants: str | Sequence[str] = "all"
+    dtype: torch.dtype = torch.bfloat16
+    io_dtype: torch.dtype = torch.bfloat16
+    device: torch.device | str | None = None
+    run: Run | None = None
+    timers: Sequence[str] | None = None
+    samples: int = 50
+    seed: int = 0
+    roof: Roof | None = None
+    model: str | None = None
+    tp: int | None = None
+    progress: bool = True
+
+    def __post_init__(self):
+        self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.timers = checked_timers(self.timers, self.device)
+
+
+class Point(NamedTuple):
+    """Rows or sequences of a call, and tokens of each."""
+
+    batch: int
+    tokens: int = 1
 
 
 class Case(NamedTuple):
@@ -27,15 +70,16 @@ class Case(NamedTuple):
         return f"{self.name} {self.mode or self.indexing}"
 
 
-def cases_of(phase, variants, kinds, shape, dtype, io_dtype, device) -> tuple[list[Case], list[dict]]:
-    """Cases that can run, and a row for each variant and reason why it cannot. kinds: indexings; of verify, modes.
+def cases_of(phase: str, kinds, shape, options: SweepOptions) -> tuple[list[Case], list[dict]]:
+    """Return the cases that can run, and a row for each variant and reason why it cannot.
 
-    A variant that copies its states itself has no case that gathers and scatters once more.
+    kinds: indexings, or for verify modes. A variant that copies its states itself has no case "gather_scatter". Raises
+    ValueError for a variant that is not registered.
     """
     field = "mode" if phase == "verify" else "indexing"
-    reports = backends(device)
-    names = {f"{report.name}/{variant.name}" for report in reports for variant in report.variants}
-    wanted = [report.name for report in reports] if variants == "all" else list(variants)
+    reports = backends(options.device)
+    names = {variant.full_name for report in reports for variant in report.variants}
+    wanted = [report.name for report in reports] if options.variants == "all" else list(options.variants)
     unknown = [name for name in wanted if name not in names | {report.name for report in reports}]
     if unknown or not wanted:
         raise ValueError(f"variants: expected some of {', '.join(sorted(names))}, got {', '.join(unknown) or 'none'}")
@@ -44,17 +88,23 @@ def cases_of(phase, variants, kinds, shape, dtype, io_dtype, device) -> tuple[li
         if report.name in wanted and not report.variants:
             refused.append({"backend": report.name, "variant": "any", "reason": report.reason})
         for variant in report.variants:
-            name, reasons = f"{report.name}/{variant.name}", {}
-            if name not in wanted and (report.name not in wanted or phase not in variant.phases):
+            if variant.full_name not in wanted and (report.name not in wanted or phase not in variant.phases):
                 continue
+            reasons = {}  # each once
             for kind in kinds:
                 if kind == "gather_scatter" and variant.copies:
                     continue
                 case = Case(report.name, variant.name, variant.layout, **{field: kind})
                 reason = refusal(
-                    name, shape, layout=variant.layout, dtype=dtype, device=device, io_dtype=io_dtype, phase=phase,
+                    variant.full_name,
+                    shape,
+                    layout=variant.layout,
+                    dtype=options.dtype,
+                    device=options.device,
+                    io_dtype=options.io_dtype,
+                    phase=phase,
                     mode=case.mode,
-                )  # fmt: skip
+                )
                 if reason is None:
                     cases.append(case)
                 else:
@@ -64,7 +114,7 @@ def cases_of(phase, variants, kinds, shape, dtype, io_dtype, device) -> tuple[li
 
 
 def checked_names(parameter: str, names, known) -> list[str]:
-    """The names, each once. ValueError if there are none, or one that is not `known`."""
+    """Return the names, each once. Raises ValueError if there are none, or one that is not `known`."""
     names = list(dict.fromkeys(names))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
@@ -73,6 +123,7 @@ def checked_names(parameter: str, names, known) -> list[str]:
 
 
 def checked_batches(batches) -> list[int]:
+    """Return batch sizes as a list. Raises ValueError unless they are different positive ints."""
     batches = list(batches)
     if not batches or any(type(batch) is not int or batch < 1 for batch in batches) or len(set(batches)) < len(batches):
         raise ValueError(f"batches: expected different positive ints, got {batches}")
@@ -80,6 +131,7 @@ def checked_batches(batches) -> list[int]:
 
 
 def checked_timers(timers, device) -> list[str]:
+    """Return the timers, by default all that can run on the device. Raises TimerUnavailable if one cannot."""
     if timers is None:
         return [timer for timer in TIMERS if unavailable(timer, device) is None]
     for timer in timers:

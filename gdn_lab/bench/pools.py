@@ -1,4 +1,4 @@
-"""Sweep: cases timed in turns on pools so large that state comes from memory, as in serving.
+"""Pools so large that a sweep reads state from memory and not from the L2, as in serving.
 
 Every call works on slots of its own, disjoint from those of the call before, until the pool is used up.
 """
@@ -8,109 +8,68 @@ from math import ceil
 import torch
 
 from ..pool import StatePool
-from ..tolerances import Check
-from ..trace import nvtx_range
 from .roof import l2_bytes
-from .rows import timing_fields
-from .timers import TimerUnavailable, Timing, time_interleaved
 
 STATE_STD = 0.1  # of the random state at the start: about what updates of unit v and k leave in a running one
-L2_MULTIPLE = 4  # state touched before a slot comes up again, in L2 caches
-MIN_REPLAY_US = 400  # a replay should last this long even at the roof, so that its start does not matter
+L2_MULTIPLE = 4  # bytes of state that calls touch before a slot comes up again, in sizes of the L2
+MIN_REPLAY_US = 400  # a replay should last this long even at the measured bandwidth, so that its start does not matter
 POOLS_SHARE = 0.4  # of free GPU memory that pools may take
+STATE_PART = 64  # slots filled or checked at once, so that little memory is needed next to the pool
 
 
-class Sweep:
-    """Pools, and what is done with them for one batch size at a time.
+def random_pools(shape, slots: int, layouts, *, dtype, device, seed: int) -> dict[str, StatePool]:
+    """Make a pool of each layout whose state is normal with standard deviation STATE_STD."""
+    rng = torch.Generator(device).manual_seed(seed)
+    pools = {layout: StatePool(shape, slots, layout=layout, dtype=dtype, device=device) for layout in layouts}
+    for pool in pools.values():
+        for part in pool.state.split(STATE_PART):
+            part.normal_(0, STATE_STD, generator=rng)
+    return pools
 
-    What is swept is said by a class made of this one:
 
-        inputs(batch)                               what every case is given
-        calls_of(case, inputs, index_sets, out)     a case's calls, without arguments: one for each set of indices
-        check(batch)                                {case: Check}, each case held against the oracle
-        bytes(batch, case=None)                     that a call must move; without a case, of the case that moves least
-        bytes_formula(case)                         and what they are
+def is_finite(pool: StatePool) -> bool:
+    """Tell whether the state has no NaN and no infinity."""
+    return all(bool(torch.isfinite(part).all()) for part in pool.state.split(STATE_PART))
+
+
+def slot_sets(slots: int, batch: int, calls: int, *, device, seed: int) -> list[torch.Tensor]:
+    """Draw the slots of each call, int32 [batch] each: a random order of all slots, cut into calls and repeated."""
+    order = torch.randperm(slots - 1, generator=torch.Generator().manual_seed(seed)) + 1
+    sets = order.to(device, torch.int32).split(batch)[: (slots - 1) // batch]
+    # Copies, because FlashInfer needs indices that begin at a multiple of 32 bytes.
+    return [sets[call % len(sets)].clone() for call in range(calls)]
+
+
+def state_touched(shape, dtype, slots: int, batch: int, calls: int) -> int:
+    """Bytes of state that `calls` calls read, each slot counted once."""
+    distinct = min(calls, (slots - 1) // batch)
+    return distinct * batch * shape.state_elements * dtype.itemsize
+
+
+def calls_in_a_replay(shape, dtype, slots: int, batch: int, *, device, call_us: float) -> int:
+    """Choose the calls of one replay: enough to touch L2_MULTIPLE L2 caches, and to last MIN_REPLAY_US.
+
+    call_us: the shortest that a call can take, at the measured bandwidth.
     """
+    if device.type == "cpu":
+        return min(4, (slots - 1) // batch)
+    cold = ceil(L2_MULTIPLE * l2_bytes(device) / state_touched(shape, dtype, slots, batch, 1))
+    long = min(1024, ceil(MIN_REPLAY_US / call_us))
+    return min(4096, max(cold, long, 16 if call_us < 100 else 8))
 
-    def __init__(self, shape, cases, dtype, io_dtype, device, slots, seed, roof):
-        self.shape, self.cases, self.dtype, self.io_dtype, self.device = shape, cases, dtype, io_dtype, device
-        self.slots, self.seed, self.roof = slots, seed, roof
-        layouts = {case.layout for case in cases}
-        self.pools = {layout: StatePool(shape, slots, layout=layout, dtype=dtype, device=device) for layout in layouts}
-        rng = torch.Generator(device).manual_seed(seed)
-        for pool in self.pools.values():
-            for part in pool.state.split(64):
-                part.normal_(0, STATE_STD, generator=rng)
 
-    def index_sets(self, batch: int) -> list[torch.Tensor]:
-        """Slots of each call, int32 [B] each: a random order of all slots cut into calls, and over again."""
-        order = torch.randperm(self.slots - 1, generator=torch.Generator().manual_seed(self.seed)) + 1
-        sets = order.to(self.device, torch.int32).split(batch)[: (self.slots - 1) // batch]
-        # copies, because FlashInfer needs indices to begin at a multiple of 32 bytes
-        return [sets[call % len(sets)].clone() for call in range(self.calls(batch))]
-
-    def calls(self, batch: int) -> int:
-        """Calls in one replay: enough to go round several L2 caches, and to last."""
-        if self.device.type == "cpu":
-            return min(4, (self.slots - 1) // batch)
-        at_roof_us = self.bytes(batch) / self.roof.gb_per_s / 1e3
-        cold = ceil(L2_MULTIPLE * l2_bytes(self.device) / self.touched(batch, 1))
-        long = min(1024, ceil(MIN_REPLAY_US / at_roof_us))
-        return min(4096, max(cold, long, 16 if at_roof_us < 100 else 8))
-
-    def touched(self, batch: int, calls: int) -> int:
-        """Bytes of state that `calls` calls read, each slot once."""
-        distinct = min(calls, (self.slots - 1) // batch)
-        return distinct * batch * self.shape.state_elements * self.dtype.itemsize
-
-    def l2(self, batch: int) -> str:
-        if self.device.type == "cpu":
-            return "not controlled"
-        return "cold" if self.touched(batch, self.calls(batch)) >= L2_MULTIPLE * l2_bytes(self.device) else "warm"
-
-    def time(self, batch, timer, samples, cases, checks, share) -> list[dict]:
-        """Rows of the cases that are right, timed in turns; refusals with the reason if the timer cannot do it."""
-        if not cases:
-            share(1.0)
-            return []
-        inputs, index_sets = self.inputs(batch), self.index_sets(batch)
-        out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
-        calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in cases}
-        try:
-            with nvtx_range(f"B = {batch}, {timer}"):  # a range to find it by in Nsight Systems
-                timings = time_interleaved(calls, timer=timer, device=self.device, samples=samples, progress=share)
-        except TimerUnavailable as error:
-            refused = {"status": "refused", "timer": timer, "reason": str(error)}
-            return [self.case_fields(case, batch, checks[case]) | refused for case in cases]
-        self.check_finite(batch)
-        return [
-            self.case_fields(case, batch, checks[case]) | self.timing_fields(case, batch, timings[case.key])
-            for case in cases
-        ]
-
-    def check_finite(self, batch: int) -> None:
-        """RuntimeError if some variant has driven its state to NaN or infinity over the replays."""
-        for layout, pool in self.pools.items():
-            if not all(bool(torch.isfinite(part).all()) for part in pool.state.split(64)):
-                raise RuntimeError(
-                    f"the state of the {layout} pool is no longer finite after the calls at B = {batch}; times on it "
-                    "mean nothing: run the variants one by one to find which it is"
-                )
-
-    def case_fields(self, case, batch: int, check: Check) -> dict:
-        return {
-            "backend": case.backend, "variant": case.variant, "indexing": case.indexing, "layout": case.layout,
-            "batch": batch, "slots": self.slots, "max_abs_error": check.max_abs_error,
-            "max_abs_error_state": check.max_abs_error_state,
-        }  # fmt: skip
-
-    def timing_fields(self, case, batch: int, timing: Timing) -> dict:
-        nbytes, formula = self.bytes(batch, case), self.bytes_formula(case)
-        return timing_fields(timing, nbytes, formula, self.roof, self.device, self.l2(batch))
+def l2_state(nbytes: int, device) -> str:
+    """Say where calls that touch `nbytes` read from: "cold" (memory), "warm" (partly L2), "not controlled" (a CPU)."""
+    if device.type == "cpu":
+        return "not controlled"
+    return "cold" if nbytes >= L2_MULTIPLE * l2_bytes(device) else "warm"
 
 
 def pool_slots(slots, shape, dtype, max_batch, cases, device) -> int:
-    """Slots of each pool: 2 · B + 1 at least, so that consecutive calls share none."""
+    """Choose the slots of each pool, at least 2 · B + 1 so that consecutive calls share none.
+
+    slots: taken if it is enough, or None. Raises ValueError if it is not, or if the GPU lacks the memory.
+    """
     least = 2 * max_batch + 1
     if slots is not None:
         if type(slots) is not int or slots < least:

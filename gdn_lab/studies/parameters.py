@@ -213,3 +213,10 @@ class ModelParameters(StudyParameters):
         from ..models import GDNShape
 
         return GDNShape.from_model(self.model, self.tp)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of a sweep (bench.cases.SweepOptions): those of them that this study's parameters set."""
+        names = {"model": "model", "tp": "tp", "dtype": "dtype", "backends": "variants", "samples": "samples"}
+        names["seed"] = "seed"
+        return {option: getattr(self, name) for name, option in names.items() if name in type(self).model_fields}

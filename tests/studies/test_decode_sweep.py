@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdn_lab import GDNShape, StatePool, ops
+from gdn_lab import GDNShape, StatePool, hard_inputs, ops
 from gdn_lab.backends.registry import BACKENDS
-from gdn_lab.bench import pools, results
-from gdn_lab.bench.cases import Case
+from gdn_lab.bench import pools, results, sweep
+from gdn_lab.bench.cases import Case, Point, SweepOptions
+from gdn_lab.bench.cupti import TimerUnavailable
 from gdn_lab.bench.results import Run, load
 from gdn_lab.bench.roof import Roof
-from gdn_lab.bench.timers import TimerUnavailable, Timing
+from gdn_lab.bench.timers import Timing
 from gdn_lab.studies.decode_kernels.sweep import DecodeSweep, decode_sweep
 
 SHAPE = GDNShape(1, 2, 16, 16)
@@ -105,8 +106,49 @@ def test_a_wrong_variant_is_reported_and_not_timed(run, monkeypatch, fault, fini
     assert load(run.folder)[1] == rows
 
 
+def test_hard_inputs_are_checked_and_what_was_checked_is_recorded(monkeypatch):
+    """A kernel that is right on the timed inputs alone is wrong; the row says on what."""
+    assert decode_sweep(SHAPE, [9], variants=["torch/vk"], **QUICK)[0]["checked"] == [
+        "random inputs",
+        *hard_inputs.KINDS,
+        "after timing",
+    ]
+    decode = ops.decode
+
+    def narrow(q, k, v, *arguments, out, **options):
+        decode(q, k, v, *arguments, out=out, **options)
+        if bool((q == k).all(-1).any()):
+            out[(q == k).all(-1).any(-1)] += 1
+
+    monkeypatch.setattr(ops, "decode", narrow)
+    rows = decode_sweep(SHAPE, [9], variants=["torch/vk"], indexings=["in_place"], **QUICK)
+    assert [(row["status"], row["wrong_on"]) for row in rows] == [("wrong", ["q = k"])]
+    assert rows[0]["max_abs_error"] > 0.5
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 20])
+def test_every_kind_of_hard_inputs_meets_every_batch(batch):
+    row = decode_sweep(SHAPE, [batch], variants=["torch/vk"], indexings=["in_place"], **QUICK)[0]
+    assert row["checked"][1:-1] == list(hard_inputs.KINDS)
+
+
+def test_a_variant_that_breaks_while_it_is_timed_is_wrong(monkeypatch):
+    decode, timed = ops.decode, sweep.time_interleaved
+
+    def breaks(*arguments, **options):
+        timings = timed(*arguments, **options)
+        monkeypatch.setattr(ops, "decode", lambda *a, out, **o: decode(*a, out=out, **o).add_(1))
+        return timings
+
+    monkeypatch.setattr(sweep, "time_interleaved", breaks)
+    rows = decode_sweep(SHAPE, [2], variants=["torch/vk"], indexings=["in_place"], **QUICK)
+    assert [(row["status"], row["timer"], row["wrong_on"]) for row in rows] == [
+        ("wrong", "host_clock", ["after timing"])
+    ]
+
+
 def test_the_check_sees_what_ran_before_it_no_more():
-    """Each case starts from the same state, although the case before has changed it."""
+    """Each case starts from the same state, although the case before it has changed the pool."""
     first, *others = decode_sweep(SHAPE, [4], variants=["torch"], **QUICK)
     assert all(row["max_abs_error_state"] == first["max_abs_error_state"] for row in others)
 
@@ -121,13 +163,44 @@ def test_a_failing_variant_is_named(run, monkeypatch):
     assert load(run.folder)[0]["status"] == "failed"
 
 
+def test_another_librarys_failure_is_a_row_and_the_others_go_on(run, monkeypatch):
+    decode = ops.decode
+    monkeypatch.setitem(sweep.VARIANTS, "torch/kv", replace(sweep.VARIANTS["torch/kv"], role="peer"))
+
+    def failing(*arguments, backend, **options):
+        if backend == "torch/kv":
+            raise ArithmeticError("boom")
+        return decode(*arguments, backend=backend, **options)
+
+    monkeypatch.setattr(ops, "decode", failing)
+    rows = decode_sweep(SHAPE, [2], variants=["torch"], indexings=["in_place"], run=run, **QUICK)
+    assert [(row["variant"], row["status"], row.get("reason")) for row in rows] == [
+        ("kv", "refused", "failed with ArithmeticError: boom"),
+        ("vk", "ok", None),
+    ]
+
+
+def test_a_peer_that_cannot_be_captured_is_refused_and_the_others_are_timed(monkeypatch):
+    timed = sweep.time_interleaved
+    monkeypatch.setitem(sweep.VARIANTS, "torch/kv", replace(sweep.VARIANTS["torch/kv"], role="peer"))
+
+    def captured(calls, **options):
+        if "torch/kv in_place" in calls:
+            raise RuntimeError("torch/kv in_place cannot be captured in a CUDA graph: ArithmeticError: boom")
+        return timed(calls, **options)
+
+    monkeypatch.setattr(sweep, "time_interleaved", captured)
+    rows = decode_sweep(SHAPE, [2], variants=["torch"], indexings=["in_place"], **QUICK)
+    assert [(row["variant"], row["status"]) for row in rows] == [("kv", "refused"), ("vk", "ok")]
+
+
 def test_a_state_that_blows_up_is_an_error(run, monkeypatch):
     def timed(calls, **options):
         bad = next(iter(calls.values()))[0].keywords["pool"]
         bad.state[3] = torch.inf
         return {key: Timing("host_clock", 1.0, 1.0, 1.0, 1, 1) for key in calls}
 
-    monkeypatch.setattr(pools, "time_interleaved", timed)
+    monkeypatch.setattr(sweep, "time_interleaved", timed)
     with pytest.raises(RuntimeError, match="the state of the VK pool is no longer finite after the calls at B = 2"):
         decode_sweep(SHAPE, [2], variants=["torch/vk"], run=run, **QUICK)
     assert load(run.folder)[1] == []
@@ -147,7 +220,7 @@ def test_the_state_stays_finite_and_random_over_many_calls():
 
 
 def test_an_interrupt_in_mid_sweep(run, monkeypatch):
-    timed, calls = pools.time_interleaved, []
+    timed, calls = sweep.time_interleaved, []
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -155,7 +228,7 @@ def test_an_interrupt_in_mid_sweep(run, monkeypatch):
             raise KeyboardInterrupt
         return timed(*arguments, **options)
 
-    monkeypatch.setattr(pools, "time_interleaved", interrupted)
+    monkeypatch.setattr(sweep, "time_interleaved", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decode_sweep(SHAPE, [1, 2, 4, 8], variants=["torch/vk"], run=run, **QUICK)
     info, rows = load(run.folder)
@@ -167,7 +240,7 @@ def test_a_timer_that_loses_its_records_is_a_row(run, monkeypatch):
     def lost(*arguments, **options):
         raise TimerUnavailable("CUPTI lost the first kernels")
 
-    monkeypatch.setattr(pools, "time_interleaved", lost)
+    monkeypatch.setattr(sweep, "time_interleaved", lost)
     rows = decode_sweep(SHAPE, [2], variants=["torch/vk"], indexings=["in_place"], run=run, **QUICK)
     assert [(row["status"], row["timer"], row["reason"]) for row in rows] == [
         ("refused", "host_clock", "CUPTI lost the first kernels")
@@ -178,7 +251,7 @@ def test_a_timer_that_loses_its_records_is_a_row(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"batches": []}, "batches: expected different positive ints, got"),
         ({"batches": [0]}, "batches: expected different positive ints, got"),
@@ -193,8 +266,8 @@ def test_a_timer_that_loses_its_records_is_a_row(run, monkeypatch):
         ({"timers": ["wristwatch"]}, "timer: 'wristwatch' is unknown"),
     ],
 )
-def test_arguments_that_cannot_be(run, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_arguments_that_cannot_be(run, options, message):
+    with pytest.raises(ValueError, match=message):
         decode_sweep(SHAPE, options.pop("batches", [2]), run=run, **(QUICK | {"variants": ["torch"]} | options))
     assert load(run.folder)[0]["status"] == "running", "nothing ran, so nothing failed"
 
@@ -207,15 +280,16 @@ def test_a_timer_asked_for_by_name_refuses():
 # --- how calls are laid out
 
 
-def bare(slots=100, shape=SHAPE, roof=ROOF):
-    cases = [Case("torch", "vk", "VK", "in_place")]
-    return DecodeSweep(shape, cases, torch.bfloat16, torch.bfloat16, torch.device("cpu"), slots, 0, roof, 8)
+def bare(slots, shape=SHAPE, roof=ROOF):
+    bare = DecodeSweep(shape, [Case("torch", "vk", "VK", "in_place")], [], SweepOptions(device="cpu"), slots)
+    bare.roof = roof
+    return bare
 
 
 @given(st.integers(1, 20), st.integers(0, 60))
 def test_index_sets(batch, more):
     slots = 2 * batch + 1 + more
-    sets = bare(slots).index_sets(batch)
+    sets = bare(slots).index_sets(Point(batch))
     assert len(sets) >= 2
     for indices in sets:
         assert indices.dtype == torch.int32 and len(indices) == batch and indices.is_contiguous()
@@ -229,13 +303,12 @@ def test_index_sets(batch, more):
 def test_calls_on_a_gpu_come_from_memory_and_last(monkeypatch, shape, batch):
     l2 = 50 << 20
     monkeypatch.setattr(pools, "l2_bytes", lambda device: l2)
-    plan = object.__new__(DecodeSweep)
-    plan.shape, plan.dtype, plan.io_dtype, plan.slots = shape, torch.bfloat16, torch.bfloat16, 2048
-    plan.device, plan.roof = torch.device("cuda"), replace(ROOF, gb_per_s=3000.0)
-    calls = plan.calls(batch)
-    assert plan.l2(batch) == "cold"
-    assert plan.touched(batch, calls) >= 4 * l2
-    at_roof_us = calls * plan.bytes(batch) / 3e6
+    plan, point = bare(2048, shape, replace(ROOF, gb_per_s=3000.0)), Point(batch)
+    plan.device = torch.device("cuda")
+    calls = plan.calls(point)
+    assert plan.l2(point) == "cold"
+    assert pools.state_touched(shape, torch.bfloat16, 2048, batch, calls) >= 4 * l2
+    at_roof_us = calls * plan.bytes(point) / 3e6
     assert 8 <= calls <= 1024 and (at_roof_us > 150) and at_roof_us < 7000
 
 

@@ -1,203 +1,189 @@
-"""A sweep of prefill: every variant that can serve, checked against the oracle, then timed against the others.
+"""Sweep of prefill(): every variant that can serve, checked against the float64 reference, timed against the others.
 
-A variant is a kernel of a backend ("triton/vk") and an indexing: "in_place" on a pool of the kernel's layout, or
-"detour": a KV kernel on a VK pool, by gathering, transposing, running, transposing back and scattering.
+A case is a variant ("triton/vk") and an indexing: "in_place" on a pool of the kernel's layout, or "detour": a KV kernel
+on a VK pool, which gathers the states, transposes them, runs, transposes back and scatters.
 """
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from ... import ops, reference
-from ...bench.cases import Case, cases_of, checked_names, checked_timers
-from ...bench.pools import L2_MULTIPLE, STATE_STD
-from ...bench.progress import part_of, progress_bar
-from ...bench.results import Run
-from ...bench.roof import Roof, l2_bytes, measure_roof
-from ...bench.rows import Rows, common_fields, recorded, timing_fields
-from ...bench.timers import TimerUnavailable, time_interleaved
+from ...bench.cases import Case, Point, SweepOptions, cases_of, checked_names
+from ...bench.pools import l2_state, random_pools
+from ...bench.sweep import Part, Sweep
 from ...costs import PREFILL_BYTES_FORMULA, PREFILL_FLOPS_FORMULA, prefill_bytes, prefill_flops
+from ...hard_inputs import KINDS, HardCall, hard_inputs
 from ...models import GDNShape
 from ...pool import StatePool
-from ...tolerances import PREFILL, Check, distance, worse
+from ...tolerances import PREFILL, Check, distance
 
 INDEXINGS = ("in_place", "detour")
-OURS = ("triton", "torch")  # these must not fail; a library's failure is recorded, and the others go on
-CALLS = {"cuda": 4, "cpu": 1}  # on slots of their own, in one replay
+CALLS = {"cuda": 4, "cpu": 1}  # of one replay, each on slots of its own
+HARD_TOKENS = 160  # of a sequence of hard inputs, at most: two chunks of 64 and a part of one
 
 
-def prefill_sweep(
-    shape: GDNShape, workloads, *, variants="all", indexings=INDEXINGS, dtype=torch.bfloat16, io_dtype=torch.bfloat16,
-    device=None, run: Run | None = None, timers=None, samples: int = 20, seed: int = 0, roof: Roof | None = None,
-    model: str | None = None, tp: int | None = None, progress: bool = True,
-) -> list[dict]:  # fmt: skip
-    """Times prefill() for each workload; returns the rows, each of which is appended to `run` as it is made.
+def prefill_sweep(shape: GDNShape, workloads, *, indexings=INDEXINGS, samples: int = 20, **options) -> list[dict]:
+    """Time prefill() for each workload; return the rows, each of which is appended to `run` as it is made.
 
-    workloads: (sequences, tokens of each). variants, indexings, dtype, io_dtype, device, run, timers, samples, seed,
-    roof, model, tp: as in decode_sweep(). Inputs are contiguous, so that no library pays for copies that ours does not
-    need.
+    workloads: (sequences, tokens of each). indexings: of INDEXINGS. samples, options: fields of
+    bench.cases.SweepOptions. Inputs are contiguous, so that no library pays for copies that ours does not need.
 
     Rows: as decode_sweep()'s, with batch (sequences), length (of each), tokens (of all), tokens_per_s, flops,
     flops_formula and tflops; indexing is of INDEXINGS, layout the kernel's. max_abs_error is over the value heads of
-    the last key head, which the oracle computes. l2: "cold" where a call moves several L2 caches; "warm" where it does
-    not, because every call has the same inputs.
+    the last key head, which the reference computes. l2: "cold" where a call moves several L2 caches, else "warm",
+    because every call has the same inputs.
 
-    Raises as decode_sweep() does; a library that fails is recorded as refused. On a GPU `torch` is refused: it reads
-    cu_seqlens on the host.
+    Raises as decode_sweep() does. A variant that synchronises with the host is checked on a GPU but not timed.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    timers = checked_timers(timers, device)
+    options = SweepOptions(samples=samples, **options)
     workloads = list(workloads)
     if not workloads or any(n < 1 or length < 1 for n, length in workloads):
         raise ValueError(f"workloads: expected (sequences, tokens of each), both at least 1, got {workloads}")
-    cases, refused = _cases(variants, indexings, shape, dtype, io_dtype, device)
-    rows = Rows(run, common_fields("prefill", shape, dtype, io_dtype, model=model, tp=tp, seed=seed))
-    with recorded(run), ops.checks(False):
-        for row in refused:
-            rows.add(row)
-        if not cases:
-            return rows
-        roof = roof or measure_roof(device)
-        total = sum(n * length for n, length in workloads) * (1 + len(timers))
-        with progress_bar(what="prefill", total=total, show=progress) as bar:
-            for n, length in workloads:
-                work = _Workload(shape, cases, dtype, io_dtype, device, n, length, seed, roof)
-                bar.set_postfix_str(f"{n} x {length}, against the oracle", refresh=False)
-                checks = work.check()
-                bar.update(n * length)
-                for case, check in checks.items():
-                    if not check.right:
-                        rows.add(work.case_fields(case, check) | {"status": "wrong"})
-                for case, reason in work.failed.items():
-                    rows.add(work.case_fields(case, Check(False, None, None)) | {"status": "refused", "reason": reason})
-                right = [case for case, check in checks.items() if check.right]
-                for timer in timers:
-                    bar.set_postfix_str(f"{n} x {length}, {timer}", refresh=False)
-                    for row in work.time(timer, samples, right, checks, part_of(bar, n * length)):
-                        rows.add(row)
-    return rows
+    cases, refused = cases_of("prefill", checked_names("indexings", indexings, INDEXINGS), shape, options)
+    cases = [case for case in cases if case.indexing == "in_place" or case.layout == "KV"]
+    sweep = PrefillSweep(shape, cases, refused, options, slots=0)
+    return sweep.run([[Point(n, length)] for n, length in workloads])
 
 
-class _Workload:
-    """Inputs, pools and slots of one number of sequences and one length, and what is done with them."""
+class PrefillInputs(NamedTuple):
+    """Packed sequences and their bounds: cu_seqlens [n + 1] int64."""
 
-    def __init__(self, shape, cases, dtype, io_dtype, device, sequences, length, seed, roof):
-        self.shape, self.cases, self.dtype, self.io_dtype, self.device = shape, cases, dtype, io_dtype, device
-        self.sequences, self.length, self.tokens, self.roof = sequences, length, sequences * length, roof
-        x = ops.make_inputs(shape, self.tokens, device=device, dtype=io_dtype, seed=seed)
-        self.inputs = replace(x, **{name: getattr(x, name).contiguous() for name in "qkvab"})
-        self.bounds = torch.arange(0, self.tokens + 1, length, device=device)
-        self.out = torch.empty_like(self.inputs.v)
-        self.slots = CALLS[device.type] * sequences + 1
-        make = partial(StatePool, shape, dtype=dtype, device=device)
-        layouts = {_pool_layout(case) for case in cases}
-        self.pools = {layout: make(self.slots, layout=layout) for layout in layouts}
-        rng = torch.Generator(device).manual_seed(seed)
-        for pool in self.pools.values():
-            pool.state.normal_(0, STATE_STD, generator=rng)
-        self.scratch = make(sequences + 1, layout="KV")
-        self.failed: dict[Case, str] = {}  # of libraries, why
-        self.rows = torch.arange(1, sequences + 1, dtype=torch.int32, device=device)
-        order = torch.randperm(self.slots - 1, generator=torch.Generator().manual_seed(seed)) + 1
-        # copies, because FlashInfer needs indices to begin at a multiple of 32 bytes
-        self.index_sets = [part.clone() for part in order.to(device, torch.int32).split(sequences)]
+    tensors: ops.DecodeInputs
+    bounds: torch.Tensor
 
     @property
-    def bytes(self) -> int:
-        return prefill_bytes(self.shape, self.tokens, self.sequences, self.dtype, self.io_dtype)
+    def v(self) -> torch.Tensor:
+        return self.tensors.v
 
-    def call(self, case: Case, indices):
-        """One call of a case, without arguments."""
-        options = self.inputs.gates() | {"pool": self.pools[_pool_layout(case)], "backend": case.name, "out": self.out}
-        options |= {"indices": indices, "cu_seqlens": self.bounds}
+
+class PrefillSweep(Sweep):
+    """prefill() of equally long sequences. Pools and slots are made for each workload."""
+
+    phase = "prefill"
+    rows_after = 1
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.warmup = 3 if self.device.type == "cuda" else 1
+
+    def make_pools(self) -> None:
+        """Leave the pools to prepare(): their slots depend on the workload."""
+
+    def prepare(self, point: Point) -> None:
+        n, layouts = point.batch, {self.pool_layout(case) for case in self.cases + self.untimed}
+        self.pools.clear()
+        self.slots = CALLS[self.device.type] * n + 1
+        options = {"dtype": self.dtype, "device": self.device}
+        self.pools = random_pools(self.shape, self.slots, layouts, seed=self.seed, **options)
+        self.scratch = StatePool(self.shape, n + 1, layout="KV", **options)
+        x = ops.make_inputs(self.shape, n * point.tokens, device=self.device, dtype=self.io_dtype, seed=self.seed)
+        self.packed = self._packed(x, n, point.tokens)
+
+    def _packed(self, x: ops.DecodeInputs, sequences: int, length: int) -> PrefillInputs:
+        bounds = torch.arange(0, sequences * length + 1, length, device=self.device)
+        return PrefillInputs(replace(x, **{name: getattr(x, name).contiguous() for name in "qkvab"}), bounds)
+
+    def pool_layout(self, case: Case) -> str:
+        return "VK" if case.indexing == "detour" else case.layout
+
+    def inputs(self, point: Point) -> PrefillInputs:
+        return self.packed
+
+    def hard_calls(self, point: Point):
+        """Make calls of at most as many sequences as the point has, each of one kind, of at most HARD_TOKENS tokens."""
+        length, names = min(point.tokens, HARD_TOKENS), list(KINDS)
+        options = {"device": self.device, "dtype": self.io_dtype, "seed": self.seed}
+        by_kind = hard_inputs(self.shape, length, **options)
+        calls = []
+        for start in range(0, len(names), point.batch):
+            kinds = names[start : start + point.batch]
+            sequences = [by_kind[kind].inputs for kind in kinds]
+            joined = {name: torch.cat([getattr(x, name) for x in sequences]) for name in "qkvab"}
+            inputs = self._packed(replace(sequences[0], **joined), len(kinds), length)
+            calls.append(HardCall(kinds, inputs, [by_kind[kind].state_std for kind in kinds]))
+        return calls
+
+    def batch_of(self, inputs: PrefillInputs) -> int:
+        return len(inputs.bounds) - 1
+
+    def calls(self, point: Point) -> int:
+        return CALLS[self.device.type]
+
+    def calls_of(self, case: Case, inputs: PrefillInputs, index_sets, out) -> list:
+        x, bounds = inputs
+        options = x.gates() | {"pool": self.pools[self.pool_layout(case)], "backend": case.name, "out": out}
         if case.indexing == "in_place":
-            return partial(ops.prefill, *self.inputs.arguments(), **options)
-        return partial(ops.prefill_detour, *self.inputs.arguments(), scratch=self.scratch, rows=self.rows, **options)
+            call = partial(ops.prefill, *x.arguments(), cu_seqlens=bounds, **options)
+        else:
+            rows = torch.arange(1, len(bounds), dtype=torch.int32, device=self.device)
+            options |= {"scratch": self.scratch, "rows": rows}
+            call = partial(ops.prefill_detour, *x.arguments(), cu_seqlens=bounds, **options)
+        return [partial(call, indices=indices) for indices in index_sets]
 
-    def check(self) -> dict[Case, Check]:
-        """Each case once from the same state, the value heads of the last key head against the oracle."""
-        indices, group = self.index_sets[0], self.shape.group
-        start = next(iter(self.pools.values())).read(indices)  # as stored, so every pool holds it exactly
-        x = self.inputs
-        o, state = reference.prefill_chunked(
-            x.q[:, -1:], x.k[:, -1:], x.v[:, -group:], x.a[:, -group:], x.b[:, -group:], A_log=x.A_log[-group:],
-            dt_bias=x.dt_bias[-group:], state=start[:, -group:], cu_seqlens=self.bounds,
-        )  # fmt: skip
-        checks = {}
-        for case in self.cases:
-            pool = self.pools[_pool_layout(case)]
-            pool.write(indices, start)
-            self.out.fill_(torch.nan)
-            try:
-                self.call(case, indices)()
-            except Exception as error:
-                if case.backend in OURS:
-                    where = f"{self.sequences} x {self.length}"
-                    raise RuntimeError(f"{case.key} failed at {where}: {type(error).__name__}: {error}") from error
-                self.failed[case] = f"failed with {type(error).__name__}: {error}"[:300]
-                continue
-            right_o, error_o = distance(self.out[:, -group:].cpu(), o, self.out.dtype, PREFILL)
-            right_state, error_state = distance(pool.read(indices)[:, -group:].cpu(), state, pool.dtype, PREFILL)
-            finite = bool(torch.isfinite(self.out).all()) and bool(torch.isfinite(pool.state).all())
-            checks[case] = Check(right_o and right_state and finite, error_o, worse(error_state, 0.0))
-        return checks
+    def reference(self, inputs: PrefillInputs, state, rows=None) -> list[Part]:
+        """Compute the value heads of the last key head, of all sequences or of consecutive ones, on the CPU."""
+        x, group = inputs.tensors, self.shape.group
+        rows = list(range(len(state))) if rows is None else rows
+        bounds = inputs.bounds[rows[0] : rows[-1] + 2]
+        tokens = slice(int(bounds[0]), int(bounds[-1]))
+        o, states = reference.prefill_chunked(
+            x.q[tokens, -1:],
+            x.k[tokens, -1:],
+            x.v[tokens, -group:],
+            x.a[tokens, -group:],
+            x.b[tokens, -group:],
+            A_log=x.A_log[-group:],
+            dt_bias=x.dt_bias[-group:],
+            state=state[rows, -group:],
+            cu_seqlens=bounds - bounds[0],
+        )
+        return [Part(rows, o, states, tokens)]
 
-    def time(self, timer, samples, cases, checks, share) -> list[dict]:
-        """Rows of the cases that are right, timed in turns; refusals with the reason if the timer cannot do it."""
-        if not cases:
-            share(1.0)
-            return []
-        calls = {case.key: [self.call(case, indices) for indices in self.index_sets] for case in cases}
-        warmup = 3 if self.device.type == "cuda" else 1
-        try:
-            timings = time_interleaved(
-                calls, timer=timer, device=self.device, samples=samples, warmup=warmup, progress=share
-            )
-        except TimerUnavailable as error:
-            refused = {"status": "refused", "timer": timer, "reason": str(error)}
-            return [self.case_fields(case, checks[case]) | refused for case in cases]
-        except RuntimeError as error:  # names the variant that cannot be captured
-            failed = [case for case in cases if case.backend not in OURS and str(error).startswith(case.key)]
-            if not failed:
-                raise
-            rest = [case for case in cases if case not in failed]
-            refused = {"status": "refused", "timer": timer, "reason": str(error)[:300]}
-            rows = [self.case_fields(case, checks[case]) | refused for case in failed]
-            return rows + self.time(timer, samples, rest, checks, share)
-        return [self.case_fields(case, checks[case]) | self.timing_fields(timings[case.key]) for case in cases]
+    def compare(self, case: Case, part: Part, out, indices, start) -> Check:
+        pool, group = self.pools[self.pool_layout(case)], self.shape.group
+        right_o, error_o = distance(out[part.tokens, -group:].cpu(), part.o, out.dtype, PREFILL)
+        state = pool.read(indices[part.rows])[:, -group:].cpu()
+        right_state, error_state = distance(state, part.states, pool.dtype, PREFILL)
+        finite = bool(torch.isfinite(out).all()) and bool(torch.isfinite(pool.state).all())
+        return Check(right_o and right_state and finite, error_o, error_state)
 
-    def case_fields(self, case: Case, check: Check) -> dict:
+    def where(self, point: Point) -> str:
+        return f"{point.batch} x {point.tokens}"
+
+    def weight(self, point: Point) -> float:
+        return point.batch * point.tokens
+
+    def l2(self, point: Point) -> str:
+        return l2_state(self.bytes(point), self.device)
+
+    def bytes(self, point: Point, case=None) -> int:
+        return prefill_bytes(self.shape, point.batch * point.tokens, point.batch, self.dtype, self.io_dtype)
+
+    def bytes_formula(self, case: Case) -> str:
+        return PREFILL_BYTES_FORMULA
+
+    def case_fields(self, case: Case, point: Point, check: Check) -> dict:
         return {
-            "backend": case.backend, "variant": case.variant, "indexing": case.indexing, "layout": case.layout,
-            "batch": self.sequences, "length": self.length, "tokens": self.tokens, "slots": self.slots,
-            "max_abs_error": check.max_abs_error, "max_abs_error_state": check.max_abs_error_state,
-        }  # fmt: skip
+            "backend": case.backend,
+            "variant": case.variant,
+            "indexing": case.indexing,
+            "layout": case.layout,
+            "batch": point.batch,
+            "length": point.tokens,
+            "tokens": point.batch * point.tokens,
+            "slots": self.slots,
+            "max_abs_error": check.max_abs_error,
+            "max_abs_error_state": check.max_abs_error_state,
+        }
 
-    def timing_fields(self, timing) -> dict:
-        l2, flops = "not controlled", prefill_flops(self.shape, self.tokens)
-        if self.device.type == "cuda":
-            l2 = "cold" if self.bytes >= L2_MULTIPLE * l2_bytes(self.device) else "warm"
-        return timing_fields(timing, self.bytes, PREFILL_BYTES_FORMULA, self.roof, self.device, l2) | {
-            "tokens_per_s": self.tokens / timing.median_us * 1e6, "flops": flops,
-            "flops_formula": PREFILL_FLOPS_FORMULA, "tflops": flops / timing.median_us / 1e6,
-        }  # fmt: skip
-
-
-def _pool_layout(case: Case) -> str:
-    return "VK" if case.indexing == "detour" else case.layout
-
-
-def _cases(variants, indexings, shape, dtype, io_dtype, device) -> tuple[list[Case], list[dict]]:
-    """The cases that can run, and a row for each variant that cannot; KV kernels also by the detour."""
-    indexings = checked_names("indexings", indexings, INDEXINGS)
-    cases, refused = cases_of("prefill", variants, indexings, shape, dtype, io_dtype, device)
-    cases = [case for case in cases if case.indexing == "in_place" or case.layout == "KV"]
-    if device.type == "cuda":
-        reason = "reads cu_seqlens on the host, which the timers of a GPU cannot have; correct, and not timed"
-        names = {(case.backend, case.variant, case.layout) for case in cases if case.backend == "torch"}
-        cases = [case for case in cases if case.backend != "torch"]
-        for backend, variant, layout in sorted(names):
-            row = {"status": "refused", "backend": backend, "variant": variant, "layout": layout, "reason": reason}
-            refused.append(row)
-    return cases, refused
+    def timing_fields(self, case: Case, point: Point, timing) -> dict:
+        tokens, flops = point.batch * point.tokens, prefill_flops(self.shape, point.batch * point.tokens)
+        return super().timing_fields(case, point, timing) | {
+            "tokens_per_s": tokens / timing.median_us * 1e6,
+            "flops": flops,
+            "flops_formula": PREFILL_FLOPS_FORMULA,
+            "tflops": flops / timing.median_us / 1e6,
+        }
