@@ -102,6 +102,9 @@ class Sweep(ABC):
     def before_check(self, case: Case, parts: list[Part]) -> None:  # noqa: B027  likewise
         """Set up what a case reads or overwrites besides the pool and `out`."""
 
+    def before_timing(self, point: Point) -> None:  # noqa: B027  likewise
+        """Fill what the timed calls read besides inputs and pools."""
+
     def pool_layout(self, case: Case) -> str:
         """Layout of the pool that a case works on."""
         return case.layout
@@ -283,6 +286,7 @@ class Sweep(ABC):
         if not checked:
             progress(1.0)
             return []
+        self.before_timing(point)
         inputs, index_sets = self.inputs(point), self.index_sets(point)
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in checked}

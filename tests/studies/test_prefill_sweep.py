@@ -1,4 +1,4 @@
-"""The prefill sweep on the CPU."""
+"""The sweep of prefill() on the CPU."""
 
 import pytest
 import torch
@@ -6,8 +6,10 @@ import torch
 from gdn_lab import GDNShape, ops
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.bench.results import Run, load
+from gdn_lab.bench.sweep import AFTER, HOST_SYNC, RANDOM
 from gdn_lab.costs import prefill_bytes
-from gdn_lab.studies.prefill.sweep import prefill_sweep
+from gdn_lab.hard_inputs import KINDS
+from gdn_lab.studies.prefill.sweep import PrefillSweep, prefill_sweep
 
 SMALL = GDNShape(2, 4, 16, 32)
 OPTIONS = dict(device="cpu", samples=2, progress=False, variants=["torch"])
@@ -33,6 +35,41 @@ def test_a_wrong_one_is_not_timed(monkeypatch):
     monkeypatch.setattr(ops, "launch_for", lambda name, call: wrong)
     rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
     assert [row["status"] for row in rows] == ["wrong"] and "median_us" not in rows[0]
+
+
+def test_a_variant_that_synchronises_is_checked_and_not_timed(monkeypatch):
+    monkeypatch.setattr(PrefillSweep, "_synchronises", lambda self, case: case.name == "torch/kv")
+    rows = prefill_sweep(SMALL, [(1, 70), (2, 5)], **OPTIONS)
+    assert {row["variant"] for row in rows if row["status"] == "ok"} == {"vk"}
+    refused = [row for row in rows if row["status"] == "refused"]
+    assert [(row["variant"], row["reason"]) for row in refused] == [("kv", HOST_SYNC)]
+
+    right = ops.prefill
+    monkeypatch.setattr(ops, "prefill", lambda *arguments, **options: right(*arguments, **options).add_(1))
+    rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS)
+    assert {(row["variant"], row["status"]) for row in rows} == {("vk", "wrong"), ("kv", "wrong")}
+
+
+@pytest.mark.parametrize("sequences", [1, 3, 9])
+def test_every_kind_of_hard_inputs_meets_every_workload(sequences):
+    row = prefill_sweep(SMALL, [(sequences, 3)], indexings=["in_place"], **OPTIONS)[0]
+    assert row["checked"] == [RANDOM, *KINDS, AFTER]
+
+
+def test_hard_inputs_alone_can_be_what_is_wrong(monkeypatch):
+    right = ops.prefill
+
+    def sensitive(q, k, v, *arguments, pool, indices, out, **options):
+        large = bool((pool.state[indices.long()].float().std((1, 2, 3)) > 5).any())
+        right(q, k, v, *arguments, pool=pool, indices=indices, out=out, **options)
+        if large:
+            out[0, -1, 0] = torch.nan
+
+    monkeypatch.setattr(ops, "prefill", sensitive)
+    rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
+    assert [row["status"] for row in rows] == ["wrong"]
+    assert rows[0]["wrong_on"] == ["nearly parallel keys", "q = k", "large state"]
+    assert rows[0]["max_abs_error"] is None
 
 
 def test_arguments():

@@ -9,7 +9,7 @@ import torch
 
 from ... import ops, reference
 from ...bench.cases import Case, Point, SweepOptions, cases_of, checked_batches, checked_names
-from ...bench.pools import pool_slots
+from ...bench.pools import STATE_STD, pool_slots
 from ...bench.sweep import Part, Sweep
 from ...costs import COMMIT_BYTES_FORMULA, VERIFY_BYTES_FORMULA, commit_bytes, verify_bytes
 from ...hard_inputs import in_one_call, split_kinds
@@ -85,6 +85,10 @@ class VerifySweep(Sweep):
             stored.fill_(0.0)
             for part in parts:
                 stored[part.rows] = part.states.to(stored.dtype)
+
+    def before_timing(self, point: Point) -> None:
+        for pool in self.pools.values():
+            pool.intermediate_states.normal_(0, STATE_STD)  # commit() takes them, whether or not a case stores them
 
     def compare(self, case, part: Part, out, indices, start) -> Check:
         pool, rows = self.pools[case.layout], part.rows
