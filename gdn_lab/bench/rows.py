@@ -1,4 +1,4 @@
-"""Rows as a sweep makes them: written to the run at once, with what all share; how the run ended; the progress bar."""
+"""Rows as a sweep makes them: completed with what all share and written to the run at once."""
 
 from contextlib import contextmanager
 
@@ -12,12 +12,16 @@ from .timers import Timing
 
 
 class Rows(list):
-    """The rows of a sweep so far. add() completes one with what all share and writes it to the run, if any, at once."""
+    """The rows of a sweep so far.
+
+    run: None, or a Run to which add() appends each row. common: fields that all rows share.
+    """
 
     def __init__(self, run: Run | None, common: dict | None = None):
         self.run, self.common = run, common or {}
 
     def add(self, row: dict) -> None:
+        """Complete a row, write it to the run and keep it."""
         row = self.common | row
         if self.run is not None:
             self.run.append(row)
@@ -25,27 +29,45 @@ class Rows(list):
 
 
 def common_fields(phase: str, shape: GDNShape, dtype, io_dtype, **fields) -> dict:
-    """What all rows of a sweep over one shape share, with any further fields."""
+    """Make the fields that all rows of a sweep over one shape share, and any further ones."""
     common = {"phase": phase, "state_dtype": dtype_name(dtype), "io_dtype": dtype_name(io_dtype)} | fields
     names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
     return common | {name: getattr(shape, name) for name in names}
 
 
 def timing_fields(timing: Timing, nbytes: int, formula: str, roof: Roof, device: torch.device, l2: str) -> dict:
-    """Of a timed row: times in µs, `nbytes` that a call must move and what they are, the rates that makes, the roof."""
+    """Make the fields of a timed row: times in µs, rates, measured bandwidth.
+
+    nbytes: that a call must move. formula: what they are. l2: where they come from.
+    """
     gb_per_s = nbytes / timing.median_us / 1e3 if timing.median_us > 0 else 0.0
-    datasheet = datasheet_gb_per_s(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return {
-        "status": "ok", "timer": timing.timer, "median_us": timing.median_us, "p20_us": timing.p20_us,
-        "p80_us": timing.p80_us, "count": timing.count, "calls_per_sample": timing.calls_per_sample, "l2": l2,
-        "bytes": nbytes, "bytes_formula": formula, "gb_per_s": gb_per_s, "roof_gb_per_s": roof.gb_per_s,
-        "share_of_roof": gb_per_s / roof.gb_per_s, "roof_method": roof.method, "datasheet_gb_per_s": datasheet,
-    }  # fmt: skip
+    fields = {
+        "status": "ok",
+        "timer": timing.timer,
+        "median_us": timing.median_us,
+        "p20_us": timing.p20_us,
+        "p80_us": timing.p80_us,
+        "count": timing.count,
+        "calls_per_sample": timing.calls_per_sample,
+        "l2": l2,
+        "bytes": nbytes,
+        "bytes_formula": formula,
+        "gb_per_s": gb_per_s,
+        "roof_gb_per_s": roof.gb_per_s,
+        "share_of_roof": gb_per_s / roof.gb_per_s,
+        "roof_method": roof.method,
+        "datasheet_gb_per_s": datasheet_gb_per_s(_gpu_name(device)),
+    }
+    return fields if timing.kernels is None else fields | {"kernels": timing.kernels}
+
+
+def _gpu_name(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 @contextmanager
 def recorded(run: Run | None):
-    """Records in run.json that the sweep was interrupted or failed, and passes it on."""
+    """Record in run.json that the sweep was interrupted or failed, and pass the exception on."""
     try:
         yield
     except BaseException as error:

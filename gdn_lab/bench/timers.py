@@ -30,7 +30,8 @@ Calls = dict[str, Sequence[Callable[[], None]]]
 class Timing:
     """Microseconds of one call: median, 20th and 80th percentile of `count` samples.
 
-    calls_per_sample: calls that one sample averages over (1 for cupti_kernel, which sees each call).
+    calls_per_sample: calls that one sample averages over (1 for cupti_kernel, which sees each call). kernels: launched
+    by one call, copies and fills included; only cupti_kernel knows.
     """
 
     timer: str
@@ -39,6 +40,7 @@ class Timing:
     p80_us: float
     count: int
     calls_per_sample: int
+    kernels: int | None = None
 
 
 def unavailable(timer: str, device) -> str | None:
@@ -128,10 +130,10 @@ def _ignore(_fraction: float) -> None:
     pass
 
 
-def timing_of(timer: str, samples_us, calls_per_sample: int) -> Timing:
+def timing_of(timer: str, samples_us, calls_per_sample: int, kernels: int | None = None) -> Timing:
     """Summarise samples, in µs of one call each, as a Timing."""
     p20, median, p80 = (float(x) for x in numpy.percentile(samples_us, (20, 50, 80)))
-    return Timing(timer, median, p20, p80, len(samples_us), calls_per_sample)
+    return Timing(timer, median, p20, p80, len(samples_us), calls_per_sample, kernels)
 
 
 def _plan(once_us: float, samples: int, min_sample_us: float, max_seconds: float) -> tuple[int, int]:
@@ -280,4 +282,4 @@ def _cupti_kernel(graphs, sizes, samples, warmup, advance) -> dict[str, Timing]:
         busy = cupti.busy_us([record[1:] for record in records])
         sampled[key].extend(numpy.reshape(busy, (sizes[key], -1)).sum(1))
     advance(1.0)
-    return {key: timing_of("cupti_kernel", sampled[key], 1) for key in graphs}
+    return {key: timing_of("cupti_kernel", sampled[key], 1, counts[key].pop() // sizes[key]) for key in graphs}

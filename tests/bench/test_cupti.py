@@ -70,6 +70,7 @@ def test_cupti_adds_up_each_call(monkeypatch):
     timings = time_records(monkeypatch, recorded, {"a": 2, "b": 1})
     assert (timings["a"].median_us, timings["a"].count, timings["a"].calls_per_sample) == (5, 4, 1)
     assert (timings["b"].median_us, timings["b"].count) == (8, 2)
+    assert (timings["a"].kernels, timings["b"].kernels) == (2, 1)
 
 
 @pytest.mark.parametrize(
