@@ -3,6 +3,7 @@
 GDNShape.from_model("qwen3.5-397b-a17b", tp=8)   ->   GDNShape(num_k_heads=2, num_v_heads=8)
 """
 
+import functools
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -87,6 +88,11 @@ class GDNShape:
                 f"share evenly; choose one of {', '.join(map(str, divisions(name)))}"
             )
         return cls(entry.num_k_heads // tp, entry.num_v_heads // tp)
+
+    @functools.cached_property
+    def dims(self) -> tuple[int, int, int, int]:
+        """HK, HV, K, V: query/key heads, value heads, and their sizes."""
+        return self.num_k_heads, self.num_v_heads, self.head_k_dim, self.head_v_dim
 
     @property
     def group(self) -> int:

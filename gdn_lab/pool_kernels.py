@@ -7,8 +7,6 @@ import torch
 import triton
 import triton.language as tl
 
-from .backends.base import KernelCase
-
 BLOCK = 8192  # elements of a state that one program copies
 CHANNELS = 512  # channels of a window that one program moves on
 
@@ -68,14 +66,3 @@ def commit(state, conv, indices, accepted, intermediate_states, draft_inputs) ->
             conv, draft_inputs, indices, accepted, *draft_inputs.stride()[:2], conv.shape[1], conv.shape[2], CHANNELS,
             num_warps=4,
         )  # fmt: skip
-
-
-def kernel_cases() -> list[KernelCase]:
-    """What commit() compiles for the largest model, for resources.py."""
-    indexing = {"indices": "*i32", "accepted": "*i64"}
-    types = {"state": "*bf16", "states": "*bf16", "states_row": "i64"} | indexing
-    constants = dict(ELEMENTS=64 * 128 * 128, BLOCK=BLOCK)
-    cases = [KernelCase("commit state", state_kernel, types, constants, 4)]
-    types = {"conv": "*bf16", "inputs": "*bf16", "inputs_row": "i32", "inputs_channel": "i32"} | indexing
-    constants = dict(DIM=12288, WINDOW=3, CHANNELS=CHANNELS)
-    return cases + [KernelCase("commit window", window_kernel, types, constants, 4)]

@@ -1,5 +1,6 @@
 """What a backend is: a name, variants, a rule of refusal in sentences, and one launch function for each phase."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,22 +94,6 @@ class Call(NamedTuple):
 MIN_LOG_DECAY = -90.0
 
 
-class KernelCase(NamedTuple):
-    """One compilation of a Triton kernel. types: argument name -> "*bf16", "i32", "fp32"; constants: its constexprs.
-
-    architectures: of resources.py, those it is made for; None: all. num_stages: None: what Triton takes. registers: the
-    most that a thread may take; None: what the compiler likes."""
-
-    label: str
-    kernel: object
-    types: dict[str, str]
-    constants: dict[str, object]
-    num_warps: int
-    architectures: tuple[str, ...] | None = None
-    num_stages: int | None = None
-    registers: int | None = None
-
-
 # decode   launch(q, k, v, a, b, *, A_log, dt_bias, state: State, indices, scale, use_qk_l2norm, out)
 # verify   adds update_state; state.intermediate is the buffer or None
 # prefill  adds cu_seqlens
@@ -170,6 +155,25 @@ def dtype_names(dtypes) -> str:
     return " or ".join(map(dtype_name, dtypes))
 
 
+_assumed_capability: tuple[int, int] | None = None
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU, (9, 0) say. Launch code asks here, so that a GPU that is not there can be assumed."""
+    return _assumed_capability or torch.cuda.get_device_capability(device)
+
+
+@contextlib.contextmanager
+def assumed_capability(major: int, minor: int = 0):
+    """Inside, every device has this compute capability: for compiling what another GPU would launch."""
+    global _assumed_capability
+    before, _assumed_capability = _assumed_capability, (major, minor)
+    try:
+        yield
+    finally:
+        _assumed_capability = before
+
+
 def needs_capability(device: torch.device, major: int) -> str | None:
     """One sentence if `device` is not an NVIDIA GPU of at least compute capability major.0."""
     needs = f"needs an NVIDIA GPU of compute capability {major}.0 or newer"
@@ -179,5 +183,5 @@ def needs_capability(device: torch.device, major: int) -> str | None:
         return f"{needs}; this is an AMD GPU"
     if not torch.cuda.is_available():
         return f"{needs}; PyTorch finds none here"
-    found = torch.cuda.get_device_capability(device)
+    found = capability(device)
     return None if found >= (major, 0) else f"{needs}; this is {found[0]}.{found[1]}"

@@ -1,19 +1,22 @@
-"""`triton`: one kernel for decode and for verify by few tokens (triton_tokens), one for verify by many (triton_verify),
-one for prefill (triton_prefill), each for both memory orders of the pool, in place by index."""
+"""`triton`: our Triton kernels, each for both memory orders of the pool, in place by index.
+
+recurrent.py   decode, and verify for few tokens or where every state is stored
+verify.py      verify for many tokens
+prefill.py     prefill
+gates.py       decay and beta as tensors, for other libraries' kernels
+device.py      device code they share
+"""
 
 import torch
-import triton
 
-from ..base import Backend, KernelCase, Variant, dtype_name, dtype_names, needs_capability
-from . import prefill as triton_prefill
-from . import recurrent as triton_tokens
-from . import verify as triton_verify
-from .recurrent import Tile, can_overlap, launch_tokens
+from ..base import Backend, Variant, dtype_name, dtype_names, needs_capability
+from . import prefill, recurrent, verify
+from .device import INTERPRETED
+from .recurrent import Strides, Tile, can_overlap
 
 STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 IO_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 PHASES = ("decode", "verify", "prefill")
-INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run on the CPU, one program after the other
 
 
 class TritonBackend(Backend):
@@ -76,7 +79,7 @@ class TritonBackend(Backend):
         return None if call.device.type == "cpu" else super().auto_rank(call)
 
     def missing(self, device):
-        if INTERPRETED and device.type == "cpu":
+        if INTERPRETED.value and device.type == "cpu":
             return None
         return needs_capability(device, 8)
 
@@ -86,7 +89,7 @@ class TritonBackend(Backend):
             return f"takes head_k_dim 16, 32, 64, 128 or 256 and head_v_dim in multiples of 32; these are {K} and {V}"
         if call.io_dtype not in IO_DTYPES:
             return f"takes inputs of {dtype_names(IO_DTYPES)}; these are {dtype_name(call.io_dtype)}"
-        return triton_prefill.refusal(call) if call.phase == "prefill" else None
+        return prefill.refusal(call) if call.phase == "prefill" else None
 
     def decode_launch(self, variant, call):
         k_last, overlap = variant.layout == "VK", variant.name == "vk" and can_overlap(call.device)
@@ -94,23 +97,18 @@ class TritonBackend(Backend):
         HV = call.shape.num_v_heads
 
         def launch(q, k, v, a, b, **others):
-            tile = fixed or triton_tokens.decode_tile(q.shape[0] * HV, overlap)
+            tile = fixed or recurrent.decode_tile(q.shape[0] * HV, overlap)
             (q_row, q_head, _), (k_row, k_head, _), (v_row, v_head, _) = q.stride(), k.stride(), v.stride()
-            strides = (q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0)
-            launch_tokens(call.shape, k_last, overlap, tile, 1, strides, q, k, v, a, b, **others)
+            strides = Strides(q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0)
+            recurrent.launch_recurrent(call.shape, k_last, overlap, tile, 1, strides, q, k, v, a, b, **others)
 
         return launch
 
     def verify_launch(self, variant, call):
-        return triton_verify.verify_launch(call)
+        return verify.verify_launch(call)
 
     def prefill_launch(self, variant, call):
-        return triton_prefill.prefill_launch(call)
-
-
-def kernel_cases() -> list[KernelCase]:
-    """Every compilation of the kernels that the variants make at the models' head size, for resources.py."""
-    return triton_tokens.kernel_cases() + triton_verify.kernel_cases() + triton_prefill.kernel_cases()
+        return prefill.prefill_launch(call)
 
 
 BACKEND = TritonBackend()

@@ -6,55 +6,51 @@ With G_i the sum of log g up to token i, S the state before the first, and norma
     o_i = e^{G_i} S q_i + sum_{j<=i} P_ji u_j                            P_ji = e^{G_i - G_j} (k_j . q_i)
     S_i = e^{G_i} S + sum_{j<=i} e^{G_i - G_j} u_j k_j^T
 
-(reference.prefill_chunked says the same in float64, by chunks.) The state enters only through S k_i and S q_i.
+(reference.prefill_chunked is the same in float64, by chunks.) The state enters only through S k_i and S q_i.
 
-prepare_kernel, one program for value heads that share a key head, makes A, P and the factors of each token, which need
-no state, and leaves them in scratch. verify_kernel, one program for a [TILE × K] tile of a state, has the tensor cores
-multiply the tile as it is stored with the keys and queries as they came, without rounding anything: norms, decay and
-beta are factors of the [TILE × T] products. What remains are T steps on that small product, and one product of all u
-with the keys where the state moves on.
+prepare_kernel, one program for value heads that share a key head, computes A, P and the factors of each token, which
+need no state, and stores them in scratch. verify_kernel, one program for a [TILE × K] tile of a state, multiplies the
+tile as it is stored with the keys and queries as they came on the tensor cores, without rounding anything: norms, decay
+and beta are factors of the [TILE × T] products. What remains are T steps on that small product, and one product of all
+u with the keys where the state is updated.
 
-A state for each token costs T times the bytes, and few tokens little arithmetic: those calls go token by token, which
-needs one kernel and no scratch (triton_tokens, by_token()).
+Where every state is stored, and for few tokens, recurrent.py's kernel is used instead (use_recurrent()): it is one
+launch and needs no scratch.
 
-On compute capability 9.0 and newer both are programmatic dependents: verify_kernel's state loads overlap the kernel
-that prepares its factors. It may read what was written before prepare_kernel, because that waits before it lets
-others begin; it waits itself before it reads scratch.
+On compute capability 9.0 and newer both kernels use programmatic dependent launch: verify_kernel's state loads overlap
+prepare_kernel. It may read what was written before prepare_kernel, because that waits before it lets others begin; it
+waits itself before it reads scratch.
 """
-
-import itertools
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ...reference import NORM_EPS, SOFTPLUS_THRESHOLD
-from ..base import KernelCase, dtype_name
+from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_offsets
 from .recurrent import (
-    FEW,
-    FULL,
+    FEW_HEADS,
+    SATURATED_HEADS,
+    Strides,
     Tile,
-    by_token,
     can_overlap,
-    in_head,
     is_hopper,
-    launch_tokens,
-    limit,
-    place,
+    launch_recurrent,
+    use_recurrent,
     verify_tile,
 )
 
 TOKENS = 16  # rows and columns of A and P in scratch
 SCRATCH = (2 * TOKENS + 5) * TOKENS  # float32 of a value head: A, P, then one row for each of the factors below
 BETA, STATE_TO_U, STATE_TO_O, U_TO_STATE, CARRY = (tl.constexpr((2 * TOKENS + i) * TOKENS) for i in range(5))
-INTERPRETED = triton.knobs.runtime.interpret
 
 
 @triton.jit
-def _product(x, y, PIECES: tl.constexpr):
-    """x @ y to float32 precision. PIECES: how many numbers of y's 16-bit dtype add up to one of x; products of those
-    are exact. 0: y is float32."""
+def split_dot(x, y, PIECES: tl.constexpr):
+    """Return x @ y to float32 precision.
+
+    PIECES: how many numbers of y's 16-bit dtype add up to one of x; their products are exact. 0: y is float32.
+    """
     if PIECES == 0:
         return tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="tf32x3")
     piece = x.to(y.dtype)
@@ -72,13 +68,12 @@ def prepare_kernel(
     q, k, a, b, A_log, dt_bias, indices, scratch, scale,
     q_row, q_token, q_head, k_row, k_token, k_head, a_row, a_token, b_row, b_token,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, T: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr,
-    GROUP: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr, EPS: tl.constexpr,
-    SOFTPLUS_MAX: tl.constexpr,
+    GROUP: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
-    """One program: GROUP value heads of one key head and row. Grid: [HV // GROUP · B], heads fastest.
+    """Compute A, P and the factors for GROUP value heads of one key head and row. Grid: [HV // GROUP · B], heads fastest.
 
-    scratch [B, HV, SIZE] float32. A and P lie as [j, i], N × N with N = 16: row j is what u_j does to the tokens from j
-    on.
+    scratch [B, HV, SIZE] float32. A and P are stored as [j, i], N × N with N = 16: row j is the effect of u_j on the
+    tokens from j on.
     """
     first = tl.program_id(0) % (HV // GROUP) * GROUP
     row = (tl.program_id(0) // (HV // GROUP)).to(tl.int64)
@@ -99,8 +94,8 @@ def prepare_kernel(
     k_i = tl.load(k_at, mask=i < T, other=0.0)  # [K, N], a token a column
     q_i = tl.load(q_at, mask=i < T, other=0.0)
     k_j = tl.trans(k_i)
-    kk = _product(k_j, k_i, PIECES)  # [j, i]
-    kq = _product(k_j, q_i, PIECES)
+    kk = split_dot(k_j, k_i, PIECES)  # [j, i]
+    kq = split_dot(k_j, q_i, PIECES)
 
     k_norm = tl.full([N], 1.0, tl.float32)
     k_norm_j = tl.full([N], 1.0, tl.float32)
@@ -118,9 +113,8 @@ def prepare_kernel(
         a_i = tl.load(a + row * a_row + ts * a_token + head, mask=live, other=0.0).to(tl.float32)
         b_i = tl.load(b + row * b_row + ts * b_token + head, mask=live, other=0.0).to(tl.float32)
         x = a_i + tl.load(dt_bias + head)
-        softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
-        log_g = tl.where(live, -tl.exp(tl.load(A_log + head)) * softplus, 0.0)
-        beta = tl.where(live, 1.0 / (1.0 + tl.exp(-b_i)), 0.0)
+        log_g = tl.where(live, log_decay(x, tl.exp(tl.load(A_log + head))), 0.0)
+        beta = tl.where(live, sigmoid(b_i), 0.0)
         # Sums from j to i, not differences of sums from the start: after a strong decay those would be rounded coarsely
         decay = tl.where(i >= j, tl.exp(tl.cumsum(tl.where(i > j, log_g[None, :], 0.0), axis=1)), 0.0)
         from_start = tl.exp(tl.cumsum(log_g, axis=0))
@@ -144,13 +138,13 @@ def verify_kernel(
     N: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, K_LAST: tl.constexpr, UPDATE: tl.constexpr,
     PIECES: tl.constexpr, U_PIECES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One program: TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
+    """Verify T tokens on TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
 
     state [slots, HV, V, K] with K_LAST, else [slots, HV, K, V]; offsets of slots and rows are 64-bit. out
     [B, T, HV, V]. COLUMNS: T, rounded up to what a product takes. UPDATE: the pool's state takes the last.
-    U_PIECES: as _product's PIECES, of the product of u and the keys.
+    U_PIECES: as split_dot's PIECES, of the product of u and the keys.
     """
-    tile, head, key_head, row = place(HK, HV, V // TILE)
+    tile, head, key_head, row = program_coords(HK, HV, V // TILE)
     ts = tl.arange(0, COLUMNS)
     ks = tl.arange(0, K)
     vs = tile * TILE + tl.arange(0, TILE)
@@ -161,7 +155,7 @@ def verify_kernel(
         tl.store(out_at, tl.zeros([TILE, COLUMNS], tl.float32).to(out.dtype.element_ty), mask=live)
         return
 
-    inside = in_head(vs, ks, K, V, K_LAST)  # [TILE, K]
+    inside = state_offsets(vs, ks, K, V, K_LAST)  # [TILE, K]
     tile_at = state + (slot * HV + head) * (V * K) + inside
     S = tl.load(tile_at)
     k_at = k + row * k_row + key_head * k_head + ks[:, None] + ts[None, :] * k_token
@@ -170,8 +164,8 @@ def verify_kernel(
     q_i = tl.load(q_at, mask=live, other=0.0)
     v_at = v + row * v_row + head * v_head + ts[None, :] * v_token + vs[:, None]
     v_i = tl.load(v_at, mask=live, other=0.0).to(tl.float32)  # [TILE, COLUMNS]
-    Sk = _product(S, k_i, PIECES)
-    Sq = _product(S, q_i, PIECES)
+    Sk = split_dot(S, k_i, PIECES)
+    Sq = split_dot(S, q_i, PIECES)
 
     if OVERLAP:
         gdc_wait()
@@ -188,74 +182,116 @@ def verify_kernel(
     tl.store(out_at, o.to(out.dtype.element_ty), mask=live)
     if UPDATE:
         u *= tl.load(at + U_TO_STATE + ts)[None, :]
-        S = S.to(tl.float32) * tl.load(at + CARRY) + _product(u, tl.trans(k_i), U_PIECES)
+        S = S.to(tl.float32) * tl.load(at + CARRY) + split_dot(u, tl.trans(k_i), U_PIECES)
         tl.store(tile_at, S.to(state.dtype.element_ty))
 
 
 def verify_launch(call):
-    """The launch function of `call`."""
-    HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
+    """Return the launch function for calls like this one."""
+    HK, HV, K, V = call.shape.dims
     k_last, overlap = call.layout == "VK", can_overlap(call.device)
-    hopper = is_hopper(call.device) and K <= 128  # limits of registers leave room for no wider a tile
-    of_keys, of_state = pieces(call.io_dtype, call.io_dtype), pieces(call.state_dtype, call.io_dtype)
+    hopper = is_hopper(call.device) and K <= 128  # limits of registers leave no room for a wider tile
+    qk_pieces, state_pieces = pieces(call.io_dtype, call.io_dtype), pieces(call.state_dtype, call.io_dtype)
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state):
         B, T = q.shape[:2]
         heads, dtype = B * HV, state.data.dtype
-        if by_token(heads, T, dtype, q.dtype, state.intermediate is not None, update_state):
-            launch_tokens(
-                call.shape, k_last, overlap, verify_tile(heads, T, dtype, k_last, hopper), T,
-                (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *a.stride()[:2], *b.stride()[:2]),
-                q, k, v, a, b,
-                A_log=A_log, dt_bias=dt_bias, state=state, indices=indices, scale=scale,
-                use_qk_l2norm=use_qk_l2norm, out=out, update_state=update_state,
-            )  # fmt: skip
+        strides = Strides(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *a.stride()[:2], *b.stride()[:2])
+        if use_recurrent(heads, T, dtype, q.dtype, state.intermediate is not None, update_state):
+            tile = verify_tile(heads, T, dtype, k_last, hopper)
+            launch_recurrent(
+                *(call.shape, k_last, overlap, tile, T, strides, q, k, v, a, b),
+                A_log=A_log,
+                dt_bias=dt_bias,
+                state=state,
+                indices=indices,
+                scale=scale,
+                use_qk_l2norm=use_qk_l2norm,
+                out=out,
+                update_state=update_state,
+            )
             return
         scratch = torch.empty(heads * SCRATCH, dtype=torch.float32, device=q.device)
-        strides = (*q.stride()[:3], *k.stride()[:3])
-        group = HV // HK if heads >= FULL else 1
+        group = HV // HK if heads >= SATURATED_HEADS else 1
         prepare_kernel[(heads // group,)](
-            q, k, a, b, A_log, dt_bias, indices, scratch, scale, *strides, *a.stride()[:2], *b.stride()[:2],
-            HK, HV, K, T, TOKENS, SCRATCH, group, of_keys, overlap, use_qk_l2norm, NORM_EPS, SOFTPLUS_THRESHOLD,
-            num_warps=1, launch_pdl=overlap,
-        )  # fmt: skip
-        tile = tiling(heads, T, dtype, update_state, of_state, hopper)
+            *(q, k, a, b, A_log, dt_bias, indices, scratch, scale),
+            **strides.of("q", "k", "a", "b"),
+            HK=HK,
+            HV=HV,
+            K=K,
+            T=T,
+            N=TOKENS,
+            SIZE=SCRATCH,
+            GROUP=group,
+            PIECES=qk_pieces,
+            OVERLAP=overlap,
+            L2NORM=use_qk_l2norm,
+            num_warps=1,
+            launch_pdl=overlap,
+        )
+        tile = tiling(heads, T, dtype, update_state, state_pieces, hopper)
         rows = min(tile.rows, V & -V)  # the largest power of 2 that divides V
         verify_kernel[(V // rows * heads,)](
-            q, k, v, state.data, indices, scratch, out, *strides, *v.stride()[:3],
-            HK, HV, K, V, T, columns(T, update_state), TOKENS, SCRATCH, rows, k_last, update_state, of_state,
-            u_pieces(dtype), overlap, num_warps=tile.warps, maxnreg=tile.registers, launch_pdl=overlap,
-        )  # fmt: skip
+            *(q, k, v, state.data, indices, scratch, out),
+            **strides.of("q", "k", "v"),
+            HK=HK,
+            HV=HV,
+            K=K,
+            V=V,
+            T=T,
+            COLUMNS=columns(T, update_state),
+            N=TOKENS,
+            SIZE=SCRATCH,
+            TILE=rows,
+            K_LAST=k_last,
+            UPDATE=update_state,
+            PIECES=state_pieces,
+            U_PIECES=u_pieces(dtype),
+            OVERLAP=overlap,
+            num_warps=tile.warps,
+            maxnreg=tile.registers,
+            launch_pdl=overlap,
+        )
 
     return launch
 
 
 def pieces(dtype: torch.dtype, io_dtype: torch.dtype) -> int:
-    """How many numbers of io_dtype add up to any one of dtype; 0 if io_dtype is no 16-bit dtype, or the sum would not
-    do: a product in float32 then. The interpreter gets 16-bit products wrong."""
-    if INTERPRETED or io_dtype.itemsize != 2 or (io_dtype is torch.float16 and dtype is not torch.float16):
+    """Return how many numbers of io_dtype add up to any one of dtype; 0 stands for a product in float32.
+
+    That is what an io_dtype that has not 16 bits takes, one whose sum would not be exact, and the interpreter, which
+    gets 16-bit products wrong.
+    """
+    if INTERPRETED.value or io_dtype.itemsize != 2 or (io_dtype is torch.float16 and dtype is not torch.float16):
         return 0
     return 1 if dtype is io_dtype else {torch.float16: 2, torch.float32: 3}[dtype]
 
 
 def u_pieces(dtype: torch.dtype) -> int:
-    """How many bfloat16 make up u where its product with the keys moves a state of dtype on: two have 16 bits, more
-    than a 16-bit state keeps."""
-    if INTERPRETED:
+    """Return how many bfloat16 make up u in the product with the keys that updates a state of `dtype`.
+
+    Two have 16 bits of mantissa, more than a 16-bit state keeps.
+    """
+    if INTERPRETED.value:
         return 0
     return 3 if dtype is torch.float32 else 2
 
 
 def columns(tokens: int, update: bool) -> int:
-    """Columns of the products with the state: tokens rounded up to what the tensor cores take; 16 where another
-    product moves the state on, which sums over them."""
+    """Return the columns of the products with the state: tokens, rounded up to what the tensor cores take.
+
+    16 where another product, which sums over them, updates the state.
+    """
     return 8 if tokens <= 8 and not update else 16
 
 
-def tiling(heads: int, tokens: int, dtype: torch.dtype, update: bool, of_state: int, hopper: bool) -> Tile:
-    """For B · HV heads. of_state: pieces(). Of bf16 and float32 pools by times on an H100, otherwise so that nothing
-    spills. A float32 state moves on in tiles that spill a few registers: half the time of those that spill none."""
-    if of_state == 0:
+def tiling(heads: int, tokens: int, dtype: torch.dtype, update: bool, state_pieces: int, hopper: bool) -> Tile:
+    """Choose the tile for B · HV heads. state_pieces: pieces() of the state.
+
+    bf16 and float32 pools by times on an H100, others so that nothing spills. Updating a float32 state spills a few
+    registers: that takes half the time of tiles that spill none.
+    """
+    if state_pieces == 0:
         return Tile(16, 2 if tokens <= 8 else 4)
     if dtype is torch.float32:
         if update or tokens <= 4:
@@ -265,39 +301,8 @@ def tiling(heads: int, tokens: int, dtype: torch.dtype, update: bool, of_state: 
         return Tile(16, 2 if update else 1)
     if update:
         return Tile(64, 4, 128 if hopper else None)
-    if heads >= FULL:
+    if heads >= SATURATED_HEADS:
         return Tile(64, 4) if 4 < tokens <= 8 else Tile(64, 2)
-    if heads < FEW:
+    if heads < FEW_HEADS:
         return Tile(32, 2)
     return Tile(128, 8) if tokens <= 8 else Tile(64, 2)
-
-
-def kernel_cases() -> list[KernelCase]:
-    """What verify compiles at the models' head size, for resources.py."""
-    cases, bf16 = [], torch.bfloat16
-    pools = [("VK", bf16, "bf16"), ("VK", torch.float16, "fp16"), ("VK", torch.float32, "fp32"), ("KV", bf16, "bf16")]
-    sizes = ((heads, tokens) for heads in (512, 4096) for tokens in (4, 8, 16))
-    for (layout, dtype, name), update, hopper, (heads, tokens) in itertools.product(
-        pools, (False, True), (False, True), sizes
-    ):
-        if by_token(heads, tokens, dtype, bf16, False, update):
-            continue
-        tile = tiling(heads, tokens, dtype, update, pieces(dtype, bf16), hopper)
-        types = dict.fromkeys(verify_kernel.arg_names, "i32")
-        types |= dict.fromkeys(("q", "k", "v", "out"), "*bf16")
-        types |= {"state": f"*{name}", "indices": "*i32", "scratch": "*fp32"}
-        constants = dict(HK=16, HV=64, K=128, V=128, T=tokens, COLUMNS=columns(tokens, update), N=TOKENS, SIZE=SCRATCH)
-        constants |= dict(TILE=tile.rows, K_LAST=layout == "VK", UPDATE=update, OVERLAP=True)
-        constants |= dict(PIECES=pieces(dtype, bf16), U_PIECES=u_pieces(dtype))
-        label = f"verify {layout} {dtype_name(dtype)} T {tokens}{' update' if update else ''} tile {tile.rows}"
-        label += f" in {tile.registers} registers" if tile.registers else ""
-        cases.append(KernelCase(label, verify_kernel, types, constants, tile.warps, **limit(tile)))
-    types = dict.fromkeys(prepare_kernel.arg_names, "i32")
-    types |= dict.fromkeys(("q", "k", "a", "b"), "*bf16")
-    types |= {"A_log": "*fp32", "dt_bias": "*fp32", "indices": "*i32", "scratch": "*fp32", "scale": "fp32"}
-    for group in (1, 4):
-        constants = dict(HK=16, HV=64, K=128, T=16, N=TOKENS, SIZE=SCRATCH, GROUP=group, PIECES=1, OVERLAP=True)
-        constants |= dict(L2NORM=True, EPS=NORM_EPS, SOFTPLUS_MAX=SOFTPLUS_THRESHOLD)
-        cases.append(KernelCase(f"verify prepare {group}", prepare_kernel, types, constants, 1))
-    unique = {case.label: case for case in cases}
-    return list(unique.values())
