@@ -253,34 +253,3 @@ def test_flashinfer_says_which_modes_it_has(monkeypatch):
     assert said("flashinfer/wy", OUTPUT) is None
     assert said("flashinfer/wy", UPDATE) == "has no verify kernel wy for mode 'update', only output alone"
     assert "bfloat16" in said("flashinfer/wy", OUTPUT, dtype=FP32)
-
-
-# --- the Triton kernels
-
-
-def _kernel_cases():
-    try:
-        from gdn_lab import pool_kernels
-        from gdn_lab.backends.triton import verify as triton_verify
-    except ImportError:
-        return {}
-    return {case.label: case for case in triton_verify.kernel_cases() + pool_kernels.kernel_cases()}
-
-
-def _compilations():
-    everywhere = ("sm_90a", "sm_100a", "sm_120a")
-    return [
-        (label, architecture)
-        for label, case in _kernel_cases().items()
-        for architecture in case.architectures or everywhere
-    ]
-
-
-@pytest.mark.parametrize("label, architecture", _compilations())
-def test_no_spills(label, architecture):
-    from gdn_lab.cli.resources import resources
-
-    found = resources(_kernel_cases()[label], architecture)
-    spilt = 80 if "float32" in label and "update" in label else 0  # the fastest of them for all that
-    assert found.stack_bytes <= spilt, found
-    assert 16 <= found.registers <= 255 and found.shared_bytes <= 48 << 10, found

@@ -159,7 +159,7 @@ _assumed_capability: tuple[int, int] | None = None
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a GPU, (9, 0) say. Launch code asks here, so that a GPU that is not there can be assumed."""
+    """Compute capability of a GPU, (9, 0) say. Launch code asks here, so that another GPU can be assumed."""
     return _assumed_capability or torch.cuda.get_device_capability(device)
 
 
@@ -181,7 +181,7 @@ def needs_capability(device: torch.device, major: int) -> str | None:
         return f"{needs}; this is a {device.type.upper()}"
     if torch.version.hip:
         return f"{needs}; this is an AMD GPU"
-    if not torch.cuda.is_available():
+    if not (_assumed_capability or torch.cuda.is_available()):
         return f"{needs}; PyTorch finds none here"
     found = capability(device)
     return None if found >= (major, 0) else f"{needs}; this is {found[0]}.{found[1]}"

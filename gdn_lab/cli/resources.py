@@ -1,26 +1,25 @@
-"""What the compilers make of each kernel for a GPU that need not be here: registers, shared memory, stack.
+"""Compile every kernel for GPUs that need not be here, and report registers, shared memory and stack.
 
-    python -m gdn_lab.resources [sm_90a sm_100a ...]      one JSON line for each kernel and architecture
+    gdn-lab resources [sm_90a sm_100a ...]      one JSON line for each kernel and architecture
 
-A stack means that registers spilled to memory or an array is indexed at run time; either is slow.
+A stack means that registers spilled to memory or that an array is indexed at run time; either is slow.
 """
 
 import importlib.util
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from ..backends.base import KernelCase
+from .errors import UsageError
 
-ARCHITECTURES = {"sm_90a": 90, "sm_100a": 100, "sm_120a": 120}  # Hopper, Blackwell B200, Blackwell RTX
+ARCHITECTURES = ("sm_90a", "sm_100a", "sm_120a")
 
 
 class Resources(NamedTuple):
-    """Of one kernel on one architecture: registers and bytes of stack a thread, bytes of shared memory a block."""
+    """Registers and bytes of stack a thread, bytes of shared memory a block, of one kernel on one architecture."""
 
     label: str
     architecture: str
@@ -30,49 +29,19 @@ class Resources(NamedTuple):
     num_warps: int
 
 
-def cases(architecture: str) -> list[KernelCase]:
-    """Every compilation of a Triton kernel that an architecture may see."""
-    from .. import pool_kernels
-    from ..backends.triton import backend as triton
+def resources(compilation, architecture: str) -> Resources:
+    """Compile a Triton kernel, a launches.Compilation, for `architecture` and return its resources."""
+    from . import catalogue, launches
 
-    modules = (triton, pool_kernels)
-    found = [case for module in modules for case in module.kernel_cases()]
-    return [case for case in found if case.architectures is None or architecture in case.architectures]
-
-
-def compiled(case: KernelCase, architecture: str):
-    """Triton's compiled kernel for `architecture`, a key of ARCHITECTURES; its .asm has "ptx" and "cubin"."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture: {architecture!r} is unknown; choose one of {', '.join(ARCHITECTURES)}")
-    names = case.kernel.arg_names
-    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
-    constants = {(names.index(name),): value for name, value in case.constants.items()}
-    # Pointers and strides are multiples of 16 in practice, as the launcher finds out by itself.
-    attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name] not in ("constexpr", "fp32")
-    }
-    source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
-    options = {"num_warps": case.num_warps}
-    if case.num_stages is not None:
-        options["num_stages"] = case.num_stages
-    if case.registers is not None:
-        options["maxnreg"] = case.registers
-    return triton.compile(source, target=target, options=options)
-
-
-def resources(case: KernelCase, architecture: str) -> Resources:
-    """Of a Triton kernel compiled for `architecture`."""
-    kernel = compiled(case, architecture)
-    return _resources(case.label, architecture, kernel.asm["cubin"], kernel.metadata.shared, case.num_warps)
+    major, minor = catalogue.ARCHITECTURES[architecture]
+    kernel = launches.compiled(compilation, 10 * major + minor)
+    return _resources(
+        compilation.label, architecture, kernel.asm["cubin"], kernel.metadata.shared, compilation.num_warps
+    )
 
 
 def cutedsl_compiled(build):
-    """What the CuTe DSL makes of one of cutedsl.kernel_builds(): an object with .PTX and .CUBIN."""
+    """Return what the CuTe DSL makes of one of catalogue.cutedsl_builds(): an object with .PTX and .CUBIN."""
     from ..backends.cutedsl.decode import compile_decode
 
     with tempfile.TemporaryDirectory() as folder:
@@ -80,14 +49,14 @@ def cutedsl_compiled(build):
 
 
 def cutedsl_resources(build) -> Resources:
-    """Of the CuTe DSL's decode kernel for the architecture in `build`, one of cutedsl.kernel_builds()."""
+    """Return the resources of the CuTe DSL's decode kernel for the architecture in `build`."""
     alignment = "aligned" if build.aligned else "unaligned"
     label = f"cutedsl {build.state_dtype} rows {build.rows} {alignment}"
     return _resources(label, build.architecture, cutedsl_compiled(build).CUBIN, 0, build.warps)
 
 
 def _resources(label, architecture, cubin: bytes, dynamic_shared: int, num_warps: int) -> Resources:
-    """From the report of the cuobjdump that comes with Triton."""
+    """Read the report of the cuobjdump that comes with Triton."""
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -100,19 +69,20 @@ def _resources(label, architecture, cubin: bytes, dynamic_shared: int, num_warps
     return Resources(label, architecture, found["REG"], shared, stack, num_warps)
 
 
-def main(architectures: list[str]) -> int:
-    from ..backends.cutedsl.backend import kernel_builds
+def add_arguments(parser) -> None:
+    """Add the command's arguments to an argparse parser."""
+    parser.add_argument("architectures", nargs="*", help=f"some of {', '.join(ARCHITECTURES)}; all unless named")
 
-    if unknown := [name for name in architectures if name not in ARCHITECTURES]:
-        print(f"architecture: {', '.join(unknown)} unknown; choose some of {', '.join(ARCHITECTURES)}", file=sys.stderr)
-        return 2
-    for architecture in architectures or ARCHITECTURES:
-        for case in cases(architecture):
-            print(json.dumps(resources(case, architecture)._asdict()), flush=True)
-        for build in kernel_builds(architecture) if importlib.util.find_spec("cutlass") else ():
+
+def run(arguments) -> int:
+    """Print a JSON line for each kernel and architecture."""
+    from . import catalogue
+
+    if unknown := [name for name in arguments.architectures if name not in ARCHITECTURES]:
+        raise UsageError(f"architecture: {', '.join(unknown)} unknown; choose some of {', '.join(ARCHITECTURES)}")
+    for architecture in arguments.architectures or ARCHITECTURES:
+        for compilation in catalogue.compilations(architecture):
+            print(json.dumps(resources(compilation, architecture)._asdict()), flush=True)
+        for build in catalogue.cutedsl_builds(architecture) if importlib.util.find_spec("cutlass") else ():
             print(json.dumps(cutedsl_resources(build)._asdict()), flush=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..backends.base import capability
+
 
 class GateUp(NamedTuple):
     """How gate_up_kernel is launched: its constants, warps and pipeline stages."""
@@ -69,10 +71,8 @@ def hidden_buffer(gate_up: GateUp, rows: int, inner: int, device) -> torch.Tenso
 
 
 def has_room(device: torch.device) -> bool:
-    """Whether a block on `device` may have as much shared memory as roomy tilings need; true in the interpreter."""
-    if device.type != "cuda":
-        return True
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 110 << 10
+    """Whether a block on `device` may have as much shared memory as roomy tilings need, as any may before 12.0."""
+    return device.type == "cpu" or capability(device) < (12, 0)
 
 
 def cdiv(size: int, block: int) -> int:

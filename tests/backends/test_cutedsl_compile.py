@@ -19,9 +19,10 @@ from gdn_lab.backends import registry  # noqa: E402
 from gdn_lab.backends.base import Call, State  # noqa: E402
 from gdn_lab.backends.cutedsl import backend as cutedsl  # noqa: E402
 from gdn_lab.cli import resources  # noqa: E402
+from gdn_lab.cli.catalogue import cutedsl_builds  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32
-BUILDS = [*cutedsl.kernel_builds("sm_90a"), *(x for x in cutedsl.kernel_builds("sm_100a") if x.aligned)]
+BUILDS = [*cutedsl_builds("sm_90a"), *(x for x in cutedsl_builds("sm_100a") if x.aligned)]
 SMALL = ("sm_90a", 1, 2, "bfloat16", "int32", 4, 4, True, True)  # the fields of a Build
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from ...reference import NORM_EPS, SOFTPLUS_THRESHOLD
-from ..base import Backend, Variant, dtype_name, needs_capability
+from ..base import Backend, Variant, capability, dtype_name, needs_capability
 from ..flashinfer import release
 
 HEAD_DIM = 128
@@ -89,7 +89,7 @@ class CuteDSLBackend(Backend):
             try:
                 kernel(q, k, v, a, b, A_log, dt_bias, state.data, indices, out, scale)
             except ValueError:  # the kernel checks alignment itself, so that the calls that have it pay nothing more
-                if _aligned(q) and _aligned(k):
+                if is_aligned(q) and is_aligned(k):
                     raise
                 kernel = prepare(tile, use_qk_l2norm, aligned=False)
                 kernel(q, k, v, a, b, A_log, dt_bias, state.data, indices, out, scale)
@@ -111,7 +111,7 @@ def tile_for(heads: int, state_dtype: torch.dtype) -> tuple[int, int]:
 
 def architecture_of(device: torch.device) -> str:
     """What the CuTe DSL calls a GPU: "sm_90a"."""
-    return "sm_{}{}a".format(*torch.cuda.get_device_capability(device))
+    return "sm_{}{}a".format(*capability(device))
 
 
 @functools.cache
@@ -130,18 +130,6 @@ def decode_function(*build):
         function = _keep(compiled, path) and _load(path) or compiled
     prepared.append(Prepared(build, from_cache, time.perf_counter() - start))
     return function
-
-
-def kernel_builds(architecture: str) -> list:
-    """Every kind of compilation that decode makes at the models' head size, for resources.py: cutedsl_decode.Build."""
-    from .decode import Build
-
-    return [
-        Build(architecture, 16, 64, dtype_name(dtype), "int32", *tile, l2norm=True, aligned=aligned)
-        for dtype in STATE_DTYPES
-        for tile in sorted({tile_for(heads, dtype) for heads in (64, 1024, 32768)})
-        for aligned in (True, False)
-    ]
 
 
 def cache_folder() -> Path:
@@ -196,7 +184,7 @@ def _keep(compiled, path: Path) -> bool:
         return False
 
 
-def _aligned(x: torch.Tensor) -> bool:
+def is_aligned(x: torch.Tensor) -> bool:
     """Whether each head of q or k [B, HK, 128] begins at a multiple of 16 bytes."""
     return x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0
 

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from ...reference import NORM_EPS, SOFTPLUS_THRESHOLD
-from ..base import MIN_LOG_DECAY, Call, KernelCase, dtype_name, dtype_names
+from ..base import MIN_LOG_DECAY, Call, capability, dtype_name, dtype_names
 
 CHUNK = 64
 SEARCH = 128  # sequences looked through at a time
@@ -250,7 +250,7 @@ def refusal(call: Call) -> str | None:
 def prefill_launch(call: Call):
     """The launch for calls like this one."""
     HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
-    major, minor = torch.cuda.get_device_capability(call.device) if call.device.type == "cuda" else (8, 0)
+    major, minor = capability(call.device) if call.device.type == "cuda" else (8, 0)
     tile, warps, stages = tuning(10 * major + minor, V)
     k_last = call.layout == "VK"
 
@@ -276,27 +276,3 @@ def prefill_launch(call: Call):
         )  # fmt: skip
 
     return launch
-
-
-def kernel_cases() -> list[KernelCase]:
-    """Every compilation at the models' head size, for resources.py."""
-    fixed = dict(HK=16, HV=64, K=128, C=CHUNK)
-    types = dict.fromkeys({*chunk_kernel.arg_names, *scan_kernel.arg_names}, "i32")
-    types |= dict.fromkeys(("q", "k", "v", "a", "b", "out", "T", "P"), "*bf16")
-    types |= {"A_log": "*fp32", "dt_bias": "*fp32", "factors": "*fp32", "scale": "fp32"}
-    types |= {"indices": "*i32", "cu_seqlens": "*i64"}
-    cases = []
-    for l2norm, operand in ((True, tl.float16), (False, tl.float32)):
-        constants = fixed | dict(PART=64, SEARCH=SEARCH, OPERAND=operand, L2NORM=l2norm, EPS=NORM_EPS)
-        constants |= dict(SOFTPLUS_MAX=SOFTPLUS_THRESHOLD, MIN_LOG=MIN_LOG_DECAY)
-        label = f"prefill chunks, {'normalising' if l2norm else 'keys as they are'}"
-        cases.append(KernelCase(label, chunk_kernel, types, constants, CHUNK_WARPS))
-    for capability in (90, 100, 120):
-        architecture, (tile, warps, stages) = f"sm_{capability}a", TUNING[capability]
-        for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
-            for k_last in (True, False):
-                constants = fixed | dict(V=128, TILE=tile, K_LAST=k_last, STAGES=stages)
-                label = f"prefill scan {'VK' if k_last else 'KV'} {dtype_name(dtype)}"
-                of_state = types | {"state": f"*{name}"}
-                cases.append(KernelCase(label, scan_kernel, of_state, constants, warps, (architecture,)))
-    return cases

@@ -109,7 +109,7 @@ def recurrent_kernel(
     if OVERLAP:
         gdc_launch_dependents()
 
-    # The order of the two stores changes decode's time on an H100: with the state's first, kv32 takes 0.9 times as long,
+    # The order of the two stores changes decode's time on an H100: with the state's first kv32 takes 0.9 times as long,
     # a K-last kernel without PDL 1.1 times.
     STATE_FIRST: tl.constexpr = T == 1 and UPDATE and not STORE_STATES and not K_LAST
     for t in tl.static_range(T):

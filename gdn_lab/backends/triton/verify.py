@@ -70,7 +70,7 @@ def prepare_kernel(
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, T: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr,
     GROUP: tl.constexpr, PIECES: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
-    """Compute A, P and the factors for GROUP value heads of one key head and row. Grid: [HV // GROUP · B], heads fastest.
+    """Compute A, P and factors for GROUP value heads of one key head and row. Grid: [HV // GROUP · B], heads fastest.
 
     scratch [B, HV, SIZE] float32. A and P are stored as [j, i], N × N with N = 16: row j is the effect of u_j on the
     tokens from j on.

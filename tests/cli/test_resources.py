@@ -1,0 +1,136 @@
+"""Every kernel as compiled for Hopper and both Blackwells, without a GPU: launches recorded, no spills, wide loads."""
+
+import re
+from itertools import product
+
+import pytest
+
+pytest.importorskip("triton", reason="there is no Triton for this operating system")
+
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from gdn_lab import pool_kernels  # noqa: E402
+from gdn_lab.backends.base import assumed_capability, dtype_name  # noqa: E402
+from gdn_lab.backends.registry import VARIANTS  # noqa: E402
+from gdn_lab.backends.triton import gates, prefill, recurrent, verify  # noqa: E402
+from gdn_lab.cli import main, resources  # noqa: E402
+from gdn_lab.cli.catalogue import ARCHITECTURES, compilations  # noqa: E402
+from gdn_lab.cli.launches import compiled, recording  # noqa: E402
+from gdn_lab.layer.kernels import conv, experts_kernels, norms, projections  # noqa: E402
+
+KERNEL_FILES = (pool_kernels, gates, prefill, recurrent, verify, conv, experts_kernels, norms, projections)
+ROOM = {"sm_90a": 227 << 10, "sm_100a": 227 << 10, "sm_120a": 99 << 10}  # shared memory that a block may have
+
+
+GROUPS = ("decode", "verify", "prefill", "gates", "commit", "layer", "linear", "experts")
+
+
+def find(words: str, architecture: str = "sm_90a", **constants):
+    """The compilations whose label begins with these words, and with these constants."""
+    return [
+        x for x in compilations(architecture) if x.label.startswith(words) and constants.items() <= x.constants.items()
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_is_launched(architecture):
+    launched = {x.kernel.__name__ for x in compilations(architecture)}
+    kernels = {
+        value.__name__
+        for file in KERNEL_FILES
+        for value in vars(file).values()
+        if isinstance(value, JITFunction) and value.__name__.endswith("_kernel")
+    }
+    assert kernels == launched
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_variant_phase_and_dtype_is_launched(architecture):
+    for variant in VARIANTS.values():
+        for phase, dtype in product(variant.phases, variant.state_dtypes) if variant.backend == "triton" else ():
+            first = {"verify": "vk" if variant.layout == "VK" else "kv32"}.get(phase, variant.name)
+            assert find(f"{phase} triton/{first} {dtype_name(dtype)}:", architecture), (variant, phase, dtype)
+
+
+def test_every_tile_is_launched():
+    """All that the functions which choose tiles can return, at the models' numbers of heads."""
+    heads = [batch * number for batch in range(1, 513) for number in (64, 8)]
+    for overlap, words in ((True, "decode triton/vk bfloat16:"), (False, "decode triton/vk-serial bfloat16:")):
+        tiles = {recurrent.decode_tile(number, overlap).rows for number in heads}
+        assert {x.constants["TILE"] for x in find(words)} == tiles
+    for architecture, (major, _) in ARCHITECTURES.items():
+        import torch
+
+        chosen = {
+            verify.tiling(number, tokens, torch.bfloat16, update, 1, major == 9)
+            for number, tokens, update in product(heads, range(2, 17), (True, False))
+            if not recurrent.use_recurrent(number, tokens, torch.bfloat16, torch.bfloat16, False, update)
+        }
+        found = {
+            (x.constants["TILE"], x.num_warps, x.options.get("maxnreg"))
+            for x in find("verify triton/vk bfloat16:", architecture)
+            if x.kernel is verify.verify_kernel
+        }
+        assert found == {tuple(tile) for tile in chosen}
+
+
+def test_a_recorded_launch_does_not_run_and_recording_ends():
+    run = JITFunction.run
+    with assumed_capability(9), recording() as recorder:
+        assert JITFunction.run is not run
+    assert JITFunction.run is run and recorder.compilations == []
+
+
+def compiled_here(words: str, architecture: str):
+    """Everything for Hopper; for Blackwell inputs of bf16, and splits of 1 and 8 parts."""
+    return [
+        x
+        for x in find(words, architecture)
+        if architecture == "sm_90a" or " inputs" not in x.label and x.constants.get("SPLIT", 1) in (1, 8)
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("words", GROUPS)
+def test_no_spills(words, architecture):
+    """Verify that updates a float32 state may spill a few registers: it is the fastest of them for all that."""
+    group = compiled_here(words, architecture)
+    assert group
+    for compilation in group:
+        found = resources.resources(compilation, architecture)
+        may_spill = words == "verify" and " float32" in found.label and " UPDATE" in found.label
+        assert found.stack_bytes <= (80 if may_spill else 0), found
+        assert 16 <= found.registers <= 255 and found.shared_bytes <= ROOM[architecture], found
+
+
+def test_every_group_is_compiled():
+    assert all(x.label.startswith(GROUPS) for x in compilations("sm_90a"))
+
+
+@pytest.mark.parametrize("variant, tile", [("vk", 32), ("vk-serial", 16), ("kv8", 8)])
+def test_state_travels_in_pieces_of_16_bytes(variant, tile):
+    """In PTX: each thread of the warp loads and stores its share of the [TILE, 128] tile 8 bf16 at a time."""
+    [compilation] = find(f"decode triton/{variant} bfloat16:", TILE=tile)
+    ptx = compiled(compilation, 90).asm["ptx"]
+    pieces = tile * 128 * 2 // 16 // (32 * compilation.num_warps)
+    for instruction in ("ld", "st"):
+        assert len(re.findall(rf"{instruction}\.global[.\w]*\.v4\.b32", ptx)) >= pieces, ptx
+
+
+def test_weights_go_to_the_tensor_cores_as_they_are_stored():
+    """In PTX for Hopper: copied 16 bytes at a time into shared memory, multiplied from there as e4m3."""
+    products = [*find("experts fp8: gate_up", BLOCK_M=16, TILE=64), *find("experts fp8: down", BLOCK_M=16, TILE=128)]
+    assert products
+    for compilation in products:
+        ptx = compiled(compilation, 90).asm["ptx"]
+        assert "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3" in ptx
+        assert "cvt.rn.f16x2.e4m3x2" not in ptx
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (0x)?(\d+)", ptx)
+        assert copies and {size for _, size in copies} == {"10"}, copies[:3]  # hexadecimal: 16
+
+
+def test_an_unknown_architecture_is_refused(capsys):
+    assert main.main(["resources", "sm_80"]) == 2
+    assert "architecture: sm_80 unknown; choose some of sm_90a, sm_100a, sm_120a" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="architecture: 'sm_80' is unknown; choose one of sm_90a, sm_100a, sm_120a"):
+        compilations("sm_80")
