@@ -151,7 +151,7 @@ def layer_launches(recorder, name: str, tp: int, precision: str) -> None:
     for batch in BATCHES:
         recorder.what = f"layer {precision}"
         for overlap in (False, True):
-            small_launches(entry, shape, batch, precision, overlap)
+            elementwise_launches(entry, shape, batch, precision, overlap)
         recorder.what = f"linear {precision}"
         projection_launches(entry, shape, batch, tp, precision)
         recorder.what = f"experts {precision}"
@@ -159,7 +159,7 @@ def layer_launches(recorder, name: str, tp: int, precision: str) -> None:
             expert_launches(entry, batch, tp, precision)
 
 
-def small_launches(entry, shape: GDNShape, batch: int, precision: str, overlap: bool) -> None:
+def elementwise_launches(entry, shape: GDNShape, batch: int, precision: str, overlap: bool) -> None:
     """Launch the norms, the convolution, the activations and the quantiser."""
     from ..layer.gdn_layer import Activation
     from ..layer.kernels import elementwise
