@@ -1,8 +1,8 @@
-"""Rows as sweeps/step.py writes them, made up: parts in µs as they might be on an H100 at B = 256, tp 8."""
+"""Rows as the sweep of decode steps writes them, made up: parts in µs as on an H100 at B = 256, tp 8."""
 
 from synthetic import ROOF, RUN
 
-__all__ = ["CPU", "RUN", "share_rows", "step_rows"]
+__all__ = ["CPU", "RUN", "heatmap_rows", "step_rows"]
 
 PARTS = {  # µs in `before`
     "input norm": 4.0, "in_proj qkvz": 22.0, "in_proj ba": 6.0, "split": 5.0, "conv": 7.0, "gdn": 103.0,
@@ -51,7 +51,7 @@ def step_rows(names=tuple(CHANGES), *, batch=256, tp=8, tracing=1.01, changes=CH
     return rows
 
 
-def share_rows(models=(MODEL, "qwen3.5-35b-a3b"), tps=(1, 2, 8), batches=(16, 64, 256), names=("before", "best")):
+def heatmap_rows(models=(MODEL, "qwen3.5-35b-a3b"), tps=(1, 2, 8), batches=(16, 64, 256), names=("before", "best")):
     """Whole step, GDN and recorded step of each point; GDN's share grows with B and shrinks with tp."""
     rows = []
     for model in models:

@@ -5,19 +5,23 @@ import re
 
 import pytest
 from matplotlib.figure import Figure
-from synthetic_step import CHANGES, CPU, MODEL, RUN, parts_of, share_rows, step_rows
+from synthetic_step import CHANGES, CPU, MODEL, RUN, heatmap_rows, parts_of, step_rows
 
 from gdn_lab.cli.report import report
-from gdn_lab.studies.decode_step import analysis as findings
-from gdn_lab.studies.decode_step import figures as step_plots
-from gdn_lab.studies.decode_step import tables as step_tables
+from gdn_lab.studies.decode_step import analysis, figures, sentences, study, tables
+from gdn_lab.studies.decode_step.analysis import Saving, StepRows
 
-FIGURES = [step_plots.waterfall, step_plots.parts, step_plots.beside_published, step_plots.share_map]
+FIGURES = [figures.waterfall, figures.parts, figures.against_published, figures.heatmap]
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return step_rows() + share_rows()
+    return step_rows() + heatmap_rows()
+
+
+@pytest.fixture(scope="module")
+def step(rows):
+    return StepRows(rows, RUN)
 
 
 def title(figure):
@@ -28,171 +32,210 @@ def notes(figure):
     return figure.get_supxlabel().replace("\n", " ")
 
 
-def said(rows, run=None):
-    return " ".join(findings.answers(rows, run))
+def answer(rows, run=None):
+    return " ".join(sentences.answers(StepRows(rows, run)))
 
 
 # ---- numbers
 
 
-def test_a_waterfall_goes_from_step_to_step_without_a_hole(rows):
-    bars = findings.waterfall(rows)
+def test_a_waterfall_goes_from_step_to_step_without_a_hole(step):
+    bars = analysis.waterfall(step)
     assert [bar.label for bar in bars if bar.part is None] == list(CHANGES)
     for before, after in zip(bars, bars[1:], strict=False):
         assert (after.end if after.part is None else after.start) == pytest.approx(before.end)
-    best = [bar for bar in bars[[bar.label for bar in bars].index("after") + 1 :] if bar.part]
-    assert {bar.part: bar.end - bar.start for bar in best} == pytest.approx(
+    to_best = [bar for bar in bars[[bar.label for bar in bars].index("after") + 1 :] if bar.part]
+    assert {bar.part: bar.end - bar.start for bar in to_best} == pytest.approx(
         {"shared expert": -12, "gaps": -8.5, "gdn": -6, "split": -5, "in_proj qkvz": -4, "conv": -3}
     )
-    assert [bar.start - bar.end for bar in best] == sorted((bar.start - bar.end for bar in best), reverse=True)
+    changes = [bar.end - bar.start for bar in to_best]
+    assert changes == sorted(changes)
 
 
-def test_small_changes_are_added_up(rows):
+def test_small_changes_are_added_up():
     changes = CHANGES | {"after": {"gdn": 53.0, "gaps": 11.5, "conv": 7.5, "router": 9.5}}
-    to_after = [bar for bar in findings.waterfall(step_rows(("before-32", "after"), changes=changes)) if bar.part]
-    assert {bar.part: round(bar.end - bar.start, 3) for bar in to_after} == {"gdn": -8.0, "other parts": 0.5}
+    step = StepRows(step_rows(("before-32", "after"), changes=changes))
+    bars = [bar for bar in analysis.waterfall(step) if bar.part]
+    assert {bar.part: round(bar.end - bar.start, 3) for bar in bars} == {"gdn": -8.0, "other parts": 0.5}
 
 
-def test_the_saving_beside_gdn_is_what_the_gdn_part_leaves(rows):
-    assert findings.published_saving() == findings.Unexplained(37.0, 14.0) and findings.published_saving().rest == 23.0
-    ours = findings.saving(step_rows(tracing=1.0))
+def test_the_saving_divides_into_gdn_and_the_rest():
+    assert analysis.published_saving() == Saving(37.0, 14.0) and analysis.published_saving().rest == 23.0
+    ours = analysis.saving(StepRows(step_rows(tracing=1.0)))
     assert ours.total == pytest.approx(50.5) and ours.gdn == pytest.approx(50.0) and ours.rest == pytest.approx(0.5)
-    assert findings.saving(step_rows(("before", "best"))) is None
+    assert analysis.saving(StepRows(step_rows(("before", "best")))) is None
 
 
-def test_only_the_largest_batch_of_the_step_sweep_is_told(rows):
-    assert findings.whole(step_rows(batch=64) + rows) == findings.whole(rows)
+def test_only_the_largest_batch_of_the_step_sweep_counts(rows, step):
+    assert StepRows(step_rows(batch=64) + rows).whole == step.whole
 
 
 # ---- sentences
 
 
 def test_answers_hold_the_numbers_of_the_rows(rows):
-    text = said(rows, RUN)
+    text = answer(rows, RUN)
     for part in (
-        "On NVIDIA H100 80GB HBM3 GDN", "19% of `before` (103 µs of 541 µs)", "10% of `best`", "gdn −42.0 µs",
-        "shared expert −12.0 µs", "saves 37 µs, of which the GDN kernel gives 14 and 23 are not explained",
-        "2 all-reduces of 2.1 MB a layer", "58% (qwen3.5-35b-a3b, tp 1, B = 256)", "at most 1% longer",
-        "`before` 920 µs against 536 µs",
+        "on NVIDIA H100 80GB HBM3.", "GDN takes 19% of `before` (103 of 541 µs)", "10% of `best`",
+        "From `before` to `best` (541 µs to 452 µs, recorded): gdn saves 56.0 µs, shared expert saves 12.0 µs",
+        "saves 37 µs: 14 in the GDN kernel, 23 unexplained", "2 all-reduces of 2.1 MB a layer",
+        "58% (qwen3.5-35b-a3b, tp 1, B = 256)", "at most 1% longer", "`before` 920 µs (graph 536 µs)",
+        "`best` takes 16% less than `before`",
     ):  # fmt: skip
         assert part in text, part
 
 
-def test_the_unexplained_saving_appears_only_where_something_beside_gdn_gains(rows):
-    assert "the unexplained part does not appear." in said(rows)
+def test_the_unexplained_saving_appears_only_where_another_part_gains(rows):
+    assert "in the rest: the unexplained part does not appear." in answer(rows)
     elsewhere = CHANGES | {"after": {"gdn": 53.0, "experts": 310.0}}
-    assert "everything else 20.0 µs, 4% of the step: something beside the GDN kernel gains here too" in said(
-        step_rows(changes=elsewhere, tracing=1.0)
-    )
+    text = answer(step_rows(changes=elsewhere, tracing=1.0))
+    assert "20.0 µs in the rest, 4% of the step, so other parts gain here too" in text
     slower = CHANGES | {"after": {"gdn": 53.0, "experts": 350.0}}
-    assert "everything else −20.0 µs: the unexplained part does not appear, the rest of the step even" in said(
-        step_rows(changes=slower, tracing=1.0)
-    )
+    text = answer(step_rows(changes=slower, tracing=1.0))
+    assert "−20.0 µs in the rest: the unexplained part does not appear, and the rest of the step is slower" in text
 
 
-def test_what_stops_best_is_said_only_below_the_aim(rows):
-    text = said(rows)
-    assert "`best` saves 8% of `after` and 9% of `before-32`, less than the 10% aimed at: experts are 73%" in text
-    assert "at 80% of the roof" in text and "a GDN that took no time would save 12% of `before-32`" in text
+def test_the_obstacle_is_named_only_below_the_aim(rows):
+    text = answer(rows)
+    assert "`best` takes 8% less than `after` and 9% less than `before-32`, short of the aim of 10%: experts" in text
+    assert "at 80% of the measured bandwidth, and a GDN kernel that took no time would save 12% of `before-32`" in text
     faster = CHANGES | {"best": {"gdn": 20.0, "experts": 300.0}}
-    assert "the aim of 10% is reached" in said(step_rows(changes=faster))
+    assert "which reaches the aim of 10%" in answer(step_rows(changes=faster))
     slower = CHANGES | {"best": {"experts": 400.0}}
-    assert "`best` saves −" in said(step_rows(changes=slower))
+    assert "% more than `before-32`, short of the aim" in answer(step_rows(changes=slower))
 
 
-def test_without_parts_the_whole_is_still_told(rows):
+def test_a_saving_just_below_the_aim_is_not_printed_as_the_aim():
+    changes = CHANGES | {"best": {"gdn": 61.0 - 49.0}}  # 49 of 499 µs: 9.8%
+    assert "9.8% less than `before-32`, short of the aim of 10%" in answer(step_rows(changes=changes))
+
+
+def test_without_parts_the_whole_step_still_counts():
     whole = [row for row in step_rows() if row["status"] == "fact" or row["part"] == "step"]
     reason = {"status": "refused", "phase": "step", "configuration": "best", "timer": "cupti_kernel", "reason": "no"}
-    text = said([*whole, reason])
-    assert "A whole step" in text and "GDN is this share" not in text and "less than the 10% aimed at." in text
-    assert findings.not_timed([*whole, reason]) == ["best not taken apart: no"]
+    text = answer([*whole, reason])
+    assert "Median time of a whole step" in text and "GDN takes" not in text and "short of the aim of 10%." in text
+    assert sentences.not_timed([*whole, reason]) == ["best has no times of parts: no"]
     for draw in FIGURES:
-        draw([*whole, reason], RUN)
-    assert len(step_tables.parts_table(whole)) == 2 and len(step_tables.roof_table(whole)) == 0
-    assert findings.answers([]) == ["No step was timed, so nothing is answered."]
+        draw(StepRows([*whole, reason], RUN))
+    step = StepRows(whole)
+    assert len(tables.parts_table(step)) == 2
+    assert len(tables.bandwidth_table(step)) == len(tables.changes_table(step)) == 0
+    assert sentences.answers(StepRows([])) == ["No step was timed, so nothing is answered."]
 
 
-def test_what_was_refused_or_wrong_is_told_with_its_reason():
+def test_what_was_refused_or_wrong_is_listed_with_its_reason():
     case = {"phase": "step", "configuration": "after", "batch": 8}
     refused = case | {"status": "refused", "reason": "needs a GPU"}
     wrong = case | {"status": "wrong", "configuration": "best", "max_abs_error": None, "wrong_parts": ["conv"]}
     wrong |= {"model": "qwen3.5-27b", "tp": 8}
     room = {"status": "refused", "phase": "step", "model": MODEL, "tp": 1, "reason": "needs more memory"}
-    assert findings.not_timed([refused, refused | {"configuration": "best"}, wrong, room]) == [
-        "after, best refused: needs a GPU", f"{MODEL} at tp 1 refused: needs more memory",
-        "best outside its tolerance at qwen3.5-27b, tp 8, B = 8 (largest error not finite, conv)",
-    ]  # fmt: skip
+    assert sentences.not_timed([refused, refused | {"configuration": "best"}, wrong, room]) == [
+        "after and best refused: needs a GPU",
+        f"{MODEL} at tp 1 refused: needs more memory",
+        "best wrong at qwen3.5-27b, tp 8, B = 8 (largest error not finite, conv)",
+    ]
 
 
 # ---- tables
 
 
-def test_tables(rows):
-    table = step_tables.step_table(rows).set_index("configuration")
+def test_tables(step):
+    table = tables.step_table(step).set_index("configuration")
     assert list(table.index) == list(CHANGES) and table.loc["before", "kernels"] == 28
     assert table.loc["best", "GDN's share"] == "10%" and "launched by kernel, µs" in table
-    table = step_tables.parts_table(rows).set_index("part")
+    table = tables.parts_table(step).set_index("part")
     assert table.loc["split", "best"] == "" and table.loc["gdn", "before"] == "103.0"
-    total = sum(float(us) for us in table.best[: list(table.index).index("the step as recorded")] if us)
-    assert total == pytest.approx(float(table.loc["the step as recorded", "best"]))
-    assert table.loc["the step untraced", "best"] == "447.5"
+    total = sum(float(us) for us in table.best[: list(table.index).index("recorded step")] if us)
+    assert total == pytest.approx(float(table.loc["recorded step", "best"]))
+    assert table.loc["untraced step", "best"] == "447.5"
     assert (table[table.index.str.startswith("all-reduce")] == "not run on one GPU").all().all() and len(table) == 18
-    table = step_tables.published_table(rows).set_index("")
-    assert table.loc["the rest of the step", ["published before", "published after"]].tolist() == [323.0, 300.0]
+    table = tables.published_table(step).set_index("")
+    assert table.loc["rest of the step", ["published before", "published after"]].tolist() == [323.0, 300.0]
     assert table.loc["GDN kernel", "best"] == 47.0
-    table = step_tables.roof_table(rows).set_index("part")
-    assert set(table.index) == set(parts_of("best")) and table.loc["experts", "of the step"] == "73%"
+    table = tables.bandwidth_table(step).set_index("part")
+    assert set(table.index) == set(parts_of("best")) and table.loc["experts", "% of the step"] == "73%"
 
 
-def test_configurations_are_told_as_they_are():
-    table = step_tables.configuration_table(["before", "best"]).set_index("configuration")
-    assert table.loc["before", "GDN kernel"] == "triton/kv8" and "fused" in table.loc["best", "small kernels"]
+def test_changes_are_a_line_for_each_part_and_a_column_for_each_transition(step):
+    table = tables.changes_table(step).set_index("part")
+    assert list(table) == ["before → before-32", "before-32 → after", "after → best", "before → best"]
+    assert table.loc["gdn"].tolist() == ["−42.0", "−8.0", "−6.0", "−56.0"]
+    assert table.loc["whole step", "before → best"] == "−89.0" and "router" not in table.index
+    for column in table:
+        changes = [float(us.replace("−", "-")) for us in table[column]]
+        assert sum(changes[:-1]) == pytest.approx(changes[-1], abs=0.05 * len(changes))
+    two = tables.changes_table(StepRows(step_rows(("before", "after"))))
+    assert list(two) == ["part", "before → after"]
+
+
+def test_configurations_are_described_as_they_are():
+    table = tables.configuration_table(["before", "best"]).set_index("configuration")
+    assert table.loc["before", "GDN kernel"] == "triton/kv8" and "fused" in table.loc["best", "other kernels"]
 
 
 # ---- figures
 
 
 @pytest.mark.parametrize("draw", FIGURES, ids=lambda draw: draw.__name__)
-def test_each_is_drawn_with_and_without_rows(draw, rows, tmp_path):
-    figure = draw(rows, RUN)
+def test_each_is_drawn_with_and_without_rows(draw, step, tmp_path):
+    figure = draw(step)
     assert isinstance(figure, Figure) and "H100" in notes(figure)
     figure.savefig(tmp_path / "figure.png", dpi=40)
     assert (tmp_path / "figure.png").stat().st_size > 1000
-    empty = draw([], None)
+    empty = draw(StepRows([]))
     empty.savefig(tmp_path / "figure.png", dpi=40)
-    assert re.search("nothing|No ", title(empty)) or draw is step_plots.beside_published
+    assert re.search("nothing|No ", title(empty)) or draw is figures.against_published
 
 
-def test_titles_hold_the_numbers_of_the_rows(rows):
-    assert title(step_plots.waterfall(rows)) == (
-        "before 536 µs → before-32 494 µs → after 486 µs → best 448 µs; gdn gives 56.0 µs of the difference"
+def test_titles_hold_the_numbers_of_the_rows(step):
+    assert title(figures.waterfall(step)) == (
+        "H100: before 541 → best 452 µs (−16%): gdn −56, shared expert −12, gaps −9 µs"
     )
-    assert title(step_plots.parts(rows)).startswith("GDN is 10% of a step of best, the largest part, experts, 73%")
-    assert title(step_plots.beside_published(rows)).endswith("23 unexplained; here 50, 50 and 0")
-    assert (
-        title(step_plots.share_map(rows)) == "GDN takes 0.5% to 58% of a step of before; best saves 0.3% to 29% of it"
+    assert title(figures.parts(step)) == "H100: experts 73%, GDN 10% and gaps 0.7% of a step of best"
+    assert title(figures.against_published(step)) == (
+        "Saved, published: 37 µs (14 GDN, 23 rest); H100: 50 µs (50 GDN, 0 rest)"
     )
+    assert title(figures.heatmap(step)) == "H100: GDN takes 0.5% to 58% of a step of before; best saves 0.3% to 29%"
+
+
+def test_title_and_bars_of_the_waterfall_are_of_one_timer(step):
+    """The wholes in the title are those written at the bars, and the axis is cut to the changes."""
+    figure = figures.waterfall(step)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"541 µs", "452 µs"} <= set(texts) and "536 µs" not in texts
+    left, right = figure.axes[0].get_xlim()
+    assert 400 < left < 452 and 541 < right < 600 and f"starts at {left:,.0f}" in figure.axes[0].get_xlabel()
+    assert "cupti_kernel" in notes(figure)
 
 
 def test_cpu_times_are_called_cpu_times():
     changes = {"torch-kv": {}, "torch": {"gdn": 50.0}}
-    cpu = step_rows(tuple(changes), changes=changes, timer="host_clock")
-    for draw in (step_plots.waterfall, step_plots.parts):
-        assert title(draw(cpu, CPU)).startswith("CPU times: "), draw.__name__
-    assert "at toy size" in said(cpu, CPU) and "pull request" not in said(cpu, CPU)
-    assert "not both measured" in title(step_plots.beside_published(cpu, CPU))
+    rows = step_rows(tuple(changes), changes=changes, timer="host_clock")
+    step = StepRows(rows, CPU)
+    for draw in (figures.waterfall, figures.parts):
+        assert title(draw(step)).startswith("CPU times: "), draw.__name__
+    assert "at toy size" in answer(rows, CPU) and "published" not in answer(rows, CPU)
+    assert "not both measured" in title(figures.against_published(step))
 
 
-def test_the_map_leaves_out_what_was_not_measured(rows):
+def test_the_heatmap_leaves_out_what_was_not_measured(rows):
     some = [row for row in rows if (row["sweep"], row["tp"], row["batch"]) != ("share", 1, 16)]
-    figure = step_plots.share_map(some, RUN)
+    figure = figures.heatmap(StepRows(some, RUN))
     cells = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert len(cells) == 16 and all("saves" in cell for cell in cells)
-    untraced = [row for row in share_rows() if row["part"] == "step"]
-    assert "nothing was measured" in title(step_plots.share_map(untraced, RUN))
+    untraced = [row for row in heatmap_rows() if row["part"] == "step"]
+    assert "nothing was measured" in title(figures.heatmap(StepRows(untraced, RUN)))
 
 
 # ---- the README
+
+
+def test_the_section_has_the_changes_as_a_table(rows):
+    section = study.section(RUN, rows)
+    assert section.table.splitlines()[0].split("|")[1].strip() == "part" and "−56.0" in section.table
+    assert "step_waterfall" in section.figures and section.conditions and section.sentences
+    assert study.section(RUN, [row for row in rows if row.get("part") == "step"]).table == ""
 
 
 def test_report_fills_the_step_block_of_the_readme(rows, tmp_path):
@@ -207,6 +250,8 @@ def test_report_fills_the_step_block_of_the_readme(rows, tmp_path):
     written = report(tmp_path)
     text = readme.read_text()
     assert tmp_path / "docs" / "h100_step_waterfall.png" in written and "](docs/h100_step_waterfall.png)" in text
-    assert "old" not in text and "less than the 10% aimed at" in text and "driver 580.1" in text
-    assert "no recorded run of 03_decode_step on 'h200'" in text and text.endswith("<!-- /measured:h200-step -->\n")
+    assert "old" not in text and "short of the aim of 10%" in text and "driver 580.1" in text
+    assert "no recorded run of 03_decode_step on 'h200'" in text and text.rstrip().endswith(
+        "<!-- /measured:h200-step -->"
+    )
     assert readme not in report(tmp_path) and readme.read_text() == text

@@ -1,4 +1,4 @@
-"""The sweep of decode steps: on the CPU at toy size; and how a step is taken apart, from records made up."""
+"""The sweep of decode steps on the CPU at toy size, its parameters, and times of parts from made-up records."""
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from gdn_lab.bench.roof import Roof
 from gdn_lab.bench.timers import TimerUnavailable
 from gdn_lab.layer import step_parts
 from gdn_lab.layer.step_parts import GAPS, TRACED
+from gdn_lab.studies import parameters
+from gdn_lab.studies.decode_step import points, study
 from gdn_lab.studies.decode_step import sweep as step_sweeps
 from gdn_lab.tolerances import Check
 
@@ -38,7 +40,7 @@ def test_a_step_whole_and_in_parts(model, tmp_path):
     for name in CPU:
         of = {row["part"]: row for row in rows if row["configuration"] == name}
         assert set(of) == {"step", *parts, GAPS, TRACED}
-        assert of["step"]["count"] == 2 and of["step"]["layers"] == step_sweeps.CPU_LAYERS
+        assert of["step"]["count"] == 2 and of["step"]["layers"] == points.CPU_LAYERS
         assert of["step"]["bytes"] == of[TRACED]["bytes"] == sum(of[part]["bytes"] for part in parts)
         assert of["gdn"]["bytes"] > 0 and of[GAPS]["bytes"] == 0 and of["step"]["max_abs_error"] < 1
     layouts = {row["configuration"]: (row["backend"], row["variant"], row["layout"]) for row in rows}
@@ -70,7 +72,7 @@ def test_where_cupti_cannot_record_the_whole_step_is_still_timed(monkeypatch):
     def refuse(*_):
         raise TimerUnavailable("cupti_kernel cannot run inside Nsight Systems")
 
-    monkeypatch.setattr(step_sweeps, "measure_parts", refuse)
+    monkeypatch.setattr(points, "measure_parts", refuse)
     rows = sweep(configurations=["torch"])
     assert [row["status"] for row in rows] == ["fact", "ok", "refused"]
     assert rows[-1]["timer"] == "cupti_kernel" and "Nsight Systems" in rows[-1]["reason"]
@@ -78,7 +80,7 @@ def test_where_cupti_cannot_record_the_whole_step_is_still_timed(monkeypatch):
 
 def test_a_step_that_leaves_nan_has_no_times(monkeypatch):
     monkeypatch.setattr(
-        step_sweeps, "time_interleaved", lambda steps, **_: next(iter(steps.values()))[1].out.fill_(torch.nan)
+        points, "time_interleaved", lambda steps, **_: next(iter(steps.values()))[1].out.fill_(torch.nan)
     )
     with pytest.raises(RuntimeError, match="torch at B = 2 leaves NaN or infinity"):
         sweep(configurations=["torch"])
@@ -99,14 +101,14 @@ def test_threads_are_as_before():
     assert torch.get_num_threads() == before
 
 
-def test_the_share_sweep_goes_over_every_point():
+def test_the_heatmap_goes_over_every_point():
     options = dict(toy=True, samples=1, roof=ROOF, progress=False, device="cpu")
-    rows = step_sweeps.share_sweep([MODEL, DENSE], [3, 8], [1, 2], CPU, **options)
+    rows = step_sweeps.heatmap_sweep([MODEL, DENSE], [3, 8], [1, 2], CPU, **options)
     rows = [row for row in rows if row["status"] == "ok"]
     assert {row["sweep"] for row in rows} == {"share"} and {row["part"] for row in rows} == {"step", "gdn", TRACED}
     points = {(row["model"], row["tp"], row["batch"], row["configuration"]) for row in rows}
     assert points == {(model, 8, batch, name) for model in (MODEL, DENSE) for batch in (1, 2) for name in CPU}
-    assert step_sweeps.share_sweep([], [], [], CPU, **options) == []
+    assert step_sweeps.heatmap_sweep([], [], [], CPU, **options) == []
 
 
 def test_a_model_without_room_is_refused_and_the_next_one_goes_on(monkeypatch):
@@ -118,49 +120,72 @@ def test_a_model_without_room_is_refused_and_the_next_one_goes_on(monkeypatch):
         return right(model, *arguments, **options)
 
     monkeypatch.setattr(step.StepWeights, "random", random)
-    rows = step_sweeps.share_sweep(
+    rows = step_sweeps.heatmap_sweep(
         [MODEL, DENSE], [8], [1], ["torch"], toy=True, samples=1, roof=ROOF, progress=False, device="cpu"
     )
     assert rows[0]["status"] == "refused" and "memory" in rows[0]["reason"] and rows[0]["model"] == MODEL
     assert {row["model"] for row in rows[1:]} == {DENSE}
 
 
-# ---- parameters as text
+# ---- parameters
 
 
-def test_configurations_as_text():
-    assert step_sweeps.parse_configurations("auto", "cpu") == ["torch-kv", "torch"]
-    assert step_sweeps.parse_configurations("auto", "cuda") == ["before", "before-32", "after", "best"]
-    assert step_sweeps.parse_configurations(" best,before, best", "cpu") == ["best", "before"]
-    with pytest.raises(ValueError, match="configurations: expected some of before, .*, got befor"):
-        step_sweeps.parse_configurations("befor", "cpu")
+@pytest.fixture
+def parse(monkeypatch):
+    def parsed(on_gpu=False, **values):
+        for module in (study, parameters):
+            monkeypatch.setattr(module, "on_gpu", lambda: on_gpu)
+        return study.Parameters.parse(values)
+
+    return parsed
 
 
-def test_points_of_the_heat_map_as_text():
-    def parse(models, tps, batches, device="cpu"):
-        return step_sweeps.parse_share(models, tps, batches, own=MODEL, tp=4, device=device)
-
-    assert parse("auto", "auto", "auto") == ([MODEL], [4], [1, 4])
-    models, tps, batches = parse("auto", "auto", "auto", "cuda")
-    assert models[0] == MODEL and len(models) == len(set(models)) == 3 and tps == [1, 4, 8] and 256 in batches
-    assert parse(DENSE, "8,1", "2") == ([DENSE], [1, 8], [2])
-    assert parse("", "auto", "auto") == parse("auto", "", "auto") == ([], [], [])
-    with pytest.raises(ValueError, match="heat_tps: expected auto, nothing, or positive whole numbers"):
-        parse("auto", "one", "auto")
-    with pytest.raises(ValueError, match="model: 'gpt' is not in the table"):
-        parse("gpt", "1", "1")
+def test_configurations(parse):
+    assert parse().configurations == ["torch-kv", "torch"] and parse().options["toy"]
+    assert parse(True).configurations == ["before", "before-32", "after", "best"] and not parse(True).options["toy"]
+    assert parse(configurations=" best,before, best").configurations == ["best", "before"]
+    with pytest.raises(ValueError, match="configurations: 'befor' is unknown .did you mean 'before'.; choose auto or"):
+        parse(configurations="befor")
+    with pytest.raises(ValueError, match="configurations: expected auto or some of before, "):
+        parse(configurations=" ,")
 
 
-def test_the_configuration_to_record_as_text():
-    assert step_sweeps.parse_captured("auto", CPU) == ["torch"] and step_sweeps.parse_captured(" ", CPU) == []
-    assert step_sweeps.parse_captured("before", CPU) == ["before"]
+def test_points_of_the_heatmap(parse):
+    here = parse(tp=4).heatmap
+    assert here == dict(models=[MODEL], tps=[4], batches=[1, 4], configurations=["torch-kv", "torch"], samples=3)
+    there = parse(True).heatmap
+    assert there["models"][0] == MODEL and len(there["models"]) == len(set(there["models"])) == 3
+    assert there["tps"] == [1, 4, 8] and 256 in there["batches"] and there["samples"] == 20
+    assert there["configurations"] == ["before", "best"]
+    assert parse(heat_models=DENSE, heat_tps="8,1", heat_batches=2).heatmap["tps"] == [1, 8]
+    assert parse(heat_models="").heat_models == [] and parse(heat_tps="").heat_tps == []
+    assert parse(configurations="torch").heatmap["configurations"] == ["torch"]
+    with pytest.raises(ValueError, match="heat_tps: expected whole numbers from 1 up such as 1,2,4, got 'one'"):
+        parse(heat_tps="one")
+    with pytest.raises(ValueError, match="heat_models: 'qwen3.5-27' is not in the model table .did you mean"):
+        parse(heat_models="qwen3.5-27")
 
 
-# ---- taken apart, with what a GPU would have recorded ---------------------------------------------------------------
+def test_other_parameters(parse):
+    assert parse().batch == 4 and parse(True).batch == 256 and parse(batch=7).batch == 7
+    assert parse().samples == 5 and parse(True).samples == 200 and parse(samples=2).heatmap["samples"] == 2
+    assert parse().captured == "torch" and parse(True).captured == "after" and parse(captured=" ").captured == ""
+    assert parse(captured="before").captured == "before" and parse(skew=1).options["skew"] == 1.0
+    with pytest.raises(ValueError, match="captured: 'nope' is unknown; choose auto, nothing, or one of before,"):
+        parse(captured="nope")
+    with pytest.raises(ValueError, match="precision: expected one of fp8, bf16, got 'int4'"):
+        parse(precision="int4")
+    with pytest.raises(ValueError, match="skew: expected at least 0"):
+        parse(skew=-1)
+    with pytest.raises(ValueError, match="tp: .* which 3 GPUs cannot share evenly"):
+        parse(tp=3)
+
+
+# ---- times of parts, from made-up records ----------------------------------------------------------------------------
 
 
 class Played:
-    """A step whose kernels are said, not run."""
+    """A step whose kernels are given, not run."""
 
     parts = ("norm", "gdn", "experts")
 
@@ -191,11 +216,11 @@ def played(monkeypatch):
 
 
 def test_parts_and_gaps_add_up_to_the_replay(played):
-    taken = played([replay(2, 10, 1, 30, 4, 12, 1, 32)] * 3)
-    us = {part: timing.median_us for part, timing in taken.parts.items()}
+    measured = played([replay(2, 10, 1, 30, 4, 12, 1, 32)] * 3)
+    us = {part: timing.median_us for part, timing in measured.parts.items()}
     assert us == {"norm": 3, "gdn": 12, "experts": 31, GAPS: 1.75, TRACED: 47.75}
-    assert taken.kernels == {"norm": 1, "gdn": 2, "experts": 1, TRACED: 4}
-    assert taken.parts["gdn"].timer == "cupti_kernel" and taken.parts["gdn"].count == 3
+    assert measured.kernels == {"norm": 1, "gdn": 2, "experts": 1, TRACED: 4}
+    assert measured.parts["gdn"].timer == "cupti_kernel" and measured.parts["gdn"].count == 3
 
 
 def test_time_in_which_kernels_overlap_counts_once_for_the_first(played):
@@ -250,21 +275,17 @@ def test_on_a_gpu_parts_add_up_and_eager_is_slower():
 
 
 @pytest.mark.gpu
-def test_the_share_sweep_on_a_gpu():
-    rows = step_sweeps.share_sweep([DENSE], [8], [16], ["before", "best"], samples=10, progress=False)
+def test_the_heatmap_on_a_gpu():
+    rows = step_sweeps.heatmap_sweep([DENSE], [8], [16], ["before", "best"], samples=10, progress=False)
     assert {(row["configuration"], row["part"]) for row in rows if row["status"] == "ok"} >= {
         (name, part) for name in ("before", "best") for part in ("step", "gdn", TRACED)
     }
     assert timing.TIMERS[0] in {row.get("timer") for row in rows}
 
 
-def test_a_capture_of_what_cannot_run_is_said_and_the_rest_goes_on(tmp_path, capsys):
+def test_a_trace_of_what_cannot_run_is_not_recorded(tmp_path, capsys):
     run = Run.create("x", {}, root=tmp_path)
-    step_sweeps.capture(MODEL, 8, 2, ["after", "torch"], run, toy=True, device="cpu")
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("Not recorded: after needs an NVIDIA GPU of compute capability 9.0") and len(said) == 2
-    with pytest.raises(ValueError, match="captured: expected some of before, .*, got nope"):
-        step_sweeps.parse_captured("nope", ["torch"])
-    assert step_sweeps.parse_captured("auto", ["before", "after", "best"]) == ["after"]
-    assert step_sweeps.parse_captured("auto", ["torch-kv", "torch"]) == ["torch"]
-    assert step_sweeps.parse_captured("", ["torch"]) == []
+    for name in ("after", "torch", ""):
+        step_sweeps.record(MODEL, 8, 2, name, run, toy=True, device="cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Not recorded: after needs an NVIDIA GPU of compute capability 9.0") and len(lines) == 2
