@@ -144,7 +144,7 @@ def test_configurations(parse):
     assert parse().configurations == ["torch-kv", "torch"] and parse().options["toy"]
     assert parse(True).configurations == ["before", "before-32", "after", "best"] and not parse(True).options["toy"]
     assert parse(configurations=" best,before, best").configurations == ["best", "before"]
-    with pytest.raises(ValueError, match="configurations: 'befor' is unknown .did you mean 'before'.; choose auto or"):
+    with pytest.raises(ValueError, match="configurations: 'befor' is unknown .did you mean 'before'..; choose auto or"):
         parse(configurations="befor")
     with pytest.raises(ValueError, match="configurations: expected auto or some of before, "):
         parse(configurations=" ,")

@@ -132,7 +132,7 @@ class Parameters(ModelParameters):
 
 
 def section(run: dict, rows: list[dict]) -> Section:
-    """What the README shows of a recorded run."""
+    """What the README shows of a recorded run; it names the device itself."""
     from . import figures, sentences, tables
     from .analysis import StepRows
 
@@ -140,7 +140,7 @@ def section(run: dict, rows: list[dict]) -> Section:
     changes = tables.changes_table(step)
     alignment = ("left", *["right"] * (len(changes.columns) - 1))
     return Section(
-        conditions=step.conditions(),
+        conditions=StepRows(rows).conditions(),
         sentences=sentences.answers(step),
         figures={"step_waterfall": figures.waterfall(step)},
         table=changes.to_markdown(index=False, colalign=alignment) if len(changes) else "",
