@@ -1,4 +1,4 @@
-"""gdn-lab report: the README's figures and generated parts, made from data/ and from what the studies declare.
+"""gdn-lab report: figures and generated parts of README.md and docs/*.md, from data/ and what the studies declare.
 
 A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts the closing marker where it is missing:
 
@@ -8,6 +8,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     measured:<gpu>-<section>    the section of a study, from its recorded run
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -32,32 +33,39 @@ def run(arguments) -> None:
 
 
 def report(root: Path = ROOT) -> list[Path]:
-    """Draw the README's figures into <root>/docs and fill <root>/README.md between its markers.
+    """Draw the README's figures into <root>/docs and fill README.md and docs/*.md between their markers.
 
-    Returns the files written: every figure, and README.md if its text changed. A block that no study makes is left as
+    Returns the files written: every figure, and each page whose text changed. A block that no study makes is left as
     it is.
     """
     root, written = Path(root), []
     for study in studies():
         for name, figure in study.computed().items():
             written.append(save(figure, root / "docs" / f"{name}.png"))
-    readme = root / "README.md"
-    before = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        if page.is_file():
+            written += fill(page, root)
+    return written
+
+
+def fill(page: Path, root: Path) -> list[Path]:
+    """Fill one page between its markers. Returns the figures drawn for it, and the page if its text changed."""
+    before, written = page.read_text(encoding="utf-8"), []
 
     def filled(found: re.Match) -> str:
-        block = found["block"]
-        made = _block(block, root)
+        made = _block(found["block"], root)
         if made is None:
             return found[0]
         text, figures = made
         written.extend(figures)
-        return f"<!-- {block} -->\n{text}\n<!-- /{block} -->"
+        text = text.replace("](docs/", f"]({os.path.relpath(root / 'docs', page.parent)}/".replace("./", ""))
+        return f"<!-- {found['block']} -->\n{text}\n<!-- /{found['block']} -->"
 
     after = MARKER.sub(filled, before)
     if after != before:
-        with replacing(readme) as partial:
+        with replacing(page) as partial:
             partial.write_text(after, encoding="utf-8")
-        written.append(readme)
+        written.append(page)
     return written
 
 
@@ -111,11 +119,12 @@ def section_of(study: Study, gpu: str, root: Path) -> tuple[str, list[Path]]:
 
 def markdown(section: Section, info: dict, docs: Path, gpu: str) -> tuple[str, list[Path]]:
     """(a section as Markdown, its figures as <docs>/<gpu>_<name>.png with their title as alternative text)."""
-    from ..report.text import provenance
+    from ..report.text import device_name
 
-    conditions = section.conditions.rstrip(".")
+    device, commit = device_name(info), (info["environment"].get("git_commit") or "unknown")[:10]
+    conditions = section.conditions.rstrip(".").removeprefix(f"{device} · ")
     parts = [section.table] if section.table else []
-    parts.append(f"{conditions[:1].upper()}{conditions[1:]}. Measured on {provenance(info)}.")
+    parts.append(f"{conditions}. Recorded on {device}, {info['start_utc'][:10]}, commit {commit}.")
     if section.not_timed:
         parts.append("Not timed: " + "; ".join(sentence.rstrip(".") for sentence in section.not_timed) + ".")
     parts.append("\n".join(f"- {sentence}" for sentence in section.sentences))

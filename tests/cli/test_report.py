@@ -33,6 +33,8 @@ def checkout(tmp_path):
             (folder / file).write_bytes((run.folder / file).read_bytes())
     markers = "".join(f"<!-- {block} -->\n" for block in (*BLOCKS, "measured:h100-nothing"))
     (tmp_path / "README.md").write_text(f"top\n{markers}bottom\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "more.md").write_text("<!-- measured:h100-verify -->")
     return tmp_path
 
 
@@ -51,12 +53,14 @@ def test_report_fills_the_blocks_and_changes_nothing_the_second_time(checkout):
     for name, variant in VARIANTS.items():
         assert f"| `{name}` |" in made["variants"] and variant.description in made["variants"]
     assert "torch/vk" in made["measured:h100-verify"] and "torch/vk" in made["measured:h100-prefill"]
-    assert "Measured on CPU" in made["measured:h100-prefill"]
+    assert "Recorded on CPU" in made["measured:h100-prefill"]
     missing = made["measured:h200-prefill"]
     assert "no recorded run of 06_prefill on 'h200'" in missing and "gdn-lab run 06" in missing
     assert "data/measured/h200/06_prefill/" in missing
     for title, path in re.findall(r"!\[(.*)\]\((docs/\S+)\)", text):
         assert title and checkout / path in written and (checkout / path).is_file()
+    page = (checkout / "docs" / "more.md").read_text()
+    assert "](verify_time.png)" in page.replace("h100_", "") and "](docs/" not in page
     assert checkout / "README.md" not in report(checkout) and (checkout / "README.md").read_text() == text
 
 
@@ -66,6 +70,7 @@ def test_every_section_has_its_own_name():
 
 
 def test_every_figure_is_drawn_once(checkout):
+    (checkout / "docs" / "more.md").unlink()
     written = report(checkout)
     assert len(set(written)) == len(written)
     for study in studies():
