@@ -37,7 +37,10 @@ def published_ratios() -> pandas.DataFrame:
 
 
 def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dict]]:
-    """(run, rows) recorded in <data>/measured/<gpu>/<notebook>. FileNotFoundError says what is recorded instead."""
+    """Return (run, rows) recorded in <data>/measured/<gpu>/<notebook>; run["recorded_on"] is `gpu`.
+
+    FileNotFoundError says what is recorded instead.
+    """
     folder = data / "measured" / gpu / notebook
     if not (folder / "run.json").is_file():
         known = recorded_runs(data)
@@ -45,7 +48,8 @@ def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dic
         hint = f" (did you mean {near[0]!r}?)" if near and near[0] != gpu else ""
         listing = ", ".join("/".join(pair) for pair in known) or "none yet"
         raise FileNotFoundError(f"no recorded run of {notebook} on {gpu!r}{hint}; recorded are: {listing}")
-    return results.load(folder)
+    run, rows = results.load(folder)
+    return run | {"recorded_on": gpu}, rows
 
 
 def recorded_runs(data: Path = DATA) -> list[tuple[str, str]]:

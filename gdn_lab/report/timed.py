@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pandas
 
 from ..backends.registry import in_order, variant
-from .text import device_name
+from .text import device_name, listed
 
 TIMER_ORDER = ("cuda_graph_replay", "host_clock", "cupti_kernel")  # the first that a set of rows has is shown
 
@@ -112,8 +112,11 @@ class Timed:
 
     @property
     def clock_prefix(self) -> str:
-        """What a title begins with: "CPU times: " where that is what they are, else nothing."""
-        return "CPU times: " if self.on_cpu else ""
+        """What a title begins with: "CPU times: ", "H100: " for rows recorded on another machine, else nothing."""
+        if self.on_cpu:
+            return "CPU times: "
+        gpu = (self.run or {}).get("recorded_on")
+        return f"{gpu.upper()}: " if gpu else ""
 
     def notes_on_copies(self) -> list[str]:
         """A note if some of the variants gather and scatter states within their own calls."""
@@ -158,51 +161,7 @@ def not_timed(rows) -> list[str]:
                 refused[row["reason"]][variant(name_of(row)).label] = None
         elif row.get("status") == "wrong":
             error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
-            wrong[f"{variant(name_of(row)).label} wrong at B = {row['batch']} (largest error {error}): not timed"] = (
-                None
-            )
+            inputs = f", {listed(row['wrong_on'])}" if row.get("wrong_on") else ""
+            case = f"{variant(name_of(row)).label} wrong at B = {row['batch']}{inputs}"
+            wrong[f"{case} (largest error {error}): not timed"] = None
     return [f"{', '.join(names)} refused: {reason}" for reason, names in refused.items()] + list(wrong)
-
-
-# ---- to be removed: callers move to Timed
-
-
-def timed(rows, *, indexing="in_place", timer=None) -> list[dict]:
-    """The timed rows of one indexing (None: both) and one timer, by default the first of TIMER_ORDER that occurs."""
-    rows = [row for row in rows if row.get("status") == "ok"]
-    present = {row["timer"] for row in rows}
-    timer = timer or next((name for name in TIMER_ORDER if name in present), None)
-    return [row for row in rows if row["timer"] == timer and indexing in (None, row["indexing"])]
-
-
-def series(rows) -> dict[str, list[dict]]:
-    """Rows by variant, each sorted by batch; the variants in the order of VARIANTS."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[name_of(row)].append(row)
-    order = in_order(groups)
-    return {name: sorted(groups[name], key=lambda row: row["batch"]) for name in order}
-
-
-def times(rows) -> dict[str, dict[int, float]]:
-    """{variant: {batch: median_us}} of rows that are already of one timer and indexing."""
-    return {name: {row["batch"]: row["median_us"] for row in of} for name, of in series(rows).items()}
-
-
-def held_for(what: str, rows, run=None) -> str:
-    """What the figures of timed rows hold for, in one line: device, `what`, timer, counts, roof."""
-    row, counts = rows[0], sorted({row["count"] for row in rows})
-    said = [device_name(run)] if run else []
-    said += [what, f"{row['timer']}, median of {'…'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"]
-    return " · ".join([*said, f"roof {row['roof_gb_per_s']:,.0f} GB/s measured (in-place read-modify-write)"])
-
-
-def with_copies(rows) -> list[str]:
-    """A note if rows, those that a figure draws, are also of variants whose calls copy the states by themselves."""
-    names = sorted({name_of(row) for row in rows if variant(name_of(row)).copies})
-    return [f"{', '.join(names)}: with the gather and the scatter that its calls need."] if names else []
-
-
-def clock_prefix(rows) -> str:
-    """What a title begins with: "CPU times: " where that is what they are, else nothing."""
-    return "CPU times: " if any(row["timer"] == "host_clock" for row in timed(rows)) else ""

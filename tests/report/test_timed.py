@@ -35,4 +35,5 @@ def test_eager_pytorch_is_left_out_unless_it_is_alone():
     assert Timed(sweep_rows(eager)).kernels().names == ["torch/vk"]
     assert Timed(sweep_rows(eager | {"triton/vk": (2, 0.9)})).kernels().names == ["triton/vk"]
     cpu = Timed(sweep_rows(eager, timers=("host_clock",)))
+    assert Timed(sweep_rows(), {"recorded_on": "h200"}).clock_prefix == "H200: "
     assert cpu.on_cpu and cpu.clock_prefix == "CPU times: " and Timed([]).clock_prefix == ""

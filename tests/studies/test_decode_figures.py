@@ -70,7 +70,7 @@ def test_titles_hold_numbers_of_the_rows(timed):
     assert title(figures.decode_time(timed)).startswith(
         f"At B = 512 triton/vk is fastest: {us['triton/vk'][512]:,.0f} µs"
     )
-    assert "2.50 × the in-place time" in title(figures.gather_scatter(timed))
+    assert "2.50× the in-place time" in title(figures.gather_scatter(timed))
     slower = [row | {"median_us": row["median_us"] * 3} if row["variant"] == "vk" else row for row in timed.all_rows]
     assert "triton/vk-serial is fastest" in title(figures.decode_time(Timed(slower)))
 
@@ -256,7 +256,7 @@ def test_the_guide_lists_every_other_notebook_and_models_are_marked():
     table = guide()
     assert "00_start_here" not in table and f"`{STUDY.notebook}` | {STUDY.question}" in re.sub(" +", " ", table)
     checked = model_table().set_index("model").checked
-    assert checked["qwen3.5-397b-a17b"] == "✓" and checked["qwen3.5-27b"] == "not checked"
+    assert checked["qwen3.5-397b-a17b"] == "✓" and checked["qwen3.5-27b"] == "no"
 
 
 # ---- the README

@@ -187,7 +187,7 @@ def layout_sentence(timed: Timed) -> str | None:
     for name, by_batch in found.items():
         if batch in by_batch:
             each = by_twin.setdefault(twin_of(name, timed.names), [])
-            each.append(f"{variant(name).label} takes {by_batch[batch]:.2f} ×")
+            each.append(f"{variant(name).label} takes {by_batch[batch]:.2f}×")
     each = [f"{listed(parts)} the time of {label(twin)}" for twin, parts in by_twin.items()]
     return f"Memory order alone, KV against VK, both in place at B = {batch}: {listed(each)}."
 
@@ -199,7 +199,7 @@ def indexing_sentence(timed: Timed) -> str | None:
         return None
     batch = largest_batch(found)
     ordered = sorted((by_batch[batch], name) for name, by_batch in found.items() if batch in by_batch)
-    ends = dict.fromkeys(f"{ratio:.2f} × ({variant(name).label})" for ratio, name in (ordered[0], ordered[-1]))
+    ends = dict.fromkeys(f"{ratio:.2f}× ({variant(name).label})" for ratio, name in (ordered[0], ordered[-1]))
     sentence = f"With gather and scatter instead of in-place indexing a call at B = {batch} takes {' to '.join(ends)}."
     share = copies_share(timed, batch, ordered[-1][1])
     if share is None:
@@ -227,7 +227,7 @@ def published_sentence(timed: Timed) -> str | None:
     nearest = variant(found.nearest).label
     verdict = "reproduces that" if found.verdict == "reproduces" else f"is nearest and {found.verdict} that"
     return (
-        f"Published: Triton takes {found.band[0]:.1f} to {found.band[1]:.1f} × FlashInfer's time from B = {LARGE} up. "
+        f"Published: Triton takes {found.band[0]:.1f} to {found.band[1]:.1f}× FlashInfer's time from B = {LARGE} up. "
         f"Here: {listed(each)}; {nearest} {verdict}."
     )
 

@@ -96,7 +96,7 @@ def _time_title(timed: Timed) -> str:
         f"{percent(best['share_of_roof'])} of measured bandwidth"
     )
     if slowest != fastest:
-        title += f"; {label(slowest)} takes {worst['median_us'] / best['median_us']:.2f} × that"
+        title += f"; {label(slowest)} takes {worst['median_us'] / best['median_us']:.2f}× that"
     return title
 
 
@@ -154,7 +154,7 @@ def launch_gap(timed: Timed) -> Figure:
     batches = sorted({batch for by_batch in gaps.values() for batch in by_batch})
     first = sorted((by_batch[batches[0]], name) for name, by_batch in gaps.items() if batches[0] in by_batch)
     each = dict.fromkeys(f"{_signed(us, 1)} µs ({label(name)})" for us, name in (first[0], first[-1]))
-    title = f"At B = {batches[0]} replay exceeds kernel-only time by {' to '.join(each)}"
+    title = f"{timed.clock_prefix}At B = {batches[0]} replay exceeds kernel-only time by {' to '.join(each)}"
     fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
     ends = plot_lines(ax, gaps, lambda us: f"{_signed(us, 2)} µs")
     ax.axhline(0, color=GREY, linewidth=1)
@@ -185,7 +185,7 @@ def gather_scatter(timed: Timed) -> Figure:
         return empty_figure("In place against gather and scatter: nothing timed both ways", notes)
     last = largest_batch(found)
     at_last = [by_batch[last] for by_batch in found.values() if last in by_batch]
-    title = f"{timed.clock_prefix}At B = {last} gather and scatter take {number_range(at_last)} × the in-place time"
+    title = f"{timed.clock_prefix}At B = {last} gather and scatter take {number_range(at_last)}× the in-place time"
     fig, (ax,) = new_figure(title, 9.0, 4.6, 1, notes)
     ends = plot_lines(ax, found, lambda ratio: f"{ratio:.2f}", "gather_scatter")
     ends.append((1.0, "in place  1", GREY))
@@ -217,7 +217,7 @@ def against_published(timed: Timed) -> Figure:
         f"Here: {conditions(timed)}" if ours else "",
         *timed.not_timed(),
     ]
-    fig, (ax,) = new_figure(_published_title(found), 10.5, 5.2, 1, notes)
+    fig, (ax,) = new_figure(_published_title(found, timed), 10.5, 5.2, 1, notes)
     table, ends = published_ratios(), []
     for column, ((gpu, kernel), rows) in enumerate(table.groupby(["gpu", "kernel"], sort=False)):
         _draw_published(ax, rows, PUBLISHED_MARKERS[column % len(PUBLISHED_MARKERS)])
@@ -241,13 +241,13 @@ def against_published(timed: Timed) -> Figure:
     return fig
 
 
-def _published_title(found) -> str:
-    """The published range and ours with each baseline."""
-    title = f"Published from B = {LARGE}: {PUBLISHED_BASELINE} {found.band[0]:.1f} to {found.band[1]:.1f} × FlashInfer"
+def _published_title(found, timed: Timed) -> str:
+    """The published range and that of each baseline."""
+    title = f"Published from B = {LARGE}: {PUBLISHED_BASELINE} {found.band[0]:.1f} to {found.band[1]:.1f}× FlashInfer"
     if not found.nearest:
         return f"{title}; nothing was timed here to compare"
     each = [f"{label(name)} {number_range(ends)}" for name, ends in sorted(found.ranges.items(), reverse=True)]
-    return f"{title}; here {listed(each)}"
+    return f"{title}; {timed.clock_prefix or 'here '}{listed(each)}"
 
 
 def _draw_published(ax, rows, marker: str) -> None:

@@ -181,7 +181,7 @@ def layout_cost(timed: Timed) -> Figure:
     if not found:
         return empty_figure("KV against VK: nothing timed on both", notes)
     last = largest_batch(found)
-    each = [f"{label(name)} takes {by_batch[last]:.2f} ×" for name, by_batch in found.items() if last in by_batch]
+    each = [f"{label(name)} takes {by_batch[last]:.2f}×" for name, by_batch in found.items() if last in by_batch]
     twins = list(dict.fromkeys(twin_of(name, timed.names) for name in found))
     title = f"{timed.clock_prefix}At B = {last} {listed(each)} {listed(map(label, twins))}'s time"
     fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)

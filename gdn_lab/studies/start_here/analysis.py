@@ -1,7 +1,5 @@
 """What checked rows say to the question of notebook 00, the table of models, and the guide to the other notebooks."""
 
-import dataclasses
-
 import pandas
 
 from ...backends.registry import variant
@@ -19,17 +17,25 @@ def latest_rows(timed: Timed) -> dict[str, dict]:
 
 def check_table(timed: Timed) -> pandas.DataFrame:
     """A line for each variant: its largest absolute errors against the float64 reference and the verdict."""
-    verdicts = {"ok": "right", "wrong": "wrong"}
     lines = [
         {
             "variant": variant(name).label,
             "error of the output": row.get("max_abs_error"),
             "error of the new state": row.get("max_abs_error_state"),
-            "verdict": verdicts.get(row["status"]) or f"refused: {row['reason']}",
+            "verdict": _verdict(row),
         }
         for name, row in latest_rows(timed).items()
     ]
     return pandas.DataFrame(lines).astype({"error of the output": float, "error of the new state": float})
+
+
+def _verdict(row: dict) -> str:
+    """ "right", "wrong" with the inputs on which, or "refused" with the reason."""
+    if row["status"] == "refused":
+        return f"refused: {row['reason']}"
+    if row["status"] == "wrong":
+        return f"wrong: {listed(row['wrong_on'])}" if row.get("wrong_on") else "wrong"
+    return "right"
 
 
 def check_answers(timed: Timed) -> list[str]:
@@ -49,12 +55,19 @@ def check_answers(timed: Timed) -> list[str]:
 
 def model_table() -> pandas.DataFrame:
     """The model table: a line for each model, with all that is known of it, and whether that was checked."""
+    columns = {
+        "hidden": "hidden size",
+        "gdn_layers": "GDN layers",
+        "num_k_heads": "HK",
+        "num_v_heads": "HV",
+        "attn_q_heads": "attention q heads",
+        "attn_kv_heads": "attention kv heads",
+        "top_k": "experts per token",
+    }
     lines = []
     for name, model in MODELS.items():
-        fields = dataclasses.asdict(model) if dataclasses.is_dataclass(model) else model._asdict()
-        checked = fields.pop("checked", None)
-        line = {"model": name} | {field.replace("_", " "): value for field, value in fields.items()}
-        lines.append(line | {"checked": "✓" if checked else "not checked"})
+        sizes = {columns.get(field, field.replace("_", " ")): size for field, size in model._asdict().items()}
+        lines.append({"model": name} | sizes | {"checked": "✓" if model.checked else "no"})
     return pandas.DataFrame(lines)
 
 
