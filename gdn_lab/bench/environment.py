@@ -1,4 +1,4 @@
-"""Where a measurement was made: GPU, driver, versions, clocks. Nothing that names a machine, a user or a path."""
+"""Where a measurement was made: GPU, driver, versions, commit. Nothing that names a machine, a user or a path."""
 
 import importlib.metadata
 import os
@@ -9,21 +9,29 @@ from pathlib import Path
 
 import torch
 
+from ..backends.registry import BACKENDS
+from .clocks import cuda_device, readings
+
+# Names in run.json of the backends' distributions; a backend that is not among them goes by its own name.
 DISTRIBUTIONS = {
-    "triton": "triton", "flashinfer": "flashinfer-python", "cutlass_dsl": "nvidia-cutlass-dsl", "fla": "fla-core",
-}  # fmt: skip
+    "triton": "triton",
+    "flashinfer": "flashinfer-python",
+    "cutlass_dsl": "nvidia-cutlass-dsl",
+    "fla": "fla-core",
+}
 
 
 def environment(device=None) -> dict:
-    """GPU, software and code that a run measures, for run.json. Fields of a GPU are None without one.
+    """Describe the GPU, the software and the code that a run measures, for run.json.
 
     device: the GPU (default: the current one). gpu_name, compute_capability ("9.0"), sm_count, l2_bytes, memory_bytes,
-    driver, power_limit_w; cuda (what torch was built for), python, torch, triton, flashinfer, cutlass_dsl, fla (None:
-    not installed); cpu, cpu_count, platform; git_commit, git_dirty (None outside a checkout); utc.
+    driver, power_limit_w (None without a GPU); cuda (what torch was built for), python, torch, triton, flashinfer,
+    cutlass_dsl, fla (None: not installed) and versions of further backends; cpu, cpu_count, platform; git_commit,
+    git_dirty (None outside a checkout); utc.
     """
     facts = dict.fromkeys(("gpu_name", "compute_capability", "sm_count", "l2_bytes", "memory_bytes"))
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(_cuda(device))
+        properties = torch.cuda.get_device_properties(cuda_device(device))
         facts |= {
             "gpu_name": properties.name,
             "compute_capability": f"{properties.major}.{properties.minor}",
@@ -31,85 +39,25 @@ def environment(device=None) -> dict:
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": properties.total_memory,
         }
-    readings = _readings(device)
-    facts |= {name: readings.get(name) for name in ("driver", "power_limit_w")}
+    found = readings(device)
+    facts |= {name: found.get(name) for name in ("driver", "power_limit_w")}
     facts |= {"cuda": torch.version.cuda, "python": platform.python_version(), "torch": torch.__version__}
-    facts |= {name: _version(distribution) for name, distribution in DISTRIBUTIONS.items()}
+    facts |= {name: _version(distribution) for name, distribution in _distributions().items()}
     # The release of the kernel is left out of platform: it may carry the name of whoever runs the machine.
     facts |= {"cpu": _cpu(), "cpu_count": os.cpu_count(), "platform": f"{platform.system()} {platform.machine()}"}
     facts |= _git()
     return facts | {"utc": utc()}
 
 
-def clocks(device=None) -> dict:
-    """sm_mhz, memory_mhz, temperature_c, power_w of the GPU at this moment; {} without a GPU.
-
-    Where neither NVML nor nvidia-smi answers, {"clocks_error": why}.
-    """
-    readings = _readings(device)
-    names = ("sm_mhz", "memory_mhz", "temperature_c", "power_w", "clocks_error")
-    return {name: readings[name] for name in names if name in readings}
-
-
 def utc() -> str:
-    """Now, as 2026-11-22T08:15:00Z."""
+    """Return the time now as 2026-11-22T08:15:00Z."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _cuda(device) -> torch.device:
-    """`device` if it is a CUDA device, else the current one."""
-    device = torch.device(device if device is not None else "cuda")
-    return device if device.type == "cuda" else torch.device("cuda")
-
-
-def _readings(device) -> dict:
-    """driver, power_limit_w and what clocks() reports; {} without a GPU, {"clocks_error": why} if unreadable."""
-    if not torch.cuda.is_available():
-        return {}
-    # By UUID, because CUDA's numbering need not be that of the tools.
-    uuid = f"GPU-{torch.cuda.get_device_properties(_cuda(device)).uuid}"
-    errors = []
-    for source in (_from_nvml, _from_nvidia_smi):
-        try:
-            return source(uuid)
-        except Exception as error:  # each library has errors of its own; all are told together
-            errors.append(f"{type(error).__name__}: {error}".replace(uuid, "GPU"))
-    return {"clocks_error": f"clocks could not be read ({'; '.join(errors)}); install nvidia-ml-py or nvidia-smi"}
-
-
-def _from_nvml(uuid: str) -> dict:
-    import pynvml as nvml
-
-    nvml.nvmlInit()
-    try:
-        gpu = nvml.nvmlDeviceGetHandleByUUID(uuid)
-        driver = nvml.nvmlSystemGetDriverVersion()
-        return {
-            "driver": driver.decode() if isinstance(driver, bytes) else driver,
-            "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
-            "sm_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
-            "memory_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
-            "temperature_c": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
-            "power_w": nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
-        }
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _from_nvidia_smi(uuid: str) -> dict:
-    fields = "driver_version,enforced.power.limit,clocks.sm,clocks.mem,temperature.gpu,power.draw"
-    command = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    driver, *values = (value.strip() for value in line.split(","))
-    names = ("power_limit_w", "sm_mhz", "memory_mhz", "temperature_c", "power_w")
-    return {"driver": driver} | dict(zip(names, map(_number, values), strict=True))
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:  # "[N/A]": this GPU does not report it
-        return None
+def _distributions() -> dict[str, str]:
+    known = {"torch", *DISTRIBUTIONS.values()}
+    others = {name: backend.distribution for name, backend in BACKENDS.items() if backend.distribution not in known}
+    return DISTRIBUTIONS | others
 
 
 def _version(distribution: str) -> str | None:
@@ -120,7 +68,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name, on Linux from /proc/cpuinfo."""
+    """Return the processor's name, on Linux from /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -130,10 +78,10 @@ def _cpu() -> str:
 
 
 def _git() -> dict:
-    """git_commit and git_dirty of the checkout that this code runs from; None where it is none.
+    """Return git_commit and git_dirty of the checkout that this code runs from, or None for both outside of one.
 
-    A copy of a checkout without its .git says what it is a copy of in GDN_LAB_COMMIT: a commit, with "-dirty" behind it
-    if there were changes (git describe --always --dirty --abbrev=40 --exclude '*').
+    For a copy of a checkout without its .git, the environment variable GDN_LAB_COMMIT names the commit, with "-dirty"
+    after it if there were changes (git describe --always --dirty --abbrev=40 --exclude '*').
     """
     here = Path(__file__).resolve().parent
 

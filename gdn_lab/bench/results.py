@@ -10,13 +10,16 @@ import json
 import math
 import os
 import re
+import time
 import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ..files import replacing
-from .environment import clocks, environment, utc
+from . import clocks
+from .environment import environment, utc
+from .sources import kernel_hashes
 
 _CASE = ("phase", "backend", "variant", "layout", "state_dtype", "batch", "tokens", "num_k_heads", "num_v_heads")
 _MEASURED = (
@@ -44,6 +47,7 @@ class Run:
 
     def __init__(self, folder: Path, info: dict):
         self.folder, self.info, self.rows = folder, info, 0
+        self._began = time.monotonic()
 
     @classmethod
     def create(
@@ -59,7 +63,8 @@ class Run:
         if not re.fullmatch(r"[\w.-]+", notebook):
             raise ValueError(f"notebook: expected a plain name of letters, digits, '_', '-', '.', got {notebook!r}")
         info = {"notebook": notebook, "status": "running", "parameters": parameters, "command": command, "seed": seed}
-        info |= {"start_utc": utc(), "environment": environment(), "clocks_before": clocks()}
+        info |= {"start_utc": utc(), "environment": environment(), "kernels": kernel_hashes()}
+        info |= {"clocks_before": clocks.clocks()}
         _json(info, "parameters")
         with _writing(folder or root):
             folder = _new_folder(Path(root), notebook) if folder is None else _given_folder(Path(folder))
@@ -92,7 +97,8 @@ class Run:
             raise ValueError(f"status: expected complete, interrupted or failed, got {status!r}")
         if status is None:
             status = self.info["status"] if self.info["status"] in ("interrupted", "failed") else "complete"
-        self.info |= {"status": status, "end_utc": utc(), "clocks_after": clocks(), "rows": self.rows}
+        self.info |= {"status": status, "end_utc": utc(), "clocks_during": clocks.summary(self._began)}
+        self.info |= {"clocks_after": clocks.clocks(), "rows": self.rows}
         with _writing(self.folder):
             self._write_info()
 

@@ -17,7 +17,7 @@ from math import ceil
 import numpy
 import torch
 
-from . import cupti
+from . import clocks, cupti
 from .cupti import Record, TimerUnavailable
 
 TIMERS = ("cuda_graph_replay", "cupti_kernel", "host_clock")
@@ -100,9 +100,10 @@ def time_interleaved(
             cupti.start_cupti()
         with _captured(calls) as graphs:
             sizes = {key: len(thunks) for key, thunks in calls.items()}
-            if timer == "cupti_kernel":
-                return _cupti_kernel(graphs, sizes, samples, warmup, advance)
-            return _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, advance)
+            with clocks.sampled(device):
+                if timer == "cupti_kernel":
+                    return _cupti_kernel(graphs, sizes, samples, warmup, advance)
+                return _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, advance)
 
 
 def trace_interleaved(calls: Calls, *, device, replays: int) -> dict[str, list[list[Record]]]:

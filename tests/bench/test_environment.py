@@ -4,17 +4,15 @@ import getpass
 import json
 import os
 import socket
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gdn_lab.bench.environment import clocks, environment
-from gdn_lab.bench.environment import environment as environment_function
-
-module = sys.modules[environment_function.__module__]
+from gdn_lab.bench import environment as module
+from gdn_lab.bench.clocks import clocks
+from gdn_lab.bench.environment import environment
 
 FIELDS = set(
     "gpu_name compute_capability sm_count l2_bytes memory_bytes driver power_limit_w cuda python torch triton "
@@ -38,49 +36,22 @@ def test_it_names_no_machine_user_or_path(monkeypatch):
     assert len(user) < 4 or user not in text.split('"')
 
 
-def test_no_clocks_without_a_gpu(monkeypatch):
+def test_nothing_of_a_gpu_without_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert clocks() == {}
     assert environment()["gpu_name"] is None and environment()["driver"] is None
+
+
+def test_a_backend_dropped_in_has_its_version_recorded(monkeypatch):
+    @dataclass
+    class Dropped:
+        distribution: str = "numpy"
+
+    monkeypatch.setitem(module.BACKENDS, "dropped", Dropped())
+    assert environment()["dropped"] == module.importlib.metadata.version("numpy")
 
 
 def test_missing_package_is_none():
     assert module._version("no-such-distribution-of-gdn-lab") is None
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab-34cd"))
-
-
-def test_nvidia_smi_is_read_where_nvml_is_not(gpu, monkeypatch):
-    def no_nvml(uuid):
-        raise ImportError("no pynvml")
-
-    def run(command, **options):
-        assert "--id=GPU-12ab-34cd" in command
-        return SimpleNamespace(stdout="580.95, 700.00, 1980, 2619, 35, [N/A]\n")
-
-    monkeypatch.setattr(module, "_from_nvml", no_nvml)
-    monkeypatch.setattr(module.subprocess, "run", run)
-    assert clocks() == {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 35, "power_w": None}
-    assert module._readings(None)["driver"] == "580.95" and module._readings(None)["power_limit_w"] == 700
-
-
-def test_unreadable_clocks_are_said_so(gpu, monkeypatch):
-    def no_nvml(uuid):
-        raise RuntimeError(f"{uuid} not found")
-
-    def run(command, **options):
-        raise FileNotFoundError("nvidia-smi")
-
-    monkeypatch.setattr(module, "_from_nvml", no_nvml)
-    monkeypatch.setattr(module.subprocess, "run", run)
-    said = clocks()
-    assert list(said) == ["clocks_error"]
-    assert said["clocks_error"].startswith("clocks could not be read (RuntimeError: GPU not found; FileNotFoundError")
-    assert "12ab" not in said["clocks_error"]
 
 
 def test_no_commit_outside_a_checkout(tmp_path, monkeypatch):
@@ -93,18 +64,18 @@ def test_of_this_gpu():
     facts = environment()
     assert facts["gpu_name"] == torch.cuda.get_device_name()
     assert facts["sm_count"] > 0 and facts["l2_bytes"] > 0 and facts["driver"] and facts["power_limit_w"] > 0
-    now = clocks()
-    assert "clocks_error" not in now and now["sm_mhz"] > 0 and now["memory_mhz"] > 0
 
 
-@pytest.mark.parametrize("said, commit, dirty", [(None, None, None), ("abc", "abc", False), ("abc-dirty", "abc", True)])
-def test_a_copy_without_git_says_its_commit(monkeypatch, said, commit, dirty):
+@pytest.mark.parametrize(
+    "described, commit, dirty", [(None, None, None), ("abc", "abc", False), ("abc-dirty", "abc", True)]
+)
+def test_a_copy_without_git_says_its_commit(monkeypatch, described, commit, dirty):
     def no_git(*arguments, **options):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(module.subprocess, "run", no_git)
     monkeypatch.delenv("GDN_LAB_COMMIT", raising=False)
-    if said:
-        monkeypatch.setenv("GDN_LAB_COMMIT", said)
+    if described:
+        monkeypatch.setenv("GDN_LAB_COMMIT", described)
     facts = module._git()
     assert (facts["git_commit"], facts["git_dirty"]) == (commit, dirty)

@@ -27,7 +27,7 @@ ROW = {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(results, "environment", lambda: {"gpu_name": None})
-    monkeypatch.setattr(results, "clocks", dict)
+    monkeypatch.setattr(results.clocks, "clocks", dict)
 
 
 def create(root, **options):
@@ -43,7 +43,9 @@ def test_a_run(tmp_path):
     info, rows = load(run.folder)
     assert info["status"] == "complete" and info["seed"] == 7 and info["rows"] == 2 == run.rows
     assert info["command"] == "python -m gdn_lab run 02" and info["parameters"] == {"batches": [1, 8]}
-    assert {"environment", "clocks_before", "clocks_after", "start_utc", "end_utc"} <= set(info)
+    assert {"environment", "kernels", "clocks_before", "clocks_during", "clocks_after", "start_utc", "end_utc"} <= set(
+        info
+    )
     assert rows == [{"status": "ok"} | ROW, {"status": "ok"} | ROW | {"batch": 8, "model": None}]
     assert sorted(path.name for path in run.folder.iterdir()) == ["rows.jsonl", "run.json"]
 
