@@ -46,13 +46,26 @@ def device_name(run: dict | None) -> str:
 
 
 def provenance(run: dict) -> str:
-    """Where and with what a run was measured, in one line: device, driver, limits, versions, date, commit."""
+    """Where and with what a run was measured, in one line: device, driver, limits, clocks, versions, date, commit."""
     facts = run["environment"]
     parts = [device_name(run)]
     parts += [f"driver {facts['driver']}"] if facts.get("driver") else []
     parts += [f"power limit {facts['power_limit_w']:.0f} W"] if facts.get("power_limit_w") else []
+    parts += sm_clock(run)
     parts += [f"{name} {facts[name]}" for name in ("torch", "triton", "flashinfer") if facts.get(name)]
     parts.append(f"{run['start_utc'][:10]}")
     if facts.get("git_commit"):
         parts.append(f"commit {facts['git_commit'][:10]}{' with changes' if facts.get('git_dirty') else ''}")
     return ", ".join(parts)
+
+
+def sm_clock(run: dict) -> list[str]:
+    """The SM clock while timing, ["SM clock 1,755–1,980 MHz while timing"]; [] of a run that did not sample it.
+
+    One reading before or after a run says nothing about it: an idle GPU lowers its clock.
+    """
+    sampled = (run.get("clocks_during") or {}).get("sm_mhz")
+    if not sampled:
+        return []
+    ends = dict.fromkeys(f"{sampled[end]:,.0f}" for end in ("min", "max"))
+    return [f"SM clock {'–'.join(ends)} MHz while timing"]

@@ -24,3 +24,10 @@ def test_provenance_names_device_versions_and_commit():
     said = "NVIDIA H100, driver 580.1, torch 2.11.0, 2026-11-22, commit 0000000000 with changes"
     assert text.provenance(run) == said
     assert text.device_name(None) == "CPU (name unknown)"
+
+
+def test_the_clock_while_timing():
+    assert text.sm_clock({"clocks_before": {"sm_mhz": 345}}) == text.sm_clock({"clocks_during": {}}) == []
+    for low, said in ((1755, "1,755–1,980"), (1980, "1,980")):
+        run = {"clocks_during": {"sm_mhz": {"min": low, "median": 1980, "max": 1980}}}
+        assert text.sm_clock(run) == [f"SM clock {said} MHz while timing"]
