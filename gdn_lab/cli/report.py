@@ -3,6 +3,7 @@
 A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts the closing marker where it is missing:
 
     studies                     every notebook and its question
+    computed:<figure>           a figure that needs no data
     variants                    every kernel variant: pool, role, what it is
     recorded:<gpu>              when, where and with which versions and kernels the runs of a GPU were recorded
     measured:<gpu>-<section>    the section of a study, from its recorded run
@@ -17,9 +18,8 @@ from ..studies import Study, studies
 from ..studies.base import Section
 from .run import ROOT, shown
 
-MARKER = re.compile(
-    r"<!-- (?P<block>studies|variants|recorded:\w+|measured:\w+-\w+) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL
-)
+BLOCKS = r"studies|variants|computed:\w+|recorded:\w+|measured:\w+-\w+"
+MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
 
 
 def add_arguments(parser) -> None:
@@ -76,6 +76,9 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
         return studies_table(), []
     if kind == "variants":
         return variants_table(), []
+    if kind == "computed":
+        figures = {name: figure for study in studies() for name, figure in study.computed().items()}
+        return (f"![{title(figures[rest])}](docs/{rest}.png)", []) if rest in figures else None
     if kind == "recorded":
         from .recorded_with import recorded_with
 

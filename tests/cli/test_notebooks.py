@@ -8,11 +8,13 @@ import nbformat
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
+from pydantic import Field
 
 from gdn_lab.bench.results import load
 from gdn_lab.cli import listing, notebook
-from gdn_lab.studies import studies
-from gdn_lab.studies.parameters import ParameterError
+from gdn_lab.models import GDNShape
+from gdn_lab.studies import Study, studies
+from gdn_lab.studies.parameters import ModelParameters, ParameterError, Samples, batch_list
 
 PATHS = sorted((notebook.ROOT / "notebooks").glob("*.ipynb"))
 SMALLEST = {
@@ -142,17 +144,25 @@ def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, cap
 DECLARED = 'model: str = "qwen3.5-397b-a17b"  # a model\ntp: int = 1  # GPUs\nsamples: int = 0  # samples\n'
 
 
+class Parameters(ModelParameters):
+    samples: Samples = Field(0, description="samples")
+    batches: batch_list(cpu=(1, 4)) = Field("auto", description="batch sizes")
+
+
+STUDY = Study("99", "mine", "Does it begin?", Parameters)
+
+
 def begin(tmp_path, monkeypatch, injected="", declared=DECLARED, folder=None):
     monkeypatch.setattr(notebook, "ROOT", tmp_path)
     if folder:
         monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
     else:
         monkeypatch.delenv(notebook.RUN_FOLDER, raising=False)
-    cells = ["", declared, *([f"# Parameters\n{injected}\n"] if injected else []), 'run = begin("x", globals())']
+    cells = ["", declared, *([f"# Parameters\n{injected}\n"] if injected else []), "run = begin(STUDY, globals())"]
     names = {"In": cells}
     for cell in cells[1:-1]:
         exec(cell, names)
-    return notebook.begin("x", names)
+    return notebook.begin(STUDY, names)
 
 
 def test_by_hand_a_run_folder_is_made(tmp_path, monkeypatch, capsys):
@@ -165,21 +175,30 @@ def test_by_hand_a_run_folder_is_made(tmp_path, monkeypatch, capsys):
 def test_in_batch_the_given_folder_is_used_and_the_command_recorded(tmp_path, monkeypatch):
     folder = tmp_path / "given"
     folder.mkdir()
-    run = begin(tmp_path, monkeypatch, "tp = 8", folder=folder)
-    assert run.folder == folder and run.info["command"] == "gdn-lab run x -p tp 8"
+    run = begin(tmp_path, monkeypatch, "tp = 8\nbatches = '1, 2'", folder=folder)
+    assert run.folder == folder and run.info["command"] == "gdn-lab run 99_mine -p tp 8 -p batches '1, 2'"
     assert json.loads((folder / "run.json").read_text())["parameters"]["tp"] == 8
+
+
+def test_the_parameters_are_parsed_and_recorded_as_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook.torch.cuda, "is_available", lambda: False)
+    run = begin(tmp_path, monkeypatch, "batches = 7\ntp = 8")
+    assert run.info["parameters"]["batches"] == 7
+    assert run.p.batches == [7] and run.p.samples == 5 and run.p.shape == GDNShape(2, 8)
+    assert begin(tmp_path, monkeypatch).p.batches == [1, 4]
 
 
 @pytest.mark.parametrize(
     ("injected", "sentence"),
     [
-        ("tpp = 8", "x has no parameter 'tpp' (did you mean 'tp'?); it has: model, tp, samples"),
-        ("zzz = 8", "x has no parameter 'zzz'; it has: model, tp, samples"),
-        ('tp = "eight"', "tp: expected int, got 'eight' (str)"),
-        ("tp = True", "tp: expected int, got True (bool)"),
+        ("tpp = 8", "99_mine has no parameter 'tpp' (did you mean 'tp'?); it has: model, tp, samples, batches"),
+        ("zzz = 8", "99_mine has no parameter 'zzz'; it has: model, tp, samples, batches"),
+        ('tp = "eight"', "tp: expected a whole number, got 'eight'"),
+        ("tp = True", "tp: expected a whole number, got True"),
         ("tp = 3", "tp: qwen3.5-397b-a17b has 16 key and 64 value heads, which 3 GPUs cannot share evenly"),
-        ('model = "gpt"', "model: 'gpt' is not in the table; choose one of qwen3.5-397b-a17b"),
+        ('model = "qwen3.5-27"', "model: 'qwen3.5-27' is not in the model table (did you mean 'qwen3.5-27b'?)"),
         ("samples = -1", "samples: expected at least 0, got -1"),
+        ("batches = 'one'", "batches: expected auto or whole numbers from 1 up such as 1,2,4, got 'one'"),
     ],
 )
 def test_wrong_parameters_are_one_sentence(injected, sentence, tmp_path, monkeypatch):
@@ -189,31 +208,18 @@ def test_wrong_parameters_are_one_sentence(injected, sentence, tmp_path, monkeyp
     assert not (tmp_path / "runs").exists()
 
 
-def test_batches(monkeypatch):
-    assert notebook.parse_batches("4, 1,2") == [1, 2, 4]
-    monkeypatch.setattr(notebook, "device", lambda: notebook.torch.device("cpu"))
-    assert notebook.parse_batches("auto") == [1, 4, 8] and notebook.parse_batches("auto", cpu=(1, 4)) == [1, 4]
-    assert notebook.parse_samples(0) == 5 and notebook.parse_samples(7) == 7
-    assert notebook.first_timer() == ["host_clock"]
-    monkeypatch.setattr(notebook, "device", lambda: notebook.torch.device("cuda"))
-    assert notebook.parse_batches("auto") == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    for text in ("", "0", "1,-2", "one", "1.5"):
-        with pytest.raises(ParameterError, match="batches: expected auto or positive whole numbers such as 1,2,4, got"):
-            notebook.parse_batches(text)
+def test_a_misspelt_name_in_the_cell_itself_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ParameterError, match=r"has no parameter 'sampels' \(did you mean 'samples'\?\)"):
+        begin(tmp_path, monkeypatch, declared="sampels: int = 3  # samples\n")
 
 
-def test_backends_and_dtypes():
-    assert notebook.parse_backends("all") == "all"
-    assert notebook.parse_backends("triton/kv8, torch,torch/vk") == ["triton/kv8", "torch/vk", "torch/kv"]
-    with pytest.raises(
-        ParameterError, match=r"backends: 'tritn' is unknown \(did you mean 'triton'\?\); choose all or"
-    ):
-        notebook.parse_backends("tritn")
-    assert notebook.parse_dtype("float16") is notebook.torch.float16
-    with pytest.raises(ParameterError, match=r"dtype: 'bf16' is unknown .*choose one of float32, bfloat16, float16"):
-        notebook.parse_dtype("bf16")
+def test_the_first_timer_is_the_device_s(monkeypatch):
+    monkeypatch.setattr(notebook.torch.cuda, "is_available", lambda: False)
+    assert notebook.first_timer() == ["host_clock"] and notebook.device().type == "cpu"
+    monkeypatch.setattr(notebook.torch.cuda, "is_available", lambda: True)
+    assert notebook.first_timer() == ["cuda_graph_replay"]
 
 
 def test_a_missing_recording_is_a_line(capsys):
     assert notebook.recorded("b9000", "02_decode_kernels") == ({}, [])
-    assert capsys.readouterr().out.startswith("Beside this: no recorded run of 02_decode_kernels on 'b9000'")
+    assert capsys.readouterr().out.startswith("Nothing recorded to compare with: no recorded run of 02_decode_kernels")
