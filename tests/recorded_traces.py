@@ -1,4 +1,4 @@
-"""Builds captures as Nsight Systems and Kineto write them, from ranges, launches and kernels at given times in ns."""
+"""Write traces as Nsight Systems and Kineto do, from ranges, launches and kernels at given times in ns."""
 
 import json
 import sqlite3
@@ -57,18 +57,18 @@ class Program:
         self.kernels.append((name, start, end, correlation, process, device, stream, node))
 
     def node(self, start, end, node, original=None, thread=MAIN):
-        """The making of a graph's node, at capture or (with original) at instantiation, which Nsight Systems writes
-        twice: without its original, then with it."""
+        """The call that made a graph's node: at graph capture, or (with original) at instantiation, of which Nsight
+        Systems writes two rows: without the original, then with it."""
         if original is not None:
             self.nodes.append((start, end, node, None, thread))
         self.nodes.append((start, end, node, original, thread))
 
 
 def eager_and_graph(replays: int = 3, layers: int = 2, *, nodes: bool = True, eager: int = 2) -> Program:
-    """Eager runs and replays of steps of three parts and four kernels, as step/capture.py records them.
+    """Eager runs and replays of steps of three parts and four kernels, as studies/decode_step/record.py records them.
 
-    A kernel runs 2, 4, 1 and 3 us; eager ones lie 5 us apart, those of a replay 1 us. nodes: the capture of the graph
-    lies in the recording.
+    A kernel runs 2, 4, 1 and 3 us; eager ones lie 5 us apart, those of a replay 1 us. nodes: the graph capture is
+    in the recording.
     """
     program, time, correlation = Program(), 0, 0
     parts = (("norm", ("norm_kernel",)), ("gdn", ("gdn_kernel", "copy_kernel")), ("mlp", ("mm_kernel",)))
@@ -214,9 +214,9 @@ def kineto_trace(program: Program) -> dict:
         add("user_annotation", name, start, end, *thread)
         add("gpu_user_annotation", name, start + 500, end + 500, 0, 7)
         add("cpu_op", "aten::mm", start, end, *thread)
-    of_graphs = {kernel[3] for kernel in program.kernels if kernel[-1]}  # torch 2.11 says it of no kernel itself
+    graph_calls = {kernel[3] for kernel in program.kernels if kernel[-1]}  # torch 2.11 says it of no kernel itself
     for start, end, correlation, thread in program.launches:
-        name = "cudaGraphLaunch" if correlation in of_graphs else "cudaLaunchKernel"
+        name = "cudaGraphLaunch" if correlation in graph_calls else "cudaLaunchKernel"
         add("cuda_runtime", name, start, end, *thread, correlation=correlation)
     for name, start, end, correlation, _, device, stream, _ in program.kernels:
         args = {"device": device, "stream": stream, "correlation": correlation}

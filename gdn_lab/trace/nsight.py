@@ -18,7 +18,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy
-import pandas
 
 from .build import KINDS, UNTRACED_GRAPH, Events, Trace, build_trace
 
@@ -48,7 +47,6 @@ DOMAIN_CREATE = 75
 IS_RANGE = f"eventType IN ({', '.join(map(str, STYLES))})"
 _COPIES = {1: "HtoD", 2: "DtoH", 8: "DtoD", 9: "HtoH", 10: "PtoP"}  # CUpti_ActivityMemcpyKind
 _LINEAGE = 16  # instantiations of instantiations that are followed; one or two occur
-_CHUNK = 100_000  # rows that are Python objects at one time: bounds the memory of a large trace
 
 
 @dataclass(frozen=True)
@@ -279,8 +277,8 @@ def _integers(export: Export, table: str, columns, order='start, "end", correlat
         return numpy.empty((len(columns), 0), numpy.int64)
     chosen = ", ".join(f'COALESCE("{name}", -1)' if name in export.columns[table] else "-1" for name in columns)
     query = f"SELECT {chosen} FROM {table} ORDER BY {order}"
-    chunks = pandas.read_sql_query(query, export.connection, chunksize=_CHUNK)
-    return numpy.concatenate([chunk.to_numpy(numpy.int64) for chunk in chunks]).T
+    row = numpy.dtype((numpy.int64, len(columns)))
+    return numpy.fromiter(export.connection.execute(query), row).T  # row by row: no list of a million tuples
 
 
 def _ranges(export: Export, strings: dict[int, str]) -> tuple[dict, list[str]]:

@@ -1,4 +1,4 @@
-"""A step recorded on a GPU by Kineto, and where nsys is there by Nsight Systems, whose own reports are met exactly."""
+"""A step recorded on a GPU by Kineto, and by Nsight Systems if nsys is there, with numbers equal to its own reports."""
 
 import os
 import shutil
@@ -10,11 +10,13 @@ import torch
 
 from gdn_lab.bench.results import Run
 from gdn_lab.cli import profile
-from gdn_lab.studies.decode_step.record import EAGER, FILE, GRAPH, SQLITE, capture_step
-from gdn_lab.studies.nsight_systems.analysis import agreement, analyse, part_times
+from gdn_lab.studies.decode_step.record import KINETO_FILE, NSIGHT_FILE, record_step
+from gdn_lab.studies.nsight_systems.analysis import agreement, part_times
 from gdn_lab.trace import crosscheck, graphs, nvtx_range, read
+from gdn_lab.trace.ranges import EAGER, GRAPH
+from gdn_lab.trace.steps import read_steps
 
-pytestmark = [pytest.mark.gpu, pytest.mark.alone]  # what runs beside it would lengthen what it records
+pytestmark = [pytest.mark.gpu, pytest.mark.alone]  # what runs at the same time would lengthen what it records
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[2])
@@ -38,30 +40,30 @@ def record(root) -> Run:
                 torch.softmax(z, -1)
 
     run = Run.create("x", {}, root=root)
-    capture_step([step, step], run, eager=3, replays=5)
+    record_step([step, step], run, eager=3, replays=5)
     return run
 
 
-def check(of):
-    assert of.step == "decode step" and of.modes == ["graph", "eager"] and not of.notes
-    assert (of.steps["mode"] == "graph").sum() == 10 and (of.steps["mode"] == "eager").sum() == 6
-    for mode in of.modes:
-        times = part_times(of, mode)
+def check(trace):
+    assert trace.step == "decode step" and trace.modes == ["graph", "eager"] and not trace.notes
+    assert len(trace.steps_of("graph")) == 10 and len(trace.steps_of("eager")) == 6
+    for mode in trace.modes:
+        times = part_times(trace, mode)
         assert list(times.index) == ["add", "product", "softmax", "gaps"]
         assert times["product"] > times["add"] > 1
     kinds = {"add": "elementwise", "softmax": "softmax"}  # in the names of the kernels that torch has for them
-    for part, names in of.kernels.groupby("part")["name"]:
+    for part, names in trace.kernels.groupby("part")["name"]:
         for word in kinds.values():
             assert names.str.contains(word, case=False).all() == (word == kinds.get(part)), (part, set(names))
 
 
 @pytest.fixture(scope="module")
 def kineto(tmp_path_factory):
-    return record(tmp_path_factory.mktemp("kineto")).folder / FILE
+    return record(tmp_path_factory.mktemp("kineto")).folder / KINETO_FILE
 
 
 def test_kineto(kineto):
-    check(analyse(kineto))
+    check(read_steps(kineto))
     assert kineto.stat().st_size < 100_000
 
 
@@ -78,12 +80,12 @@ def test_nsight_systems(kineto, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     profile.keep(nsys, report, kept)
-    capture = read(kept / SQLITE)
-    assert crosscheck.differences(capture, kept) == []
-    assert graphs.has_captured(capture)
-    of = analyse(kept / SQLITE)
-    check(of)
-    positions = graphs.by_position(capture, EAGER, GRAPH)
+    trace = read(kept / NSIGHT_FILE)
+    assert crosscheck.differences(trace, kept) == []
+    assert graphs.has_graph_capture(trace)
+    steps = read_steps(kept / NSIGHT_FILE)
+    check(steps)
+    positions = graphs.by_position(trace, EAGER, GRAPH)
     replays = positions.kernels["path"].astype(str).str.startswith("graph")
-    assert positions.kernels["path"][replays].astype(str).equals(of.unfolded.kernels["path"][replays].astype(str))
-    assert agreement(of, analyse(kineto), 5.0)["difference %"].abs().max() < 10  # small kernels, two processes
+    assert positions.kernels["path"][replays].astype(str).equals(steps.unfolded.kernels["path"][replays].astype(str))
+    assert agreement(steps, read_steps(kineto), 5.0)["difference %"].abs().max() < 10  # small kernels, two processes

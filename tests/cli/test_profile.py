@@ -1,4 +1,4 @@
-"""make profile: what it runs where, what it keeps, what it refuses. Nsight Systems is played by a script."""
+"""gdn-lab profile: what it runs where, what it keeps, what it refuses. A script stands in for Nsight Systems."""
 
 import json
 import os
@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from recorded_traces import eager_and_graph, write_kineto, write_nsys
 
+from gdn_lab.cli import main as cli
 from gdn_lab.cli import profile
 from gdn_lab.cli import run as batch
 from gdn_lab.trace import crosscheck, read
 
 NSYS = '''#!{python}
-"""Plays nsys: profile leaves a report and a run of notebook 03, export and stats read the capture beside this file."""
+"""In place of nsys: profile leaves a report and a run of notebook 03; export and stats copy files of this folder."""
 import json, pathlib, shutil, sys
 here, words = pathlib.Path(__file__).parent, sys.argv[1:]
 if words[0] == "profile":
@@ -57,11 +59,12 @@ def ran(monkeypatch, runs):
             for file in (root.parent / "leaves").glob("*"):
                 shutil.copy(file, folder)
 
-    monkeypatch.setattr(batch, "run", run)
+    monkeypatch.setattr(batch, "run_notebooks", run)
     notebooks = {"03": Path("03_decode_step.ipynb"), "04": Path("04_nsight_systems.ipynb")}
     monkeypatch.setattr(batch, "find", lambda names: [notebooks[name] for name in names])
-    declared = {"03_decode_step": {"tp": {}, "seed": {}}, "04_nsight_systems": {"capture": {}, "step_range": {}}}
-    monkeypatch.setattr(batch, "parameters", lambda path: declared[path.stem])
+    number, text = ("int", "0", ""), ("str", "''", "")
+    declared = {"03": {"tp": number, "seed": number}, "04": {"capture": text, "step_range": text}}
+    monkeypatch.setattr(batch, "declared", lambda path: declared[path.stem[:2]])
     return ran
 
 
@@ -73,27 +76,27 @@ def nsys(tmp_path, monkeypatch):
     (folder / "nsys").write_text(NSYS.format(python=sys.executable))
     (folder / "nsys").chmod(0o755)
     (folder / "status").write_text("complete")
-    capture = read(write_nsys(folder / "capture.sqlite", eager_and_graph()))
+    trace = read(write_nsys(folder / "capture.sqlite", eager_and_graph()))
     for report, (summary, _) in crosscheck.REPORTS.items():
-        summary(capture).to_csv(folder / f"{report}.csv", index=False)
+        summary(trace).to_csv(folder / f"{report}.csv", index=False)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    monkeypatch.setattr(profile.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return folder
 
 
 def main(*words, runs):
-    return profile.main([*words, "--runs", str(runs)])
+    return cli.main(["profile", *words, "--runs", str(runs)])
 
 
-def test_without_a_gpu_the_step_runs_and_the_newest_capture_is_shown(ran, runs, monkeypatch, capsys):
-    monkeypatch.setattr(profile.torch.cuda, "is_available", lambda: False)
+def test_without_a_gpu_the_step_runs_and_the_newest_trace_is_shown(ran, runs, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main("-p", "tp", "8", "-p", "step_range", "x", runs=runs) == 0
     assert ran == [("03_decode_step", {"tp": "8"}), ("04_nsight_systems", {"step_range": "x"})]
     assert "torch finds no GPU here, so nothing can be recorded" in capsys.readouterr().out
 
 
 def test_without_nsys_kineto_records(ran, runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(profile.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     (tmp_path / "leaves").mkdir()
     write_kineto(tmp_path / "leaves" / "capture.json.gz", eager_and_graph(nodes=False))
@@ -114,7 +117,7 @@ def test_under_nsight_systems_everything_is_kept(ran, runs, nsys, capsys):
     words = json.loads((nsys / "words.json").read_text())
     assert {"--cuda-graph-trace=node", "--capture-range-end=stop", "--kill=none"} <= set(words)
     assert words[words.index("run") + 1 :][:4] == ["03_decode_step.ipynb", "-p", "seed", "3"]
-    assert [path.name for path in runs.iterdir()] == [folder.name]  # nothing beside it
+    assert [path.name for path in runs.iterdir()] == [folder.name]  # and nothing else
     assert b"GPU-1" not in (folder / "capture.sqlite").read_bytes()  # scrubbed
 
 
@@ -131,7 +134,7 @@ def test_a_difference_to_nsys_stats_is_said(ran, runs, nsys, capsys):
         ("status", "failed", "03_decode_step failed under Nsight Systems"),
         ("no report", "", "nsys left no report of 03_decode_step"),
         ("nvtx_kern_sum.csv", None, "nsys stats wrote no nvtx_kern_sum, it said: no such report"),
-        ("capture.sqlite", "not a capture", "is not a capture"),
+        ("capture.sqlite", "not a capture", "is not a trace"),
     ],
 )
 def test_what_goes_wrong_under_nsight_systems_is_a_sentence(ran, runs, nsys, capsys, file, text, says):
@@ -140,15 +143,15 @@ def test_what_goes_wrong_under_nsight_systems_is_a_sentence(ran, runs, nsys, cap
     else:
         (nsys / file).write_text(text)
     assert main(runs=runs) == 1 and ran == []
-    said = capsys.readouterr().err
-    assert said.startswith("gdn_lab: ") and says in said and said.count("\n") == 1
+    text = capsys.readouterr().err
+    assert text.startswith("gdn-lab: ") and says in text and text.count("\n") == 1
 
 
-def test_a_given_capture_is_analysed(ran, runs, tmp_path):
+def test_a_given_trace_is_analysed(ran, runs, tmp_path):
     path = write_nsys(tmp_path / "mine.sqlite", eager_and_graph())
     assert main(str(path), "-p", "step_range", "eager", runs=runs) == 0
     assert ran == [("04_nsight_systems", {"step_range": "eager", "capture": str(path)})]
-    inside = profile._shown(batch.ROOT / "runs" / "x" / "capture.sqlite")
+    inside = profile._recorded_path(batch.ROOT / "runs" / "x" / "capture.sqlite")
     assert inside == "runs/x/capture.sqlite"  # no path of this machine in run.json
 
 
@@ -156,32 +159,33 @@ def test_a_given_capture_is_analysed(ran, runs, tmp_path):
     ("name", "data", "says"),
     [
         ("a.sqlite", b"", "is empty"),
-        ("a.sqlite", b"start,end\n", "is not a capture"),
+        ("a.sqlite", b"start,end\n", "is not a trace"),
         ("a.sqlite", b"SQLite format 3\0half", "is cut short"),
         ("a.json", b'{"traceEvents": [', "was cut short"),
         ("a.json.gz", b"\x1f\x8b\x08", "was cut short"),
-        ("a.sqlite", None, "there is no capture"),
+        ("a.sqlite", None, "there is no trace"),
     ],
 )
-def test_bad_captures_are_a_sentence_and_a_status(ran, runs, tmp_path, capsys, name, data, says):
+def test_bad_traces_are_a_sentence_and_a_status(ran, runs, tmp_path, capsys, name, data, says):
     path = tmp_path / name
     if data is not None:
         path.write_bytes(data)
     assert main(str(path), runs=runs) == 1 and ran == [] and not list(runs.iterdir())
-    said = capsys.readouterr().err
-    assert said.startswith("gdn_lab: ") and says in said and said.count("\n") == 1
+    text = capsys.readouterr().err
+    assert text.startswith("gdn-lab: ") and says in text and text.count("\n") == 1
 
 
 def test_unknown_parameters_are_refused_before_anything_runs(ran, runs, capsys):
     assert main("-p", "tpp", "8", runs=runs) == 2 and ran == []
-    assert "neither notebook has a parameter 'tpp'; they have: capture, seed, step_range, tp" in capsys.readouterr().err
+    says = "no notebook has a parameter 'tpp' (did you mean 'tp'?); they have: tp, seed, capture, step_range"
+    assert says in capsys.readouterr().err
 
 
 def test_make_target(tmp_path):
-    path = tmp_path / "no capture.sqlite"
+    path = tmp_path / "no trace.sqlite"
     path.write_text("hello")
-    arguments = [f"CAPTURE={path}", f"IN_VENV={sys.executable}", "READY="]
+    arguments = [f"CAPTURE={path}", f"GDN_LAB={sys.executable} -m gdn_lab", "READY="]
     # as from a shell, not as from the make that runs the tests
     alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     done = subprocess.run(["make", "profile", *arguments], cwd=batch.ROOT, capture_output=True, text=True, env=alone)
-    assert done.returncode and "is not a capture" in done.stderr and not done.stdout
+    assert done.returncode and "is not a trace" in done.stderr and not done.stdout

@@ -1,4 +1,4 @@
-"""Notebook 04 as committed, executed on a capture and without one."""
+"""Notebook 04 as committed, executed on a trace and without one."""
 
 import nbformat
 import papermill
@@ -14,7 +14,7 @@ def test_it_runs(there, tmp_path, monkeypatch):
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
-    given = {"gpu_reference": "none"}
+    given = {"gpu_reference": "h200"}  # nothing is recorded there for notebook 04
     if there:
         given["capture"] = str(write_nsys(tmp_path / "mine.sqlite", eager_and_graph()))
         given["beside"] = str(write_kineto(tmp_path / "other.json", eager_and_graph(nodes=False)))
@@ -30,7 +30,7 @@ def test_it_runs(there, tmp_path, monkeypatch):
     book = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert ("The capture: mine.sqlite." if there else "There is no capture: no run here has one") in printed
+    assert ("The trace: mine.sqlite." if there else "There is no trace: no run here has one") in printed
     assert "Warning" not in printed and "Error" not in printed
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == len(list(folder.glob("*.png"))) == 3

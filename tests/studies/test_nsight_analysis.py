@@ -1,22 +1,22 @@
-"""What a capture says of a step: on made-up captures whose steps, parts and gaps are known; and its figures."""
+"""Steps, tables, sentences and figures of notebook 04, from made-up traces whose parts and gaps are known."""
 
 import pytest
 from matplotlib.figure import Figure
 from recorded_traces import MAIN, Program, eager_and_graph, two_steps, write_kineto, write_nsys
 
-from gdn_lab.studies.decode_step.record import WARM_UP, find_capture
-from gdn_lab.studies.nsight_systems import analysis as findings
-from gdn_lab.studies.nsight_systems import figures as plots
-from gdn_lab.studies.nsight_systems.analysis import LAUNCH, NOTHING, REST, WHOLE, analyse, short_name
+from gdn_lab.studies.nsight_systems import analysis, figures, sentences
+from gdn_lab.studies.nsight_systems.find_trace import find_trace
+from gdn_lab.trace.ranges import WARM_UP
+from gdn_lab.trace.steps import LAUNCH, NO_TRACE, REST, WHOLE, read_steps, short_name
 
-FIGURES = (plots.timeline, plots.gap_sizes, plots.where_time_goes)
+FIGURES = (figures.timeline, figures.gap_sizes, figures.where_time_goes)
 
 
 @pytest.fixture
 def both(tmp_path):
     """The same program as Nsight Systems and as Kineto record it."""
-    nsight = analyse(write_nsys(tmp_path / "n.sqlite", eager_and_graph()))
-    return nsight, analyse(write_kineto(tmp_path / "k.json", eager_and_graph(nodes=False)))
+    nsight = read_steps(write_nsys(tmp_path / "n.sqlite", eager_and_graph()))
+    return nsight, read_steps(write_kineto(tmp_path / "k.json", eager_and_graph(nodes=False)))
 
 
 def title(figure):
@@ -24,28 +24,28 @@ def title(figure):
 
 
 def test_steps_and_their_parts(both):
-    for of in both:
-        assert of.step == "decode step" and of.modes == ["graph", "eager"] and not of.notes
-        table = findings.step_table(of)
+    for trace in both:
+        assert trace.step == "decode step" and trace.modes == ["graph", "eager"] and not trace.notes
+        table = analysis.step_table(trace)
         assert table["steps"].tolist() == [6, 4] and table["kernels"].tolist() == [4, 4]
         assert table["step µs"].tolist() == pytest.approx([13.0, 25.0])
         assert table["kernels µs"].tolist() == pytest.approx([10.0, 10.0])
         assert table["gaps %"].tolist() == pytest.approx([100 * 3 / 13, 60.0])
         assert table["launching on the CPU µs"][0] == pytest.approx(0.15)  # 0.3 us for a graph of two steps
-        parts = findings.part_table(of)
+        parts = analysis.part_table(trace)
         assert parts["part"].tolist() == ["norm", "gdn", "mlp", "gaps"]
         assert parts["graph: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 3.0])
         assert parts["eager: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 15.0])
-        gaps = findings.gap_table(of)
+        gaps = analysis.gap_table(trace)
         assert list(zip(gaps["after"], gaps["before"], strict=True)) == [
             ("norm", "gdn"),
             ("gdn", "gdn"),
             ("gdn", "mlp"),
         ]
         assert gaps["µs in a step"].tolist() == pytest.approx([1.0] * 3)
-        kernels = findings.kernel_table(of)
+        kernels = analysis.kernel_table(trace)
         assert kernels["kernel"].tolist() == ["gdn_kernel", "mm_kernel", "norm_kernel", "copy_kernel"]
-        assert findings.overhead(of) == pytest.approx(25 / 13)
+        assert analysis.eager_over_replayed(trace) == pytest.approx(25 / 13)
 
 
 def test_parts_and_gaps_add_up_where_kernels_overlap(tmp_path):
@@ -60,41 +60,83 @@ def test_parts_and_gaps_add_up_where_kernels_overlap(tmp_path):
         program.range(part, at, at + 90)
         program.launch(at + 5, at + 10, at)
         program.kernel(f"{part}_kernel", start, end, at)
-    of = analyse(write_nsys(tmp_path / "c.sqlite", program))
-    times = findings.part_times(of, "eager")
+    trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
+    times = analysis.part_times(trace, "eager")
     assert times.to_dict() == pytest.approx({"a": 1.5, "b": 0.9, "c": 0.0, "gaps": 0.5})
-    assert times.sum() == pytest.approx(of.steps["step_us"][0])
+    assert times.sum() == pytest.approx(trace.steps["step_us"][0])
 
 
 def test_agreement(both):
-    table = findings.agreement(*both, least_us=2.5)
+    table = analysis.agreement(*both, least_us=2.5)
     assert table["part"].tolist() == ["gdn", "mlp"] and table["difference %"].tolist() == pytest.approx([0, 0])
-    assert findings.agreement(both[0], NOTHING).empty
+    assert analysis.agreement(both[0], NO_TRACE).empty
 
 
-def test_two_captures_without_a_step_in_common(tmp_path):
-    eager = analyse(write_nsys(tmp_path / "e.sqlite", eager_and_graph(replays=0)))
-    graph = analyse(write_nsys(tmp_path / "g.sqlite", eager_and_graph(eager=0)))
+def test_parts_of_one_trace_alone(tmp_path, both):
+    """A part that only one trace has is listed without a difference, and makes no row."""
+    program = eager_and_graph()
+    program.ranges = [("ffn" if name == "mlp" else name, *rest) for name, *rest in program.ranges]
+    (tmp_path / "other").mkdir()
+    other = read_steps(write_nsys(tmp_path / "other" / "n.sqlite", program))
+    table = analysis.agreement(both[0], other, least_us=2.5)
+    assert table["part"].tolist() == ["gdn", "mlp", "ffn"] and table["difference %"].isna().tolist() == [
+        False,
+        True,
+        True,
+    ]
+    assert len(table.columns) == 4  # two files of one name are two columns
+    assert [row["part"] for row in analysis.agreement_rows(both[0], other)] == ["gdn"]
+    assert sentences.comparison(both[0], other) == "One replayed step, parts of at least 5 µs in either trace"
+    assert sentences.comparison(both[0], other, least_us=2.5).endswith("; mlp only in n.sqlite; ffn only in n.sqlite")
+
+
+def test_a_part_that_is_rare_has_a_median_of_zero(tmp_path):
+    program = Program()
+    for number in range(3):
+        begin, calls = 10_000 * number, 10 * number
+        program.range("decode step", begin, begin + 1000)
+        kernels = ("a", "b", "rare") if number == 1 else ("a", "b") if number else ("a",)
+        for place, kernel in enumerate(kernels):
+            program.range(kernel, begin + 100 * place + 10, begin + 100 * place + 90)
+            program.launch(begin + 100 * place + 20, begin + 100 * place + 30, calls + place)
+            program.kernel(
+                f"{kernel}_kernel", begin + 2000 * (place + 1), begin + 2000 * (place + 1) + 1000, calls + place
+            )
+    trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
+    gaps = analysis.gap_table(trace)
+    assert gaps["before"].tolist() == ["b", "rare"] and gaps["µs in a step"].tolist() == [1.0, 0.0]
+    assert gaps["gaps in a step"].tolist() == pytest.approx([2 / 3, 1 / 3])
+    program.kernels = program.kernels[:1]
+    alone = read_steps(write_nsys(tmp_path / "one.sqlite", program))
+    assert analysis.gap_table(alone).empty and sentences.answers(alone)
+    assert all(isinstance(figure(alone), Figure) for figure in FIGURES)
+
+
+def test_two_traces_without_a_mode_in_common(tmp_path):
+    eager = read_steps(write_nsys(tmp_path / "e.sqlite", eager_and_graph(replays=0)))
+    graph = read_steps(write_nsys(tmp_path / "g.sqlite", eager_and_graph(eager=0)))
     assert (eager.modes, graph.modes) == (["eager"], ["graph"])
-    with pytest.raises(ValueError, match="have no steps of the same kind"):
-        findings.agreement(eager, graph)
-    for of in (eager, graph):
-        assert findings.overhead(of) is None and len(findings.answers(of)) == 3
-        assert all(isinstance(figure(of), Figure) for figure in FIGURES)
+    assert analysis.agreement(eager, graph).empty and analysis.agreement_rows(eager, graph) == []
+    assert sentences.comparison(eager, graph) == (
+        "Not compared: e.sqlite has steps launched kernel by kernel and g.sqlite has steps replayed as a CUDA graph."
+    )
+    for trace in (eager, graph):
+        assert analysis.eager_over_replayed(trace) is None and len(sentences.answers(trace)) == 3
+        assert all(isinstance(figure(trace), Figure) for figure in FIGURES)
 
 
 def test_the_warm_up_does_not_count(tmp_path):
     program = eager_and_graph()
-    before = analyse(write_nsys(tmp_path / "a.sqlite", program)).steps
+    before = read_steps(write_nsys(tmp_path / "a.sqlite", program)).steps
     end = max(kernel[2] for kernel in program.kernels) + 10_000
     program.range(WARM_UP, end, end + 9000)
     program.range("decode step", end + 10, end + 8000)
     program.launch(end + 20, end + 30, 999)
     program.kernel("slow_kernel", end + 100, end + 900_000, 999)
-    assert len(analyse(write_nsys(tmp_path / "b.sqlite", program)).steps) == len(before)
+    assert len(read_steps(write_nsys(tmp_path / "b.sqlite", program)).steps) == len(before)
 
 
-# ---- captures of others ---------------------------------------------------------------------------------------------
+# ---- traces of other programs ---------------------------------------------------------------------------------------
 
 
 def server(layers=3, steps=4):
@@ -120,41 +162,40 @@ def server(layers=3, steps=4):
 
 def test_the_most_frequent_range_is_a_step_and_another_can_be_named(tmp_path):
     path = write_nsys(tmp_path / "c.sqlite", server())
-    of = analyse(path)
-    assert of.step == "attention" and len(of.steps) == 12 and set(of.kernels["part"]) == {"flash", "rope"}
-    of = analyse(path, "forward")
-    assert len(of.steps) == 4 and set(of.kernels["part"]) == {"attention", REST}
-    assert all(isinstance(figure(of), Figure) for figure in FIGURES)
-    with pytest.raises(
-        ValueError, match=r"no range 'forwards' .*\(did you mean 'forward'\?\); those that have: attention"
-    ):
-        analyse(path, "forwards")
+    trace = read_steps(path)
+    assert trace.step == "attention" and len(trace.steps) == 12 and set(trace.kernels["part"]) == {"flash", "rope"}
+    trace = read_steps(path, "forward")
+    assert len(trace.steps) == 4 and set(trace.kernels["part"]) == {"attention", REST}
+    assert all(isinstance(figure(trace), Figure) for figure in FIGURES)
+    says = r"step_range: no range 'forwards' .*\(did you mean 'forward'\?\); the ranges that have: attention"
+    with pytest.raises(ValueError, match=says):
+        read_steps(path, "forwards")
 
 
 @pytest.mark.parametrize("graphs", [True, False])
-def test_a_capture_without_ranges(tmp_path, graphs):
+def test_a_trace_without_ranges(tmp_path, graphs):
     program = eager_and_graph(nodes=False, eager=0) if graphs else server()
     program.ranges.clear()
-    of = analyse(write_nsys(tmp_path / "c.sqlite", program))
-    assert of.step == (LAUNCH if graphs else WHOLE) and len(of.steps) == (3 if graphs else 1)
-    assert set(of.kernels["part"]) >= ({"gdn_kernel"} if graphs else {"flash", "rope", "sample"})
-    assert len(of.notes) == graphs
-    assert all(isinstance(figure(of), Figure) for figure in FIGURES) and findings.answers(of)
+    trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
+    assert trace.step == (LAUNCH if graphs else WHOLE) and len(trace.steps) == (3 if graphs else 1)
+    assert set(trace.kernels["part"]) >= ({"gdn_kernel"} if graphs else {"flash", "rope", "sample"})
+    assert len(trace.notes) == graphs
+    assert all(isinstance(figure(trace), Figure) for figure in FIGURES) and sentences.answers(trace)
 
 
-def test_replays_that_cannot_be_told_apart_are_said(tmp_path):
+def test_replays_that_cannot_be_attributed_are_reported(tmp_path):
     program = eager_and_graph(nodes=False)
     program.kernels[-1] = ("other", *program.kernels[-1][1:])
-    of = analyse(write_kineto(tmp_path / "c.json", program))
-    assert "cannot be told apart by part: kernel 8 of replay 3 is other" in of.notes[0]
-    assert of.modes == ["eager"]  # of the replays no range says which step is which
+    trace = read_steps(write_kineto(tmp_path / "c.json", program))
+    assert "cannot be attributed to parts: kernel 8 of replay 3 is other" in trace.notes[0]
+    assert trace.modes == ["eager"]  # of the replays no range says which step is which
     program = eager_and_graph(nodes=False, eager=0)
-    assert "capture the graph while" in analyse(write_nsys(tmp_path / "c.sqlite", program), "graph").notes[0]
+    assert "capture the graph while" in read_steps(write_nsys(tmp_path / "c.sqlite", program), "graph").notes[0]
 
 
 def test_the_busiest_gpu_is_taken(tmp_path):
-    of = analyse(write_nsys(tmp_path / "c.sqlite", two_steps()), "step")
-    assert set(of.kernels["device"]) == {0} and "others in the capture: [1]" in of.notes[-1]
+    trace = read_steps(write_nsys(tmp_path / "c.sqlite", two_steps()), "step")
+    assert set(trace.kernels["device"]) == {0} and "others in the trace: [1]" in trace.notes[-1]
 
 
 def test_many_parts_share_a_colour(tmp_path):
@@ -164,10 +205,10 @@ def test_many_parts_share_a_colour(tmp_path):
         program.range(f"layer {number}", 1000 * number + 10, 1000 * number + 900)
         program.launch(1000 * number + 20, 1000 * number + 30, number + 1)
         program.kernel("k", 1000 * number + 100, 1000 * number + 200 + number, number + 1)
-    of = analyse(write_nsys(tmp_path / "c.sqlite", program))
-    _, colours = plots._drawn_parts(of)
-    assert len(set(colours.values())) == len(colours) == 10 and plots.OTHERS in colours
-    assert all(isinstance(figure(of), Figure) for figure in FIGURES)
+    trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
+    _, colours = figures._drawn_parts(trace)
+    assert len(set(colours.values())) == len(colours) == 11 and figures.OTHERS in colours
+    assert all(isinstance(figure(trace), Figure) for figure in FIGURES)
 
 
 def test_short_names():
@@ -177,26 +218,27 @@ def test_short_names():
     assert len(short_name("k" * 100)) == 48 and short_name("Memcpy DtoD") == "Memcpy DtoD"
 
 
-# ---- figures, rows, finding a capture -------------------------------------------------------------------------------
+# ---- figures, rows, finding a trace ---------------------------------------------------------------------------------
 
 
 def test_titles_state_what_was_found(both):
-    of = both[0]
-    assert title(plots.timeline(of)) == (
-        "Replayed step of 13 µs: 3 gaps, 3 µs together; eager step of 25 µs: 3 gaps, 15 µs together"
+    trace = both[0]
+    assert title(figures.timeline(trace)) == (
+        "Replayed step: 3.0 µs of 13.0 µs are gaps; eager step: 15.0 µs of 25.0 µs are gaps"
     )
-    assert title(plots.gap_sizes(of)).endswith("replayed step: 1.00 µs, eager step: 5.00 µs")
-    assert title(plots.where_time_goes(of)) == (
-        "A replayed step takes 13.0 µs, 23 % of it gaps; launched kernel by kernel 1.92 times as long; "
-        "the longest part is gdn, 50 % of the kernels' time"
+    assert (
+        title(figures.gap_sizes(trace)) == "Median gap between kernels: 1.00 µs replayed, 5.00 µs launched one by one"
     )
-    said = " ".join(findings.answers(of))
-    assert "takes 13.0 µs; for 10.0 of them (77 %) a kernel runs, 3 gaps of 1.00 µs" in said
-    assert "gdn 5.0 µs (50 %)" in said and "1.92 times as long as replayed" in said
+    assert title(figures.where_time_goes(trace)) == (
+        "Replayed step: 13.0 µs, 1.92× if launched kernel by kernel; 23% is gaps, 38% gdn"
+    )
+    text = " ".join(sentences.answers(trace))
+    assert "takes 13.0 µs; kernels run for 10.0 µs of it (77%), the rest is 3 gaps of 1.00 µs" in text
+    assert "gdn 5.0 µs (50%)" in text and "1.92× as long as replayed" in text
 
 
 def test_rows(both):
-    rows = findings.rows(both[0])
+    rows = analysis.rows(both[0])
     assert {(row["mode"], row["part"]): row["median_us"] for row in rows} == pytest.approx({
         ("graph", "step"): 13, ("graph", "norm"): 2, ("graph", "gdn"): 5, ("graph", "mlp"): 3, ("graph", "gaps"): 3,
         ("eager", "step"): 25, ("eager", "norm"): 2, ("eager", "gdn"): 5, ("eager", "mlp"): 3, ("eager", "gaps"): 15,
@@ -204,33 +246,33 @@ def test_rows(both):
     assert {row["timer"] for row in rows} == {"Nsight Systems"} and {row["status"] for row in rows} == {"fact"}
 
 
-def test_nothing_is_said_and_drawn_of_no_capture():
-    of = analyse(None)
-    assert of.modes == [] and findings.answers(of) == ["There is no capture."]
-    assert findings.rows(of) == [] and findings.conditions(of) == "no capture"
+def test_without_a_trace_everything_is_empty():
+    trace = read_steps(None)
+    assert trace.modes == [] and sentences.answers(trace) == ["There is no trace."]
+    assert analysis.rows(trace) == [] and sentences.conditions(trace) == "no trace"
     tables = ("step_table", "part_table", "gap_table", "kernel_table", "ranges")
-    assert all(getattr(findings, table)(of).empty for table in tables)
-    assert [title(figure(of)) for figure in FIGURES] == ["Nothing to draw"] * 3
+    assert all(getattr(analysis, table)(trace).empty for table in tables)
+    assert [title(figure(trace)) for figure in FIGURES] == ["Nothing to draw"] * 3
 
 
-def test_a_capture_is_found(tmp_path, capsys):
+def test_a_trace_is_found(tmp_path, capsys):
     runs, data = tmp_path / "runs", tmp_path / "data"
-    assert find_capture("", runs, "h100", data) is None
-    assert "make profile makes one on a GPU" in capsys.readouterr().out
+    assert find_trace("", runs, "h100", data) is None
+    assert "make profile records one on a GPU" in capsys.readouterr().out
     stored = data / "measured" / "h100" / "04_nsight_systems" / "capture.sqlite"
     older, newer = runs / "20260101T000000Z-03_decode_step", runs / "20260102T000000Z-03_decode_step"
     for file in (stored, older / "capture.sqlite", newer / "capture.json.gz"):
-        assert find_capture("", runs, "h100", data) != file
+        assert find_trace("", runs, "h100", data) != file
         file.parent.mkdir(parents=True)
         file.touch()
-        assert find_capture("", runs, "h100", data) == file
+        assert find_trace("", runs, "h100", data) == file
     assert "the run 20260102T000000Z-03_decode_step, the newest" in capsys.readouterr().out
-    assert find_capture(str(stored), runs, "h100", data) == stored
-    assert find_capture("runs/20260101T000000Z-03_decode_step/capture.sqlite", runs, "", data) == (
+    assert find_trace(str(stored), runs, "h100", data) == stored
+    assert find_trace("runs/20260101T000000Z-03_decode_step/capture.sqlite", runs, "", data) == (
         older / "capture.sqlite"
     )
-    with pytest.raises(FileNotFoundError, match="there is no capture mine.sqlite; give"):
-        find_capture("mine.sqlite", runs, "h100", data)
+    with pytest.raises(FileNotFoundError, match="there is no trace mine.sqlite; give"):
+        find_trace("mine.sqlite", runs, "h100", data)
 
 
 def test_threads_of_a_step_are_its_own(tmp_path):
@@ -240,4 +282,4 @@ def test_threads_of_a_step_are_its_own(tmp_path):
         program.range("decode step", 0, 1000, thread)
         program.launch(100, 110, thread[1], thread)
         program.kernel("k", 200, 300 + thread[1], thread[1])
-    assert len(analyse(write_nsys(tmp_path / "c.sqlite", program)).steps) == 2
+    assert len(read_steps(write_nsys(tmp_path / "c.sqlite", program)).steps) == 2

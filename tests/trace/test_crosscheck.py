@@ -1,4 +1,4 @@
-"""The summaries of recorded captures are exactly what nsys stats wrote of them, and any difference shows."""
+"""The summaries of recorded traces are exactly what nsys stats wrote of them, and any difference shows."""
 
 import re
 
@@ -9,24 +9,24 @@ from gdn_lab.report import recorded as data
 from gdn_lab.trace import crosscheck, read
 
 MEASURED = data.DATA / "measured"
-CAPTURES = sorted(path.parent for path in MEASURED.glob("*/*/capture.sqlite"))
+TRACES = sorted(path.parent for path in MEASURED.glob("*/*/capture.sqlite"))
 
 
-def test_recorded_captures_equal_nsys_stats():
-    """Every column of every row of the three reports; a capture and its reports are there together, and small."""
+def test_recorded_traces_equal_nsys_stats():
+    """Every column of every row of the three reports; a trace and its reports are there together, and small."""
     reported = {path.parent for report in crosscheck.REPORTS for path in MEASURED.glob(f"*/*/{report}.csv")}
-    assert sorted(reported) == CAPTURES
-    for folder in CAPTURES:
+    assert sorted(reported) == TRACES
+    for folder in TRACES:
         assert (folder / "capture.sqlite").stat().st_size < 2 << 20
         assert crosscheck.differences(read(folder / "capture.sqlite"), folder, most=100) == []
 
 
 @pytest.fixture
 def reported(tmp_path):
-    capture = read(write_nsys(tmp_path / "c.sqlite", two_steps()))
+    trace = read(write_nsys(tmp_path / "c.sqlite", two_steps()))
     for report, (summary, _) in crosscheck.REPORTS.items():
-        summary(capture).sample(frac=1, random_state=1).to_csv(tmp_path / f"{report}.csv", index=False)
-    return capture
+        summary(trace).sample(frac=1, random_state=1).to_csv(tmp_path / f"{report}.csv", index=False)
+    return trace
 
 
 def test_equal_whatever_the_order(reported, tmp_path):
@@ -49,9 +49,9 @@ def test_a_difference_is_said(reported, tmp_path, report, before, after, says):
     if says:
         assert before in text
         path.write_text(text.replace(before, after, 1))
-        assert any(re.search(says, said) for said in crosscheck.differences(reported, tmp_path))
+        assert any(re.search(says, sentence) for sentence in crosscheck.differences(reported, tmp_path))
     path.write_text("".join(text.splitlines(keepends=True)[:-1]))
-    assert any("rows, expected" in said for said in crosscheck.differences(reported, tmp_path, most=100))
+    assert any("rows, expected" in sentence for sentence in crosscheck.differences(reported, tmp_path, most=100))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{report}.csv; write it with nsys stats"):
         crosscheck.differences(reported, tmp_path)
@@ -59,6 +59,6 @@ def test_a_difference_is_said(reported, tmp_path, report, before, after, says):
 
 def test_graphs_are_read_as_nsys_has_them(tmp_path):
     """Written by hand, from the launches: a graph's kernels belong to the range around its launch alone."""
-    capture = read(write_nsys(tmp_path / "c.sqlite", eager_and_graph(replays=1, layers=1, eager=1)))
-    kernels = crosscheck.REPORTS["nvtx_kern_sum"][0](capture).set_index(["NVTX Range", "Kernel Name"])["Kern Inst"]
+    trace = read(write_nsys(tmp_path / "c.sqlite", eager_and_graph(replays=1, layers=1, eager=1)))
+    kernels = crosscheck.REPORTS["nvtx_kern_sum"][0](trace).set_index(["NVTX Range", "Kernel Name"])["Kern Inst"]
     assert kernels[":graph", "gdn_kernel"] == 1 and kernels[":gdn", "gdn_kernel"] == 1

@@ -1,4 +1,4 @@
-"""The kernels of CUDA graphs under the ranges around their capture, and by position where nobody recorded those."""
+"""Kernels of CUDA graphs get the ranges open at graph capture, or by position those of an eager run."""
 
 import sqlite3
 
@@ -21,9 +21,9 @@ def rows(frame, *columns):
     return list(frame[list(columns)].itertuples(index=False, name=None))
 
 
-def check_parts(capture):
-    """Three replays of two steps each, beside two eager runs of two steps."""
-    frame = range_table(capture).set_index("path")
+def check_parts(trace):
+    """Three replays of two steps each, and two eager runs of two steps."""
+    frame = range_table(trace).set_index("path")
     for part, kernels, us in (("norm", 1, 2.0), ("gdn", 2, 5.0), ("mlp", 1, 3.0)):
         graph, eager = (frame.loc[f"{way} / decode step / {part}"] for way in ("graph", "eager"))
         assert (graph.instances, graph.kernels, eager.instances, eager.kernels) == (6, 6 * kernels, 4, 4 * kernels)
@@ -33,31 +33,31 @@ def check_parts(capture):
     step = frame.loc["graph / decode step"]
     assert step.instances == 6 and step.kernels == 24 and step.span_us == pytest.approx(13.0)  # 10 us and three gaps
     assert frame.loc["graph"].instances == 3 and frame.loc["graph"].kernels == 24
-    by_kernel = {row[:2]: row[2] for row in rows(table(capture), "path", "kernel", "count")}
+    by_kernel = {row[:2]: row[2] for row in rows(table(trace), "path", "kernel", "count")}
     assert by_kernel["graph / decode step / gdn", "copy_kernel"] == 6
     assert not any(path == "graph" for path, _ in by_kernel)
 
 
 def test_unfolded(recorded):
-    capture = read(recorded)
-    kernels = capture.kernels[capture.kernels["graph"]]
+    trace = read(recorded)
+    kernels = trace.kernels[trace.kernels["graph"]]
     assert set(kernels["path"]) == {"graph"}
     assert kernels["captured_path"].tolist()[:4] == [f"decode step / {part}" for part in ("norm", "gdn", "gdn", "mlp")]
-    assert set(capture.kernels[~capture.kernels["graph"]]["captured_path"]) == {""}
-    assert graphs.has_captured(capture)
-    check_parts(graphs.unfolded(capture))
+    assert set(trace.kernels[~trace.kernels["graph"]]["captured_path"]) == {""}
+    assert graphs.has_graph_capture(trace)
+    check_parts(graphs.unfolded(trace))
 
 
 @pytest.mark.parametrize("write", [write_nsys, write_kineto])
 def test_by_position(tmp_path, write):
-    capture = read(write(tmp_path / f"c.{'sqlite' if write is write_nsys else 'json'}", eager_and_graph(nodes=False)))
-    assert not graphs.has_captured(capture) and graphs.unfolded(capture) is capture
-    check_parts(graphs.by_position(capture, "eager", "graph"))
+    trace = read(write(tmp_path / f"c.{'sqlite' if write is write_nsys else 'json'}", eager_and_graph(nodes=False)))
+    assert not graphs.has_graph_capture(trace) and graphs.unfolded(trace) is trace
+    check_parts(graphs.by_position(trace, "eager", "graph"))
 
 
 def test_a_graph_of_several_steps_by_one_eager_step(tmp_path):
-    capture = read(write_kineto(tmp_path / "c.json", eager_and_graph(nodes=False)))
-    step = graphs.by_position(capture, "eager / decode step", "graph")
+    trace = read(write_kineto(tmp_path / "c.json", eager_and_graph(nodes=False)))
+    step = graphs.by_position(trace, "eager / decode step", "graph")
     frame = range_table(step).set_index("path")
     assert frame.loc["graph / gdn"].instances == 6 and frame.loc["graph / gdn"].kernels == 12
 
@@ -66,19 +66,19 @@ def test_disagreement_and_absence_are_sentences(tmp_path):
     program = eager_and_graph(nodes=False)
     name, *rest = program.kernels[-1]
     program.kernels[-1] = ("another_kernel", *rest)
-    capture = read(write_kineto(tmp_path / "c.json", program))
+    trace = read(write_kineto(tmp_path / "c.json", program))
     with pytest.raises(ValueError, match="kernel 8 of replay 3 is another_kernel, but the eager run has mm_kernel"):
-        graphs.by_position(capture, "eager", "graph")
+        graphs.by_position(trace, "eager", "graph")
     for eager, graph in (("eager", "replay"), ("nothing", "graph")):
         with pytest.raises(ValueError, match="no range '(replay|nothing)' has work of a GPU"):
-            graphs.by_position(capture, eager, graph)
+            graphs.by_position(trace, eager, graph)
 
 
 def test_summaries_do_not_see_what_was_made(recorded, tmp_path):
-    capture = read(recorded)
+    trace = read(recorded)
     for summary in SUMMARIES:
-        assert summary(graphs.unfolded(capture)).equals(summary(capture))
-    assert read(scrub(recorded, tmp_path / "copy.sqlite")).kernels.equals(capture.kernels)
+        assert summary(graphs.unfolded(trace)).equals(summary(trace))
+    assert read(scrub(recorded, tmp_path / "copy.sqlite")).kernels.equals(trace.kernels)
 
 
 def test_gpu_operations_of_a_graph_are_one_call(recorded):
@@ -96,13 +96,13 @@ def test_ranges_around_capture_and_launch_count_once(tmp_path):
     program.range("replay", 2000, 3000)
     program.launch(2100, 2200, 1)
     program.kernel("k", 2500, 2600, 1, node=3)
-    capture = graphs.unfolded(read(write_nsys(tmp_path / "c.sqlite", program)))
-    assert capture.kernels["path"].tolist() == ["model / replay / capture"]
-    made = capture.ranges.iloc[-1]
+    trace = graphs.unfolded(read(write_nsys(tmp_path / "c.sqlite", program)))
+    assert trace.kernels["path"].tolist() == ["model / replay / capture"]
+    made = trace.ranges.iloc[-1]
     assert (made["style"], made["start_ns"], made["end_ns"], made["depth"]) == ("Captured", 2100, 2100, 3)
 
 
-def test_what_is_not_known_stays(tmp_path):
+def test_kernels_whose_graph_capture_is_not_recorded_stay(tmp_path):
     """A node whose making was not recorded, one of another process, and one of another thread."""
     program = Program()
     program.range("capture", 0, 1000)
@@ -116,9 +116,9 @@ def test_what_is_not_known_stays(tmp_path):
     program.kernel("k", 2600, 2700, 1, node=3)
     program.kernel("k", 2700, 2800, 1, OTHER_PROCESS[0], node=2)
     path = write_nsys(tmp_path / "c.sqlite", program)
-    assert not graphs.has_captured(read(path))
+    assert not graphs.has_graph_capture(read(path))
     with sqlite3.connect(path) as connection:  # an older release: which nodes are copies is not said
         connection.execute("ALTER TABLE CUDA_GRAPH_NODE_EVENTS DROP COLUMN originalGraphNodeId")
         connection.execute("UPDATE CUDA_GRAPH_NODE_EVENTS SET graphNodeId = 11 WHERE graphNodeId = 2")
     connection.close()
-    assert not graphs.has_captured(read(path))
+    assert not graphs.has_graph_capture(read(path))

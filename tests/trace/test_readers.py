@@ -1,4 +1,4 @@
-"""Both readers on captures whose numbers are worked out by hand, and on files that are no captures."""
+"""Both readers on traces whose numbers are worked out by hand, and on files that are no traces."""
 
 import gzip
 import json
@@ -21,8 +21,7 @@ from recorded_traces import (
     write_nsys,
 )
 
-from gdn_lab import trace as profiling
-from gdn_lab.trace import OUTSIDE, nsight, nvtx_range, range_table, read, table
+from gdn_lab.trace import OUTSIDE, nsight, nvtx_range, range_table, read, summaries, table
 
 TWO_STEPS = [  # path, kernel, count, total, median, min, max in us
     ("step / gdn", "gdn_kernel", 4, 10.0, 2.5, 1.0, 4.0),
@@ -52,11 +51,11 @@ def check_table(frame, expected):
 
 
 def test_nsight_table(two):
-    capture = read(two)
+    trace = read(two)
     open_range = ("step", "norm_kernel", 1, 0.2, 0.2, 0.2, 0.2)
-    check_table(table(capture), [*TWO_STEPS[:5], open_range, TWO_STEPS[5]])
-    assert capture.profiler == "Nsight Systems" and capture.gpus == ("NVIDIA H100 80GB HBM3",)
-    assert capture.notes == ("ranges never closed, taken to last until the capture ends: 1",)
+    check_table(table(trace), [*TWO_STEPS[:5], open_range, TWO_STEPS[5]])
+    assert trace.profiler == "Nsight Systems" and trace.gpus == ("NVIDIA H100 80GB HBM3",)
+    assert trace.notes == ("ranges that were never closed, taken to last until the trace ends: 1",)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -66,14 +65,14 @@ def test_kineto_table_equals_nsight_table(tmp_path, packed):
     if packed:
         path = tmp_path / "trace.json.gz"
         path.write_bytes(gzip.compress(json.dumps(kineto_trace(program)).encode()))
-    capture = read(path)
-    check_table(table(capture), TWO_STEPS)
-    assert capture.profiler == "Kineto" and capture.gpus == ("NVIDIA H100 80GB HBM3",) and not capture.notes
+    trace = read(path)
+    check_table(table(trace), TWO_STEPS)
+    assert trace.profiler == "Kineto" and trace.gpus == ("NVIDIA H100 80GB HBM3",) and not trace.notes
     other = read(write_nsys(tmp_path / "same.sqlite", program))
-    assert table(other).equals(table(capture))
-    assert range_table(other).equals(range_table(capture))
-    same = [name for name in capture.kernels if name not in ("path", "name", "node")]
-    assert other.kernels[same].equals(capture.kernels[same])
+    assert table(other).equals(table(trace))
+    assert range_table(other).equals(range_table(trace))
+    same = [name for name in trace.kernels if name not in ("path", "name", "node")]
+    assert other.kernels[same].equals(trace.kernels[same])
 
 
 def test_open_ranges_of_older_exports(two):
@@ -129,9 +128,9 @@ def test_same_thread_only(tmp_path):
     program.kernel("k", 300, 400, 1)
     program.launch(100, 200, 1, OTHER_PROCESS)
     program.kernel("k", 400, 500, 1, OTHER_PROCESS[0])
-    capture = read(write_nsys(tmp_path / "c.sqlite", program))
-    assert rows(table(capture), "path", "count") == [(OUTSIDE, 2)]
-    assert "end on another thread" in capture.notes[0]
+    trace = read(write_nsys(tmp_path / "c.sqlite", program))
+    assert rows(table(trace), "path", "count") == [(OUTSIDE, 2)]
+    assert "end on a thread other than" in trace.notes[0]
 
 
 def test_domains_overlap_and_are_named(tmp_path):
@@ -142,8 +141,8 @@ def test_domains_overlap_and_are_named(tmp_path):
     for correlation, start in enumerate((1500, 2500, 3500, 5500)):
         program.launch(start, start + 10, correlation)
         program.kernel("k", start + 100, start + 200, correlation)
-    capture = read(write_nsys(tmp_path / "c.sqlite", program, domains={(100, 3): "NCCL", (200, 3): "other"}))
-    assert capture.kernels["path"].tolist() == [
+    trace = read(write_nsys(tmp_path / "c.sqlite", program, domains={(100, 3): "NCCL", (200, 3): "other"}))
+    assert trace.kernels["path"].tolist() == [
         "layer", "layer / NCCL:allreduce", "NCCL:allreduce", "domain 9:mystery",
     ]  # fmt: skip
 
@@ -158,14 +157,14 @@ def test_a_launch_across_a_boundary_is_not_enclosed(tmp_path):
     program.range("exact", 600, 700, style=60)
     program.launch(600, 700, 2)
     program.kernel("k", 800, 900, 2)
-    capture = read(write_nsys(tmp_path / "c.sqlite", program))
-    assert capture.kernels["path"].tolist() == ["outer", "outer / begins within / exact"]
+    trace = read(write_nsys(tmp_path / "c.sqlite", program))
+    assert trace.kernels["path"].tolist() == ["outer", "outer / begins within / exact"]
 
 
 def test_lost_launches_and_whole_graphs_are_said(tmp_path):
     program = Program()
     program.range("step", 0, 1000)
-    program.kernel("k", 400, 500, 77)  # launched before the capture began
+    program.kernel("k", 400, 500, 77)  # launched before the recording began
     program.launch(10, 20, 5)
     path = write_nsys(tmp_path / "c.sqlite", program)
     with sqlite3.connect(path) as connection:
@@ -175,12 +174,12 @@ def test_lost_launches_and_whole_graphs_are_said(tmp_path):
             "INSERT INTO CUPTI_ACTIVITY_KIND_GRAPH_TRACE VALUES (600, 900, 0, 1, 5, ?)", (global_pid(MAIN[0]),)
         )
     connection.close()
-    capture = read(path)
-    assert rows(table(capture), "path", "kernel", "total_us") == [
+    trace = read(path)
+    assert rows(table(trace), "path", "kernel", "total_us") == [
         ("step", "(CUDA graph as a whole)", 0.3), (OUTSIDE, "k", 0.1),
     ]  # fmt: skip
-    assert "--cuda-graph-trace=node" in capture.notes[0] and "kernels without their launch" in capture.notes[1]
-    assert profiling.summaries.cuda_gpu_kern_sum(capture)["Name"].tolist() == ["k"]
+    assert "--cuda-graph-trace=node" in trace.notes[0] and "kernels without their launch" in trace.notes[1]
+    assert summaries.cuda_gpu_kern_sum(trace)["Name"].tolist() == ["k"]
 
 
 def test_absent_tables_and_columns(tmp_path):
@@ -199,10 +198,10 @@ def test_absent_tables_and_columns(tmp_path):
         connection.execute("DROP TABLE NVTX_EVENTS")
         connection.execute("DROP TABLE CUPTI_ACTIVITY_KIND_RUNTIME")
     connection.close()
-    capture = read(path)
-    assert set(table(capture)["path"]) == {OUTSIDE} and len(capture.enclosing()) == 0
-    assert range_table(capture).empty and profiling.summaries.nvtx_gpu_proj_sum(capture).empty
-    assert profiling.summaries.nvtx_kern_sum(capture).empty
+    trace = read(path)
+    assert set(table(trace)["path"]) == {OUTSIDE} and len(trace.enclosing()) == 0
+    assert range_table(trace).empty and summaries.nvtx_gpu_proj_sum(trace).empty
+    assert summaries.nvtx_kern_sum(trace).empty
 
 
 def test_nothing_is_written(two, tmp_path):
@@ -240,7 +239,7 @@ def damaged(path, kind):
     ("kind", "says"),
     [
         ("empty", "is empty"),
-        ("foreign", "is not a capture"),
+        ("foreign", "is not a trace"),
         ("cut short", "is cut short"),
         ("header only", "is cut short"),
         ("overwritten", "is damaged"),
@@ -301,7 +300,7 @@ def test_traces_that_are_none(tmp_path, text, says):
         read(path.with_suffix(".json.gz"))
 
 
-def test_span_reaches_kineto_only_while_it_records(tmp_path):
+def test_nvtx_range_reaches_kineto_only_while_it_records(tmp_path):
     with nvtx_range("before"):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             with nvtx_range("step"), nvtx_range("gdn"):

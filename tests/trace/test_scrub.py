@@ -1,25 +1,23 @@
-"""A scrubbed capture has lost every secret that was planted in it, and still gives the same tables."""
+"""A scrubbed trace has lost every secret that was planted in it, and still gives the same tables."""
 
 import gzip
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
-import gdn_lab.profiling.scrub as module
 import pytest
 from recorded_traces import MAIN, global_tid, kineto_trace, two_steps, write_nsys
 
 from gdn_lab.trace import nsight, range_table, read, summaries, table
-from gdn_lab.trace.scrub import main, scrub
+from gdn_lab.trace import scrub as module
+from gdn_lab.trace.scrub import scrub
 
 SECRET = "hunter2-token"
 
 
 def plant(path: Path) -> int:
-    """Puts the secret wherever a capture may hold one; returns in how many places."""
+    """Puts the secret wherever a trace may hold one; returns in how many places."""
     places = {
         "CREATE TABLE TARGET_INFO_SYSTEM_ENV (globalVid, devStateName, name, nameEnum, value)": None,
         "INSERT INTO TARGET_INFO_SYSTEM_ENV VALUES (0, '', 'Hostname', 1, ?)": "host",
@@ -69,9 +67,9 @@ def test_secrets_are_gone_and_tables_stay(secret, tmp_path):
     assert copy == tmp_path / "secret.scrubbed.sqlite" and sorted(os.listdir(tmp_path)) == [copy.name, secret.name]
     assert secret.read_bytes() == before
     data = copy.read_bytes()
-    for trace in (SECRET, "somebody", "Hostname", "PROCESSES", "GPU-", "/home"):
+    for word in (SECRET, "somebody", "Hostname", "PROCESSES", "GPU-", "/home"):
         for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
-            assert trace.encode(encoding) not in data, (trace, encoding)
+            assert word.encode(encoding) not in data, (word, encoding)
     whole, scrubbed = read(secret), read(copy)
     assert table(scrubbed).equals(table(whole)) and range_table(scrubbed).equals(range_table(whole))
     assert scrubbed.kernels.equals(whole.kernels) and scrubbed.ranges.equals(whole.ranges)
@@ -100,21 +98,21 @@ def test_scrubbing_twice_changes_nothing(secret, tmp_path):
 
 def test_refusals_leave_nothing_behind(secret, tmp_path):
     names = sorted(os.listdir(tmp_path))
-    with pytest.raises(ValueError, match="is the capture itself"):
+    with pytest.raises(ValueError, match="is the trace itself"):
         scrub(secret, secret)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         scrub(secret, tmp_path / "nowhere" / "copy.sqlite")
     foreign = tmp_path / "foreign.sqlite"
     foreign.write_text("hello")
-    with pytest.raises(ValueError, match="is not a capture"):
+    with pytest.raises(ValueError, match="is not a trace"):
         scrub(foreign)
     foreign.unlink()
     assert sorted(os.listdir(tmp_path)) == names
 
 
 def test_full_disk_is_said_and_leaves_nothing(secret, tmp_path, monkeypatch):
-    def full(beside, *_):
-        beside.write_bytes(b"half")
+    def full(partial, *_):
+        partial.write_bytes(b"half")
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(module, "_write", full)
@@ -150,30 +148,3 @@ def test_a_trace_is_scrubbed_too(tmp_path, name):
     with pytest.raises(ValueError, match="not a trace"):
         scrub(tmp_path / name, tmp_path / "other.json.gz")
     assert not (tmp_path / "other.json.gz").exists()
-
-
-def test_command(secret, tmp_path, capsys):
-    assert main([str(secret), str(tmp_path / "out.sqlite")]) == 0
-    assert "look through them before you share it" in capsys.readouterr().out
-    for nothing in ([], [""]):
-        assert main(nothing) == 2 and "CAPTURE=file" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.sqlite")]) == 1 and "there is no capture" in capsys.readouterr().err
-
-
-def test_usage(capsys):
-    for arguments, status in (["--help"], 0), (["capture", "out", "more"], 2), (["--other"], 2):
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert left.value.code == status
-    said = capsys.readouterr()
-    assert "usage: python -m gdn_lab.profiling.scrub" in said.out and ".nsys-rep, .sqlite" in said.out
-    assert "unrecognized arguments: more" in said.err
-
-
-def test_make_target(secret):
-    root = Path(__file__).parents[2]
-    out = secret.with_name("shared copy.sqlite")
-    arguments = [f"CAPTURE={secret}", f"OUT={out}", f"IN_VENV={sys.executable}", "READY="]
-    done = subprocess.run(["make", "capture-scrub", *arguments], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert table(read(out)).equals(table(read(secret)))

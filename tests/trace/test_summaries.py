@@ -115,12 +115,12 @@ def test_enclosing_is_what_it_says(ranges, launches):
     start, end, thread = numpy.array(ranges, numpy.int64).reshape(-1, 3).T
     launch_start, launch_end, launch_thread = numpy.array(launches, numpy.int64).reshape(-1, 3).T
     names = numpy.arange(len(ranges))
-    chains, nodes, own = attribute(start, end, thread, names, launch_start, launch_end, launch_thread)
+    stacks, nodes, own_nodes = attribute(start, end, thread, names, launch_start, launch_end, launch_thread)
     for (begins, ends, on), node in zip(launches, nodes.tolist(), strict=True):
         encloses = [row for row, (a, b, t) in enumerate(ranges) if t == on and a <= begins and ends <= b]
-        found = chains.rows(node)[::-1]
+        found = stacks.rows(node)[::-1]
         assert sorted(found) == encloses
         assert [ranges[row][0] for row in found] == sorted(ranges[row][0] for row in found)
-        below, name = chains.paths[chains.path[node]] if node >= 0 else (-1, -1)
+        below, name = stacks.paths[stacks.path[node]] if node >= 0 else (-1, -1)
         assert (below < 0) == (len(found) < 2) and name == (found[-1] if found else -1)
-    assert [chains.range[node] for node in own.tolist()] == names.tolist()
+    assert [stacks.range[node] for node in own_nodes.tolist()] == names.tolist()

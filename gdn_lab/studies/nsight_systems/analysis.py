@@ -85,7 +85,7 @@ def gap_table(trace: StepTrace, most: int = 15) -> pandas.DataFrame:
     if not trace.modes:
         return pandas.DataFrame()
     mode = trace.modes[0]
-    rows = _in_a_step(gaps(trace, mode), ["after", "before"], "gap_us", len(trace.steps_of(mode)))
+    rows = _in_a_step(gaps(trace, mode), ["after", "before"], "gap_us", trace.steps_of(mode).index)
     rows["% of gaps"] = 100 * rows["in a step"] / max(rows["in a step"].sum(), 1e-12)
     rows = rows[["after", "before", "count", "median", "in a step", "% of gaps"]].head(most)
     return rows.rename(columns={"count": "gaps in a step", "median": "median µs", "in a step": "µs in a step"})
@@ -98,7 +98,7 @@ def kernel_table(trace: StepTrace, most: int = 40) -> pandas.DataFrame:
     mode = trace.modes[0]
     kernels = trace.kernels_of(mode)
     kernels = kernels.assign(us=(kernels["end_ns"] - kernels["start_ns"]) / 1e3)
-    rows = _in_a_step(kernels, ["part", "name"], "us", len(trace.steps_of(mode)))
+    rows = _in_a_step(kernels, ["part", "name"], "us", trace.steps_of(mode).index)
     rows["%"] = 100 * rows["in a step"] / max(rows["in a step"].sum(), 1e-12)
     rows["name"] = [short_name(name) for name in rows["name"]]
     rows = rows[["part", "name", "count", "median", "min", "max", "in a step", "%"]].head(most)
@@ -114,17 +114,18 @@ def kernel_table(trace: StepTrace, most: int = 40) -> pandas.DataFrame:
     )
 
 
-def _in_a_step(rows: pandas.DataFrame, keys: list[str], column: str, steps: int) -> pandas.DataFrame:
+def _in_a_step(rows: pandas.DataFrame, keys: list[str], column: str, steps) -> pandas.DataFrame:
     """Return for each value of `keys`: count in a step, median, min and max of one, and the median of a step's sum.
 
-    A step without one counts as 0 µs. The longest in a step first.
+    steps: the numbers of all steps; one without such rows counts as 0 µs. The longest in a step first.
     """
     groups = rows.groupby(keys, sort=False)[column].agg(["count", "median", "min", "max"]).reset_index()
-    groups["count"] /= steps
+    groups["count"] /= len(steps)
+    if not len(groups):
+        return groups.assign(**{"in a step": 0.0})
     sums = rows.pivot_table(index="step", columns=keys, values=column, aggfunc="sum", fill_value=0.0)
-    medians = sums.median().rename("in a step").reset_index()
-    groups = groups.merge(medians, on=keys) if len(groups) else groups.assign(**{"in a step": []})
-    return groups.sort_values("in a step", ascending=False, ignore_index=True, kind="stable")
+    medians = sums.reindex(steps, fill_value=0.0).median().rename("in a step").reset_index()
+    return groups.merge(medians, on=keys).sort_values("in a step", ascending=False, ignore_index=True, kind="stable")
 
 
 def ranges(trace: StepTrace, most: int = 60) -> pandas.DataFrame:

@@ -63,7 +63,7 @@ def _gaps(trace: StepTrace) -> list[str]:
     ]
 
 
-def comparison(one: StepTrace, other: StepTrace) -> str:
+def comparison(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> str:
     """Say which steps of two traces are compared and which parts only one of them has, or why nothing is compared."""
     if not one.modes or not other.modes:
         return "No second trace to compare with; the parameter beside names one."
@@ -71,10 +71,10 @@ def comparison(one: StepTrace, other: StepTrace) -> str:
     if mode is None:
         kinds = [f"{trace.name} has steps {listed(MODES[mode] for mode in trace.modes)}" for trace in (one, other)]
         return f"Not compared: {' and '.join(kinds)}."
-    table = agreement(one, other)
-    missing = [
-        f"{listed(table.loc[table.iloc[:, column].isna(), 'part'])} only in {trace.name}"
+    table = agreement(one, other, least_us)
+    only = [
+        f"; {listed(table.loc[table.iloc[:, column].isna(), 'part'])} only in {trace.name}"
         for column, trace in ((2, one), (1, other))
         if table.iloc[:, column].isna().any()
     ]
-    return f"One {MODE_NOUNS[mode]}, parts of at least 5 µs in either trace{''.join('; ' + text for text in missing)}"
+    return f"One {MODE_NOUNS[mode]}, parts of at least {least_us:g} µs in either trace" + "".join(only)
