@@ -27,7 +27,7 @@ def waterfall(step: StepRows) -> Figure:
         return empty_figure("No two configurations have times of their parts", notes)
     notes.insert(1, _recorded_note(step))
     fig, (ax,) = new_figure(_waterfall_title(step), 11.5, 1.9 + 0.3 * len(bars), 1, notes)
-    left, right = _cut(bars)
+    left, right = _cut(bars, step.traced.values())
     colours = _colours(step)
     for y, bar in enumerate(bars):
         if bar.part is None:
@@ -49,12 +49,12 @@ def waterfall(step: StepRows) -> Figure:
     return fig
 
 
-def _cut(bars) -> tuple[float, float]:
-    """Limits of an axis that the changes fill; it starts at 0 only where they reach that far."""
+def _cut(bars, rows) -> tuple[float, float]:
+    """Limits of an axis that the changes fill; it starts at 0 only where they reach that far. rows: whole steps."""
     ends = [position for bar in bars for position in ((bar.end,) if bar.part is None else (bar.start, bar.end))]
     low, high = min(ends), max(ends)
     width = max(high - low, 0.02 * high)
-    return max(0.0, low - 0.12 * width), high + 0.16 * width
+    return max(0.0, low - 0.12 * width), max([high, *(row["p80_us"] for row in rows)]) + 0.16 * width
 
 
 def _whole_bar(ax, y: int, bar, row: dict, left: float, right: float) -> float:
@@ -62,7 +62,8 @@ def _whole_bar(ax, y: int, bar, row: dict, left: float, right: float) -> float:
     tick = 0.006 * (right - left)
     ax.barh(y, bar.end - left, left=left, color=WHOLE_COLOUR, height=0.12)
     ax.barh(y, tick, left=bar.end - tick, color=WHOLE_COLOUR, height=0.74)
-    ax.plot([row["p20_us"], row["p80_us"]], [y, y], color=SPREAD_COLOUR, linewidth=3, solid_capstyle="butt")
+    spread = [max(row["p20_us"], left), row["p80_us"]]
+    ax.plot(spread, [y, y], color=SPREAD_COLOUR, linewidth=3, solid_capstyle="butt")
     if left:
         ax.text(
             left + 0.015 * (right - left),
@@ -98,7 +99,7 @@ def _waterfall_title(step: StepRows) -> str:
     names = list(step.traced)
     first, last = (step.traced[name]["median_us"] for name in (names[0], names[-1]))
     changes = sorted(analysis.main_changes(step).items(), key=lambda change: -abs(change[1]))[:3]
-    numbers = ", ".join(f"{part} {us:+.0f}".replace("-", "−") for part, us in changes)
+    numbers = ", ".join(f"{part} {us:+,.0f}".replace("-", "−") for part, us in changes)
     change = f"{last / first - 1:+.0%}".replace("-", "−")
     title = f"{step.title_prefix}{names[0]} {first:,.0f} → {names[-1]} {last:,.0f} µs ({change})"
     return f"{title}: {numbers} µs" if numbers else title
@@ -202,7 +203,8 @@ def against_published(step: StepRows) -> Figure:
                 end = max(us, row["p80_us"])
             ax.annotate(micro(us), (end, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5)
         ax.set_yticks(range(len(bars)), [name for name, _, _ in bars])
-        ax.set(ylim=(len(bars) - 0.4, -0.6), xlim=(0, max(us for _, us, _ in bars) * 1.22))
+        longest = max(max(us, row["p80_us"] if row else 0.0) for _, us, row in bars)
+        ax.set(ylim=(len(bars) - 0.4, -0.6), xlim=(0, longest * 1.22))
         ax.set_title(part)
         _time_axis(ax, "µs (light line: p20 to p80)")
     return fig
