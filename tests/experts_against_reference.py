@@ -26,7 +26,7 @@ def random_weights(hidden, experts, inner, precision, shared_inner=None, device=
 
 
 def check_steps(weights, top_k, batch, *, fused=True, overlap=False, bias=None, logits_dtype=BF16):
-    """Two steps of one Experts with different tokens; returns the last result. bias [E]: added to the logits."""
+    """Run two steps of one Experts with different tokens and return the last result. bias [E]: added to the logits."""
     experts = experts_on(weights, top_k, batch, fused=fused, overlap=overlap)
     for seed in range(2):
         x, logits, quantized = tokens(weights, batch, seed)
@@ -46,7 +46,7 @@ def check_steps(weights, top_k, batch, *, fused=True, overlap=False, bias=None, 
 
 
 def tokens(weights, batch, seed):
-    """x [B, H] bf16, router logits [B, E], and (x8, x_scale) with the token fastest, as the norm's kernel leaves it."""
+    """x [B, H] bf16, router logits [B, E], and (x8, x_scale) with the token fastest, as the norm's kernel writes it."""
     device = weights.router.device
     x = torch.randn(batch, weights.router.shape[1], generator=torch.Generator().manual_seed(seed)).to(device, BF16)
     x8, scale = quantize_rows(x)
@@ -63,7 +63,7 @@ def assert_near(out, expected, fp8: bool):
 
 
 def quantize_weight(w: torch.Tensor) -> Linear:
-    """w [..., N, K] of a float dtype -> e4m3 in 128 × 128 blocks. N and K need not be multiples of 128."""
+    """Quantise w [..., N, K] to e4m3 in 128 × 128 blocks; N and K need not be multiples of 128."""
     *lead, n, k = w.shape
     padded = torch.nn.functional.pad(w.float(), (0, -k % BLOCK, 0, -n % BLOCK))
     tiles = padded.view(*lead, blocks(n), BLOCK, blocks(k), BLOCK)
@@ -73,7 +73,7 @@ def quantize_weight(w: torch.Tensor) -> Linear:
 
 
 def check_linear(m, n, k, device="cpu", fp8=True, **options):
-    """projection_kernels.linear twice on one scratch, scales with the token fastest, out a part of something wider."""
+    """Run projections.linear twice with one scratch; scales have the token fastest, out is a view of a wider tensor."""
     from gdn_lab.layer.kernels.projections import Scratch, linear
 
     generator = torch.Generator().manual_seed(m)

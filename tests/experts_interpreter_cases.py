@@ -18,8 +18,8 @@ def test_widths_of_an_expert(inner, batch, precision):
 
 
 @both_precisions
-def test_parts_of_the_sum_over_hidden(precision):
-    """A hidden size that few programs split; every expert is hit by nobody, or by a token or two."""
+def test_a_sum_over_hidden_split_among_programs(precision):
+    """A hidden size whose sum few programs split; every expert has no token, or one or two."""
     weights = random_weights(1024, 16, 128, precision)
     assert experts.experts_on(weights, 3, 1, fused=True, overlap=False).tiling[0].split > 1
     check_steps(weights, 3, 1)
@@ -28,7 +28,7 @@ def test_parts_of_the_sum_over_hidden(precision):
 @both_precisions
 @pytest.mark.parametrize("fused", [True, False])
 def test_one_expert_with_many_tokens(fused, precision):
-    """Everybody's first choice is one expert: more tokens than a product takes. Nobody's choice: most."""
+    """One expert has more tokens than a product takes; most have none."""
     bias = torch.full((32,), -50.0)
     bias[[5, 9, 30]] = torch.tensor([100.0, 0.0, 0.0])
     weights = random_weights(128, 32, 64, precision)
@@ -62,7 +62,7 @@ def test_float32_logits():
 
 
 def test_equal_logits():
-    """Of equals the first experts are taken; 0 and -0 are equal, and logits below zero are in order."""
+    """Of equal logits the first experts are chosen; 0 and -0 are equal, and negative logits are ordered."""
     weights = random_weights(128, 8, 32, "bf16")
     run = experts_on(weights, 3, 4, fused=True, overlap=False)
     logits = torch.zeros(4, 8)
@@ -75,7 +75,7 @@ def test_equal_logits():
     assert run.ids.tolist() == [[0, 1, 2], [1, 3, 5], [7, 0, 1], [0, 1, 2]]
 
 
-def test_a_step_left_half_done_does_not_spoil_the_next():
+def test_an_unfinished_step_does_not_change_the_next():
     weights = random_weights(128, 8, 32, "bf16")
     run = experts_on(weights, 2, 3, fused=True, overlap=False)
     x, logits, quantized = tokens(weights, 3, 0)

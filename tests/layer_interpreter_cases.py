@@ -28,7 +28,7 @@ def assert_close(actual, expected):
 
 
 def assert_quantized(activation, rows, expected):
-    """Scales agree with PyTorch's, elements within a place of e4m3, rows beyond are untouched."""
+    """Scales equal PyTorch's, elements are within a unit in e4m3's last place, padding rows are untouched."""
     data, scale = quantize_rows(expected)
     torch.testing.assert_close(activation.scale[:rows], scale.float(), rtol=1e-5, atol=0)
     # The interpreter loses the carry where rounding up reaches the next power of 2: the GPU tests see those elements.
@@ -80,23 +80,23 @@ def test_split_copies_and_nothing_else():
 
 
 @pytest.mark.parametrize("conv_dim", [256, 384])
-def test_conv_moves_the_windows_of_its_rows_alone(conv_dim):
+def test_conv_updates_the_windows_of_its_rows_alone(conv_dim):
     window, weight = random(5, conv_dim, 3), random(conv_dim, 4, seed=1)
     indices = torch.tensor([3, -1, 1], dtype=torch.int32)
     mixed = random(3, conv_dim + 128, seed=2)[:, :conv_dim]  # a view of a wider product
     out = torch.full((3, conv_dim), torch.nan, dtype=BF16)
     before = window.clone()
-    for _ in range(2):  # the second time on the moved window
+    for _ in range(2):  # the second time on the updated window
         live, slots = [0, 2], [3, 1]
-        expected, moved = layer_reference.causal_conv(mixed[live], window[slots], weight, torch.float64)
+        expected, updated = layer_reference.causal_conv(mixed[live], window[slots], weight, torch.float64)
         elementwise.conv_update(mixed, window, weight, indices, out)
         assert_close(out[live], expected)
-        assert torch.equal(window[slots], moved)
+        assert torch.equal(window[slots], updated)
     assert not out[1].any()
     assert torch.equal(window[[0, 2, 4]], before[[0, 2, 4]])
 
 
-def test_four_tokens_fill_the_window_as_a_convolution_over_them():
+def test_four_tokens_one_by_one_equal_a_convolution():
     weight, tokens = random(128, 4), random(5, 128, seed=1)
     window, out = torch.zeros(2, 128, 3, dtype=BF16), torch.empty(1, 128, dtype=BF16)
     for token in tokens:

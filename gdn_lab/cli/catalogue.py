@@ -233,7 +233,7 @@ def expert_launches(entry, batch: int, tp: int, precision: str) -> None:
     with mock.patch.object(ExpertWeights, "can_fuse", inner == shared):  # it compares addresses, which meta has not
         for fused in {False, inner == shared}:
             experts = Experts(weights, entry.top_k, batch, fused=fused, overlap=True)
-            x = Activation(batch, H, precision == "fp8", "meta").of_tokens
+            x = Activation(batch, H, precision == "fp8", "meta").unpadded
             experts.route(empty(batch, E, dtype=torch.bfloat16))
             experts.routed(*x)
             experts.shared(*x)

@@ -164,7 +164,7 @@ class Activation:
         return self.y, self.y8, self.scale
 
     @property
-    def of_tokens(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def unpadded(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(y, y8, scale) without padding."""
         return tuple(x if x is None else x[: self.rows] for x in self.padded)
 

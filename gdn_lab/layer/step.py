@@ -141,10 +141,10 @@ class Step:
 
         def experts():
             self._quantize_post()
-            self.experts.routed(*self.post.of_tokens)
+            self.experts.routed(*self.post.unpadded)
 
         def shared():
-            self.experts.shared(*self.post.of_tokens)  # launches nothing where it is one of the experts
+            self.experts.shared(*self.post.unpadded)  # launches nothing where it is one of the experts
 
         def combine():
             self.experts.combine(self.post.live, out=self.out)
@@ -187,7 +187,7 @@ class Step:
         w, s, B, H = self.weights, self.weights.sizes, self.batch, self.weights.sizes.hidden
         value, conv = s.shape.num_v_heads * s.shape.head_v_dim, s.shape.conv_dim
         row = 2 * B  # bytes of one bf16 channel
-        moved = {
+        nbytes = {
             "input norm": row * 4 * H,
             "in_proj qkvz": w.layer.in_qkvz.nbytes + row * (H + conv + value),
             "in_proj ba": w.layer.in_ba.nbytes + row * (H + 2 * s.shape.num_v_heads),
@@ -199,18 +199,18 @@ class Step:
             "post norm": row * 4 * H,
         }
         if w.dense:
-            moved["feed-forward"] = w.dense.nbytes + row * (2 * H + 4 * s.shared)
-            return moved
+            nbytes["feed-forward"] = w.dense.nbytes + row * (2 * H + 4 * s.shared)
+            return nbytes
         hit = self.experts_hit * (w.experts.w13.nbytes + w.experts.w2.nbytes) // s.experts
-        moved["router"] = w.experts.router.nbytes + row * (H + 2 * s.experts)
-        moved["experts"] = hit + row * (H + s.top_k * (2 * s.routed + H))
+        nbytes["router"] = w.experts.router.nbytes + row * (H + 2 * s.experts)
+        nbytes["experts"] = hit + row * (H + s.top_k * (2 * s.routed + H))
         shared = w.experts.shared_w13.nbytes + w.experts.shared_w2.nbytes + w.experts.shared_gate.nbytes
-        moved["shared expert"] = shared + row * (2 * H + 2 * s.shared)
+        nbytes["shared expert"] = shared + row * (2 * H + 2 * s.shared)
         if self.kernels.fused:  # it is one of the experts
-            moved["experts"] += moved["shared expert"]
-            moved["shared expert"] = 0
-        moved["combine"] = row * H * (s.top_k + 2)
-        return moved
+            nbytes["experts"] += nbytes["shared expert"]
+            nbytes["shared expert"] = 0
+        nbytes["combine"] = row * H * (s.top_k + 2)
+        return nbytes
 
 
 def is_eager(entry: Configuration) -> bool:

@@ -1,4 +1,4 @@
-"""Experts without a GPU: FP8's rounding, routing, PyTorch's path, the kernels in the interpreter and as compiled."""
+"""Experts without a GPU: FP8's rounding, routing, the PyTorch path, the kernels as compiled."""
 
 import pytest
 import torch
@@ -104,11 +104,14 @@ def test_the_reference_by_hand():
     torch.testing.assert_close(experts.reference(x, weights, ids, shares)[0], expected)
 
 
-def test_the_shared_expert_lies_behind_the_others():
+def test_the_shared_expert_is_stored_after_the_others():
     weights = random_weights(256, 4, 64, "fp8")
     assert weights.can_fuse and weights.w13.data.shape == (4, 2, 64, 256)
-    moved = weights._replace(shared_w2=fp8.Linear(*(t.clone() for t in weights.shared_w2)))
-    assert not moved.can_fuse
+    apart = weights._replace(shared_w2=fp8.Linear(*(t.clone() for t in weights.shared_w2)))
+    assert not apart.can_fuse
+    for inner, shared in ((64, 64), (64, 128)):  # without reading addresses, which meta tensors lack
+        on_meta = ExpertWeights.random(256, 4, inner, shared, "fp8", device="meta")
+        assert on_meta.can_fuse == (inner == shared)
     assert isinstance(weights, ExpertWeights)
 
 

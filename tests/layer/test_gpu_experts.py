@@ -40,7 +40,7 @@ def test_one_expert_with_many_tokens(precision):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_replays_of_a_graph_repeat_to_the_bit(fused):
-    """Lists are made anew in each replay, in an order of their own; nothing of the step before is left."""
+    """Each replay builds its lists anew, in another order, and keeps nothing of the step before."""
     weights = random_weights(2048, 128, 128, "fp8", device=GPU)
     run = Experts(weights, 8, 64, fused=fused, overlap=OVERLAPS[-1])
     x, logits, quantized = tokens(weights, 64, 0)

@@ -1,4 +1,4 @@
-"""The decode step on a GPU: every configuration part by part against the oracle, and replayed from a CUDA graph."""
+"""The decode step on a GPU: every part of every configuration against the float64 reference; replays of a graph."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_every_part_is_right(weights, name, batch):
 @pytest.mark.parametrize("batch", [1, 40])
 @pytest.mark.parametrize("name", made_for("cuda"))
 def test_replays_of_a_graph_give_what_an_eager_step_gives(weights, name, batch):
-    """Bit for bit and every time, also where launches overlap: no result depends on who comes first."""
+    """Bit for bit, also where launches overlap: no result depends on the order in which programs finish."""
     step = Step(weights, name, batch)
     state, window = step.pool.state.clone(), step.pool.conv.clone()
 

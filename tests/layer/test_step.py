@@ -67,7 +67,7 @@ def _forget_window(mixed, window, weight, indices, out, **_):
         ("quantize", "input norm fp8", lambda x, x8, x_scale, **_: x_scale[0].mul_(1.2)),
     ],
 )
-def test_an_error_is_found_where_it_is_made(monkeypatch, name, part, by):
+def test_an_error_is_reported_at_the_part_that_makes_it(monkeypatch, name, part, by):
     monkeypatch.setattr(layer_reference, name, _spoil(getattr(layer_reference, name), by))
     found = differences(Step(toy(), "torch", 3))
     assert part in {difference.part for difference in found if not difference.right}
@@ -87,7 +87,7 @@ def test_a_wrong_choice_of_experts_is_found(monkeypatch):
     assert not step.check().right
 
 
-def test_a_step_that_is_not_finite_is_wrong_and_says_so():
+def test_a_step_that_is_not_finite_is_wrong():
     step = Step(toy(), "torch", 2)
     step.layer.x[0, 0] = torch.nan
     found = step.check()
@@ -143,35 +143,35 @@ def test_sizes_of_every_model_at_every_tensor_parallel_size(model):
 
 
 def test_bytes_of_a_step():
-    """The weights of what was used, and activations as the formula says, counted by hand for the toy model."""
+    """Weights that were used and activations by the formula, counted by hand for the toy model."""
     B, H, HK, HV, D = 3, 256, 2, 4, 128
     step = Step(toy(precision="bf16"), "torch", B)
     step()
-    moved = step.bytes()
+    nbytes = step.bytes()
     conv_dim, value = (2 * HK + HV) * D, HV * D
-    assert moved["in_proj qkvz"] == 2 * ((conv_dim + value) * H + B * (H + conv_dim + value))
-    assert moved["gdn"] == B * (2 * HV * D * D * 2 + (2 * HK * D + 2 * HV * D + 2 * HV) * 2 + 4) + 2 * HV * 4
-    assert moved["split"] == 0
+    assert nbytes["in_proj qkvz"] == 2 * ((conv_dim + value) * H + B * (H + conv_dim + value))
+    assert nbytes["gdn"] == B * (2 * HV * D * D * 2 + (2 * HK * D + 2 * HV * D + 2 * HV) * 2 + 4) + 2 * HV * 4
+    assert nbytes["split"] == 0
     hit = step.experts.ids.unique().numel()
     assert step.experts_hit == hit <= B * 2
-    assert moved["experts"] == 2 * (hit * 3 * 128 * H + B * (H + 2 * (2 * 128 + H)))
-    assert tuple(moved) == step.parts
+    assert nbytes["experts"] == 2 * (hit * 3 * 128 * H + B * (H + 2 * (2 * 128 + H)))
+    assert tuple(nbytes) == step.parts
     fp8 = Step(toy(), "torch", B)
     fp8()
-    assert fp8.bytes()["out_proj"] < 0.6 * moved["out_proj"] + 2 * B * (H + value)
+    assert fp8.bytes()["out_proj"] < 0.6 * nbytes["out_proj"] + 2 * B * (H + value)
 
 
 def test_layers_needed_cover_the_cache():
     step = Step(toy(), "torch", 2)
     step()
-    moved = sum(step.bytes().values())
+    nbytes = sum(step.bytes().values())
     assert steps.layers_needed(step, 1) == 1
-    assert steps.layers_needed(step, moved) == L2_MULTIPLE
+    assert steps.layers_needed(step, nbytes) == L2_MULTIPLE
     assert steps.layers_needed(step, 1 << 40) == steps.MAX_LAYERS
 
 
 @pytest.mark.parametrize(
-    "call, said",
+    "call, sentence",
     [
         (lambda: StepWeights.random("gpt", 8), "model: 'gpt' is not in the table; choose one of"),
         (lambda: StepWeights.random(EXPERTS, 3), "tp: .* which 3 GPUs cannot share evenly; choose one of 1, 2, 4, 8"),
@@ -182,8 +182,8 @@ def test_layers_needed_cover_the_cache():
         (lambda: Step(toy(), "best", 1), "configuration 'best' needs an NVIDIA GPU of compute capability"),
     ],
 )  # fmt: skip
-def test_refusals(call, said):
-    with pytest.raises(ValueError, match=said):
+def test_refusals(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
         call()
 
 
@@ -199,7 +199,7 @@ def test_every_part_is_a_range_inside_the_step():
 
 
 def test_routing_of_random_weights_is_spread_evenly():
-    """Uniform: with 8 experts and top 2 of many tokens, each expert gets about a quarter of the tokens."""
+    """With 8 experts and top 2 of many tokens, each expert gets about a quarter of the tokens."""
     step = Step(toy(), "torch", 512)
     step()
     counts = torch.bincount(step.experts.ids.flatten().long(), minlength=8)
@@ -218,7 +218,7 @@ def test_a_skewed_routing_prefers_some_experts():
 
 
 @pytest.mark.parametrize("model", [EXPERTS, DENSE])
-def test_a_layer_takes_what_the_one_ahead_leaves(model):
+def test_a_layer_takes_the_output_of_the_one_before(model):
     first, second = steps.stacked(Step(toy(model), "torch", 3), [toy(model, seed=1)])
     for _ in range(2):
         first()

@@ -1,4 +1,4 @@
-"""What is made of a decode step's rows, made up as on an H100: tables, sentences, figures, the README's section."""
+"""Tables, sentences, figures and README section of decode steps, from made-up rows of an H100."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from synthetic_step import CHANGES, CPU, MODEL, RUN, heatmap_rows, parts_of, step_rows
 
 from gdn_lab.cli.report import report
+from gdn_lab.layer import CONFIGURATIONS, Configuration
 from gdn_lab.studies.decode_step import analysis, figures, sentences, study, tables
 from gdn_lab.studies.decode_step.analysis import Saving, StepRows
 
@@ -169,6 +170,20 @@ def test_changes_are_a_line_for_each_part_and_a_column_for_each_transition(step)
     assert list(two) == ["part", "before → after"]
 
 
+def test_a_new_configuration_is_one_record(monkeypatch):
+    """It appears in the parameter, the tables and the figures, with no other file changed."""
+    mine = Configuration("mine", "torch/vk", "VK", "of my own", label="my kernels", device="cpu")
+    monkeypatch.setitem(CONFIGURATIONS, "mine", mine)
+    assert "mine" in study._configurations("auto") or study.on_gpu()
+    assert study._configurations("mine, torch") == ["mine", "torch"]
+    assert tables.configuration_table(["mine"])["what it is"].tolist() == ["of my own"]
+    rows = [row | {"configuration": "mine"} if row.get("configuration") == "best" else row for row in step_rows()]
+    step = StepRows(rows, RUN)
+    labels = [text.get_text() for text in figures.waterfall(step).axes[0].get_yticklabels()]
+    assert labels[-1] == "my kernels" and "`mine` takes 16% less than `before`" in answer(rows)
+    assert list(tables.changes_table(step))[-1] == "before → mine"
+
+
 def test_configurations_are_described_as_they_are():
     table = tables.configuration_table(["before", "best"]).set_index("configuration")
     assert table.loc["before", "GDN kernel"] == "triton/kv8" and "fused" in table.loc["best", "other kernels"]
@@ -250,7 +265,7 @@ def test_report_fills_the_step_block_of_the_readme(rows, tmp_path):
     written = report(tmp_path)
     text = readme.read_text()
     assert tmp_path / "docs" / "h100_step_waterfall.png" in written and "](docs/h100_step_waterfall.png)" in text
-    assert "old" not in text and "short of the aim of 10%" in text and "driver 580.1" in text
+    assert "old" not in text and "short of the aim of 10%" in text and "2026-11-22" in text
     assert "no recorded run of 03_decode_step on 'h200'" in text and text.rstrip().endswith(
         "<!-- /measured:h200-step -->"
     )

@@ -230,14 +230,14 @@ def test_time_in_which_kernels_overlap_counts_once_for_the_first(played):
 
 
 @pytest.mark.parametrize(
-    ("replays", "eager", "said"),
+    ("replays", "eager", "sentence"),
     [
         ([replay(1, 1, 1)], EAGER, "best: replay 1 has 3 kernels, expected a multiple of the 4 of the eager run"),
         ([replay(1, 1, 1, 1)], EAGER[::-1], "best: kernel 1 of replay 1 is k_norm, but the eager run has k_experts"),
     ],
 )
-def test_records_that_do_not_fit_are_refused(played, replays, eager, said):
-    with pytest.raises(TimerUnavailable, match=said):
+def test_records_that_do_not_fit_are_refused(played, replays, eager, sentence):
+    with pytest.raises(TimerUnavailable, match=sentence):
         played(replays, eager)
 
 
