@@ -60,7 +60,7 @@ def test_scale_and_no_norm():
 @pytest.mark.parametrize("mode", [UPDATE, INTERMEDIATE, OUTPUT])
 def test_other_tiles(monkeypatch, tile, mode):
     """And all value heads of a key head prepared by one program, as where a GPU is full."""
-    monkeypatch.setattr(triton_verify, "FULL", 1)
+    monkeypatch.setattr(triton_verify, "SATURATED_HEADS", 1)
     for name in ("tiling", "verify_tile"):
         monkeypatch.setattr(triton_verify, name, lambda *_: Tile(tile, 1))
     pool = filled_pool(GDNShape(2, 6, 16, 64), 4, layout="VK", dtype=BF16)
