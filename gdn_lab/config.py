@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from packaging.version import Version
 
-from .backends.flashinfer import MINIMUM_VERSION, no_prefill, release
+from .backends.flashinfer import MINIMUM_VERSION, no_prefill
 
 BACKENDS = ("triton", "cutedsl", "flashinfer")
 SSM_DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULER_STRATEGIES = ("no_buffer", "extra_buffer")
-PADDING_FIXED = (0, 6, 7)  # the first FlashInfer whose decode leaves live slots alone for a padding index of -1
+PADDING_FIXED = "0.6.7"  # the first FlashInfer whose decode leaves live slots alone for a padding index of -1
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,10 @@ def _flashinfer_is_new_enough(settings, machine, resolved):
             f"{setting}: 'flashinfer' needs compute capability {min(MINIMUM_VERSION)}.0 or newer and this GPU has "
             f"{major}.{minor}; set {setting} to triton"
         )
-    needed = ".".join(map(str, MINIMUM_VERSION[max(m for m in MINIMUM_VERSION if m <= major)]))
+    needed = MINIMUM_VERSION[max(m for m in MINIMUM_VERSION if m <= major)]
     if machine.flashinfer_version is None:
         return f"{setting}: 'flashinfer' needs flashinfer-python {needed} or newer and none is installed; install it"
-    if release(machine.flashinfer_version) < release(needed):
+    if Version(machine.flashinfer_version) < Version(needed):
         return (
             f"{setting}: 'flashinfer' needs flashinfer-python {needed} or newer on compute capability {major}.{minor} "
             f"and {machine.flashinfer_version} is installed; upgrade it or set {setting} to triton"
@@ -163,10 +164,10 @@ def _flashinfer_decode_dtype(settings, machine, resolved):
 def _flashinfer_padding(settings, machine, resolved):
     if resolved.decode_backend != "flashinfer" or settings.mamba_scheduler_strategy != "no_buffer":
         return None
-    if release(machine.flashinfer_version) < PADDING_FIXED:
+    if Version(machine.flashinfer_version) < Version(PADDING_FIXED):
         return (
             "mamba_scheduler_strategy: 'no_buffer' pads CUDA graphs with index -1, which FlashInfer decode follows out "
-            f"of bounds before {'.'.join(map(str, PADDING_FIXED))} and {machine.flashinfer_version} is installed; "
+            f"of bounds before {PADDING_FIXED} and {machine.flashinfer_version} is installed; "
             "upgrade flashinfer-python or set mamba_scheduler_strategy to extra_buffer"
         )
 

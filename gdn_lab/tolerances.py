@@ -1,6 +1,6 @@
-"""How far a result may lie from the float64 oracle: stated here once, for tests, sweeps and every dtype.
+"""How far a result may lie from the float64 reference: stated here once, for tests, sweeps and every dtype.
 
-The oracle gets the very inputs and state that a kernel gets, already rounded to their dtypes. Two errors remain:
+The reference gets the very inputs and state that a kernel gets, already rounded to their dtypes. Two errors remain:
 
   rounding     A kernel computes in float32 and rounds once when it stores: half a unit in the last place of the stored
                element. bf16 has 8 significant bits, fp16 11, float32 24, so relative to the element 2^-8, 2^-11 and
@@ -60,7 +60,7 @@ def distance(actual, expected, dtype, arithmetic=ARITHMETIC) -> tuple[bool, floa
 
 
 class Check(NamedTuple):
-    """What the oracle said of one case: largest errors of o and of the new state, None where they are not finite."""
+    """What the reference said of one case: largest errors of o and of the new state, None where they are not finite."""
 
     right: bool
     max_abs_error: float | None

@@ -5,6 +5,7 @@ import os
 import hypothesis
 import pytest
 import torch
+from extra_backend import extra_backend  # noqa: F401  a fixture for every test file
 
 HAS_GPU = torch.cuda.is_available() and torch.version.hip is None
 
@@ -20,7 +21,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("gdn_lab")
 
 
-# Of several workers each takes its share of the cores: the oracle runs on the CPU.
+# Of several workers each takes its share of the cores: the reference runs on the CPU.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 

@@ -1,4 +1,4 @@
-"""Every variant of `triton` on the CPU, in Triton's interpreter, against the oracle.
+"""Every variant of `triton` on the CPU, in Triton's interpreter, against the reference.
 
 Run by test_triton_interpreter.py in a process of its own, under TRITON_INTERPRET=1. The interpreter takes milliseconds
 a program, so shapes are small; the kernel has the same lines for the models' head size.
@@ -9,7 +9,7 @@ import math
 import numpy
 import pytest
 import torch
-from against_oracle import PADDING, check_decode, filled_pool, row_slots
+from against_reference import PADDING, check_decode, filled_pool, row_slots
 from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, decode, reference

@@ -1,7 +1,7 @@
 """One prefill call against the oracle, and the promises that hold for every call: used for every backend."""
 
 import torch
-from against_oracle import same_bits
+from against_reference import same_bits
 from tolerances import assert_close
 
 from gdn_lab import prefill, reference
@@ -40,9 +40,9 @@ def check_prefill(
     o = call(*inputs.arguments(), **inputs.gates(), pool=pool, indices=indices, cu_seqlens=bounds, backend=backend,
              **options)  # fmt: skip
 
-    oracle_options = {name: options[name] for name in ("scale", "use_qk_l2norm") if name in options}
+    reference_options = {name: options[name] for name in ("scale", "use_qk_l2norm") if name in options}
     expected_o, expected = reference.prefill(
-        *inputs.arguments(), **inputs.gates(), state=old, cu_seqlens=bounds, **oracle_options
+        *inputs.arguments(), **inputs.gates(), state=old, cu_seqlens=bounds, **reference_options
     )
     mine = torch.zeros(sum(lengths), dtype=torch.bool)  # tokens of live sequences
     for n in live:

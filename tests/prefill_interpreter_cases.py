@@ -1,11 +1,11 @@
-"""The Triton prefill kernels in Triton's interpreter, against the oracle. Run by test_triton_interpreter.py.
+"""The Triton prefill kernels in Triton's interpreter, against the reference. Run by test_triton_interpreter.py.
 
 Inputs are float32: the interpreter gets products of bf16 wrong.
 """
 
 import pytest
 import torch
-from against_oracle import filled_pool, row_slots
+from against_reference import filled_pool, row_slots
 from prefill_against_reference import check_prefill, inputs_of
 
 from gdn_lab import GDNShape, prefill

@@ -97,8 +97,9 @@ REFUSED = [
      "float32", "linear_attn_prefill_backend: 'flashinfer' needs flashinfer-python 0.6.4 or newer on compute "
      "capability 9.0 and 0.6.3 is installed; upgrade it or set linear_attn_prefill_backend to triton"),
     ("a candidate is older than its release", {"linear_attn_decode_backend": "flashinfer"}, Machine((9, 0), "0.6.7rc1"),
-     "float32", "linear_attn_decode_backend: 'flashinfer' needs flashinfer-python 0.6.4 or newer on compute capability "
-     "9.0 and 0.6.7rc1 is installed; upgrade it or set linear_attn_decode_backend to triton"),
+     "float32", "mamba_scheduler_strategy: 'no_buffer' pads CUDA graphs with index -1, which FlashInfer decode follows "
+     "out of bounds before 0.6.7 and 0.6.7rc1 is installed; upgrade flashinfer-python or set mamba_scheduler_strategy "
+     "to extra_buffer"),
     ("float16 set on the first capability that needs bfloat16",
      {"linear_attn_decode_backend": "flashinfer", "mamba_ssm_dtype": "float16"}, BLACKWELL._replace(capability=(10, 3)),
      "bfloat16", "mamba_ssm_dtype: FlashInfer decode on compute capability 10.3 needs 'bfloat16' and it is 'float16'; "

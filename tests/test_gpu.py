@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: every backend, variant, layout and dtype against the oracle, and what decode() promises there.
+"""On an NVIDIA GPU: every backend, variant, layout and dtype against the reference, and what decode() promises there.
 
 make test-gpu. Most of the time goes into compiling kernels, one for each number of heads among others, so nearly all
 tests have those of RANK, and each compiles what it needs once. Only variants that this GPU's compute capability should
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from against_oracle import PADDING, as_strided, check_decode, filled_pool, row_slots, same_bits
+from against_reference import PADDING, as_strided, check_decode, filled_pool, row_slots, same_bits
 from conftest import HAS_GPU
 from tolerances import assert_close
 
@@ -89,8 +89,8 @@ def test_auto_is_the_first_that_serves(layout):
 
 
 @every_variant_and_dtype
-def test_against_oracle(name, variant, dtype):
-    """Strong decay, packed views, padding rows; batches on either side of where tiles change. The oracle sees 6."""
+def test_against_reference(name, variant, dtype):
+    """Strong decay, packed views, padding rows; batches on either side of where tiles change. The reference sees 6."""
     batches = [(7, index_dtype) for index_dtype in index_dtypes(name)]
     for batch, index_dtype in [(1, torch.int32), *batches, (33, torch.int32), (70, torch.int32)]:
         slots = batch + 3

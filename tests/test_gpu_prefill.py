@@ -1,10 +1,10 @@
-"""prefill() on an NVIDIA GPU: every backend, layout and dtype against the oracle, and what it promises there."""
+"""prefill() on an NVIDIA GPU: every backend, layout and dtype against the reference, and what it promises there."""
 
 from importlib.util import find_spec
 
 import pytest
 import torch
-from against_oracle import filled_pool, row_slots, same_bits
+from against_reference import filled_pool, row_slots, same_bits
 from conftest import HAS_GPU
 from prefill_against_reference import bounds_of, check_prefill, inputs_of
 

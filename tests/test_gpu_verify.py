@@ -1,11 +1,11 @@
-"""verify() and commit() on an NVIDIA GPU: every backend, variant, layout, dtype and mode against the oracle."""
+"""verify() and commit() on an NVIDIA GPU: every backend, variant, layout, dtype and mode against the reference."""
 
 import pytest
 import torch
-from against_oracle import filled_pool, row_slots, same_bits
+from against_reference import filled_pool, row_slots, same_bits
 from conftest import HAS_GPU
 from tolerances import assert_close
-from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify, inputs_of
+from verify_against_reference import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify, inputs_of
 
 from gdn_lab import GDNShape, decode, verify
 from gdn_lab.backends.base import dtype_name
@@ -36,7 +36,7 @@ TOKENS = 6  # of most tests, since every number of tokens and mode is compiled; 
 
 @every_variant
 @pytest.mark.parametrize("mode", [UPDATE, INTERMEDIATE, OUTPUT])
-def test_against_oracle(name, variant, dtype, mode):
+def test_against_reference(name, variant, dtype, mode):
     """Strong decay, then nearly parallel keys; a padding row."""
     for kind in ("strong", "parallel"):
         pool = filled_pool(RANK, 9, layout=variant.layout, dtype=dtype, device=GPU)
@@ -57,7 +57,7 @@ def test_few_and_many_tokens(name, layout, dtype, tokens):
     """And more heads than in the other tests, for which kernels have other tiles."""
     for mode, kind in ((UPDATE, "strong"), (INTERMEDIATE, "parallel"), (OUTPUT, "strong")):
         pool = filled_pool(RANK, 36, layout=layout, dtype=dtype, device=GPU)
-        indices = row_slots(33, 36, padding=range(2, 30), device=GPU)  # to spare the oracle time
+        indices = row_slots(33, 36, padding=range(2, 30), device=GPU)  # to spare the reference time
         check_verify(
             pool, indices, tokens, backend=name, mode=mode, kind=kind, padding_is_zero=name != "flashinfer"
         )  # fmt: skip
@@ -67,7 +67,7 @@ def test_few_and_many_tokens(name, layout, dtype, tokens):
 def test_tiles_of_large_batches(tokens, layout):
     """Enough heads for the tiles that a full batch takes, in every mode; views, gaps and wide indices."""
     pool = filled_pool(RANK, 140, layout=layout, dtype=BF16, device=GPU)
-    indices = row_slots(130, 140, padding=range(2, 127), dtype=torch.int64, device=GPU)  # to spare the oracle time
+    indices = row_slots(130, 140, padding=range(2, 127), dtype=torch.int64, device=GPU)  # to spare the reference time
     for mode in (OUTPUT, INTERMEDIATE, UPDATE, BOTH):
         check_verify(pool, indices, tokens, backend="triton", mode=mode, kind="parallel", reserved=tokens + 1)
 

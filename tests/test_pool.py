@@ -5,7 +5,7 @@ import math
 import numpy
 import pytest
 import torch
-from against_oracle import PADDING, filled_pool, same_bits
+from against_reference import PADDING, filled_pool, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

@@ -1,8 +1,8 @@
-"""prefill() without a GPU: torch against the oracle, what it promises and refuses, the Triton kernels' resources."""
+"""prefill() without a GPU: torch against the reference, what it promises and refuses, the Triton kernels' resources."""
 
 import pytest
 import torch
-from against_oracle import filled_pool, row_slots, same_bits
+from against_reference import filled_pool, row_slots, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from prefill_against_reference import bounds_of, check_prefill, inputs_of
@@ -16,7 +16,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LENGTHS = [64, 1, 0, 130, 5]  # a whole chunk, one token, none, no multiple of a chunk, a few
 
 
-def test_the_two_oracles_agree():
+def test_the_two_references_agree():
     x = inputs_of(SMALL, sum(LENGTHS), "parallel")
     state = torch.randn(5, 4, 32, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     arguments = dict(**x.gates(), state=state, cu_seqlens=bounds_of(LENGTHS))

@@ -1,4 +1,4 @@
-"""The oracle against results worked out by hand, a loop over plain Python floats, and itself by chunks."""
+"""The reference against results worked out by hand, a loop over plain Python floats, and itself by chunks."""
 
 import math
 

@@ -1,15 +1,15 @@
-"""verify() and StatePool.commit() on the CPU: `torch` against the oracle, the Triton kernels in the interpreter and as
-compiled, and every acceptance pattern against decoding the accepted tokens one by one."""
+"""verify() and StatePool.commit() on the CPU: `torch` against the reference, and every acceptance pattern against
+decoding the accepted tokens one by one."""
 
 import itertools
 
 import pytest
 import torch
-from against_oracle import filled_pool, row_slots, same_bits
+from against_reference import filled_pool, row_slots, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
-from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify, inputs_of
+from verify_against_reference import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify, inputs_of
 
 from gdn_lab import GDNShape, StatePool, checks, decode, verify
 from gdn_lab.backends import refusal
@@ -51,7 +51,7 @@ def calls(draw):
 
 @settings(max_examples=150)
 @given(calls())
-def test_verify_against_oracle(call):
+def test_verify_against_reference(call):
     pool, indices, tokens, options = call
     if not options["use_qk_l2norm"]:
         options["kind"] = "mild"  # unnormalised parallel keys grow without bound

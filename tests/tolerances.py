@@ -9,14 +9,14 @@ from gdn_lab.tolerances import ARITHMETIC, LAST_PLACE, ROUNDING, allowed
 
 
 def assert_close(what, actual, expected, dtype, *, interpreted=False, extra=0.0):
-    """actual, as stored in dtype, against expected from the oracle (float64, on the CPU). AssertionError says where.
+    """actual, as stored in dtype, against expected from the reference (float64, on the CPU). AssertionError says where.
 
     extra: relative to the largest element, for arithmetic that rounds more than ARITHMETIC."""
     actual = actual.detach().to("cpu", torch.float64)
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     if not expected.numel():
         return
-    assert torch.isfinite(expected).all(), f"{what}: the oracle itself is not finite, the test says nothing"
+    assert torch.isfinite(expected).all(), f"{what}: the reference itself is not finite, the test says nothing"
     largest = expected.abs().max()
     rounding = ROUNDING | {torch.bfloat16: LAST_PLACE[torch.bfloat16]} if interpreted else ROUNDING
     most = allowed(expected, dtype, ARITHMETIC + extra, rounding)
@@ -26,6 +26,6 @@ def assert_close(what, actual, expected, dtype, *, interpreted=False, extra=0.0)
         at = tuple((error - most).nan_to_num(nan=torch.inf).flatten().argmax().reshape(1).tolist())
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(at[0]), error.shape))
         raise AssertionError(
-            f"{what}: {int(wrong.sum())} of {wrong.numel()} elements too far from the oracle; worst at {list(at)}: "
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} elements too far from the reference; worst at {list(at)}: "
             f"{actual[at]:.6g}, expected {expected[at]:.6g} within {most[at]:.2g} (largest element {largest:.3g})"
         )

@@ -1,11 +1,11 @@
-"""The Triton verify kernels in Triton's interpreter, against the oracle. Run by test_triton_interpreter.py."""
+"""The Triton verify kernels in Triton's interpreter, against the reference. Run by test_triton_interpreter.py."""
 
 import numpy
 import pytest
 import torch
-from against_oracle import PADDING, filled_pool, row_slots, same_bits
+from against_reference import PADDING, filled_pool, row_slots, same_bits
 from tolerances import assert_close
-from verify_against_oracle import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
+from verify_against_reference import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
 
 from gdn_lab import GDNShape, StatePool, pool_kernels, reference, verify
 from gdn_lab.backends.base import State

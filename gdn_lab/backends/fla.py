@@ -1,22 +1,23 @@
 """`fla`: flash-linear-attention's kernels, for comparison where it is installed (requirements-peers.txt).
 
 They know no pool. Each call gathers its states into a batch, in the pool's memory order ([n, HV, V, K]: the library's
-state_v_first), gets the new states back as a float32 tensor of their own, and scatters that into the pool; q, k, v, a
-and b are copied where they are views of a packed tensor. All this counts as part of the call. Gates, norms and beta are
-left to the library's kernels. Padding works on the null slot, and its output means nothing.
+state_v_first), receives the new states as a float32 tensor, and scatters that into the pool; q, k, v, a and b are
+copied where they are views of a packed tensor. All of this counts as part of the call. Gates, norms and beta are left
+to the library's kernels. Padding works on the null slot, and its output is undefined.
 
-Its prefill reads cu_seqlens on the host once for each tensor it sees; int32 ones it would copy, and so read, each time.
+Its prefill reads cu_seqlens on the host once for each new tensor; int32 ones would be copied, and so read, every time.
 """
 
 import functools
 import importlib.metadata
 
 import torch
+from packaging.version import Version
 
 from .base import Backend, Variant, dtype_name, needs_capability
 
 DISTRIBUTION = "fla-core"  # of flash-linear-attention, the package that has the kernels
-VERSION = (0, 6, 0)
+MINIMUM_VERSION = "0.6.0"
 
 
 class FlashLinearAttentionBackend(Backend):
@@ -24,11 +25,20 @@ class FlashLinearAttentionBackend(Backend):
     distribution = DISTRIBUTION
     variants = (
         Variant(
-            "vk", "VK", (torch.bfloat16, torch.float32, torch.float16),
-            "flash-linear-attention: fused_recurrent or chunk on gathered states", ("decode", "prefill"), role="peer",
-            order=90, colour="#8C6D31", marker="*", needs=(8, 0), copies=True,
+            "vk",
+            "VK",
+            (torch.bfloat16, torch.float32, torch.float16),
+            "flash-linear-attention: fused_recurrent or chunk on gathered states",
+            ("decode", "prefill"),
+            role="peer",
+            order=90,
+            colour="#8C6D31",
+            marker="*",
+            note="gathers and scatters states in each call",
+            needs=(8, 0),
+            copies=True,
         ),
-    )  # fmt: skip
+    )
 
     def missing(self, device):
         return needs_capability(device, 8) or _not_installed()
@@ -70,10 +80,15 @@ class FlashLinearAttentionBackend(Backend):
 
 def _options(A_log, dt_bias, scale, use_qk_l2norm):
     return {
-        "A_log": A_log, "dt_bias": dt_bias, "scale": scale, "use_qk_l2norm_in_kernel": use_qk_l2norm,
-        "use_gate_in_kernel": True, "use_beta_sigmoid_in_kernel": True, "state_v_first": True,
+        "A_log": A_log,
+        "dt_bias": dt_bias,
+        "scale": scale,
+        "use_qk_l2norm_in_kernel": use_qk_l2norm,
+        "use_gate_in_kernel": True,
+        "use_beta_sigmoid_in_kernel": True,
+        "state_v_first": True,
         "output_final_state": True,
-    }  # fmt: skip
+    }
 
 
 def _gather(state, indices):
@@ -92,11 +107,11 @@ def _not_installed() -> str | None:
         version = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return "flash-linear-attention is not installed; pip install -r requirements-peers.txt"
-    if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < VERSION:
-        return f"needs {DISTRIBUTION} {'.'.join(map(str, VERSION))} or newer; {version} is installed"
+    if Version(version) < Version(MINIMUM_VERSION):
+        return f"needs {DISTRIBUTION} {MINIMUM_VERSION} or newer; {version} is installed"
     try:
         import fla.ops.gated_delta_rule  # noqa: F401
-    except Exception as error:  # a broken installation fails in many ways; each is a reason, told in full
+    except Exception as error:  # a broken installation fails in many ways; each is a reason, given in full
         return f"{DISTRIBUTION} {version} cannot be imported ({type(error).__name__}: {error}); reinstall it"
     return None
 

@@ -33,7 +33,7 @@ def _registered(name: str) -> Backend | None:
     try:
         backend = getattr(importlib.import_module(f"{__package__}.{name}"), "BACKEND", None)
     except ImportError as error:  # no Triton for this operating system, say: listed, and refuses with this sentence
-        return NotInstalled(name, name, (), f"cannot be imported ({error}); pip install {name}")
+        return NotInstalled(name, name, (), f"cannot be imported ({error}); install what requirements.txt pins")
     if backend is None:
         return None
     backend.variants = tuple(replace(variant, backend=backend.name) for variant in backend.variants)
@@ -105,7 +105,10 @@ def auto_order(call: Call) -> tuple[str, ...]:
 
 
 class BackendReport(NamedTuple):
-    """What backends() says of one backend on one device. reason None: it can serve calls here."""
+    """What backends() says of one backend on one device.
+
+    reason: why it can serve nothing here, or None. `leaks` of its variants: phases in which they are not isolated.
+    """
 
     name: str
     version: str | None  # None: not installed
@@ -159,16 +162,19 @@ def serving(name: str, call: Call) -> str:
     return f"{chosen[0].name}/{chosen[1].name}"
 
 
-def _choose(name: str, call: Call) -> tuple[tuple[Backend, Variant] | None, str | None]:
-    """(backend, variant) that serves the call and None, or None and the reason why none does."""
+def _choose(name: str, call: Call, isolated: bool = False) -> tuple[tuple[Backend, Variant] | None, str | None]:
+    """Return (backend, variant) that serves the call and None, or None and the reason why none does.
+
+    isolated: only variants that are; "auto" asks for those.
+    """
     if name == "auto":
         reasons = []
         for backend_name in auto_order(call):
-            chosen, reason = _choose(backend_name, call)
+            chosen, reason = _choose(backend_name, call, isolated=True)
             if chosen:
                 return chosen, None
             reasons.append(f"{backend_name} {reason}")
-        return None, "finds no backend for this call: " + "; ".join(reasons)
+        return None, f"finds no backend for this call: {'; '.join(reasons) or f'none has a {call.phase} kernel'}"
     backend_name, _, variant_name = name.partition("/")
     if backend_name not in BACKENDS:
         raise ValueError(f"backend: {backend_name!r} is unknown; choose auto or one of {', '.join(BACKENDS)}")
@@ -181,6 +187,8 @@ def _choose(name: str, call: Call) -> tuple[tuple[Backend, Variant] | None, str 
         if variant_name and variant.name != variant_name:
             continue
         reason = backend.refusal(variant, call)
+        if reason is None and isolated and call.phase in variant.leaks:
+            reason = f"is not isolated in {call.phase}: NaN in one sequence can reach another; name it to take it"
         if reason is None:
             return (backend, variant), None
         # Of several reasons, that of the variant nearest to the call says most.

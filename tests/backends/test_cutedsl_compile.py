@@ -18,6 +18,7 @@ from gdn_lab import GDNShape  # noqa: E402
 from gdn_lab.backends import registry  # noqa: E402
 from gdn_lab.backends.base import Call, State  # noqa: E402
 from gdn_lab.backends.cutedsl import backend as cutedsl  # noqa: E402
+from gdn_lab.backends.cutedsl import cache  # noqa: E402
 from gdn_lab.cli import resources  # noqa: E402
 from gdn_lab.cli.catalogue import cutedsl_builds  # noqa: E402
 
@@ -61,20 +62,20 @@ def test_builds_cover_tiles_and_dtypes():
 
 
 PREPARE = f"""
-from gdn_lab.backends import cutedsl
-cutedsl.decode_function(*{SMALL!r})
-[kernel] = cutedsl.prepared
+from gdn_lab.backends.cutedsl import cache
+cache.decode_function(*{SMALL!r})
+[kernel] = cache.prepared
 print(kernel.from_cache, kernel.seconds > 0, kernel.build.rows)
 """
 
 
-def prepare(cache):
+def prepare(folder):
     """What a new process says of the kernel it made ready, with its warnings, and the files in the cache then."""
     command = [sys.executable, "-W", "always::UserWarning", "-c", PREPARE]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split(), done.stderr, sorted(cache.rglob("*.*")) if cache.is_dir() else []
+    return done.stdout.split(), done.stderr, sorted(folder.rglob("*.*")) if folder.is_dir() else []
 
 
 def test_a_second_process_finds_the_kernel(tmp_path):
@@ -100,15 +101,15 @@ def test_a_kernel_is_kept_under_all_that_it_depends_on(different, monkeypatch):
     from gdn_lab.backends.cutedsl.decode import Build
 
     build = Build(*SMALL)
-    before = cutedsl._fingerprint(build)
-    assert before == cutedsl._fingerprint(Build(*SMALL))
+    before = cache.fingerprint(build)
+    assert before == cache.fingerprint(Build(*SMALL))
     if different == "build":
         build = build._replace(architecture="sm_100a")
     elif different == "compiler":
-        monkeypatch.setattr(cutedsl, "_compiler", lambda: "another version")
+        monkeypatch.setattr(cache, "compiler", lambda: "another version")
     else:
-        monkeypatch.setattr(cutedsl.Path, "read_text", lambda path: "another kernel")
-    assert cutedsl._fingerprint(build) != before
+        monkeypatch.setattr(cache.Path, "read_text", lambda path: "another kernel")
+    assert cache.fingerprint(build) != before
 
 
 def call(**options):
@@ -201,8 +202,8 @@ def test_only_unaligned_heads_take_the_slower_kernel(hopper):
 
 
 def test_what_preparing_cost_in_words(monkeypatch):
-    monkeypatch.setattr(cutedsl, "prepared", [])
-    assert cutedsl.preparation() == "cutedsl prepared no kernel in this process."
-    cutedsl.prepared += [cutedsl.Prepared(None, True, 0.25), cutedsl.Prepared(None, False, 2.0)]
+    monkeypatch.setattr(cache, "prepared", [])
+    assert cache.preparation() == "cutedsl prepared no kernel in this process."
+    cache.prepared += [cache.Prepared(None, True, 0.25), cache.Prepared(None, False, 2.0)]
     said = "cutedsl kernels made ready before their first call: 1 compiled in 2.0 s, 1 loaded from the cache folder in "
-    assert cutedsl.preparation().startswith(said)
+    assert cache.preparation().startswith(said)

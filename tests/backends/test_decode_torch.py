@@ -1,9 +1,9 @@
-"""decode() on the CPU, on `torch`: any shape, dtype, layout, index, stride and option against the oracle."""
+"""decode() on the CPU, on `torch`: any shape, dtype, layout, index, stride and option against the reference."""
 
 import functools
 
 import torch
-from against_oracle import PADDING, check_decode, filled_pool, row_slots, same_bits
+from against_reference import PADDING, check_decode, filled_pool, row_slots, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +48,7 @@ def calls(draw):
 
 @settings(max_examples=200)
 @given(calls())
-def test_decode_against_oracle(call):
+def test_decode_against_reference(call):
     pool, indices, options = call
     o, _ = check_decode(pool, indices, **options)
     assert "out" not in options or o is options["out"]

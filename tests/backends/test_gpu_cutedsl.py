@@ -1,4 +1,4 @@
-"""`cutedsl` on an NVIDIA GPU: what is its own. test_gpu.py holds it, as every backend, against the oracle."""
+"""`cutedsl` on an NVIDIA GPU: what is its own. test_gpu.py holds it, as every backend, against the reference."""
 
 import os
 import statistics
@@ -8,11 +8,11 @@ import time
 
 import pytest
 import torch
-from against_oracle import PADDING, as_strided, check_decode, filled_pool, row_slots, same_bits
+from against_reference import PADDING, as_strided, check_decode, filled_pool, row_slots, same_bits
 from conftest import HAS_GPU
 
 from gdn_lab import GDNShape, decode
-from gdn_lab.backends.cutedsl import backend as cutedsl
+from gdn_lab.backends.cutedsl import cache
 from gdn_lab.ops import make_inputs
 
 CAPABILITY = torch.cuda.get_device_capability() if HAS_GPU else (0, 0)
@@ -64,10 +64,10 @@ def test_one_compilation_for_every_batch_pool_and_stride():
         )  # fmt: skip
 
     run(20, 40, "packed")
-    before = len(cutedsl.prepared)
+    before = len(cache.prepared)
     for batch, slots, strides in ((17, 40, "wide"), (33, 34, "contiguous"), (100, 200, "packed")):
         run(batch, slots, strides)
-    assert len(cutedsl.prepared) == before
+    assert len(cache.prepared) == before
 
 
 @dtypes
@@ -96,13 +96,13 @@ def test_kernels_in_a_row_see_each_other(dtype):
 DECODE = """
 import torch
 from gdn_lab import GDNShape, StatePool, decode
-from gdn_lab.backends import cutedsl
+from gdn_lab.backends.cutedsl import cache
 from gdn_lab.ops import make_inputs
 pool = StatePool(GDNShape(2, 8), 5, device="cuda")
 x = make_inputs(pool.shape, 3, device="cuda")
 indices = torch.tensor([2, -1, 4], dtype=torch.int32, device="cuda")
 o = decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend="cutedsl")
-[kernel] = cutedsl.prepared
+[kernel] = cache.prepared
 print(kernel.from_cache, o.float().sum().item(), pool.state.float().sum().item(), kernel.seconds)
 """
 

@@ -1,5 +1,6 @@
-"""Our CuTe DSL kernel: backend.py says what it serves, decode.py has the kernel."""
+"""Our CuTe DSL kernel: backend.py says what it serves, decode.py has the kernel, cache.py keeps it compiled."""
 
 from .backend import BACKEND
+from .cache import preparation
 
-__all__ = ["BACKEND"]
+__all__ = ["BACKEND", "preparation"]

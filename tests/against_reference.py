@@ -1,4 +1,4 @@
-"""One decode call against the oracle, and the promises that hold for every call: used for every backend."""
+"""One decode call against the reference, and the promises that hold for every call: used for every backend."""
 
 import torch
 from tolerances import assert_close
@@ -54,8 +54,8 @@ def check_decode(
     pool, indices, *, backend, io_dtype=torch.bfloat16, strides="packed", strong_decay=True, seed=1, inputs=None,
     rows=None, padding_is_zero=True, interpreted=False, call=decode, **options,
 ):  # fmt: skip
-    """Calls decode and checks o and the new state of the live rows (of `rows`, where given, to spare the oracle time)
-    against the oracle, every slot and conv window it had no business with bit for bit, and padding rows' output.
+    """Calls decode and checks o and the new state of the live rows (of `rows`, where given, to save time) against
+    the reference, every slot and conv window it had no business with bit for bit, and padding rows' output.
 
     Returns (o, inputs)."""
     inputs = inputs or make_inputs(
@@ -70,9 +70,9 @@ def check_decode(
 
     o = call(q, k, v, a, b, **inputs.gates(), pool=pool, indices=indices, backend=backend, **options)
 
-    oracle_options = {name: options[name] for name in ("scale", "use_qk_l2norm") if name in options}
+    reference_options = {name: options[name] for name in ("scale", "use_qk_l2norm") if name in options}
     arguments = (x[chosen] for x in (q, k, v, a, b))
-    expected_o, expected_state = reference.decode(*arguments, **inputs.gates(), state=old, **oracle_options)
+    expected_o, expected_state = reference.decode(*arguments, **inputs.gates(), state=old, **reference_options)
     assert o.dtype == v.dtype and o.shape == v.shape and o.device == v.device
     assert_close("o", o[chosen], expected_o, o.dtype, interpreted=interpreted)
     assert_close("state", pool.read(indices[chosen]), expected_state, pool.dtype, interpreted=interpreted)

@@ -1,7 +1,7 @@
-"""One verify call against the oracle, and the promises that hold for every call: used for every backend."""
+"""One verify call against the reference, and the promises that hold for every call: used for every backend."""
 
 import torch
-from against_oracle import same_bits
+from against_reference import same_bits
 from tolerances import assert_close
 
 from gdn_lab import reference, verify
@@ -48,8 +48,8 @@ def check_verify(
     pool, indices, tokens, *, backend, mode, io_dtype=torch.bfloat16, strides="packed", kind="strong", seed=1,
     inputs=None, reserved=None, padding_is_zero=True, interpreted=False, **options,
 ):  # fmt: skip
-    """Calls verify and checks o, the states after each token and the new state of live rows against the oracle; every
-    slot, state and conv window that it had no business with bit for bit; padding rows' output. Returns (o, inputs)."""
+    """Call verify and check o, the states after each token and the new state of live rows against the reference; every
+    slot, state and conv window that the call should leave bit for bit; padding rows' output. Returns (o, inputs)."""
     inputs = inputs or inputs_of(pool.shape, len(indices), tokens, kind, device=pool.device, dtype=io_dtype, seed=seed)
     arguments = [spread(x, strides) for x in inputs.arguments()]
     live = [row for row, slot in enumerate(indices.tolist()) if slot >= 0]
@@ -62,9 +62,9 @@ def check_verify(
         update_state="update" in mode, **options,
     )  # fmt: skip
 
-    oracle_options = {name: options[name] for name in ("scale", "use_qk_l2norm") if name in options}
+    reference_options = {name: options[name] for name in ("scale", "use_qk_l2norm") if name in options}
     expected_o, expected = reference.verify(
-        *(x[live] for x in arguments), **inputs.gates(), state=old, **oracle_options
+        *(x[live] for x in arguments), **inputs.gates(), state=old, **reference_options
     )
     assert o.dtype == inputs.v.dtype and o.shape == inputs.v.shape and o.device == inputs.v.device
     assert_close("o", o[live], expected_o, o.dtype, interpreted=interpreted)
