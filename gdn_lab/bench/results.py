@@ -1,9 +1,9 @@
-"""A run is a folder: run.json says what was measured where and how, rows.jsonl holds one row a line, written as made.
+"""A run is a folder: run.json says what was measured, where and how; rows.jsonl has a row a line, written when made.
 
     runs/20261122T081500Z-02_decode_kernels/     run.json  rows.jsonl  figures
-    runs/latest                                  points at the newest
+    runs/latest                                  symbolic link to the newest
 
-Every row has a status that says what it is; ROW_FIELDS lists what a row of each status must have at least.
+Every row has a status. ROW_FIELDS lists the fields that a row of each status has at least.
 """
 
 import json
@@ -22,25 +22,23 @@ from .environment import environment, utc
 from .sources import kernel_hashes
 
 _CASE = ("phase", "backend", "variant", "layout", "state_dtype", "batch", "tokens", "num_k_heads", "num_v_heads")
-_MEASURED = (
-    "timer", "median_us", "p20_us", "p80_us", "count", "bytes", "bytes_formula", "gb_per_s", "roof_gb_per_s",
-    "share_of_roof", "max_abs_error",
-)  # fmt: skip
+_TIMES = ("timer", "median_us", "p20_us", "p80_us", "count")
+_RATES = ("bytes", "bytes_formula", "gb_per_s", "roof_gb_per_s", "share_of_roof")
 ROW_FIELDS = {
-    "ok": _CASE + _MEASURED,  # timed, and right
-    "wrong": _CASE + ("max_abs_error",),  # not timed, because the result is not the oracle's
-    "refused": ("phase", "backend", "variant", "reason"),  # not run, because the backend cannot serve the call
+    "ok": _CASE + _TIMES + _RATES + ("max_abs_error",),  # right, and timed
+    "wrong": _CASE + ("max_abs_error",),  # further from the float64 reference than tolerated, and not timed
+    "refused": ("phase", "backend", "variant", "reason"),  # cannot serve the call, or cannot be timed
     "fact": ("phase",),  # anything else that is worth a row
 }
 NULLABLE = {"max_abs_error"}  # null where the result is not finite
 
 
 class OutputFolderError(OSError):
-    """Results cannot be written where they should go; the message says where, why and what to do."""
+    """Results cannot be written; the message says where, why and what to do."""
 
 
 class Run:
-    """One run's folder. Made by Run.create(); a context manager that records how the run ended.
+    """The folder of one run, made by Run.create(); a context manager that records how the run ended.
 
     folder: its Path. rows: number of rows written. info: what run.json holds.
     """
@@ -51,14 +49,21 @@ class Run:
 
     @classmethod
     def create(
-        cls, notebook: str, parameters: dict, *, root="runs", folder=None, command: str | None = None,
+        cls,
+        notebook: str,
+        parameters: dict,
+        *,
+        root="runs",
+        folder=None,
+        command: str | None = None,
         seed: int | None = None,
-    ) -> "Run":  # fmt: skip
-        """Makes <root>/<UTC time>-<notebook>/, writes its run.json and points <root>/latest at it.
+    ) -> "Run":
+        """Make <root>/<UTC time>-<notebook>/, write its run.json and link <root>/latest to it.
 
         notebook: name of what runs, such as "02_decode_kernels". parameters: its parameters, as JSON can hold them.
-        folder: an existing folder to use instead, without results in it; `latest` is then made beside it.
-        command, seed: recorded. Raises OutputFolderError if that cannot be written, ValueError for bad arguments.
+        folder: an existing folder without results to use instead; `latest` is then made in its parent.
+        command, seed: recorded. Raises OutputFolderError if the folder cannot be written, ValueError for a bad name or
+        for parameters that JSON cannot hold.
         """
         if not re.fullmatch(r"[\w.-]+", notebook):
             raise ValueError(f"notebook: expected a plain name of letters, digits, '_', '-', '.', got {notebook!r}")
@@ -74,11 +79,11 @@ class Run:
         return run
 
     def append(self, row: dict) -> None:
-        """Writes one row to rows.jsonl, complete and on the disk when this returns.
+        """Write one row to rows.jsonl; when this returns it is whole and on the disk.
 
-        row: {field: str, number, bool, None, list or dict}; `status` (default "ok") is a key of ROW_FIELDS, which lists
-        the fields the row must have. ValueError, with nothing written, if one is missing or null, or a number is not
-        finite. OutputFolderError if it cannot be written; rows written before stay as they are.
+        row: {field: str, number, bool, None, list or dict}; its `status`, by default "ok", is a key of ROW_FIELDS.
+        Raises ValueError and writes nothing if a field of ROW_FIELDS is missing or null, or a number is not finite;
+        OutputFolderError if the row cannot be written. Earlier rows stay as they are.
         """
         row = {"status": "ok"} | row
         _check_row(row)
@@ -88,10 +93,10 @@ class Run:
         self.rows += 1
 
     def finish(self, status: str | None = None) -> None:
-        """Writes status, end time and clocks after to run.json.
+        """Write status, end time and clocks to run.json.
 
-        status: "complete", "interrupted" or "failed". None means "complete", unless an earlier call said otherwise:
-        what was interrupted once does not become complete by going on.
+        status: "complete", "interrupted" or "failed". None is "complete", unless an earlier call set another status:
+        a run that was interrupted stays so, even if it went on.
         """
         if status not in (None, "complete", "interrupted", "failed"):
             raise ValueError(f"status: expected complete, interrupted or failed, got {status!r}")
@@ -103,7 +108,7 @@ class Run:
             self._write_info()
 
     def save_figure(self, figure, name: str) -> Path:
-        """Writes a matplotlib figure as <name>.png and <name>.svg into the folder; returns the PNG's path."""
+        """Write a matplotlib figure as <name>.png and <name>.svg into the folder, and return the PNG's path."""
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"name: expected a plain name without a suffix, got {name!r}")
         with _writing(self.folder):
@@ -135,16 +140,16 @@ class Run:
 
 
 def load(folder) -> tuple[dict, list[dict]]:
-    """(what run.json holds, the rows in the order they were written) of a run's folder.
+    """Read a run's folder: (what run.json holds, the rows in the order they were written).
 
-    A last line that was cut off while it was written is left out, with a warning. FileNotFoundError if there is no such
-    folder, ValueError if it is not a run's or a line inside is damaged. No rows.jsonl: no row was measured.
+    Without a rows.jsonl there are no rows. A last line that was cut off while it was written is left out, with a
+    warning. Raises FileNotFoundError if there is no such folder, ValueError if it is not a run's or a line is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no run folder {folder}; the runs that exist are in its parent, if at all")
+        raise FileNotFoundError(f"there is no run folder {folder}; list its parent folder for those that exist")
     if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} is not a run's folder: it has no run.json; give one of those under runs/")
+        raise ValueError(f"{folder} is not a run's folder: it has no run.json; give a folder of runs/")
     try:
         info = json.loads((folder / "run.json").read_text())
     except ValueError as error:
@@ -168,7 +173,7 @@ def load(folder) -> tuple[dict, list[dict]]:
 
 @contextmanager
 def _writing(folder):
-    """Turns any failure to write into one sentence about `folder`."""
+    """Turn any failure to write into an OutputFolderError about `folder`."""
     try:
         yield
     except OutputFolderError:
@@ -205,7 +210,7 @@ def _given_folder(folder: Path) -> Path:
 
 
 def _append_line(path: Path, line: bytes) -> None:
-    """Appends the whole line or nothing; the file is closed again, so that nothing is held back if the process dies."""
+    """Append the whole line or nothing. The file is closed each time, so that no line is lost if the process dies."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         before, written = os.fstat(descriptor).st_size, 0

@@ -1,4 +1,4 @@
-"""The measured bandwidth: how many bytes a second this device moves at best, and the datasheet beside it."""
+"""Measured bandwidth: how many bytes a second this device moves at best; and the datasheet's peak."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,10 @@ from .timers import time_interleaved
 
 @dataclass(frozen=True)
 class Roof:
-    """Read + written GB/s (1e9 bytes) of the best in-place stream: median, 20th and 80th percentile of `count` samples.
+    """Measured bandwidth: GB/s (1e9 bytes) read and written by the fastest in-place stream.
 
-    nbytes: size of the buffer. method: the kernel that was fastest, and what it was compared with.
+    Median, 20th and 80th percentile of `count` samples. nbytes: size of the buffer. method: which kernel was fastest,
+    and what it was compared with.
     """
 
     gb_per_s: float
@@ -23,11 +24,11 @@ class Roof:
 
 
 def measure_roof(device, nbytes: int | None = None, samples: int = 20) -> Roof:
-    """The roof of `device`: a buffer of `nbytes` (2 GiB; on a CPU 256 MiB) read, changed and written in place.
+    """Measure the bandwidth of `device`: a buffer of `nbytes` (2 GiB; on a CPU 256 MiB) read and written in place.
 
-    On a GPU by CUDA-graph replay of two kernels, PyTorch's neg_ and a Triton one, of which the faster counts. Never a
-    copy: captured in a graph, that becomes a memcpy node, which is slower than a kernel. On a CPU neg_, by host clock.
-    ValueError if the GPU has not that much memory free.
+    On a GPU two kernels, PyTorch's neg_ and a Triton one, are timed by CUDA-graph replay, and the faster counts. A copy
+    would not do: captured in a graph it becomes a memcpy node, which is slower than a kernel. On a CPU it is neg_ by
+    host clock. Raises ValueError if the GPU has not that much memory free.
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
@@ -44,11 +45,13 @@ def measure_roof(device, nbytes: int | None = None, samples: int = 20) -> Roof:
         kernels["triton negate_"] = lambda: stream(buffer)
     timings = time_interleaved(
         {name: [kernel] * (4 if on_gpu else 1) for name, kernel in kernels.items()},
-        timer="cuda_graph_replay" if on_gpu else "host_clock", device=device, samples=samples,
-    )  # fmt: skip
+        timer="cuda_graph_replay" if on_gpu else "host_clock",
+        device=device,
+        samples=samples,
+    )
     best = min(timings, key=lambda name: timings[name].median_us)
-    beaten = [f"{2 * nbytes / timings[name].median_us / 1e3:.0f} by {name}" for name in timings if name != best]
-    beside = "".join(f" ({text})" for text in beaten) or (" (Triton is not installed)" if on_gpu else "")
+    slower = [f"{2 * nbytes / timings[name].median_us / 1e3:.0f} by {name}" for name in timings if name != best]
+    note = "".join(f" ({text})" for text in slower) or (" (Triton is not installed)" if on_gpu else "")
     timing = timings[best]
     return Roof(
         gb_per_s=2 * nbytes / timing.median_us / 1e3,
@@ -56,12 +59,12 @@ def measure_roof(device, nbytes: int | None = None, samples: int = 20) -> Roof:
         p80_gb_per_s=2 * nbytes / timing.p20_us / 1e3,
         count=timing.count,
         nbytes=nbytes,
-        method=f"{best} in place on {nbytes >> 20} MiB of float32{beside}",
+        method=f"{best} in place on {nbytes >> 20} MiB of float32{note}",
     )
 
 
 def _stream_kernel():
-    """stream.negate_, or None without Triton."""
+    """Return the Triton kernel's launch, or None without Triton."""
     try:
         from .stream_kernel import negate_
     except ImportError:
@@ -69,8 +72,8 @@ def _stream_kernel():
     return negate_
 
 
-# Peak of the datasheet, GB/s, by the name nvidia-smi gives (without "NVIDIA"). Source: NVIDIA's datasheet or product
-# page of each GPU. Where one name is sold with several memories (GH200), the figure of that name's memory.
+# The datasheet's peak, GB/s, by the name that nvidia-smi gives, without "NVIDIA". Source: NVIDIA's datasheet or product
+# page of each GPU. A GPU that is sold with several memories (GH200) has an entry for each name.
 # fmt: off
 DATASHEET_GB_PER_S = {
     "H100 80GB HBM3": 3350, "H100 SXM5 80GB": 3350, "H100 PCIe": 2000, "H100 NVL": 3900,
@@ -88,12 +91,12 @@ DATASHEET_GB_PER_S = {
 
 
 def datasheet_gb_per_s(gpu_name: str | None) -> float | None:
-    """Peak memory bandwidth that the datasheet states for a GPU of this name, GB/s; None if it is not in the table."""
+    """Return the datasheet's peak memory bandwidth, GB/s, of a GPU of this name; None if it is not in the table."""
     peak = DATASHEET_GB_PER_S.get((gpu_name or "").removeprefix("NVIDIA ").strip())
     return None if peak is None else float(peak)
 
 
 def l2_bytes(device) -> int | None:
-    """Bytes of the GPU's L2 cache; None on a CPU, whose caches this workbook does not control."""
+    """Return the bytes of the GPU's L2 cache; None on a CPU, whose caches this workbook does not control."""
     device = torch.device(device)
     return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""An in-place stream: every element is read, negated and written. roofline.py imports it only where there is a GPU."""
+"""An in-place stream: every element is read, negated and written. roof.py imports it only where there is a GPU."""
 
 import triton
 import triton.language as tl
@@ -9,11 +9,11 @@ BLOCK = 4096  # float32 elements of one program: 128 threads with 8 loads of 16 
 
 @triton.jit
 def negate_kernel(x, BLOCK: tl.constexpr):
-    """One program: BLOCK consecutive elements of x. 64-bit offsets."""
-    at = x + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(at, -tl.load(at))
+    """Negate BLOCK consecutive elements of x in each program. Offsets are 64-bit."""
+    elements = x + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(elements, -tl.load(elements))
 
 
 def negate_(x: Tensor) -> None:
-    """Negates x, contiguous float32 with a multiple of BLOCK elements, in place."""
+    """Negate x in place: contiguous float32 with a multiple of BLOCK elements."""
     negate_kernel[(x.numel() // BLOCK,)](x, BLOCK, num_warps=4)

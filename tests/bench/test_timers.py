@@ -105,7 +105,7 @@ def test_cupti_refuses_inside_nsight_systems(cuda_build, monkeypatch):
     assert unavailable("cuda_graph_replay", "cuda") is None
 
 
-def test_cupti_refuses_beside_another_profiler(cuda_build, monkeypatch):
+def test_cupti_refuses_while_another_profiler_records(cuda_build, monkeypatch):
     monkeypatch.setattr(torch.autograd, "_profiler_enabled", lambda: True)
     assert "while a torch profiler records" in unavailable("cupti_kernel", "cuda")
 
@@ -115,9 +115,9 @@ def test_cupti_refuses_a_torch_without_it(cuda_build, monkeypatch):
     assert "needs a torch built with CUPTI" in unavailable("cupti_kernel", "cuda")
 
 
-@pytest.mark.parametrize("calls, said", [({}, "got none for any"), ({"a": [], "b": [print]}, "got none for a")])
-def test_nothing_to_time(calls, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize("calls, message", [({}, "got none for any"), ({"a": [], "b": [print]}, "got none for a")])
+def test_nothing_to_time(calls, message):
+    with pytest.raises(ValueError, match=message):
         host(calls)
 
 
@@ -249,7 +249,7 @@ except RuntimeError as error:
 
 @pytest.mark.gpu
 def test_a_call_that_cannot_be_captured_is_named():
-    # In a process of its own: a failed capture leaves CUDA in no state to go on with.
+    # In a process of its own: a failed graph capture leaves CUDA in no state to go on with.
     done = subprocess.run([sys.executable, "-c", CANNOT_BE_CAPTURED], capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("True waits cannot be captured in a CUDA graph: "), done.stdout + done.stderr
 

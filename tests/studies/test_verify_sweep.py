@@ -58,7 +58,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch, spoilt):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"tokens": [1]}, r"tokens: expected numbers from 2 to 16, got \[1\]"),
         ({"tokens": []}, "tokens: expected"),
@@ -67,8 +67,8 @@ def test_a_wrong_result_is_not_timed(monkeypatch, spoilt):
         ({"variants": ["cuda"]}, "variants: expected some of"),
     ],
 )
-def test_arguments_that_cannot_be(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_arguments_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
         sweep(**options)
 
 
