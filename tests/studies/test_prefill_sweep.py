@@ -5,6 +5,7 @@ import torch
 
 from gdn_lab import GDNShape, ops
 from gdn_lab.backends import torch as torch_backend
+from gdn_lab.backends.registry import variant
 from gdn_lab.bench.results import Run, load
 from gdn_lab.bench.sweep import AFTER, HOST_SYNC, RANDOM
 from gdn_lab.costs import prefill_bytes
@@ -77,3 +78,14 @@ def test_arguments():
         prefill_sweep(SMALL, [(0, 4)], **OPTIONS)
     with pytest.raises(ValueError, match="indexings: expected some of in_place, detour, got gather_scatter"):
         prefill_sweep(SMALL, [(1, 4)], indexings=["gather_scatter"], **OPTIONS)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    rows = prefill_sweep(GDNShape(2, 8), [(1, 512), (9, 100)], samples=5, progress=False)
+    ours = [row for row in rows if variant(f"{row['backend']}/{row['variant']}").role != "peer"]
+    assert not [row for row in ours if row["status"] == "wrong"]
+    assert {row["reason"] for row in ours if row["status"] == "refused" and row["backend"] == "torch"} == {HOST_SYNC}
+    timed = [row for row in ours if row["status"] == "ok"]
+    assert {row["timer"] for row in timed} == {"cuda_graph_replay", "cupti_kernel"}
+    assert all(row["checked"] == [RANDOM, *KINDS, AFTER] for row in timed if row["indexing"] == "in_place")

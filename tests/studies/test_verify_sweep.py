@@ -76,3 +76,17 @@ def test_a_variant_that_cannot_serve_says_why_once():
     rows = sweep(variants=["triton/kv8", "torch/vk"], tokens=[2])
     refused = [row for row in rows if row["status"] == "refused"]
     assert len(refused) == 1 and refused[0]["variant"] == "kv8" and "GPU" in refused[0]["reason"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    rows = verify_sweep(GDNShape(2, 8), [1, 32], [2, 8], samples=5, progress=False)
+    ours = [row for row in rows if row["backend"] in ("triton", "pool")]
+    assert not [row for row in ours if row["status"] == "wrong"]
+    assert {(row["backend"], row["mode"]) for row in ours if row["status"] == "ok"} >= {
+        ("triton", "update"),
+        ("triton", "intermediate"),
+        ("triton", "output"),
+        ("pool", "commit"),
+    }
+    assert {row["timer"] for row in rows if row["status"] == "ok"} == {"cuda_graph_replay", "cupti_kernel"}
