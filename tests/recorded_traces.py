@@ -157,7 +157,7 @@ GRAPH_NODES = """CREATE TABLE CUDA_GRAPH_NODE_EVENTS (
 
 
 def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", text_ids=True) -> Path:
-    """Writes the SQLite export. domains: {(process, id): name}. text_ids: half the names lie in StringIds."""
+    """Write the SQLite export. domains: {(process, id): name}. text_ids: half the names lie in StringIds."""
     strings: dict[str, int] = {}
     with sqlite3.connect(path) as connection:
         connection.executescript(SCHEMA)

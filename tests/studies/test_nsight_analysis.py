@@ -4,6 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 from recorded_traces import MAIN, Program, eager_and_graph, two_steps, write_kineto, write_nsys
 
+from gdn_lab.report import recorded
 from gdn_lab.studies.nsight_systems import analysis, figures, sentences
 from gdn_lab.studies.nsight_systems.find_trace import find_trace
 from gdn_lab.trace.ranges import WARM_UP
@@ -244,6 +245,14 @@ def test_rows(both):
         ("eager", "step"): 25, ("eager", "norm"): 2, ("eager", "gdn"): 5, ("eager", "mlp"): 3, ("eager", "gaps"): 15,
     })  # fmt: skip
     assert {row["timer"] for row in rows} == {"Nsight Systems"} and {row["status"] for row in rows} == {"fact"}
+
+
+def test_the_recorded_trace_gives_the_recorded_rows():
+    _, recorded_rows = recorded.measured("h100", "04_nsight_systems")
+    expected = [row for row in recorded_rows if "mode" in row]
+    rows = analysis.rows(read_steps(recorded.DATA / "measured" / "h100" / "04_nsight_systems" / "capture.sqlite"))
+    assert [row | {"median_us": None} for row in rows] == [row | {"median_us": None} for row in expected]
+    assert [row["median_us"] for row in rows] == pytest.approx([row["median_us"] for row in expected])
 
 
 def test_without_a_trace_everything_is_empty():

@@ -17,7 +17,7 @@ SECRET = "hunter2-token"
 
 
 def plant(path: Path) -> int:
-    """Puts the secret wherever a trace may hold one; returns in how many places."""
+    """Put the secret wherever a trace may hold one; return in how many places."""
     places = {
         "CREATE TABLE TARGET_INFO_SYSTEM_ENV (globalVid, devStateName, name, nameEnum, value)": None,
         "INSERT INTO TARGET_INFO_SYSTEM_ENV VALUES (0, '', 'Hostname', 1, ?)": "host",

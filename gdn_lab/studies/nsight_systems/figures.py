@@ -151,7 +151,7 @@ def _draw_places(ax, trace: StepTrace) -> None:
     ax.bar_label(bars, [f" {us:.2f}" for us in rows["µs in a step"]], fontsize=9)
     places = [f"{_cut(after)} → {_cut(before)}" for after, before in zip(rows["after"], rows["before"], strict=True)]
     ax.set_yticks(range(len(rows)), places, fontsize=9)
-    ax.set(xlabel="µs of gaps in a step", title=f"between which parts, in a {MODE_NOUNS[mode]}")
+    ax.set(xlabel="µs of gaps in a step", title=f"between which parts, {_MODE_WORDS[mode]}")
     ax.set_xlim(0, max(0.1, 1.15 * rows["µs in a step"].max() if len(rows) else 0.1))
     ax.grid(axis="y", visible=False)
 
@@ -190,9 +190,10 @@ def _draw_bar(ax, y: int, times, colours, longest: float) -> None:
     left = 0.0
     for part, us in times.drop("gaps").groupby(level=0, sort=False).sum().items():
         ax.barh(y, us, 0.62, left, color=colours[part], edgecolor="white", linewidth=0.5)
-        if us / longest > 0.011 * len(f"{us:,.0f}"):
+        text = f"{us:,.0f}" if us >= 10 else f"{us:.1f}"
+        if us / longest > 0.011 * len(text):
             ink = ink_on(colours[part])
-            ax.text(left + us / 2, y, f"{us:,.0f}", ha="center", va="center", fontsize=9, color=ink)
+            ax.text(left + us / 2, y, text, ha="center", va="center", fontsize=9, color=ink)
         left += us
     ax.barh(y, times["gaps"], 0.62, left, color="white", edgecolor="black", linewidth=0.6, hatch="////")
 

@@ -38,7 +38,8 @@ def _step(trace: StepTrace, mode: str) -> str:
     if not len(between):
         return f"{text}, without a gap between two kernels."
     count = between.groupby("step").size().reindex(steps.index, fill_value=0).median()
-    return f"{text}, the rest is {count:,.0f} gaps of {between['gap_us'].median():.2f} µs (median)."
+    number = f"{count:,.0f} gap{'' if count == 1 else 's'}"
+    return f"{text}, the rest is {number} of {between['gap_us'].median():.2f} µs (median)."
 
 
 def _parts(trace: StepTrace) -> list[str]:
@@ -56,11 +57,12 @@ def _gaps(trace: StepTrace) -> list[str]:
     where = gap_table(trace, 1)
     if not len(where) or where["µs in a step"][0] <= 0:
         return []
-    first = where.iloc[0]
-    return [
-        f"Of the time in gaps, {percent(first['% of gaps'] / 100)} lies after {first['after']} and before "
-        f"{first['before']}: {first['µs in a step']:,.1f} µs in a step."
-    ]
+    longest = where.iloc[0]
+    place = f"after {longest['after']} and before {longest['before']}"
+    if longest["after"] == longest["before"]:
+        place = f"between kernels of {longest['after']}"
+    share = percent(longest["% of gaps"] / 100)
+    return [f"Of the time in gaps, {share} lies {place}: {longest['µs in a step']:,.1f} µs in a step."]
 
 
 def comparison(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> str:
