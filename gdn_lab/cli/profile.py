@@ -4,7 +4,7 @@ Nsight Systems records where there is an nsys, otherwise Kineto. With Nsight Sys
 keeps
 
     capture.nsys-rep     the report as recorded: it also holds environment variables, processes, host name and paths
-    capture.sqlite       its export with only what the analysis needs (trace/scrub.py)
+    capture.sqlite       its export with only what the analysis needs (trace/scrubber.py)
     *.csv                three reports of nsys stats, with which the reader is compared
 """
 
@@ -130,7 +130,7 @@ def keep(nsys: str, report: Path, folder: Path) -> None:
     """
     from ..studies.decode_step.record import NSIGHT_FILE
     from ..trace import nsight
-    from ..trace.scrub import scrub
+    from ..trace.scrubber import scrub
 
     kept = folder / "capture.nsys-rep"
     shutil.move(report, kept)

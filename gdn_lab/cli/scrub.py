@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the copy and print its size. UsageError if no trace is named; other errors are those of scrub()."""
-    from ..trace.scrub import scrub
+    from ..trace.scrubber import scrub
 
     if not arguments.trace:
         raise UsageError("name the trace: gdn-lab scrub TRACE [OUT], or make capture-scrub CAPTURE=file [OUT=file]")

@@ -6,7 +6,7 @@ import pytest
 from recorded_traces import OTHER_PROCESS, Program, eager_and_graph, write_kineto, write_nsys
 
 from gdn_lab.trace import graphs, range_table, read, summaries, table
-from gdn_lab.trace.scrub import scrub
+from gdn_lab.trace.scrubber import scrub
 
 SUMMARIES = (summaries.cuda_gpu_kern_sum, summaries.nvtx_kern_sum, summaries.nvtx_gpu_proj_sum)
 

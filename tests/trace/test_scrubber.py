@@ -10,8 +10,8 @@ import pytest
 from recorded_traces import MAIN, global_tid, kineto_trace, two_steps, write_nsys
 
 from gdn_lab.trace import nsight, range_table, read, summaries, table
-from gdn_lab.trace import scrub as module
-from gdn_lab.trace.scrub import scrub
+from gdn_lab.trace import scrubber as module
+from gdn_lab.trace.scrubber import scrub
 
 SECRET = "hunter2-token"
 
