@@ -273,7 +273,7 @@ def test_report_fills_the_readme_and_changes_nothing_the_second_time(tmp_path, t
     text = readme.read_text()
     assert {readme, tmp_path / "docs" / "h100_decode_time.png", tmp_path / "docs" / "warp_loads.png"} <= set(written)
     assert text.startswith("top\n<!-- measured:h100-decode -->\n") and text.endswith("bottom\n") and "old" not in text
-    assert "driver 580.1, power limit 700 W" in text and re.search(r"\| +512 \|", text)
+    assert "Recorded on NVIDIA H100 80GB HBM3, 2026-11-22" in text and re.search(r"\| +512 \|", text)
     pictures = {path: path.read_bytes() for path in written if path.suffix == ".png"}
     assert len(pictures) == 5 and all((tmp_path / path).is_file() for path in re.findall(r"\]\((docs/\S+)\)", text))
     assert readme not in report(tmp_path) and readme.read_text() == text
