@@ -38,19 +38,6 @@ class Disagreement(NamedTuple):
         """
         return self.spread > abs(self.relative)
 
-    def sentence(self) -> str:
-        """Say where, by how much, and if single calls explain it."""
-        replay, kernel = self.replay, self.kernel
-        tokens = f", T = {replay['tokens']}" if replay["phase"] == "verify" else ""
-        text = (
-            f"{self.name} at B = {replay['batch']}{tokens}: {replay['median_us']:,.0f} µs by CUDA-graph replay, "
-            f"{kernel['median_us']:,.0f} µs by CUPTI ({self.relative:+.1%})"
-        )
-        if not self.varies:
-            return f"{text}: unexplained."
-        calls = f"{kernel['p20_us']:,.0f} to {kernel['p80_us']:,.0f} µs"
-        return f"{text}: its calls differ among themselves ({calls}, 20th to 80th percentile); a replay averages them."
-
 
 def disagreements(rows) -> list[Disagreement]:
     """Find the cases whose two times, above FROM_US, differ by more than TOLERANCE and the gaps, largest first.

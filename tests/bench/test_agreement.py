@@ -38,13 +38,10 @@ def test_what_counts(rows, found):
     assert len(disagreements(rows)) == found
 
 
-def test_sentences():
-    varies, unexplained = disagreements(pair(730, 690, spread=0.14) + pair(103, 100, batch=8))
-    assert varies.sentence() == (
-        "triton/kv32 at B = 64: 730 µs by CUDA-graph replay, 690 µs by CUPTI (+5.8%): its calls differ among "
-        "themselves (642 to 738 µs, 20th to 80th percentile); a replay averages them."
-    )
-    assert unexplained.sentence().endswith("B = 8: 103 µs by CUDA-graph replay, 100 µs by CUPTI (+3.0%): unexplained.")
+def test_whether_single_calls_explain_it():
+    varies, unexplained = disagreements(pair(103, 100, batch=8) + pair(730, 690, spread=0.14))
+    assert varies.name == "triton/kv32" and varies.relative == pytest.approx(40 / 690) and varies.varies
+    assert unexplained.replay["batch"] == 8 and not unexplained.varies
 
 
 def test_recorded_runs():

@@ -19,7 +19,7 @@ from gdn_lab.bench.timers import Timing
 from gdn_lab.studies.decode_kernels.sweep import DecodeSweep, decode_sweep
 
 SHAPE = GDNShape(1, 2, 16, 16)
-ROOF = Roof(10.0, 9.0, 11.0, 20, 1 << 20, "a roof for tests")
+ROOF = Roof(10.0, 9.0, 11.0, 20, 1 << 20, "a bandwidth for tests")
 QUICK = dict(device="cpu", samples=2, roof=ROOF, progress=False)
 
 

@@ -7,13 +7,15 @@ from gdn_lab import GDNShape, ops
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.backends.registry import variant
 from gdn_lab.bench.results import Run, load
+from gdn_lab.bench.roof import Roof
 from gdn_lab.bench.sweep import AFTER, HOST_SYNC, RANDOM
 from gdn_lab.costs import prefill_bytes
 from gdn_lab.hard_inputs import KINDS
 from gdn_lab.studies.prefill.sweep import PrefillSweep, prefill_sweep
 
 SMALL = GDNShape(2, 4, 16, 32)
-OPTIONS = dict(device="cpu", samples=2, progress=False, variants=["torch"])
+ROOF = Roof(10.0, 9.0, 11.0, 20, 1 << 20, "a bandwidth for tests")
+OPTIONS = dict(device="cpu", samples=2, progress=False, variants=["torch"], roof=ROOF)
 
 
 def test_rows(tmp_path):
@@ -34,20 +36,20 @@ def test_a_wrong_one_is_not_timed(monkeypatch):
         options["out"].mul_(1.1)
 
     monkeypatch.setattr(ops, "launch_for", lambda name, call: wrong)
-    rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
+    rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
     assert [row["status"] for row in rows] == ["wrong"] and "median_us" not in rows[0]
 
 
 def test_a_variant_that_synchronises_is_checked_and_not_timed(monkeypatch):
     monkeypatch.setattr(PrefillSweep, "_synchronises", lambda self, case: case.name == "torch/kv")
-    rows = prefill_sweep(SMALL, [(1, 70), (2, 5)], **OPTIONS)
+    rows = prefill_sweep(SMALL, [(1, 9), (2, 5)], **OPTIONS)
     assert {row["variant"] for row in rows if row["status"] == "ok"} == {"vk"}
     refused = [row for row in rows if row["status"] == "refused"]
     assert [(row["variant"], row["reason"]) for row in refused] == [("kv", HOST_SYNC)]
 
     right = ops.prefill
     monkeypatch.setattr(ops, "prefill", lambda *arguments, **options: right(*arguments, **options).add_(1))
-    rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS)
+    rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], **OPTIONS)
     assert {(row["variant"], row["status"]) for row in rows} == {("vk", "wrong"), ("kv", "wrong")}
 
 
@@ -67,7 +69,7 @@ def test_hard_inputs_alone_can_be_what_is_wrong(monkeypatch):
             out[0, -1, 0] = torch.nan
 
     monkeypatch.setattr(ops, "prefill", sensitive)
-    rows = prefill_sweep(SMALL, [(1, 70)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
+    rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
     assert [row["status"] for row in rows] == ["wrong"]
     assert rows[0]["wrong_on"] == ["nearly parallel keys", "q = k", "large state"]
     assert rows[0]["max_abs_error"] is None

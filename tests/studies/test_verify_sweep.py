@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from gdn_lab import GDNShape, ops
+from gdn_lab.bench.roof import Roof
 from gdn_lab.costs import commit_bytes, verify_bytes
 from gdn_lab.studies.verify.sweep import MODES, verify_sweep
 
 SHAPE = GDNShape(1, 2, 16, 8)
+ROOF = Roof(10.0, 9.0, 11.0, 20, 1 << 20, "a bandwidth for tests")
 
 
 def sweep(**options):
-    options = dict(variants=["torch"], samples=1, progress=False) | options
+    options = dict(variants=["torch"], samples=1, progress=False, roof=ROOF) | options
     return verify_sweep(SHAPE, options.pop("batches", [3]), options.pop("tokens", [2, 5]), **options)
 
 

@@ -5,12 +5,14 @@ Which variants are ours, baselines or eager PyTorch is what their records say.
 """
 
 import math
+from collections import defaultdict
 from typing import NamedTuple
 
 import pandas
 import torch
 
 from ...backends.registry import variant, vk_twin
+from ...bench.agreement import FROM_US, GAP_US, TOLERANCE, disagreements
 from ...report.recorded import PUBLISHED_BASE, PUBLISHED_BASELINE, published_ratios, published_times
 from ...report.text import gb, listed, micro, number_range, percent
 from ...report.timed import Timed, largest_batch, name_of, ratios
@@ -19,8 +21,6 @@ PUBLISHED_OVER = "flashinfer/vk"  # the pull request's new kernel: the denominat
 LARGE, SMALL = 32, 8  # batches from LARGE up and up to SMALL are summarised apart; the published ratios start at LARGE
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
 GATHER_SCATTER_TRAFFIC = 3  # gather, kernel and scatter each read and write the state; in place the kernel alone does
-TIMERS_AGREE, TIMERS_COMPARED_US = 0.02, 5.0  # replay and kernel-only time should differ by no more, above so many µs
-LAUNCH_GAP_US = 1.0  # replay time exceeds kernel time by the gap between two launches, which is shorter than this
 
 
 def conditions(timed: Timed) -> str:
@@ -122,41 +122,6 @@ def both_timers(timed: Timed) -> tuple[dict[str, dict[int, float]], dict[str, di
     return tuple(timed.selected(timer=timer).times() for timer in ("cuda_graph_replay", "cupti_kernel"))
 
 
-class Disagreement(NamedTuple):
-    """One variant and batch whose replay and kernel-only times, µs, differ by more than 2%."""
-
-    name: str
-    batch: int
-    replay_us: float
-    kernel_us: float
-
-    @property
-    def share(self) -> float:
-        """Kernel-only over replay time, less one."""
-        return self.kernel_us / self.replay_us - 1
-
-    @property
-    def is_launch_gap(self) -> bool:
-        """Whether the gap between two launches explains it."""
-        return 0 < self.replay_us - self.kernel_us <= LAUNCH_GAP_US
-
-
-def timer_disagreements(timed: Timed) -> list[Disagreement]:
-    """Where the two GPU timers differ by more than 2% on times above 5 µs.
-
-    Eager PyTorch and variants that copy states are left out: gaps between the many kernels of a call are real.
-    """
-    replay, kernel = both_timers(timed)
-    found = [
-        Disagreement(name, batch, us, kernel[name][batch])
-        for name, by_batch in replay.items()
-        if variant(name).role != "eager" and not variant(name).copies
-        for batch, us in by_batch.items()
-        if batch in kernel.get(name, {}) and us > TIMERS_COMPARED_US
-    ]
-    return [pair for pair in found if abs(pair.share) > TIMERS_AGREE]
-
-
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 
@@ -246,26 +211,30 @@ def pair_sentence(timed: Timed) -> str | None:
 
 
 def timers_sentence(timed: Timed) -> str | None:
-    """Where the two GPU timers disagree, and whether the gap between launches explains it."""
+    """Where the two GPU timers disagree, and whether single calls of the kernel explain it."""
     replay, kernel = both_timers(timed)
     if not replay or not kernel:
         return None
-    found = timer_disagreements(timed)
-    gaps, others = ([pair for pair in found if pair.is_launch_gap == is_gap] for is_gap in (True, False))
-    sentence = f"Graph replay and kernel-only time agree within {TIMERS_AGREE:.0%} above {TIMERS_COMPARED_US:.0f} µs"
-    if gaps:
-        longest = max(pair.replay_us - pair.kernel_us for pair in gaps)
-        smallest, largest = min(pair.batch for pair in gaps), max(pair.batch for pair in gaps)
-        batches = f"B = {smallest}…{largest}" if smallest < largest else f"B = {largest}"
-        sentence += f", apart from launch gaps of at most {longest:.1f} µs at {batches}"
-    sentences = [f"{sentence}."]
-    for name in dict.fromkeys(pair.name for pair in others):
-        pairs = [pair for pair in others if pair.name == name]
-        worst = max(pairs, key=lambda pair: abs(pair.share))
+    sentences = [
+        f"Graph replay and kernel-only time agree within {percent(TOLERANCE)} above {FROM_US:.0f} µs, apart from up to "
+        f"{GAP_US} µs between two launches."
+    ]
+    found = defaultdict(list)
+    for one in disagreements(row for row in timed.all_rows if row.get("indexing") == timed.indexing):
+        found[one.name].append(one)
+    for name, ones in found.items():
+        worst = ones[0]
+        batches = listed(str(batch) for batch in sorted(one.replay["batch"] for one in ones))
         sentences.append(
-            f"They disagree for {variant(name).label} at B = {listed(str(pair.batch) for pair in pairs)}: at B = "
-            f"{worst.batch} graph replay gives {micro(worst.replay_us)}, CUPTI {micro(worst.kernel_us)}."
+            f"They disagree for {variant(name).label} at B = {batches}: at B = {worst.replay['batch']} graph replay "
+            f"gives {micro(worst.replay['median_us'])}, CUPTI {micro(worst.kernel['median_us'])}."
         )
+        if worst.varies:
+            low, high = (micro(worst.kernel[name]) for name in ("p20_us", "p80_us"))
+            sentences.append(
+                f"Its calls differ among themselves (from {low} to {high}, 20th to 80th percentile), and a replay "
+                "averages over them."
+            )
     return " ".join(sentences)
 
 
