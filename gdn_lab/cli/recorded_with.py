@@ -7,6 +7,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ..bench.results import load
+from ..bench.sources import changed_since
+
 LIBRARIES = {
     "torch": "torch",
     "triton": "triton",
@@ -25,7 +28,7 @@ def recorded_with(gpu: str, root: Path) -> str:
         infos = [runs[notebook] for notebook in notebooks]
         points.append(_recorded(notebooks, infos, dict(versions)))
         points.append(_pins(dict(versions), pins))
-    points += _changed(runs)
+    points += _changed(runs, root / "data" / "measured" / gpu)
     return "\n".join(f"- {point}" for point in points)
 
 
@@ -81,6 +84,28 @@ def _listed(versions: dict[str, str]) -> str:
     return ", ".join(f"{LIBRARIES[name]} {version}" for name, version in versions.items())
 
 
-def _changed(runs: dict[str, dict]) -> list[str]:
-    """Which kernels' sources differ from those that were measured."""
-    return []
+def _changed(runs: dict[str, dict], folder: Path) -> list[str]:
+    """Which kernels' sources differ from those that were measured, by notebook."""
+    changed, unknown = {}, []
+    for notebook, info in runs.items():
+        rooms = changed_since(info)
+        if rooms is None:
+            unknown.append(notebook)
+        elif mine := [room for room in rooms if room in rooms_of(folder / notebook)]:
+            changed[notebook] = mine
+    sentences = []
+    if changed:
+        listed = "; ".join(f"`{notebook}`: {', '.join(rooms)}" for notebook, rooms in changed.items())
+        sentences.append(f"Kernels whose source has changed since they were measured: {listed}.")
+    if unknown:
+        listed = ", ".join(f"`{notebook}`" for notebook in unknown)
+        sentences.append(f"Which kernels these measured cannot be told, for git does not have their commit: {listed}.")
+    return sentences or ["The kernels are those of this checkout."]
+
+
+def rooms_of(folder: Path) -> set[str]:
+    """The rooms (bench/sources.py) whose kernels a recorded run timed."""
+    _, rows = load(folder)
+    timed = [row for row in rows if row.get("status") == "ok"]
+    layer = {"layer"} if any(row["phase"] == "step" for row in timed) else set()
+    return {row["backend"] for row in timed if row.get("backend")} | layer

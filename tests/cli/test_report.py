@@ -10,6 +10,7 @@ import torch
 from gdn_lab import GDNShape
 from gdn_lab.backends.registry import VARIANTS
 from gdn_lab.bench.results import Run
+from gdn_lab.bench.sources import kernel_hashes
 from gdn_lab.cli import recorded_with
 from gdn_lab.cli.report import report
 from gdn_lab.studies import studies
@@ -81,12 +82,14 @@ def test_every_figure_is_drawn_once(checkout):
 # ---- with which versions and kernels
 
 
-def recorded(root, gpu="h100", **versions):
+def recorded(root, gpu="h100", info=None, **versions):
     facts = {"gpu_name": "NVIDIA H100", "driver": "580.1", "git_commit": "0123456789abcdef", "torch": "2.13.0+cu130"}
-    info = {"start_utc": "2026-11-22T09:27:39Z", "environment": facts | {"triton": "3.7.1"} | versions}
+    info = {"start_utc": "2026-11-22T09:27:39Z", "environment": facts | {"triton": "3.7.1"} | versions} | (info or {})
     folder = root / "data" / "measured" / gpu / "02_decode_kernels"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(info))
+    row = {"status": "ok", "phase": "decode", "backend": "triton"}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     (root / "requirements.txt").write_text("# pins\ntorch==2.13.0\ntriton==3.7.1; sys_platform == 'linux'\n")
 
 
@@ -102,6 +105,23 @@ def test_the_readme_says_which_versions_differ(tmp_path):
     text = recorded_with.recorded_with("h100", tmp_path)
     assert "with torch 2.11.0+cu130, triton 3.6.0 (commit 0123456789)" in text
     assert "This checkout installs torch 2.13.0, triton 3.7.1 instead. Both are supported and tested" in text
+
+
+def test_the_readme_says_which_kernels_changed(tmp_path):
+    kernels = kernel_hashes()
+    recorded(tmp_path, info={"kernels": kernels | {"triton": "0", "flashinfer": "0"}})
+    text = recorded_with.recorded_with("h100", tmp_path)
+    assert "- Kernels whose source has changed since they were measured: `02_decode_kernels`: triton." in text
+
+
+def test_the_readme_says_when_the_kernels_are_those_of_the_checkout(tmp_path):
+    recorded(tmp_path, info={"kernels": kernel_hashes()})
+    assert "- The kernels are those of this checkout." in recorded_with.recorded_with("h100", tmp_path)
+
+
+def test_kernels_of_an_unknown_commit_are_said(tmp_path):
+    recorded(tmp_path)
+    assert "cannot be told" in recorded_with.recorded_with("h100", tmp_path)
 
 
 def test_a_gpu_without_records_is_a_sentence(tmp_path):
