@@ -15,7 +15,7 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "backends": ("installed", "the kernels: what is installed, what can run here, and why not the rest"),
     "report": ("report", "rebuild the README's figures and sections from data/"),
     "profile": ("profile", "record a decode step and attribute its time, or open a trace of your own"),
-    "scrub": ("scrub", "copy a trace without the private data it holds"),
+    "scrub": ("scrub_command", "copy a trace without the private data it holds"),
     "smoke": ("smoke", "run one small call of every kernel and check it, as make sanitize does"),
     "resources": ("resources", "compile every kernel and print its registers, shared memory and stack"),
 }

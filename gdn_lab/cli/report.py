@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..files import replacing
 from ..studies import Study, studies
-from ..studies.base import Section
+from ..studies.declaration import Section
 from .run import ROOT, shown
 
 BLOCKS = r"studies|variants|computed:\w+|recorded:\w+|measured:\w+-\w+"

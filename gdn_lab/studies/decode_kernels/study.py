@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ..base import Section, Study
+from ..declaration import Section, Study
 from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, Variants, batch_list
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from ..base import Section, Study
+from ..declaration import Section, Study
 from ..parameters import (
     ModelName,
     ModelParameters,

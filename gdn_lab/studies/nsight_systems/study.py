@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ..base import Study, StudyParameters
+from ..declaration import Study, StudyParameters
 from ..parameters import RecordedGPU
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ..base import Section, Study
+from ..declaration import Section, Study
 from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, Variants, on_gpu, words_of
 
 # (sequences, tokens of each)

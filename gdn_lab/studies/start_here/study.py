@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ..base import Study
+from ..declaration import Study
 from ..parameters import Dtype, ModelParameters, Seed
 
 

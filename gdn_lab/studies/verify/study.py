@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from ..base import Section, Study
+from ..declaration import Section, Study
 from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, Variants, by_device, whole_numbers
 
 
