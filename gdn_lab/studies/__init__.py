@@ -1,6 +1,6 @@
 """The studies: one folder for each question, found by looking.
 
-A folder here with a study.py that defines STUDY, a declaration.Study, is a study: its notebook is `<number>_<folder>.ipynb`.
+A folder here with a study.py that defines STUDY (declaration.py) is a study; its notebook is `<number>_<folder>.ipynb`.
 Notebook 00's guide, `gdn-lab list`, `make report`, the README and the tests of recorded data are made from studies().
 """
 
