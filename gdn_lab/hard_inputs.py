@@ -37,10 +37,10 @@ KINDS = {
     "q = k": _Kind(30.0, gates_near_one=True),
     "large state": _Kind(30.0),
     "large values": _Kind(1.0),
-    "zero keys": _Kind(1.0),
+    "zero keys": _Kind(1.0),  # of every third token; with large values
 }
 LARGEST_VALUE = 1000.0
-NOISE = 1e-2  # of a nearly parallel key, relative to the direction that all keys of a head share
+NOISE = 0.05  # of nearly parallel keys and queries, relative to the direction that a head's keys and queries share
 
 
 def hard_inputs(
@@ -86,11 +86,12 @@ def _inputs(name, shape, batch, *, seed, **options) -> DecodeInputs:
     if name == "nearly parallel keys":
         rng = torch.Generator().manual_seed(seed)
         direction = torch.randn(shape.num_k_heads, shape.head_k_dim, generator=rng).to(x.k.device)
-        x.k.copy_(direction + NOISE * x.k.float())
+        for part in (x.q, x.k):
+            part.copy_(direction + NOISE * part.float())
     elif name == "q = k":
         x.q.copy_(x.k)
-    elif name == "large values":
+    elif name in ("large values", "zero keys"):
         x.v.mul_(LARGEST_VALUE / 4.5)  # the largest of a few thousand normal numbers is near 4.5
-    elif name == "zero keys":
+    if name == "zero keys":
         x.k[..., ::3, :, :] = 0.0  # every third token
     return x

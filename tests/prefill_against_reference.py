@@ -1,4 +1,4 @@
-"""One prefill call against the oracle, and the promises that hold for every call: used for every backend."""
+"""One prefill call against the float64 reference, and the promises that hold for every call: used for every backend."""
 
 import torch
 from against_reference import same_bits
@@ -10,13 +10,14 @@ from gdn_lab.tolerances import LOGARITHMS, OPERANDS
 
 
 def bounds_of(lengths, *, dtype=torch.int32, device="cpu"):
-    """cu_seqlens of sequences of these lengths."""
+    """Return cu_seqlens of sequences of these lengths."""
     return torch.tensor([0, *lengths]).cumsum(0).to(device, dtype)
 
 
 def inputs_of(shape, tokens, kind="strong", *, device="cpu", dtype=torch.bfloat16, seed=1):
-    """make_inputs with decay from e^-20 and less to nearly 1 ("strong"), only near 1 ("mild"), or that with every key
-    within a twentieth of one direction ("parallel"), where the chunk's triangular system is far from the identity."""
+    """Return make_inputs() with decay from e^-20 and less to nearly 1 ("strong"), only near 1 ("mild"), or that with
+    every key within a twentieth of one direction ("parallel"), where the chunk's triangular system is far from the
+    identity."""
     x = make_inputs(shape, tokens, device=device, dtype=dtype, seed=seed, strong_decay=kind == "strong")
     if kind == "parallel":
         direction = torch.randn(x.k.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device)
@@ -29,8 +30,11 @@ def check_prefill(
     pool, lengths, indices, *, backend, io_dtype=torch.bfloat16, kind="strong", seed=1, inputs=None,
     bounds_dtype=torch.int32, operands=None, padding_is_zero=True, interpreted=False, units=1, call=prefill, **options,
 ):  # fmt: skip
-    """Calls prefill and checks o and the final states against the oracle, every slot it had no business with bit for
-    bit, and padding's output. operands: the dtype of the products, default that of the inputs. Returns o."""
+    """Call prefill and check o and the final states against the float64 reference, every slot that the call does not
+    name bit for bit, and padding's output; return o.
+
+    operands: the dtype of the products, by default that of the inputs.
+    """
     inputs = inputs or inputs_of(pool.shape, sum(lengths), kind, device=pool.device, dtype=io_dtype, seed=seed)
     bounds = bounds_of(lengths, dtype=bounds_dtype, device=pool.device)
     live = [n for n, slot in enumerate(indices.tolist()) if slot >= 0]

@@ -1,6 +1,6 @@
-"""The Triton prefill kernels in Triton's interpreter, against the reference. Run by test_triton_interpreter.py.
+"""The Triton prefill kernels in Triton's interpreter, against the float64 reference. Run by test_triton_interpreter.py.
 
-Inputs are float32: the interpreter gets products of bf16 wrong.
+Inputs are float32 or float16: the interpreter gets products of bf16 wrong.
 """
 
 import pytest
@@ -10,6 +10,7 @@ from prefill_against_reference import check_prefill, inputs_of
 
 from gdn_lab import GDNShape, prefill
 from gdn_lab.backends.triton import prefill as triton_prefill
+from gdn_lab.hard_inputs import KINDS, hard_inputs
 
 assert triton_prefill.INTERPRETED, "run under TRITON_INTERPRET=1"
 SMALL = GDNShape(2, 4, 16, 32)
@@ -61,6 +62,27 @@ def test_scale_no_norm_and_contiguous_inputs():
     check_prefill(pool, [70], row_slots(1, 4), backend="triton", inputs=x, scale=0.5, use_qk_l2norm=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, FP32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_inputs(kind, dtype):
+    """float16 has little range; zero keys have a norm of 1000 to divide by, and large values."""
+    shape = GDNShape(1, 2, 32, 32)
+    x, state_std = hard_inputs(shape, 100, dtype=dtype)[kind]
+    pool = filled_pool(shape, 4, layout="VK", dtype=FP32)
+    pool.state.mul_(state_std)
+    check_prefill(pool, [70, 30], row_slots(2, 4), backend="triton", inputs=x)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_float16_keys_of_any_size(size):
+    """And a state beyond float16's range, whose output is within it."""
+    pool = filled_pool(SMALL, 4, layout="KV", dtype=FP32)
+    pool.state.mul_(1e5)
+    x = inputs_of(SMALL, 70, "mild", dtype=torch.float16)
+    x.k.mul_(size)
+    check_prefill(pool, [70], row_slots(1, 4), backend="triton", inputs=x, scale=1e-2)
+
+
 def test_the_models_head_size():
     pool = filled_pool(GDNShape(1, 2), 3, layout="VK", dtype=FP32)
     check_prefill(pool, [67], row_slots(1, 3), backend="triton", io_dtype=FP32)
@@ -80,5 +102,6 @@ def test_a_neighbour_of_nan_changes_nothing():
 
 def test_bf16_is_refused_here():
     pool = filled_pool(SMALL, 4, layout="VK", dtype=FP32)
-    with pytest.raises(ValueError, match="takes inputs of float32 interpreted, for prefill; these are bfloat16"):
+    message = "takes inputs of float16 or float32 interpreted, for prefill; these are bfloat16"
+    with pytest.raises(ValueError, match=message):
         check_prefill(pool, [3], row_slots(1, 4), backend="triton")

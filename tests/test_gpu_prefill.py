@@ -1,4 +1,4 @@
-"""prefill() on an NVIDIA GPU: every backend, layout and dtype against the reference, and what it promises there."""
+"""prefill() on an NVIDIA GPU: every backend, layout and dtype against the float64 reference, and what it promises."""
 
 from importlib.util import find_spec
 
@@ -9,8 +9,9 @@ from conftest import HAS_GPU
 from prefill_against_reference import bounds_of, check_prefill, inputs_of
 
 from gdn_lab import GDNShape, StatePool, decode, prefill, reference
-from gdn_lab.backends.base import dtype_name
+from gdn_lab.backends.base import Call, dtype_name
 from gdn_lab.backends.registry import BACKENDS
+from gdn_lab.hard_inputs import KINDS, hard_inputs
 from gdn_lab.ops import make_inputs, prefill_detour
 
 pytestmark = pytest.mark.gpu
@@ -51,6 +52,21 @@ def test_packed_sequences(name, variant, dtype):
     for kind in ("strong", "parallel"):
         pool = filled_pool(RANK, 14, layout=variant.layout, dtype=dtype, device=GPU)
         check(name, variant, pool, LENGTHS, row_slots(6, 14, padding=[4], device=GPU), kind=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_variant
+def test_hard_inputs(name, variant, dtype, kind):
+    """Inputs of every dtype that the variant takes; several sequences, several chunks."""
+    for io_dtype in (BF16, FP16):
+        call = Call("prefill", variant.layout, dtype, io_dtype, torch.int32, RANK, GPU)
+        if BACKENDS[name].refusal(variant, call):
+            continue
+        x, state_std = hard_inputs(RANK, 330, device=GPU, dtype=io_dtype)[kind]
+        pool = filled_pool(RANK, 6, layout=variant.layout, dtype=dtype, device=GPU)
+        pool.state.mul_(state_std)
+        operands = FP32 if name == "torch" else io_dtype
+        check(name, variant, pool, [64, 200, 1, 65], row_slots(4, 6, device=GPU), inputs=x, operands=operands)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""prefill() without a GPU: torch against the reference, what it promises and refuses, the Triton kernels' resources."""
+"""prefill() without a GPU: torch against the float64 reference, what it promises and what it refuses."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from prefill_against_reference import bounds_of, check_prefill, inputs_of
 from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, checks, decode, prefill, reference
+from gdn_lab.hard_inputs import KINDS, hard_inputs
 from gdn_lab.ops import prefill_detour
 
 SMALL = GDNShape(2, 4, 16, 32)
@@ -44,6 +45,15 @@ def test_torch(lengths, layout, dtype, io_dtype, kind, bounds_dtype, padded, see
         pool, lengths, indices, backend="torch", io_dtype=io_dtype, kind=kind, seed=seed, bounds_dtype=bounds_dtype,
         operands=FP32,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("io_dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_on_hard_inputs(kind, io_dtype):
+    x, state_std = hard_inputs(SMALL, 100, dtype=io_dtype)[kind]
+    pool = filled_pool(SMALL, 4, layout="VK", dtype=FP32)
+    pool.state.mul_(state_std)
+    check_prefill(pool, [70, 30], row_slots(2, 4), backend="torch", inputs=x, operands=FP32)
 
 
 @pytest.mark.parametrize("layout", ["VK", "KV"])
