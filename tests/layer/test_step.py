@@ -181,7 +181,7 @@ def test_layers_needed_cover_the_cache():
         (lambda: Step(toy(), "after", 1), "configuration 'after' needs an NVIDIA GPU of compute capability 9.0"),
         (lambda: Step(toy(), "best", 1), "configuration 'best' needs an NVIDIA GPU of compute capability"),
     ],
-)  # fmt: skip
+)
 def test_refusals(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -248,7 +248,7 @@ def test_the_heatmap_leaves_out_what_was_not_measured(rows):
 
 def test_the_section_has_the_changes_as_a_table(rows):
     section = study.section(RUN, rows)
-    assert section.table.splitlines()[0].split("|")[1].strip() == "part" and "−56.0" in section.table
+    assert section.table.splitlines()[0].split("|")[1].strip() == "change in µs" and "−56.0" in section.table
     assert "step_waterfall" in section.figures and section.conditions and section.sentences
     assert study.section(RUN, [row for row in rows if row.get("part") == "step"]).table == ""
 

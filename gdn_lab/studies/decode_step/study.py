@@ -137,7 +137,7 @@ def section(run: dict, rows: list[dict]) -> Section:
     from .analysis import StepRows
 
     step = StepRows(rows, run)
-    changes = tables.changes_table(step)
+    changes = tables.changes_table(step).rename(columns={"part": "change in µs"})
     alignment = ("left", *["right"] * (len(changes.columns) - 1))
     return Section(
         conditions=StepRows(rows).conditions(),
