@@ -300,9 +300,14 @@ TUNING = {
 }
 
 
-def tuning(capability: int, V: int) -> Tuning:
-    """Return the tuning for a compute capability, 90 for 9.0, and V, a multiple of 32, which the tile divides."""
+def tuning(capability: int, V: int, io_dtype: torch.dtype) -> Tuning:
+    """Return the tuning for a compute capability, 90 for 9.0, and V, a multiple of 32, which the tile divides.
+
+    float16 inputs take registers for the units of rows, so that no tile of theirs is larger than 64.
+    """
     best = TUNING[max(known for known in TUNING if known <= max(capability, 80))]
+    if io_dtype == torch.float16 and best.tile > 64:
+        best = best._replace(tile=64)
     return best if V % best.tile == 0 else best._replace(tile=32, warps=8, stages=1)
 
 
@@ -321,7 +326,7 @@ def prefill_launch(call: Call):
     """Return the launch for calls like this one."""
     HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
     major, minor = capability(call.device) if call.device.type == "cuda" else (8, 0)
-    tuned = tuning(10 * major + minor, V)
+    tuned = tuning(10 * major + minor, V, call.io_dtype)
     k_last = call.layout == "VK"
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
