@@ -1,44 +1,54 @@
-"""One small call of every kernel that this machine can run, held against the oracle: what `make sanitize` watches.
+"""Run one small call of every kernel that this machine can run, and check it: what `make sanitize` watches.
 
-    python -m gdn_lab.smoke [backend ... | step]
+    gdn-lab smoke [group ...]      all groups unless named; --list prints them
 
-Two rows on a pool of four slots, one of them padding where the phase allows it, so that compute-sanitizer, which slows
-kernels a hundredfold, is through in minutes. bf16 state, and for decode by a backend's first variant float32 too.
-`step`: the kernels around GDN, by whole decode steps of a toy model, in the configurations that launch them apart and
-fused, and the projections' kernel by itself. Prints where it runs, then a line a call, and exits 1 if one fails or is
-not the oracle's.
+A group is a backend with kernels, or "step": whole decode steps of a toy model, in configurations that launch the
+kernels around GDN apart and fused, and the projections' kernel by itself.
+
+A call has two rows on a pool of four slots, one of them padding where the phase allows it, so that compute-sanitizer,
+which slows kernels a hundredfold, finishes in minutes. bf16 state, and for decode by a backend's first variant float32
+too. Prints where it runs, then a line for each call; exits with 1 if one fails or differs from the float64 reference.
 """
 
-import sys
 from functools import partial
 
 import torch
 
 from .. import ops, reference
 from ..backends.base import dtype_name
-from ..backends.registry import BACKENDS, refusal
+from ..backends.registry import BACKENDS, backends, refusal
 from ..bench.environment import environment
 from ..layer import Step, StepWeights
 from ..layer.fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
 from ..models import GDNShape
 from ..pool import StatePool
+from .errors import UsageError
 
 SHAPE = GDNShape(1, 2)
-TOKENS = 5  # of a verify step: more than triton moves a bf16 state on by one by one
-LENGTHS = (70, 5)  # of the sequences of a prefill: more than one chunk, and less than one
+TOKENS = 5  # of a verify call: more than triton's recurrent kernel takes for a bf16 state
+LENGTHS = (70, 5)  # of the sequences of a prefill call: more than one chunk, and less than one
 STEPS = {  # configurations and models: with experts, and dense
     "cuda": (("before", "qwen3.5-397b-a17b"), ("best", "qwen3.5-397b-a17b"), ("best", "qwen3.5-27b")),
     "cpu": (("torch", "qwen3.5-397b-a17b"), ("torch", "qwen3.5-27b")),
 }
-LARGEST_ERROR = 0.05  # coarse on purpose: this looks for wrong memory, the tests for wrong arithmetic
-VERIFY_FLAGS = {
-    "update": (True, False), "intermediate": (False, True), "output": (False, False)
-}  # update_state, with intermediate states  # fmt: skip
+LARGEST_ERROR = 0.05  # coarse on purpose: this looks for memory errors, the tests for wrong arithmetic
+VERIFY_FLAGS = {  # update_state, with intermediate states
+    "update": (True, False),
+    "intermediate": (False, True),
+    "output": (False, False),
+}
+
+
+def groups() -> list[str]:
+    """Return what can be named: each installed backend that has kernels of its own, and "step"."""
+    return [r.name for r in backends() if r.installed and any(v.role != "eager" for v in r.variants)] + ["step"]
 
 
 def calls(names=()):
-    """(what, function) of each variant, phase and mode that can serve here, and of the steps. The function returns
-    whether all is right and the largest error."""
+    """Yield (what, function) for each variant, phase and mode that can serve here, and for the steps.
+
+    The function returns whether the result is right, and the largest error.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from _backend_calls(names, device)
     if not names or "step" in names:
@@ -51,17 +61,20 @@ def _backend_calls(names, device):
             continue
         for variant in backend.variants:
             for phase in variant.phases:
-                name = f"{backend.name}/{variant.name}"
                 both = phase == "decode" and variant is backend.variants[0]
                 for dtype in (torch.bfloat16, torch.float32) if both else (torch.bfloat16,):
-                    pool = partial(StatePool, SHAPE, 4, layout=variant.layout, dtype=dtype, device=device)
-                    for mode, call in PHASES[phase]:
-                        what = " ".join(filter(None, (phase, mode, name, dtype_name(dtype))))
-                        options = dict(layout=variant.layout, dtype=dtype, device=device, phase=phase, mode=mode)
-                        if reason := refusal(name, SHAPE, **options):
-                            print(f"{what}: {reason}", flush=True)
-                            continue
-                        yield what, partial(call, pool, name)
+                    yield from _variant_calls(variant, phase, dtype, device)
+
+
+def _variant_calls(variant, phase, dtype, device):
+    pool = partial(StatePool, SHAPE, 4, layout=variant.layout, dtype=dtype, device=device)
+    for mode, call in PHASES[phase]:
+        what = " ".join(filter(None, (phase, mode, variant.full_name, dtype_name(dtype))))
+        options = dict(layout=variant.layout, dtype=dtype, device=device, phase=phase, mode=mode)
+        if reason := refusal(variant.full_name, SHAPE, **options):
+            print(f"{what}: {reason}", flush=True)
+            continue
+        yield what, partial(call, pool, variant.full_name)
 
 
 def _step_calls(device):
@@ -82,7 +95,7 @@ def _step(weights, name):
 
 
 def _linear(precision, device):
-    """Few rows against many columns of K, so that programs share a tile's sum."""
+    """Multiply few rows by a weight with many columns, so that programs share a tile's sum."""
     from ..layer.kernels.projections import linear
 
     weight = random_weight(256, 2048, precision=precision, device=device)
@@ -109,9 +122,14 @@ def _verify(update_state, keeps, make_pool, backend):
     expected, states = reference.verify(*x.arguments(), **x.gates(), state=before)
     buffer = torch.empty(2, TOKENS, *pool.state.shape[1:], dtype=pool.dtype, device=pool.device) if keeps else None
     o = ops.verify(
-        *x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend,
-        intermediate_states=buffer, update_state=update_state,
-    )  # fmt: skip
+        *x.arguments(),
+        **x.gates(),
+        pool=pool,
+        indices=indices,
+        backend=backend,
+        intermediate_states=buffer,
+        update_state=update_state,
+    )
     after = states[:1, -1] if update_state else before[:1]
     if keeps:
         kept = buffer.transpose(-1, -2) if pool.layout == "KV" else buffer
@@ -141,42 +159,50 @@ PHASES = {
 
 
 def _filled(make_pool, padding: bool):
-    """A pool of random state and the slots of two rows, the second of them padding if asked."""
+    """Return a pool of random state and the slots of two rows, the second of them padding if asked."""
     pool = make_pool()
     pool.state.normal_(0, 0.3)
     return pool, torch.tensor([3, -1 if padding else 1], dtype=torch.int32, device=pool.device)
 
 
 def _error(o, expected, pool, indices, state) -> tuple[bool, float]:
-    """Whether the largest error of output and state is small, and that error."""
+    """Return whether the largest error of output and state is small, and that error."""
     errors = torch.cat([(o.cpu() - expected.cpu()).flatten(), (pool.read(indices).cpu() - state.cpu()).flatten()]).abs()
     error = errors.max().item()
     return error <= LARGEST_ERROR, error  # NaN is not
 
 
 def where() -> str:
-    """GPU, driver, versions and commit, so that a log says what it is of."""
+    """Return GPU, driver, versions and commit in one line, for the head of a log."""
     facts = environment()
-    said = [facts["gpu_name"] or facts["cpu"]]
-    said += [
+    versions = [
         f"{name} {facts[name]}" for name in ("driver", "torch", "triton", "flashinfer", "cutlass_dsl") if facts[name]
     ]
+    commit = []
     if facts["git_commit"]:
-        said.append(f"commit {facts['git_commit'][:10]}{' with changes' if facts['git_dirty'] else ''}")
-    return ", ".join([*said, facts["utc"]])
+        commit = [f"commit {facts['git_commit'][:10]}{' with changes' if facts['git_dirty'] else ''}"]
+    return ", ".join([facts["gpu_name"] or facts["cpu"], *versions, *commit, facts["utc"]])
 
 
-def main(names: list[str]) -> int:
-    unknown = [name for name in names if name not in (*BACKENDS, "step")]
-    if unknown:
-        print(f"backend: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}, step", file=sys.stderr)
-        return 2
+def add_arguments(parser) -> None:
+    """Add the command's arguments to an argparse parser."""
+    parser.add_argument("groups", nargs="*", help="backends, or step; all unless named")
+    parser.add_argument("--list", action="store_true", help="print the groups, one a line, and run nothing")
+
+
+def run(arguments) -> int:
+    """Run the calls of the named groups; 1 if one of them fails or is wrong."""
+    if arguments.list:
+        print("\n".join(groups()))
+        return 0
+    if unknown := [name for name in arguments.groups if name not in (*BACKENDS, "step")]:
+        raise UsageError(f"group: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}, step")
     print(f"Every kernel once, small: {where()}", flush=True)
     wrong = 0
-    for what, call in calls(names):
+    for what, call in calls(arguments.groups):
         try:
             right, error = call()
-        except Exception as error:  # each library fails in its own way; the others are looked at all the same
+        except Exception as error:  # each library fails in its own way; the other calls still run
             print(f"{what}: FAILED, {type(error).__name__}: {error}", flush=True)
             wrong += 1
             continue
@@ -185,7 +211,3 @@ def main(names: list[str]) -> int:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

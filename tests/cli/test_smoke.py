@@ -3,11 +3,12 @@
 import pytest
 
 from gdn_lab import ops
-from gdn_lab.cli import smoke
+from gdn_lab.backends.registry import VARIANTS
+from gdn_lab.cli.main import main
 
 
 def test_every_call_of_a_backend(capsys):
-    assert smoke.main(["torch"]) == 0
+    assert main(["smoke", "torch"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("Every kernel once, small: ") and "torch 2." in first
     phases = {("decode", "bfloat16"), ("decode", "float32"), ("verify", "bfloat16"), ("prefill", "bfloat16")}
@@ -18,7 +19,7 @@ def test_every_call_of_a_backend(capsys):
 
 
 def test_steps(capsys):
-    assert smoke.main(["step"]) == 0
+    assert main(["smoke", "step"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[:2] for line in lines] == [["step", "torch"]] * 2
     assert all(": right, largest error" in line for line in lines)
@@ -34,11 +35,25 @@ def test_what_is_not_right_fails(monkeypatch, capsys, spoil):
         return right(*arguments, **options) + 1
 
     monkeypatch.setattr(ops, "decode", spoilt)
-    assert smoke.main(["torch"]) == 1
-    said = capsys.readouterr().out
-    assert ("FAILED, RuntimeError: no such kernel" if spoil == "raises" else "WRONG, largest error") in said
+    assert main(["smoke", "torch"]) == 1
+    printed = capsys.readouterr().out
+    assert ("FAILED, RuntimeError: no such kernel" if spoil == "raises" else "WRONG, largest error") in printed
 
 
 def test_an_unknown_backend(capsys):
-    assert smoke.main(["cuda"]) == 2
-    assert "backend: cuda unknown" in capsys.readouterr().err
+    assert main(["smoke", "cuda"]) == 2
+    assert "group: cuda unknown; choose some of " in capsys.readouterr().err
+
+
+def test_list_names_backends_with_kernels_and_step(capsys):
+    assert main(["smoke", "--list"]) == 0
+    groups = capsys.readouterr().out.split()
+    assert groups[-1] == "step" and "torch" not in groups
+    assert set(groups[:-1]) <= {v.backend for v in VARIANTS.values() if v.role != "eager"}
+
+
+def test_a_new_backend_is_a_group(extra_backend, capsys):
+    assert main(["smoke", "--list"]) == 0 and "extra" in capsys.readouterr().out.split()
+    assert main(["smoke", "extra"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines and all(extra_backend in line and ": right, largest error" in line for line in lines)
