@@ -15,17 +15,23 @@ PREFETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.b32 $0, 0;")
 
 
 @triton.jit
-def log_decay(x, A, COMPENSATED: tl.constexpr = False):
-    """Return log g = -A softplus(x), float32, of x = a + dt_bias and A = exp(A_log).
+def softplus(x, COMPENSATED: tl.constexpr = False):
+    """Return log(1 + e^x), float32; x above SOFTPLUS_MAX.
 
     COMPENSATED: put back what rounding 1 + e^x lost. Prefill sums log g over a whole sequence, where it would add up.
     """
     if COMPENSATED:
         e = tl.exp(tl.minimum(x, SOFTPLUS_MAX))
-        softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + e) + (e - ((1.0 + e) - 1.0)) / (1.0 + e))
+        return tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + e) + (e - ((1.0 + e) - 1.0)) / (1.0 + e))
     else:
-        softplus = tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
-    return -A * softplus
+        return tl.where(x > SOFTPLUS_MAX, x, tl.log(1.0 + tl.exp(tl.minimum(x, SOFTPLUS_MAX))))
+
+
+@triton.jit
+def log_decay(x, A, COMPENSATED: tl.constexpr = False):
+    """Return log g = -A softplus(x), float32, of x = a + dt_bias and A = exp(A_log)."""
+    sp = softplus(x, COMPENSATED)
+    return -A * sp
 
 
 @triton.jit

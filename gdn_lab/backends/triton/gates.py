@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import log_decay, sigmoid
+from .device import sigmoid, softplus
 
 BLOCK = 1024
 MIN_LOG = -87.0  # e^-87 is a normal float32: a kernel that takes the logarithm of g finds no zero
@@ -20,7 +20,8 @@ def gates_kernel(
     inside = i < elements
     token, head = i // HV, i % HV
     x = tl.load(a + token * a_row + head, mask=inside).to(tl.float32) + tl.load(dt_bias + head)
-    log_g = tl.maximum(log_decay(x, tl.exp(tl.load(A_log + head))), MIN_LOG)
+    sp = softplus(x)
+    log_g = tl.maximum(-tl.exp(tl.load(A_log + head)) * sp, MIN_LOG)
     tl.store(g + i, tl.exp(log_g), mask=inside)
     tl.store(beta + i, sigmoid(tl.load(b + token * b_row + head, mask=inside).to(tl.float32)), mask=inside)
 

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_offsets
+from .device import EPS, INTERPRETED, program_coords, sigmoid, softplus, state_offsets
 from .recurrent import (
     FEW_HEADS,
     SATURATED_HEADS,
@@ -113,7 +113,8 @@ def prepare_kernel(
         a_i = tl.load(a + row * a_row + ts * a_token + head, mask=live, other=0.0).to(tl.float32)
         b_i = tl.load(b + row * b_row + ts * b_token + head, mask=live, other=0.0).to(tl.float32)
         x = a_i + tl.load(dt_bias + head)
-        log_g = tl.where(live, log_decay(x, tl.exp(tl.load(A_log + head))), 0.0)
+        sp = softplus(x)
+        log_g = tl.where(live, -tl.exp(tl.load(A_log + head)) * sp, 0.0)
         beta = tl.where(live, sigmoid(b_i), 0.0)
         # Sums from j to i, not differences of sums from the start: after a strong decay those would be rounded coarsely
         decay = tl.where(i >= j, tl.exp(tl.cumsum(tl.where(i > j, log_g[None, :], 0.0), axis=1)), 0.0)
