@@ -23,9 +23,10 @@ ARITHMETIC = 1e-4
 
 # Prefill, a chunk of 64 tokens at a time. Logarithms: a chunk's sum of 64 log g, each at least -90, reaches 5760, where
 # float32's spacing is 5e-4; a decay is the exponential of a difference of two such sums. Operands: the tensor cores
-# take bf16 or fp16: S, u, T and P are rounded once each where they enter a product, half a unit of 2^-8 or 2^-11, and
-# some errors pass through T, whose rows may add them up. Four such units, and of fp16 eight, because T is found with
-# products of fp16 whatever the inputs. Twice that for kernels that round the normalised q and k, too.
+# take bf16 or fp16: S, r, u, T, M and Q (backends/triton/prefill.py) are rounded once each where they enter a product,
+# half a unit of 2^-8 or 2^-11, and some errors pass through T, whose rows may add them up. Four such units, and of fp16
+# eight, because T is found with products of fp16 whatever the inputs. Twice that for kernels that round the normalised
+# q and k, too.
 LOGARITHMS = 1e-3
 OPERANDS = {torch.float32: 0.0, torch.bfloat16: 4 * 2.0**-8, torch.float16: 8 * 2.0**-11}
 PREFILL = 2 * OPERANDS[torch.bfloat16] + LOGARITHMS  # what sweeps allow every kernel
