@@ -1,81 +1,64 @@
 """prefill() on an NVIDIA GPU: every backend, layout and dtype against the float64 reference, and what it promises."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 from against_reference import filled_pool, row_slots, same_bits
-from conftest import HAS_GPU
+from on_gpu import BF16, FP16, FP32, GPU, RANK, named, pads_with_zero, serving, takes, with_dtypes
 from prefill_against_reference import bounds_of, check_prefill, inputs_of
 
 from gdn_lab import GDNShape, StatePool, decode, prefill, reference
-from gdn_lab.backends.base import Call, dtype_name
-from gdn_lab.backends.registry import BACKENDS
 from gdn_lab.hard_inputs import KINDS, hard_inputs
 from gdn_lab.ops import make_inputs, prefill_detour
 
 pytestmark = pytest.mark.gpu
 
-GPU = torch.device("cuda", 0)
-CAPABILITY = torch.cuda.get_device_capability(GPU) if HAS_GPU else (0, 0)
-NEEDS = {"torch": (0, 0), "triton": (8, 0), "flashinfer": (9, 0), "fla": (8, 0) if find_spec("fla") else (99, 0)}
-RANK = GDNShape(2, 8)  # one GPU of eight
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LENGTHS = [64, 1, 0, 130, 5, 200]
 
-# cutedsl has no prefill
-VARIANTS = [
-    (backend.name, variant, dtype)
-    for backend in BACKENDS.values()
-    for variant in backend.variants
-    for dtype in variant.state_dtypes
-    if "prefill" in variant.phases and CAPABILITY >= NEEDS[backend.name]
-]
-every_variant = pytest.mark.parametrize(
-    "name, variant, dtype",
-    VARIANTS,
-    ids=[f"{name}/{variant.name}-{dtype_name(dtype)}" for name, variant, dtype in VARIANTS],
-)
+PREFILLING = serving("prefill")
+every_variant = with_dtypes(PREFILLING)
 
 
-def check(name, variant, pool, lengths, indices, **options):
-    options.setdefault("operands", FP32 if name == "torch" else BF16)
+def check(variant, pool, lengths, indices, **options):
+    """check_prefill() with the tolerance of a variant: eager PyTorch multiplies in float32, a peer may err twice."""
+    options.setdefault("operands", FP32 if variant.role == "eager" else BF16)
     return check_prefill(
-        pool, lengths, indices, backend=f"{name}/{variant.name}", bounds_dtype=torch.int64,
-        padding_is_zero=name in ("torch", "triton"), units=1 if name in ("torch", "triton") else 2, **options,
-    )  # fmt: skip
+        pool,
+        lengths,
+        indices,
+        backend=variant.full_name,
+        bounds_dtype=torch.int64,
+        padding_is_zero=pads_with_zero(variant),
+        units=2 if variant.role == "peer" else 1,
+        **options,
+    )
 
 
 @every_variant
-def test_packed_sequences(name, variant, dtype):
+def test_packed_sequences(variant, dtype):
     """Strong decay, nearly parallel keys; a padding sequence, an empty one, one token, no multiple of a chunk."""
     for kind in ("strong", "parallel"):
         pool = filled_pool(RANK, 14, layout=variant.layout, dtype=dtype, device=GPU)
-        check(name, variant, pool, LENGTHS, row_slots(6, 14, padding=[4], device=GPU), kind=kind)
+        check(variant, pool, LENGTHS, row_slots(6, 14, padding=[4], device=GPU), kind=kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @every_variant
-def test_hard_inputs(name, variant, dtype, kind):
+def test_hard_inputs(variant, dtype, kind):
     """Inputs of every dtype that the variant takes; several sequences, several chunks."""
     for io_dtype in (BF16, FP16):
-        call = Call("prefill", variant.layout, dtype, io_dtype, torch.int32, RANK, GPU)
-        if BACKENDS[name].refusal(variant, call):
+        if not takes(variant, phase="prefill", dtype=dtype, io_dtype=io_dtype):
             continue
         x, state_std = hard_inputs(RANK, 330, device=GPU, dtype=io_dtype)[kind]
         pool = filled_pool(RANK, 6, layout=variant.layout, dtype=dtype, device=GPU)
         pool.state.mul_(state_std)
-        operands = FP32 if name == "torch" else io_dtype
-        check(name, variant, pool, [64, 200, 1, 65], row_slots(4, 6, device=GPU), inputs=x, operands=operands)
+        operands = FP32 if variant.role == "eager" else io_dtype
+        check(variant, pool, [64, 200, 1, 65], row_slots(4, 6, device=GPU), inputs=x, operands=operands)
 
 
-@pytest.mark.parametrize(
-    "name, variant", dict.fromkeys((name, variant) for name, variant, _ in VARIANTS),
-    ids=[f"{name}/{variant}" for name, variant in dict.fromkeys((name, v.name) for name, v, _ in VARIANTS)],
-)  # fmt: skip
-def test_a_long_sequence(name, variant):
+@named(PREFILLING)
+def test_a_long_sequence(variant):
     pool = filled_pool(RANK, 4, layout=variant.layout, dtype=variant.state_dtypes[0], device=GPU)
-    check(name, variant, pool, [1500, 37], row_slots(2, 4, device=GPU), kind="mild")
+    check(variant, pool, [1500, 37], row_slots(2, 4, device=GPU), kind="mild")
 
 
 @pytest.mark.parametrize("layout", ["VK", "KV"])
@@ -97,16 +80,15 @@ def test_triton_other_heads(shape):
     check_prefill(pool, [70, 3], row_slots(2, 6, device=GPU), backend="triton")
 
 
-def test_auto_takes_the_fastest():
-    """FlashInfer's kernel on compute capability 9.x, where it was measured; triton's elsewhere, and for a KV pool."""
+def test_auto_takes_triton():
+    """The fastest that is isolated: FlashInfer's prefill is not, so "auto" leaves it to those who name it."""
     for layout in ("VK", "KV"):
-        first = "flashinfer/vk" if CAPABILITY[0] == 9 and layout == "VK" else "triton"
         pools = [filled_pool(RANK, 4, layout=layout, dtype=BF16, device=GPU) for _ in range(2)]
         x, bounds = inputs_of(RANK, 100, device=GPU), bounds_of([40, 60], device=GPU)
         arguments = dict(**x.gates(), indices=row_slots(2, 4, device=GPU), cu_seqlens=bounds)
         auto, named = (
             prefill(*x.arguments(), **arguments, pool=pool, backend=backend)
-            for pool, backend in zip(pools, ("auto", first), strict=True)
+            for pool, backend in zip(pools, ("auto", "triton"), strict=True)
         )
         assert same_bits(auto, named) and same_bits(pools[0].state, pools[1].state)
 

@@ -3,32 +3,19 @@
 import pytest
 import torch
 from against_reference import filled_pool, row_slots, same_bits
-from conftest import HAS_GPU
+from on_gpu import BF16, FP32, GPU, RANK, pads_with_zero, serving, takes, with_dtypes
 from tolerances import assert_close
 from verify_against_reference import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify, inputs_of
 
 from gdn_lab import GDNShape, decode, verify
-from gdn_lab.backends.base import dtype_name
-from gdn_lab.backends.registry import BACKENDS
+from gdn_lab.backends.registry import VARIANTS, variant
 from gdn_lab.ops import make_inputs
 
 pytestmark = pytest.mark.gpu
 
-GPU = torch.device("cuda", 0)
-CAPABILITY = torch.cuda.get_device_capability(GPU) if HAS_GPU else (0, 0)
-NEEDS = {"torch": (0, 0), "triton": (8, 0), "flashinfer": (9, 0)}  # the first compute capability each should serve
-RANK = GDNShape(2, 8)  # one GPU of eight
-BF16, FP32 = torch.bfloat16, torch.float32
-# wy rounds A_log and dt_bias to bf16, which takes it outside the tolerance: it has a test of its own
-VARIANTS = [
-    (backend.name, variant, dtype)
-    for backend in BACKENDS.values()
-    for variant in backend.variants
-    for dtype in variant.state_dtypes
-    if CAPABILITY >= NEEDS.get(backend.name, (9, 0)) and "verify" in variant.phases and variant.name != "wy"
-]
-NAMES = [f"{name}/{variant.name}-{dtype_name(dtype)}" for name, variant, dtype in VARIANTS]
-every_variant = pytest.mark.parametrize("name, variant, dtype", VARIANTS, ids=NAMES)
+ROUNDED_GATES = "flashinfer/wy"  # rounds A_log and dt_bias to bf16, outside the tolerance: it has a test of its own
+VERIFYING = [v for v in serving("verify") if v.full_name != ROUNDED_GATES]
+every_variant = with_dtypes(VERIFYING)
 
 
 TOKENS = 6  # of most tests, since every number of tokens and mode is compiled; triton moves a bf16 state on at once
@@ -36,30 +23,34 @@ TOKENS = 6  # of most tests, since every number of tokens and mode is compiled; 
 
 @every_variant
 @pytest.mark.parametrize("mode", [UPDATE, INTERMEDIATE, OUTPUT])
-def test_against_reference(name, variant, dtype, mode):
+def test_against_reference(variant, dtype, mode):
     """Strong decay, then nearly parallel keys; a padding row."""
     for kind in ("strong", "parallel"):
         pool = filled_pool(RANK, 9, layout=variant.layout, dtype=dtype, device=GPU)
         check_verify(
-            pool, row_slots(6, 9, padding=[4], device=GPU), TOKENS, backend=f"{name}/{variant.name}", mode=mode,
-            kind=kind, padding_is_zero=name != "flashinfer",
+            pool, row_slots(6, 9, padding=[4], device=GPU), TOKENS, backend=variant.full_name, mode=mode,
+            kind=kind, padding_is_zero=pads_with_zero(variant),
         )  # fmt: skip
 
 
-FEW_AND_MANY = [("triton", "VK", BF16, 2), ("triton", "VK", BF16, 16), ("triton", "VK", FP32, 16)]
-FEW_AND_MANY += [("triton", "KV", BF16, 3), ("torch", "VK", BF16, 16)]
-if CAPABILITY >= NEEDS["flashinfer"]:
-    FEW_AND_MANY += [("flashinfer", "VK", BF16, 2), ("flashinfer", "VK", FP32, 2)]
+def few_and_many(record):
+    """(dtype, tokens) for a variant: few and many tokens in bf16, and in float32; of a peer few alone, to save time."""
+    few = [(BF16, 2), (FP32, 2)] if record.role == "peer" else [(BF16, 2), (BF16, 16), (FP32, 16)]
+    return [(dtype, tokens) for dtype, tokens in few if dtype in record.state_dtypes]
 
 
-@pytest.mark.parametrize("name, layout, dtype, tokens", FEW_AND_MANY, ids=str)
-def test_few_and_many_tokens(name, layout, dtype, tokens):
+@pytest.mark.parametrize(
+    "name, dtype, tokens",
+    [(v.full_name, *case) for v in VERIFYING for case in few_and_many(v)],
+    ids=str,
+)
+def test_few_and_many_tokens(name, dtype, tokens):
     """And more heads than in the other tests, for which kernels have other tiles."""
     for mode, kind in ((UPDATE, "strong"), (INTERMEDIATE, "parallel"), (OUTPUT, "strong")):
-        pool = filled_pool(RANK, 36, layout=layout, dtype=dtype, device=GPU)
+        pool = filled_pool(RANK, 36, layout=variant(name).layout, dtype=dtype, device=GPU)
         indices = row_slots(33, 36, padding=range(2, 30), device=GPU)  # to spare the reference time
         check_verify(
-            pool, indices, tokens, backend=name, mode=mode, kind=kind, padding_is_zero=name != "flashinfer"
+            pool, indices, tokens, backend=name, mode=mode, kind=kind, padding_is_zero=pads_with_zero(variant(name))
         )  # fmt: skip
 
 
@@ -83,17 +74,17 @@ def test_other_input_dtypes(dtype, io_dtype):
 
 
 def test_flashinfers_wy_kernel_is_near():
-    if CAPABILITY < NEEDS["flashinfer"]:
+    if not takes(VARIANTS[ROUNDED_GATES], phase="verify", mode="output"):
         return
     pool = filled_pool(RANK, 9, layout="VK", dtype=BF16, device=GPU)
     indices, x = row_slots(6, 9, device=GPU), make_inputs(RANK, 6, tokens=8, device=GPU)
     options = x.gates() | dict(pool=pool, indices=indices, update_state=False)
-    near, exact = (verify(*x.arguments(), backend=name, **options).float() for name in ("flashinfer/wy", "triton"))
+    near, exact = (verify(*x.arguments(), backend=name, **options).float() for name in (ROUNDED_GATES, "triton"))
     assert (near - exact).abs().max() < 0.02 * exact.abs().max()
 
 
 @every_variant
-def test_commit_equals_decoding_one_by_one(name, variant, dtype):
+def test_commit_equals_decoding_one_by_one(variant, dtype):
     """Every count of accepted tokens at once; captured in a CUDA graph, where nothing may synchronise."""
     tokens = TOKENS
     pool = filled_pool(RANK, 20, layout=variant.layout, dtype=dtype, device=GPU)
@@ -103,7 +94,7 @@ def test_commit_equals_decoding_one_by_one(name, variant, dtype):
     x = inputs_of(RANK, rows, tokens, "strong", device=GPU)
     pool.reserve_drafts(rows, tokens)
     exact = pool.to(dtype=FP32)
-    backend = f"{name}/{variant.name}"
+    backend = variant.full_name
     verify(
         *x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend, update_state=False,
         intermediate_states=pool.intermediate_states,
