@@ -26,6 +26,11 @@ def inputs_of(shape, tokens, kind="strong", *, device="cpu", dtype=torch.bfloat1
     return x
 
 
+def extra_of(operands, units=1):
+    """Return what prefill may be off by besides ARITHMETIC, where products take `operands`."""
+    return LOGARITHMS + units * OPERANDS[operands]
+
+
 def check_prefill(
     pool, lengths, indices, *, backend, io_dtype=torch.bfloat16, kind="strong", seed=1, inputs=None,
     bounds_dtype=torch.int32, operands=None, padding_is_zero=True, interpreted=False, units=1, call=prefill, **options,
@@ -51,7 +56,7 @@ def check_prefill(
     mine = torch.zeros(sum(lengths), dtype=torch.bool)  # tokens of live sequences
     for n in live:
         mine[sum(lengths[:n]) : sum(lengths[: n + 1])] = True
-    extra = LOGARITHMS + units * OPERANDS[operands or inputs.q.dtype]
+    extra = extra_of(operands or inputs.q.dtype, units)
     assert o.dtype == inputs.v.dtype and o.shape == inputs.v.shape
     assert_close("o", o.cpu()[mine], expected_o[mine], o.dtype, interpreted=interpreted, extra=extra)
     assert_close("state", pool.read(indices[live]), expected[live], pool.dtype, interpreted=interpreted, extra=extra)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAIN, WORKER, OTHER_PROCESS = (100, 101), (100, 102), (200, 201)  # (process, thread)
+COPIES = {"HtoD": 1, "DtoH": 2, "DtoD": 8, "HtoH": 9, "PtoP": 10}  # CUPTI's numbers
 _HOST = 7 << 48  # Nsight Systems puts machine bits above process and thread
 
 SCHEMA = """
@@ -46,14 +47,14 @@ class Program:
     nodes: list = field(default_factory=list)
 
     def range(self, name, start, end, thread=MAIN, style=59, domain=0, end_thread=None):
-        """end None: never closed. style: 59 push/pop, 60 start/end."""
+        """end None: never closed. style: 59 push/pop, 60 start/end; 70 and 71 are the same in older NVTX."""
         self.ranges.append((name, start, end, thread, style, domain, end_thread))
 
     def launch(self, start, end, correlation, thread=MAIN):
         self.launches.append((start, end, correlation, thread))
 
     def kernel(self, name, start, end, correlation, process=MAIN[0], device=0, stream=7, node=None):
-        """name "DtoD": a copy. node: its graph node."""
+        """name: of a kernel, or one of COPIES. node: its graph node."""
         self.kernels.append((name, start, end, correlation, process, device, stream, node))
 
     def node(self, start, end, node, original=None, thread=MAIN):
@@ -179,9 +180,9 @@ def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", 
             connection.execute("INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (?, ?, 0, ?, ?, 0, 0)", row)
         for name, start, end, correlation, process, device, stream, node in reversed(program.kernels):
             row = (start, end, device, stream, correlation, global_pid(process))
-            if name == "DtoD":
-                insert = "INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (?, ?, ?, 1, ?, ?, ?, 4096, 8, ?)"
-                connection.execute(insert, (*row, node))
+            if name in COPIES:
+                insert = "INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (?, ?, ?, 1, ?, ?, ?, 4096, ?, ?)"
+                connection.execute(insert, (*row, COPIES[name], node))
             else:
                 code = strings.setdefault(name, len(strings) + 1)
                 insert = "INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, 1, ?)"
@@ -220,8 +221,8 @@ def kineto_trace(program: Program) -> dict:
         add("cuda_runtime", name, start, end, *thread, correlation=correlation)
     for name, start, end, correlation, _, device, stream, _ in program.kernels:
         args = {"device": device, "stream": stream, "correlation": correlation}
-        if name == "DtoD":
-            add("gpu_memcpy", "Memcpy DtoD (Device -> Device)", start, end, device, stream, **args)
+        if name in COPIES:
+            add("gpu_memcpy", f"Memcpy {name} (Device -> Device)", start, end, device, stream, **args)
         else:
             add("kernel", name, start, end, device, stream, **args)
     return {"schemaVersion": 1, "deviceProperties": [{"id": 0, "name": "NVIDIA H100 80GB HBM3"}], "traceEvents": events}

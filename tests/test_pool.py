@@ -183,6 +183,16 @@ def test_acquired_slots_come_zeroed_and_lowest_first():
     assert pool.free == 4 and pool.acquire(4).unique().tolist() == [1, 2, 3, 4]
 
 
+def test_released_slots_come_back_first_in_their_order():
+    """A pool stays as packed as it can be, and which slots a request gets does not depend on chance."""
+    pool = StatePool(SHAPE, 7)
+    assert pool.acquire(4).tolist() == [1, 2, 3, 4]
+    pool.release(int32(2, 3))
+    assert pool.acquire(3).tolist() == [2, 3, 5]
+    pool.release(int32(1, PADDING, 4))
+    assert [pool.acquire(1).item() for _ in range(3)] == [1, 4, 6]
+
+
 def test_a_full_pool_hands_out_nothing():
     pool = StatePool(SHAPE, 4)
     pool.acquire(2)

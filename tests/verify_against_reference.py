@@ -46,7 +46,7 @@ def buffer_of(pool, batch, tokens, reserved):
 
 def check_verify(
     pool, indices, tokens, *, backend, mode, io_dtype=torch.bfloat16, strides="packed", kind="strong", seed=1,
-    inputs=None, reserved=None, padding_is_zero=True, interpreted=False, **options,
+    inputs=None, reserved=None, states=None, padding_is_zero=True, interpreted=False, **options,
 ):  # fmt: skip
     """Call verify and check o, the states after each token and the new state of live rows against the reference; every
     slot, state and conv window that the call should leave bit for bit; padding rows' output. Returns (o, inputs)."""
@@ -55,7 +55,10 @@ def check_verify(
     live = [row for row, slot in enumerate(indices.tolist()) if slot >= 0]
     before, conv_before, old = pool.state.clone(), pool.conv.clone(), pool.read(indices[live])
     kept = [x.clone() for x in (*arguments, indices)]
-    whole, states = buffer_of(pool, len(indices), tokens, reserved) if "intermediate" in mode else (None, None)
+    if states is not None:
+        whole = states
+    elif "intermediate" in mode:
+        whole, states = buffer_of(pool, len(indices), tokens, reserved)
 
     o = verify(
         *arguments, **inputs.gates(), pool=pool, indices=indices, backend=backend, intermediate_states=states,
@@ -85,3 +88,21 @@ def check_verify(
     if padding and padding_is_zero:
         assert not o[padding].any(), "a padding row's output is not zero"
     return o, inputs
+
+
+def check_commit(pool, indices, accepted):
+    """Call commit() on reserve_drafts()'s buffers and check, bit for bit: a row's slot holds the state after its
+    accepted tokens, its window the last three inputs; every other slot, and that of a row with none accepted, is as it
+    was."""
+    state, conv = pool.state.clone(), pool.conv.clone()
+    states, fed = pool.intermediate_states, pool.draft_inputs
+    for row, (slot, n) in enumerate(zip(indices.tolist(), accepted.tolist(), strict=True)):
+        if slot >= 0 and n > 0:
+            state[slot] = states[row, n - 1]
+            conv[slot] = torch.cat([conv[slot], fed[row, :, :n]], dim=1)[:, -3:]
+    kept = [x.clone() for x in (indices, accepted, states, fed)]
+    pool.commit(indices, accepted)
+    assert same_bits(pool.state[1:], state[1:]), "state after commit()"
+    assert same_bits(pool.conv[1:], conv[1:]), "convolution window after commit()"
+    for x, was in zip((indices, accepted, states, fed), kept, strict=True):
+        assert same_bits(x, was), "an argument of commit() has changed"

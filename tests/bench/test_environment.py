@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import socket
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,28 @@ def test_missing_package_is_none():
 def test_no_commit_outside_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "__file__", str(tmp_path / "environment.py"))
     assert module._git() == {"git_commit": None, "git_dirty": None}
+
+
+def test_a_changed_file_makes_the_checkout_dirty(tmp_path, monkeypatch):
+    def git(*arguments):
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(["git", "-C", tmp_path, *author, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    file = tmp_path / "environment.py"
+    file.write_text("here = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a commit")
+    monkeypatch.setattr(module, "__file__", str(file))
+    monkeypatch.setenv("GDN_LAB_COMMIT", "of no copy")
+    commit = git("rev-parse", "HEAD")
+    assert module._git() == {"git_commit": commit, "git_dirty": False}
+    file.write_text("here = 2\n")
+    assert module._git() == {"git_commit": commit, "git_dirty": True}
+    git("commit", "-qam", "another")
+    (tmp_path / "new").touch()
+    assert module._git() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": True}
 
 
 @pytest.mark.gpu

@@ -53,6 +53,11 @@ def test_quantiles(samples):
     assert numpy.mean(numpy.array(samples) <= result.p80_us) >= 0.8 - 1 / len(samples)
 
 
+def test_quantiles_are_the_20th_50th_and_80th():
+    timing = timers.timing_of("host_clock", list(range(101)), 1)
+    assert (timing.p20_us, timing.median_us, timing.p80_us) == (20.0, 50.0, 80.0)
+
+
 @given(st.floats(1e-4, 1e7), st.integers(1, 200), st.floats(0, 1e4), st.floats(0, 10))
 def test_plan(once_us, samples, min_sample_us, max_seconds):
     repeats, count = timers._plan(once_us, samples, min_sample_us, max_seconds)

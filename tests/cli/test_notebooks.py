@@ -122,6 +122,26 @@ def test_it_runs(name, tmp_path, monkeypatch):
         assert picture.metadata["image/svg+xml"]["alt"] and picture.data["image/svg+xml"].count("<svg") == 1
 
 
+@pytest.mark.parametrize("raised, status", [("ValueError('too few')", "failed"), ("KeyboardInterrupt", "interrupted")])
+def test_a_cell_that_raises_ends_the_run(raised, status, tmp_path, monkeypatch, caplog):
+    """In the middle of a committed notebook, after begin(): the cells behind it do not run, and run.json says why."""
+    caplog.set_level(logging.CRITICAL, "papermill")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
+    book = nbformat.read(notebook.ROOT / "notebooks" / "01_pool_layouts.ipynb", as_version=4)
+    place = next(n for n, cell in enumerate(book.cells) if "notebook.begin(" in cell.source)
+    book.cells[place + 1 :] = [nbformat.v4.new_code_cell(f"raise {raised}"), nbformat.v4.new_code_cell("run.finish()")]
+    nbformat.write(book, tmp_path / "in.ipynb")
+    with pytest.raises(PapermillExecutionError):
+        papermill.execute_notebook(
+            tmp_path / "in.ipynb", tmp_path / "out.ipynb", SMALLEST["01_pool_layouts"], kernel_name="python3",
+            cwd=notebook.ROOT, progress_bar=False,
+        )  # fmt: skip
+    run, rows = load(folder)
+    assert run["status"] == status and rows == [] and run["rows"] == 0 and run["end_utc"]
+
+
 def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv(notebook.RUN_FOLDER, raising=False)
     caplog.set_level(logging.CRITICAL, "papermill")

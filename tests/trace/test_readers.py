@@ -75,6 +75,45 @@ def test_kineto_table_equals_nsight_table(tmp_path, packed):
     assert other.kernels[same].equals(trace.kernels[same])
 
 
+def test_copies_are_named_by_their_direction(tmp_path):
+    """The numbers are CUPTI's: host to device is 1, device to host 2."""
+    program = Program()
+    for correlation, name in enumerate(("HtoD", "DtoH", "DtoD", "HtoH", "PtoP"), 1):
+        program.launch(1000 * correlation, 1000 * correlation + 10, correlation)
+        program.kernel(name, 1000 * correlation + 100, 1000 * correlation + 200, correlation)
+    expected = [f"Memcpy {name}" for name in ("HtoD", "DtoH", "DtoD", "HtoH", "PtoP")]
+    for path in (write_nsys(tmp_path / "c.sqlite", program), write_kineto(tmp_path / "c.json", program)):
+        assert read(path).kernels["name"].astype(str).tolist() == expected
+    with sqlite3.connect(tmp_path / "c.sqlite") as connection:
+        kinds = connection.execute("SELECT copyKind FROM CUPTI_ACTIVITY_KIND_MEMCPY ORDER BY start").fetchall()
+    connection.close()
+    assert kinds == [(1,), (2,), (8,), (9,), (10,)]
+
+
+def test_ranges_of_older_nvtx_are_read(tmp_path):
+    program = Program()
+    program.range("outer", 0, 1000, style=70)
+    program.range("inner", 100, 900, style=71, end_thread=MAIN)
+    program.range("mark", 120, 120, style=34)  # no range
+    program.launch(200, 300, 1)
+    program.kernel("k", 400, 500, 1)
+    trace = read(write_nsys(tmp_path / "c.sqlite", program))
+    assert trace.kernels["path"].tolist() == ["outer / inner"] and len(trace.ranges) == 2
+    assert trace.ranges["style"].astype(str).tolist() == ["PushPop", "StartEnd"]
+
+
+@pytest.mark.parametrize("launch, category", [("cudaGraphLaunch", "cuda_runtime"), ("cuGraphLaunch", "cuda_driver")])
+def test_kernels_of_a_graph_by_either_launch_call(tmp_path, launch, category):
+    trace = kineto_trace(two_steps(other_process=False))
+    for entry in trace["traceEvents"]:
+        if entry["name"] == "cudaGraphLaunch":
+            entry |= {"name": launch, "cat": category}
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(trace))
+    kernels = read(path).kernels
+    assert kernels[kernels["graph"]]["start_ns"].tolist() == [13_000, 17_100, 17_600]
+
+
 def test_open_ranges_of_older_exports(two):
     """They have a default where newer ones have NULL."""
     expected = read(two)
