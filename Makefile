@@ -18,7 +18,7 @@ CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
 export CAPTURE OUT
-.PHONY: help run bench profile lab list backends report capture-scrub test test-gpu sanitize lint clean
+.PHONY: help run bench profile lab list backends report capture-scrub test test-gpu test-pages sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -49,11 +49,15 @@ capture-scrub: $(READY)  ## copy the trace CAPTURE=file without its private data
 	@$(GDN_LAB) scrub "$$CAPTURE" $${OUT:+"$$OUT"}
 
 test: $(READY)  ## set up, then run the tests that need no GPU
-	@$(IN_VENV) -m pytest -m "not gpu" -n auto --maxprocesses 4 $(ARGS)
+	@$(IN_VENV) -m pytest -m "not gpu and not browser" -n auto --maxprocesses 4 $(ARGS)
 
 test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
 	@$(IN_VENV) -m pytest -m "gpu and not alone" --no-skips -n auto --maxprocesses 12 $(ARGS) || [ $$? -eq 5 ]
 	@$(IN_VENV) -m pytest -m "gpu and alone" --no-skips $(ARGS) || [ $$? -eq 5 ]
+
+test-pages: $(READY)  ## open every page in headless Chromium (Debian, Ubuntu: apt install chromium)
+	@$(IN_VENV) -c 'import playwright' 2> /dev/null || $(PIP) -r requirements-browser.txt
+	@$(IN_VENV) -m pytest -m browser $(ARGS)
 
 # sanitize-TOOL-GROUP is one process and one log, so the groups run alone or in parallel; `gdn-lab smoke --list` names
 # them. It fails if TOOL reports an error, or a result is not the reference's. Warnings, which racecheck has for some

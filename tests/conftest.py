@@ -5,6 +5,7 @@ import os
 import hypothesis
 import pytest
 import torch
+from chromium import chromium  # noqa: F401  a fixture for every test file
 from extra_backend import extra_backend  # noqa: F401  a fixture for every test file
 
 HAS_GPU = torch.cuda.is_available() and torch.version.hip is None
