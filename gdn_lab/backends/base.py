@@ -163,6 +163,13 @@ def capability(device: torch.device) -> tuple[int, int]:
     return _assumed_capability or torch.cuda.get_device_capability(device)
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Number of a GPU's streaming multiprocessors, of an assumed GPU an H100's 132; 1 of a CPU."""
+    if device.type != "cuda":
+        return 1
+    return 132 if _assumed_capability else torch.cuda.get_device_properties(device).multi_processor_count
+
+
 @contextlib.contextmanager
 def assumed_capability(major: int, minor: int = 0):
     """Inside, every device has this compute capability: for compiling what another GPU would launch."""

@@ -74,6 +74,16 @@ def test_every_tile_is_launched():
         assert found == {tuple(tile) for tile in chosen}
 
 
+def test_prefill_loads_further_ahead_where_no_multiprocessor_has_two_programs():
+    def stages(words, architecture="sm_90a"):
+        found = [x for x in find(words, architecture) if x.kernel is prefill.scan_kernel]
+        return {x.constants["STAGES"] for x in found if x.constants["TILE"] == 64}
+
+    assert stages("prefill triton/vk bfloat16:") == stages("prefill triton/kv32 float32:") == {2, 3}
+    assert stages("prefill triton/vk float16 on float16 inputs") == {2}  # three spill
+    assert stages("prefill", "sm_100a") == {2}
+
+
 def test_a_recorded_launch_does_not_run_and_recording_ends():
     run = JITFunction.run
     with assumed_capability(9), recording() as recorder:

@@ -32,7 +32,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base import MIN_LOG_DECAY, Call, capability, dtype_name, dtype_names
+from ..base import MIN_LOG_DECAY, Call, capability, dtype_name, dtype_names, multiprocessors
 from .device import EPS, log_decay, program_coords, sigmoid, state_offsets
 
 CHUNK = 64
@@ -279,13 +279,15 @@ def scan_kernel(
 class Tuning(NamedTuple):
     """How the kernels are compiled.
 
-    scan_kernel: rows of the state a program holds (tile), warps, chunks loaded ahead and the one at hand (stages).
+    scan_kernel: rows of the state a program holds (tile), warps, chunks loaded ahead and the one at hand (stages), and
+    the same where no multiprocessor gets two programs (stages_alone), whose shared memory one program may fill.
     chunk_kernel: its warps (chunk_warps), elements of a key or query loaded at a time (part).
     """
 
     tile: int
     warps: int
     stages: int
+    stages_alone: int
     chunk_warps: int
     part: int
 
@@ -293,22 +295,23 @@ class Tuning(NamedTuple):
 # By compute capability, each the first from which it holds. From 9.0 on a product of 64 rows is one instruction of four
 # warps; before, and on 12.x, where it is not, smaller tiles keep to the registers.
 TUNING = {
-    80: Tuning(tile=32, warps=8, stages=2, chunk_warps=8, part=32),
-    90: Tuning(tile=64, warps=4, stages=2, chunk_warps=4, part=64),
-    100: Tuning(tile=128, warps=8, stages=2, chunk_warps=4, part=64),
-    120: Tuning(tile=32, warps=8, stages=1, chunk_warps=8, part=32),
+    80: Tuning(tile=32, warps=8, stages=2, stages_alone=2, chunk_warps=8, part=32),
+    90: Tuning(tile=64, warps=4, stages=2, stages_alone=3, chunk_warps=4, part=64),
+    100: Tuning(tile=128, warps=8, stages=2, stages_alone=2, chunk_warps=4, part=64),
+    120: Tuning(tile=32, warps=8, stages=1, stages_alone=1, chunk_warps=8, part=32),
 }
 
 
 def tuning(capability: int, V: int, io_dtype: torch.dtype) -> Tuning:
     """Return the tuning for a compute capability, 90 for 9.0, and V, a multiple of 32, which the tile divides.
 
-    float16 inputs take registers for the units of rows, so that no tile of theirs is larger than 64.
+    float16 inputs take registers for the units of rows, so that no tile of theirs is larger than 64 and no third stage
+    fits.
     """
     best = TUNING[max(known for known in TUNING if known <= max(capability, 80))]
-    if io_dtype == torch.float16 and best.tile > 64:
-        best = best._replace(tile=64)
-    return best if V % best.tile == 0 else best._replace(tile=32, warps=8, stages=1)
+    if io_dtype == torch.float16:
+        best = best._replace(tile=min(best.tile, 64), stages_alone=best.stages)
+    return best if V % best.tile == 0 else best._replace(tile=32, warps=8, stages=1, stages_alone=1)
 
 
 def refusal(call: Call) -> str | None:
@@ -327,6 +330,7 @@ def prefill_launch(call: Call):
     HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
     major, minor = capability(call.device) if call.device.type == "cuda" else (8, 0)
     tuned = tuning(10 * major + minor, V, call.io_dtype)
+    available = multiprocessors(call.device)
     k_last = call.layout == "VK"
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
@@ -363,7 +367,8 @@ def prefill_launch(call: Call):
             **scratch,
             **sizes,
         )
-        scan_kernel[(V // tuned.tile * HV * sequences,)](
+        programs = V // tuned.tile * HV * sequences
+        scan_kernel[(programs,)](
             k=k,
             v=v,
             state=state.data,
@@ -378,7 +383,7 @@ def prefill_launch(call: Call):
             V=V,
             TILE=tuned.tile,
             K_LAST=k_last,
-            STAGES=tuned.stages,
+            STAGES=tuned.stages_alone if programs <= available else tuned.stages,
             num_warps=tuned.warps,
             **scratch,
             **sizes,
