@@ -1,8 +1,8 @@
 """The engine's selection rules: which backend decodes, which prefills and which dtype the state has, from its settings.
 
 The settings, their names and what is refused follow SGLang pull request 19150 and what came after it
-(data/published/pr19150/selection_rules.csv). resolve() touches no GPU: what the rules need to know of one is given, and
-this_machine() finds it out.
+(data/published/pr19150/selection_rules.csv). resolve() touches no GPU and imports no torch: what the
+rules need to know of a GPU is given. this_machine() finds it out; `gdn-lab advise` takes it from a recorded run.
 
     linear_attn_backend           triton (default), cutedsl, flashinfer: for decode and prefill alike, unless
     linear_attn_decode_backend    says otherwise for decode, or
@@ -16,10 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from packaging.version import Version
 
-from .backends.flashinfer import MINIMUM_VERSION, no_prefill
+from .minimum_versions import FLASHINFER as MINIMUM_VERSION
 
 BACKENDS = ("triton", "cutedsl", "flashinfer")
 SSM_DTYPES = ("float32", "bfloat16", "float16")
@@ -51,6 +50,10 @@ class Machine(NamedTuple):
 
 def this_machine() -> Machine:
     """torch's current GPU, if it is an NVIDIA one, and FlashInfer as it is installed here."""
+    import torch
+
+    from .backends.flashinfer import no_prefill
+
     has_gpu = torch.cuda.is_available() and torch.version.hip is None
     capability = torch.cuda.get_device_capability() if has_gpu else None
     try:

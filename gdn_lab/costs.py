@@ -6,7 +6,7 @@ as scratch between its passes, does not count: it is part of what the time over 
 
 import torch
 
-from .models import CONV_WINDOW, GDNShape
+from .models import CONV_BYTES, CONV_WINDOW, GDNShape
 
 DECODE_BYTES_FORMULA = "decode: state read + written, q k v a b read, o written, indices, A_log, dt_bias"
 PREFILL_BYTES_FORMULA = (
@@ -21,7 +21,6 @@ VERIFY_BYTES_FORMULA = {
 COMMIT_BYTES_FORMULA = "commit: one state and one window read + written for each row that accepts, indices, counts"
 
 INDEX_BYTES = 4  # of one entry of indices, cu_seqlens or accepted counts, each int32
-CONV_BYTES = 2  # of one element of the convolution window, bf16
 
 
 def decode_bytes(shape: GDNShape, batch: int, state_dtype: torch.dtype, io_dtype: torch.dtype = torch.bfloat16) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 CONV_WINDOW = 3  # a causal convolution of width 4 keeps the last 3 inputs
+CONV_BYTES = 2  # of one of them: activations, which engines keep in bf16 whatever the state's dtype
+STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one element of the recurrent state
 
 
 class Model(NamedTuple):
@@ -113,3 +115,19 @@ class GDNShape:
     def scale(self) -> float:
         """The default scale of q: head_k_dim ** -0.5."""
         return self.head_k_dim**-0.5
+
+
+def slot_nbytes(shape: GDNShape, element_bytes: int) -> dict[str, int]:
+    """Bytes of one slot in one layer: {"state": HV·V·K elements, "conv": the window, conv_dim·3 of bf16}."""
+    return {"state": shape.state_elements * element_bytes, "conv": shape.conv_dim * CONV_WINDOW * CONV_BYTES}
+
+
+def draft_nbytes(shape: GDNShape, tokens: int, element_bytes: int) -> dict[str, int]:
+    """Bytes that verifying one request's `tokens` draft tokens keeps in one layer until they are committed.
+
+    {"intermediate_states": a state for each token, "draft_inputs": the convolution's input for each, bf16}.
+    """
+    return {
+        "intermediate_states": tokens * shape.state_elements * element_bytes,
+        "draft_inputs": tokens * shape.conv_dim * CONV_BYTES,
+    }

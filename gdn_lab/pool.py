@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import State
-from .models import CONV_WINDOW, GDNShape
+from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
 
 LAYOUTS = ("VK", "KV")
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -79,19 +79,13 @@ class StatePool:
     @staticmethod
     def slot_nbytes(shape: GDNShape, dtype=torch.bfloat16) -> dict[str, int]:
         """Bytes of one slot in one layer: {"state": HV·V·K elements of dtype, "conv": conv_dim·3 of bf16}."""
-        return {
-            "state": shape.state_elements * dtype.itemsize,
-            "conv": shape.conv_dim * CONV_WINDOW * CONV_DTYPE.itemsize,
-        }
+        return slot_nbytes(shape, dtype.itemsize)
 
     @staticmethod
     def draft_nbytes(shape: GDNShape, tokens: int, dtype=torch.bfloat16) -> dict[str, int]:
         """Bytes that verifying one request's `tokens` draft tokens keeps in one layer until commit():
         {"intermediate_states": a state for each token, "draft_inputs": the convolution's input for each}."""
-        return {
-            "intermediate_states": tokens * shape.state_elements * dtype.itemsize,
-            "draft_inputs": tokens * shape.conv_dim * CONV_DTYPE.itemsize,
-        }
+        return draft_nbytes(shape, tokens, dtype.itemsize)
 
     @property
     def nbytes(self) -> int:

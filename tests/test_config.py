@@ -156,5 +156,5 @@ def test_this_machine(monkeypatch, capability, installed, prefill):
     monkeypatch.setattr(config.importlib.metadata, "version", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(config, "no_prefill", lambda major: f"asked for {major}")
+    monkeypatch.setattr("gdn_lab.backends.flashinfer.no_prefill", lambda major: f"asked for {major}")
     assert config.this_machine() == Machine(capability, installed, prefill)

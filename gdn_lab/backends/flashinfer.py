@@ -26,9 +26,9 @@ import inspect
 import torch
 from packaging.version import Version
 
+from ..minimum_versions import FLASHINFER as MINIMUM_VERSION
 from .base import Backend, Variant, capability, dtype_name, needs_capability
 
-MINIMUM_VERSION = {9: "0.6.4", 10: "0.6.5"}  # by compute capability: the first release with its pool-mode kernels
 HEAD_DIM = 128
 ALIGNMENT = {torch.bfloat16: 32, torch.float32: 16}  # bytes, by state dtype: where its kernels need tensors to begin
 

@@ -2,17 +2,21 @@
 
 import difflib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas
+from ..bench.run_folder import load
 
-from ..bench import results
+if TYPE_CHECKING:  # slow to import, and needed for the published tables alone
+    import pandas
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 PUBLISHED_BASE, PUBLISHED_BASELINE = "FlashInfer VK", "Triton KV"  # kernels of decode_microbenchmark.csv
 
 
-def published(table: str, source: str = "pr19150") -> pandas.DataFrame:
+def published(table: str, source: str = "pr19150") -> "pandas.DataFrame":
     """One published table; its header in the CSV says where it comes from. FileNotFoundError lists the tables."""
+    import pandas
+
     path = DATA / "published" / source / f"{table}.csv"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv"))) or f"nothing in {path.parent}"
@@ -20,7 +24,7 @@ def published(table: str, source: str = "pr19150") -> pandas.DataFrame:
     return pandas.read_csv(path, comment="#")
 
 
-def published_times() -> pandas.DataFrame:
+def published_times() -> "pandas.DataFrame":
     """The pull request's microbenchmark, µs: batches down, (gpu, kernel) across as "B200 Triton KV"."""
     table = published("decode_microbenchmark")
     table["column"] = table.gpu + " " + table.kernel
@@ -28,7 +32,7 @@ def published_times() -> pandas.DataFrame:
     return wide[list(dict.fromkeys(table.column))].rename_axis(index="B", columns=None)
 
 
-def published_ratios() -> pandas.DataFrame:
+def published_ratios() -> "pandas.DataFrame":
     """The pull request's microbenchmark as times over FlashInfer's on the same GPU: gpu, kernel, batch, ratio."""
     table = published("decode_microbenchmark")
     base = table[table.kernel == PUBLISHED_BASE]
@@ -48,7 +52,7 @@ def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dic
         hint = f" (did you mean {near[0]!r}?)" if near and near[0] != gpu else ""
         listing = ", ".join("/".join(pair) for pair in known) or "none yet"
         raise FileNotFoundError(f"no recorded run of {notebook} on {gpu!r}{hint}; recorded are: {listing}")
-    run, rows = results.load(folder)
+    run, rows = load(folder)
     return run | {"recorded_on": gpu}, rows
 
 
