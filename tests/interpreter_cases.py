@@ -10,17 +10,19 @@ import numpy
 import pytest
 import torch
 from against_reference import PADDING, check_decode, filled_pool, row_slots
+from isolation import reached
 from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, decode, reference
+from gdn_lab.backends import registry
 from gdn_lab.backends.base import State
 from gdn_lab.backends.triton import backend
-from gdn_lab.backends.triton import recurrent as triton_tokens
+from gdn_lab.backends.triton import recurrent as recurrent
 from gdn_lab.ops import make_inputs
 
 assert backend.INTERPRETED, "run under TRITON_INTERPRET=1"
 
-VARIANTS = [variant for variant in backend.TritonBackend.variants if "decode" in variant.phases]
+VARIANTS = [v for v in registry.VARIANTS.values() if v.backend == "triton" and "decode" in v.phases]
 SMALL = GDNShape(2, 4, 32, 32)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -32,7 +34,7 @@ different = pytest.mark.parametrize(
 
 
 def check(variant, pool, indices, **options):
-    return check_decode(pool, indices, backend=f"triton/{variant.name}", interpreted=True, **options)
+    return check_decode(pool, indices, backend=variant.full_name, interpreted=True, **options)
 
 
 @every_variant
@@ -97,7 +99,7 @@ def test_the_models_head_size(variant):
 @pytest.mark.parametrize("tile", [8, 16, 32])
 def test_larger_tiles(monkeypatch, tile):
     """What larger batches take on a GPU; V is not K, so that a tile that mixes them up shows."""
-    monkeypatch.setattr(triton_tokens, "decode_tile", lambda heads, overlap: triton_tokens.Tile(tile, 1))
+    monkeypatch.setattr(recurrent, "decode_tile", lambda heads, overlap: recurrent.Tile(tile, 1))
     pool = filled_pool(GDNShape(1, 3, 16, 64), 4, layout="VK", dtype=FP32)
     check_decode(pool, row_slots(2, 4), backend="triton/vk", interpreted=True)
 
@@ -115,7 +117,7 @@ def test_offsets_beyond_2_31_elements(variant):
     old = torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(0)).to(BF16)
     pool.write(indices[live], old)
     x = make_inputs(shape, 4)
-    o = decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=f"triton/{variant.name}")
+    o = decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=variant.full_name)
     expected_o, expected = reference.decode(*(t[live] for t in x.arguments()), **x.gates(), state=old)
     assert_close("o", o[live], expected_o, BF16, interpreted=True)
     assert_close("state", pool.read(indices[live]), expected, BF16, interpreted=True)
@@ -125,3 +127,9 @@ def test_offsets_beyond_2_31_elements(variant):
 def test_auto_never_takes_the_interpreter():
     pool = filled_pool(SMALL, 3, layout="VK", dtype=FP32)
     check_decode(pool, row_slots(2, 3, padding=[0]), backend="auto")
+
+
+@every_variant
+def test_isolation(variant):
+    """NaN in one row changes no bit of another."""
+    assert not reached(variant, "decode", GDNShape(1, 2, 16, 32), FP32)

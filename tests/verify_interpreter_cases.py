@@ -4,11 +4,13 @@ import numpy
 import pytest
 import torch
 from against_reference import PADDING, filled_pool, row_slots, same_bits
+from isolation import reached
 from tolerances import assert_close
 from verify_against_reference import BOTH, INTERMEDIATE, OUTPUT, UPDATE, check_verify
 
 from gdn_lab import GDNShape, StatePool, pool_kernels, reference, verify
 from gdn_lab.backends.base import State
+from gdn_lab.backends.registry import VARIANTS
 from gdn_lab.backends.triton import verify as triton_verify
 from gdn_lab.backends.triton.recurrent import Tile
 from gdn_lab.ops import make_inputs
@@ -110,3 +112,10 @@ def test_commit_kernels_equal_torch(tokens, layout):
         )
         pool.commit(indices, accepted)
         assert same_bits(other.state[1:], pool.state[1:]) and same_bits(other.conv[1:], pool.conv[1:])
+
+
+@both_layouts
+def test_isolation(layout):
+    """NaN in one row changes no bit of another, in any mode."""
+    name = "triton/vk" if layout == "VK" else "triton/kv32"
+    assert not reached(VARIANTS[name], "verify", GDNShape(1, 2, 16, 32), FP32)

@@ -70,7 +70,7 @@ class FlashInferBackend(Backend):
         return needs_capability(device, 9) or _not_installed(capability(device)[0])
 
     def refusal(self, variant, call):
-        if reason := super().refusal(variant, call) or _refusal_of_mode(variant.name, call.mode):
+        if reason := super().refusal(variant, call) or refusal_of_mode(variant.name, call.mode):
             return reason
         return no_prefill(capability(call.device)[0]) if call.phase == "prefill" else None
 
@@ -231,7 +231,7 @@ def _verify_wy(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l
     )
 
 
-def _refusal_of_mode(variant: str, mode: str | None) -> str | None:
+def refusal_of_mode(variant: str, mode: str | None) -> str | None:
     """Why a variant cannot serve a verify call of this mode: one sentence, or None."""
     if mode == "update and intermediate":
         return "either updates the state or stores the state after each token; pass update_state=False and commit()"
