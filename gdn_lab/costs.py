@@ -52,7 +52,7 @@ def prefill_flops(shape: GDNShape, tokens: int, chunk: int = 64) -> int:
     triangular and shared by the value heads of a key head, take C K each. Inverting a chunk's triangular system for T
     adds about a tenth and does not count.
     """
-    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    HK, HV, K, V = shape.dims
     return tokens * (HV * (6 * K * V + 2 * chunk * V) + HK * 2 * chunk * K)
 
 
@@ -91,7 +91,7 @@ def _state_bytes(shape: GDNShape, state_dtype: torch.dtype) -> int:
 
 def _token_bytes(shape: GDNShape, io_dtype: torch.dtype) -> int:
     """Bytes of one token's q, k, v, a, b and o."""
-    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    HK, HV, K, V = shape.dims
     return (2 * HK * K + 2 * HV * V + 2 * HV) * io_dtype.itemsize
 
 

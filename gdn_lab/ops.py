@@ -1,4 +1,4 @@
-"""decode(), verify(), prefill(): check, pick a backend, call it. And what engines did before pools were in place.
+"""decode(), verify(), prefill(): check, choose a backend, call it. And what engines did before kernels took a pool.
 
 What can be read off the tensors without waiting for the GPU is checked on every call. What lies in GPU memory (the
 range and uniqueness of indices, NaN in the state) is checked inside `with checks(True):` or under GDN_LAB_CHECKS=1.
@@ -15,23 +15,41 @@ from .models import GDNShape
 from .pool import StatePool, checks, checks_values
 
 __all__ = [
-    "DecodeInputs", "checks", "decode", "decode_gathered", "make_inputs", "prefill", "prefill_detour", "verify",
-]  # fmt: skip
+    "DecodeInputs",
+    "checks",
+    "decode",
+    "decode_gathered",
+    "make_inputs",
+    "prefill",
+    "prefill_detour",
+    "verify",
+]
 
 DRAFT_TOKENS = (2, 16)  # of one verify call: fewest and most
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def decode(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, *, A_log: Tensor, dt_bias: Tensor, pool: StatePool,
-    indices: Tensor, backend: str = "auto", scale: float | None = None, use_qk_l2norm: bool = True,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    pool: StatePool,
+    indices: Tensor,
+    backend: str = "auto",
+    scale: float | None = None,
+    use_qk_l2norm: bool = True,
     out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """One token for each row; updates the rows' slots of the pool in place and returns o [B, HV, V].
+) -> Tensor:
+    """Take one token for each row: update the rows' slots of the pool in place and return o [B, HV, V].
 
     q, k [B, HK, K]; v [B, HV, V]; a, b [B, HV]: one dtype, may be strided views whose last dimension is contiguous.
     A_log, dt_bias [HV] float32. indices [B] int32 or int64: each row's slot; negative is padding: such a row changes no
-    slot that was handed out, and its output means nothing (zero on `torch`, `triton`, `cutedsl`).
+    slot that was handed out, and its output is undefined (zero on `torch`, `triton`, `cutedsl`).
     backend: "auto" (the fastest that can), a name ("triton"), or a name and variant ("triton/kv8").
     scale: of q, default K ** -0.5. out: [B, HV, V], contiguous, q's dtype; given, the call allocates nothing.
 
@@ -62,17 +80,30 @@ def decode(
 
 
 def verify(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, *, A_log: Tensor, dt_bias: Tensor, pool: StatePool,
-    indices: Tensor, backend: str = "auto", scale: float | None = None, use_qk_l2norm: bool = True,
-    out: Tensor | None = None, intermediate_states: Tensor | None = None, update_state: bool = True,
-) -> Tensor:  # fmt: skip
-    """T = 2…16 draft tokens for each row, one after the other from the row's state; returns o [B, T, HV, V].
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    pool: StatePool,
+    indices: Tensor,
+    backend: str = "auto",
+    scale: float | None = None,
+    use_qk_l2norm: bool = True,
+    out: Tensor | None = None,
+    intermediate_states: Tensor | None = None,
+    update_state: bool = True,
+) -> Tensor:
+    """Take T = 2…16 draft tokens for each row, one after the other from the row's state; return o [B, T, HV, V].
 
     q, k [B, T, HK, K]; v [B, T, HV, V]; a, b [B, T, HV]; otherwise as decode().
-    update_state: the rows' slots move on by all T tokens. Otherwise the pool's state stays as it is.
+    update_state: the rows' slots take the state after all T tokens. Otherwise the pool's state stays as it is.
     intermediate_states [B, T, HV, V, K] of the pool's dtype (a KV pool: [B, T, HV, K, V]), contiguous but for its first
     dimension: the state after each token is stored there, for StatePool.commit() once it is known how many tokens are
-    accepted; pool.intermediate_states[:B, :T] is such a buffer. What it holds for padding rows means nothing.
+    accepted; pool.intermediate_states[:B, :T] is such a buffer. Its padding rows are undefined.
 
     out: [B, T, HV, V], contiguous, q's dtype. Synchronisation, padding and errors as decode().
     """
@@ -111,11 +142,23 @@ def verify(
 
 
 def prefill(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, *, A_log: Tensor, dt_bias: Tensor, pool: StatePool,
-    indices: Tensor, cu_seqlens: Tensor, backend: str = "auto", scale: float | None = None, use_qk_l2norm: bool = True,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    pool: StatePool,
+    indices: Tensor,
+    cu_seqlens: Tensor,
+    backend: str = "auto",
+    scale: float | None = None,
+    use_qk_l2norm: bool = True,
     out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Packed sequences of any length; each starts from its slot's state, which becomes its last; o [tokens, HV, V].
+) -> Tensor:
+    """Take packed sequences of any length, each from its slot's state, and store its last; return o [tokens, HV, V].
 
     q, k [tokens, HK, K]; v [tokens, HV, V]; a, b [tokens, HV]; otherwise as decode(). Sequence n holds the tokens
     cu_seqlens[n] to cu_seqlens[n + 1] and may be empty: its state then stays as it is.
@@ -129,9 +172,11 @@ def prefill(
     sequences = indices.size(0) if indices.dim() else 0
     _check_call((q.size(0),), sequences, q, k, v, a, b, A_log, dt_bias, pool, indices, out)
     if (
-        cu_seqlens.shape != (sequences + 1,) or cu_seqlens.dtype not in _INDEX_DTYPES
-        or cu_seqlens.get_device() != pool.state.get_device() or not cu_seqlens.is_contiguous()
-    ):  # fmt: skip
+        cu_seqlens.shape != (sequences + 1,)
+        or cu_seqlens.dtype not in _INDEX_DTYPES
+        or cu_seqlens.get_device() != pool.state.get_device()
+        or not cu_seqlens.is_contiguous()
+    ):
         dtype = cu_seqlens.dtype if cu_seqlens.dtype in _INDEX_DTYPES else torch.int32
         _refuse("cu_seqlens", cu_seqlens, (sequences + 1,), dtype, pool.device)
     if checks_values():
@@ -159,17 +204,21 @@ def prefill(
 
 
 def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, **options):
-    """prefill() of a VK pool by way of KV, as engines made it whose prefill kernel knew only KV: gather the slots,
-    transpose, run on that, transpose back, scatter.
+    """Run prefill() on a VK pool by a KV round trip, as engines did whose prefill kernel took only KV pools: gather the
+    slots, transpose, run on that, transpose back, scatter.
 
     scratch: a KV pool of at least n + 1 slots with the pool's shape, dtype and device; its slots 1…n are overwritten.
-    rows: arange(1, n + 1) of the indices' dtype. Other arguments and errors as prefill(). Padding travels through the
+    rows: arange(1, n + 1) of the indices' dtype. Other arguments and errors as prefill(). Padding uses the
     null slot.
     """
     n = len(indices)
     if (pool.layout, scratch.layout, scratch.shape, scratch.dtype, scratch.device) != (
-        "VK", "KV", pool.shape, pool.dtype, pool.device,
-    ) or scratch.slots <= n:  # fmt: skip
+        "VK",
+        "KV",
+        pool.shape,
+        pool.dtype,
+        pool.device,
+    ) or scratch.slots <= n:
         raise ValueError(f"scratch: expected KV and {n + 1} slots, and a VK pool otherwise like it, got {scratch}")
     slots = indices.clamp(min=0).long()
     batch = scratch.state[1 : n + 1]
@@ -180,19 +229,32 @@ def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: 
 
 
 def decode_gathered(
-    q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, padding: bool = True,
+    q,
+    k,
+    v,
+    a,
+    b,
+    *,
+    pool: StatePool,
+    indices: Tensor,
+    scratch: StatePool,
+    rows: Tensor,
+    padding: bool = True,
     **options,
-):  # fmt: skip
-    """decode() as engines made it before kernels took a pool: gather the slots into a batch, run on it, scatter back.
+):
+    """Run decode() as engines did before kernels took a pool: gather the slots into a batch, run on it, scatter back.
 
     scratch: a pool of at least B + 1 slots with the pool's shape, layout, dtype and device; its slots 1…B are
-    overwritten. rows: arange(1, B + 1) int32. Other arguments and errors as decode(). Padding rows travel through the
+    overwritten. rows: arange(1, B + 1) int32. Other arguments and errors as decode(). Padding rows use the
     null slot; padding=False promises that there are none. Without padding and with int64 indices, the gather and the
     scatter are one kernel each and nothing else is added.
     """
     if (scratch.shape, scratch.layout, scratch.dtype, scratch.device) != (
-        pool.shape, pool.layout, pool.dtype, pool.device,
-    ) or scratch.slots <= len(indices):  # fmt: skip
+        pool.shape,
+        pool.layout,
+        pool.dtype,
+        pool.device,
+    ) or scratch.slots <= len(indices):
         raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
     if indices.shape != q.shape[:1] or indices.get_device() != pool.state.get_device():
         _refuse("indices", indices, q.shape[:1], indices.dtype, pool.device)
@@ -207,18 +269,18 @@ def decode_gathered(
 
 
 def _chosen(backend, call, v, out):
-    """The launch of the backend that serves the call, and `out`, allocated if it is None."""
+    """Return the launch of the backend that serves the call, and `out`, allocated if it is None."""
     launch = launch_for(backend, call)
     return launch, torch.empty(v.shape, dtype=v.dtype, device=v.device) if out is None else out
 
 
 def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):
-    """Shapes, dtypes, devices, strides: all that is known on the host. On the path of every call, so kept cheap.
+    """Check shapes, dtypes, devices and strides: all that is known on the host. Part of every call, so kept cheap.
 
     lead: the dimensions of q, k, v, a, b and out before the heads. rows: the length of indices.
     """
     shape, gpu, dtype = pool.shape, pool.state.get_device(), q.dtype  # get_device() is -1 on the CPU
-    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    HK, HV, K, V = shape.dims
     if gpu >= 0 and torch.cuda.current_device() != gpu:  # kernels are launched on the current device
         raise ValueError(
             f"pool: is on {pool.device} and the current device is cuda:{torch.cuda.current_device()}; "
@@ -241,9 +303,11 @@ def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):
         if x.shape != (HV,) or x.dtype is not torch.float32 or x.get_device() != gpu or not x.is_contiguous():
             _refuse(name, x, (HV,), torch.float32, pool.device)
     if (
-        indices.shape != (rows,) or indices.dtype not in _INDEX_DTYPES or indices.get_device() != gpu
+        indices.shape != (rows,)
+        or indices.dtype not in _INDEX_DTYPES
+        or indices.get_device() != gpu
         or not indices.is_contiguous()
-    ):  # fmt: skip
+    ):
         _refuse(
             "indices", indices, (rows,), indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32, pool.device
         )
@@ -254,7 +318,7 @@ def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):
 
 
 def _refuse(name, x, shape, dtype, device):
-    """Raises the ValueError for one tensor that is not what it should be."""
+    """Raise the ValueError for one tensor that is not what it should be."""
     seen = f"{dtype_name(x.dtype)} {list(x.shape)} on {x.device}"
     if not x.is_contiguous():
         seen += f" with strides {list(x.stride())}"
@@ -263,7 +327,7 @@ def _refuse(name, x, shape, dtype, device):
 
 
 def _check_slots(pool, indices):
-    """Values of indices and state. Synchronises with the GPU."""
+    """Check the values of indices and state. Synchronises with the GPU."""
     slots = [slot for slot in indices.tolist() if slot >= 0]
     outside = [slot for slot in slots if slot >= pool.slots]
     if outside:
@@ -282,7 +346,7 @@ def _check_slots(pool, indices):
 
 
 def _check_bounds(cu_seqlens, tokens):
-    """Values of cu_seqlens. Synchronises with the GPU."""
+    """Check the values of cu_seqlens. Synchronises with the GPU."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != tokens or bounds != sorted(bounds):
         raise ValueError(f"cu_seqlens: expected 0 to {tokens}, the tokens of q, and never falling, got {bounds}")
@@ -303,26 +367,26 @@ class DecodeInputs:
     mixed_qkv: Tensor
 
     def arguments(self) -> tuple[Tensor, ...]:
-        """The positional arguments of decode() and verify()."""
+        """Return the positional arguments of decode(), verify() and prefill()."""
         return self.q, self.k, self.v, self.a, self.b
 
     def gates(self) -> dict[str, Tensor]:
-        """The keyword arguments A_log and dt_bias of decode() and verify()."""
+        """Return the keyword arguments A_log and dt_bias of decode(), verify() and prefill()."""
         return {"A_log": self.A_log, "dt_bias": self.dt_bias}
 
 
 def make_inputs(
     shape: GDNShape, batch: int, *, tokens=None, device="cpu", dtype=torch.bfloat16, seed=0, strong_decay=True
-):  # fmt: skip
-    """Random DecodeInputs of decode(), or with `tokens` of verify() with so many draft tokens a row. Those of prefill()
-    are like those of decode(), `batch` counting tokens.
+):
+    """Make random DecodeInputs of decode(), or with `tokens` of verify() with that many draft tokens a row. Those of
+    prefill() are like those of decode(), `batch` counting tokens.
 
-    q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised. With strong_decay, gates
-    span g = e^-20 and less to nearly 1; without, g stays near 1, as in most trained heads. The same seed gives the same
-    numbers on every device.
+    q, k, v standard normal, packed; A_log of A uniform in 1…16 as the models are initialised. With strong_decay, g
+    ranges from e^-20 and less to nearly 1; without, it stays near 1, as in most trained heads. The same seed gives the
+    same numbers on every device.
     """
     rng = torch.Generator().manual_seed(seed)
-    HK, HV, K, V = shape.num_k_heads, shape.num_v_heads, shape.head_k_dim, shape.head_v_dim
+    HK, HV, K, V = shape.dims
     lead = (batch,) if tokens is None else (batch, tokens)
     mixed_qkv = torch.randn(*lead, shape.conv_dim, generator=rng).to(device, dtype)
     q, k, v = mixed_qkv.split([HK * K, HK * K, HV * V], dim=-1)

@@ -5,7 +5,7 @@ Two memory orders of the recurrent state, both contiguous:
     VK (K-last)   [slots, HV, V, K]   a row of S, all K values of one v, is one run of memory
     KV            [slots, HV, K, V]   a column of S, all V values of one k, is one run of memory
 
-Slot 0 is the null slot: never handed out, free for backends to scribble on for padding rows.
+Slot 0 is the null slot: never handed out, so that backends may overwrite it for padding rows.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _check_values = os.environ.get("GDN_LAB_CHECKS", "") == "1"
 
 @contextlib.contextmanager
 def checks(on: bool = True):
-    """Inside, calls also check values, which synchronises with a GPU: index range, duplicates, NaN in the state."""
+    """Inside, calls check values too, which synchronises with a GPU: range of indices, duplicates, NaN in the state."""
     global _check_values
     before, _check_values = _check_values, on
     try:
@@ -163,9 +163,13 @@ class StatePool:
             self.draft_inputs = torch.zeros(inputs, dtype=CONV_DTYPE, device=self.device)
 
     def commit(
-        self, indices: Tensor, accepted: Tensor, *, intermediate_states: Tensor | None = None,
+        self,
+        indices: Tensor,
+        accepted: Tensor,
+        *,
+        intermediate_states: Tensor | None = None,
         draft_inputs: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """After a verify call that left the state: makes it the state after each row's first `accepted` draft tokens.
 
         indices [B] int32 or int64: the call's; padding rows (negative) are passed over. accepted [B] int32 or int64 on
@@ -189,13 +193,15 @@ class StatePool:
         if intermediate_states is None or draft_inputs is None:
             missing = "draft_inputs" if draft_inputs is None else "intermediate_states"
             raise ValueError(
-                f"{missing}: expected it beside the other, got None; state and convolution window roll back together"
+                f"{missing}: expected both or neither, got None; state and convolution window roll back together"
             )
         tokens = intermediate_states.shape[1]
         self.check_intermediate_states(intermediate_states, rows, tokens)
         self._check_tensor("draft_inputs", draft_inputs, (rows, self.shape.conv_dim, tokens), (CONV_DTYPE,))
         if draft_inputs.stride(-1) != 1:
-            raise ValueError(f"draft_inputs: expected tokens side by side, got strides {list(draft_inputs.stride())}")
+            raise ValueError(
+                f"draft_inputs: expected the last dimension contiguous, got strides {list(draft_inputs.stride())}"
+            )
         self._check_tensor("indices", indices, (rows,), (torch.int32, torch.int64))
         self._check_tensor("accepted", accepted, (rows,), (torch.int32, torch.int64))
         if _check_values or self.device.type == "cpu":
@@ -216,7 +222,7 @@ class StatePool:
     def to(self, *, layout=None, dtype=None, device=None) -> "StatePool":
         """A new pool with the same contents and the same slots handed out, in another layout, dtype or device.
 
-        As much room for drafts is reserved as here, but drafts not yet committed do not travel.
+        As much room for drafts is reserved as here, but drafts not yet committed are not copied.
         """
         layout, dtype, device = layout or self.layout, dtype or self.dtype, device or self.device
         other = StatePool(self.shape, self.slots, layout=layout, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
 """StatePool.commit() on a GPU: two copies by index in Triton. pool.py imports this only where there is a GPU.
 
-Rows with nothing accepted, and padding, are left out by the kernels themselves: the host never learns which they are.
+The kernels themselves skip padding and rows with nothing accepted, so the host need not know which those are.
 """
 
 import torch
@@ -8,14 +8,15 @@ import triton
 import triton.language as tl
 
 BLOCK = 8192  # elements of a state that one program copies
-CHANNELS = 512  # channels of a window that one program moves on
+CHANNELS = 512  # channels of a window that one program shifts
 
 
 @triton.jit
-def state_kernel(
-    state, states, indices, accepted, states_row, ELEMENTS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """state [slots, ELEMENTS], states [B, T, ELEMENTS] with rows states_row apart. Grid: [⌈ELEMENTS / BLOCK⌉ · B]."""
+def state_kernel(state, states, indices, accepted, states_row, ELEMENTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Copy BLOCK elements of a row's last accepted state into its slot. Grid: [⌈ELEMENTS / BLOCK⌉ · B].
+
+    state [slots, ELEMENTS]; states [B, T, ELEMENTS], states_row elements from one row to the next.
+    """
     BLOCKS: tl.constexpr = (ELEMENTS + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // BLOCKS).to(tl.int64)
     i = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
@@ -32,8 +33,11 @@ def window_kernel(
     conv, inputs, indices, accepted, inputs_row, inputs_channel,
     DIM: tl.constexpr, WINDOW: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """conv [slots, DIM, 3], inputs [B, DIM, T]. Grid: [⌈DIM / CHANNELS⌉ · B]. A thread moves its channels' three
-    elements: all are read before any is written."""
+    """Shift CHANNELS channels of a row's convolution window by its accepted tokens. Grid: [⌈DIM / CHANNELS⌉ · B].
+
+    conv [slots, DIM, 3], inputs [B, DIM, T]. A thread has all three elements of its channels, and reads them before it
+    writes any.
+    """
     BLOCKS: tl.constexpr = (DIM + CHANNELS - 1) // CHANNELS
     row = (tl.program_id(0) // BLOCKS).to(tl.int64)
     c = tl.program_id(0) % BLOCKS * CHANNELS + tl.arange(0, CHANNELS)
@@ -54,15 +58,24 @@ def window_kernel(
 
 
 def commit(state, conv, indices, accepted, intermediate_states, draft_inputs) -> None:
-    """What StatePool.commit() does, for checked arguments. draft_inputs: the last dimension contiguous."""
+    """Launch what StatePool.commit() does, for checked arguments. draft_inputs: the last dimension contiguous."""
     rows, elements = len(indices), state[0].numel()
     if not rows:
         return
     with torch.cuda.device_of(state):
         state_kernel[(triton.cdiv(elements, BLOCK) * rows,)](
-            state, intermediate_states, indices, accepted, intermediate_states.stride(0), elements, BLOCK, num_warps=4
+            *(state, intermediate_states, indices, accepted),
+            states_row=intermediate_states.stride(0),
+            ELEMENTS=elements,
+            BLOCK=BLOCK,
+            num_warps=4,
         )
         window_kernel[(triton.cdiv(conv.shape[1], CHANNELS) * rows,)](
-            conv, draft_inputs, indices, accepted, *draft_inputs.stride()[:2], conv.shape[1], conv.shape[2], CHANNELS,
+            *(conv, draft_inputs, indices, accepted),
+            inputs_row=draft_inputs.stride(0),
+            inputs_channel=draft_inputs.stride(1),
+            DIM=conv.shape[1],
+            WINDOW=conv.shape[2],
+            CHANNELS=CHANNELS,
             num_warps=4,
-        )  # fmt: skip
+        )

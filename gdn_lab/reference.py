@@ -48,9 +48,7 @@ def prefill(q, k, v, a, b, *, A_log, dt_bias, state, cu_seqlens, scale=None, use
     return _each_sequence(_recurrent, q, k, v, a, b, A_log, dt_bias, state, cu_seqlens, scale, use_qk_l2norm)
 
 
-def prefill_chunked(
-    q, k, v, a, b, *, A_log, dt_bias, state, cu_seqlens, scale=None, use_qk_l2norm=True, chunk=64
-):  # fmt: skip
+def prefill_chunked(q, k, v, a, b, *, A_log, dt_bias, state, cu_seqlens, scale=None, use_qk_l2norm=True, chunk=64):
     """`prefill` computed `chunk` tokens at a time, the form that chunk kernels use."""
 
     def run(*arguments):

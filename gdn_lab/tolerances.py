@@ -6,7 +6,7 @@ The reference gets the very inputs and state that a kernel gets, already rounded
                element. bf16 has 8 significant bits, fp16 11, float32 24, so relative to the element 2^-8, 2^-11 and
                2^-24; and never less than half the spacing of fp16's subnormal numbers, 2^-25.
   arithmetic   What happens before that, relative to the largest element of the result, since terms of that size cancel.
-               It depends on what is computed, as said at each constant.
+               It depends on what is computed: see each constant.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SUBNORMAL = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-25}
-# A whole unit: what sweeps allow, whose kernels may round twice, and Triton's interpreter, which cuts instead.
+# A whole unit: what sweeps allow, whose kernels may round twice, and Triton's interpreter, which truncates.
 LAST_PLACE = {dtype: 2 * half for dtype, half in ROUNDING.items()}
 
 # Float32 sums of 128 products and the GPU's approximate exp, log and rsqrt; leaves an order of magnitude to spare.
@@ -31,16 +31,16 @@ LOGARITHMS = 1e-3
 OPERANDS = {torch.float32: 0.0, torch.bfloat16: 4 * 2.0**-8, torch.float16: 8 * 2.0**-11}
 PREFILL = 2 * OPERANDS[torch.bfloat16] + LOGARITHMS  # what sweeps allow every kernel
 
-# Products with thousands of terms in the tensor cores, which in FP8 keep 14 bits and cut the rest (Hopper): up to 4
-# cuts in each 128 terms, which add up over the terms.
+# Products with thousands of terms in the tensor cores, which in FP8 keep 14 bits and truncate the rest (Hopper): up
+# to 4 truncations in each 128 terms, which add up over the terms.
 PRODUCT = 2.0**-9
 
 # An FP8 element: half a unit in its last place, and half the spacing of its subnormal numbers, in scales.
 E4M3, E4M3_SUBNORMAL = 2.0**-4, 2.0**-10
 
 # Experts in FP8 round each one's hidden row to bf16 and then to e4m3, where half a unit decides between neighbours an
-# eighth apart. One large element so decided moves a whole row of the output a little: by at most so much of the largest
-# element, and by far less on average over the row.
+# eighth apart. One large element decided otherwise changes a whole row of the output a little: by at most so much of the
+# largest element, and by far less on average over the row.
 EXPERTS, EXPERTS_MEAN = 2.0**-4, 2.0**-7
 
 
@@ -61,7 +61,7 @@ def distance(actual, expected, dtype, arithmetic=ARITHMETIC) -> tuple[bool, floa
 
 
 class Check(NamedTuple):
-    """What the reference said of one case: largest errors of o and of the new state, None where they are not finite."""
+    """The result of checking one case: largest errors of o and of the new state, None where they are not finite."""
 
     right: bool
     max_abs_error: float | None

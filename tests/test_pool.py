@@ -76,7 +76,7 @@ class Slots(RuleBasedStateMachine):
         self.pool.conv[slots] = 1.0
 
     @rule()
-    def scribble_on_what_nobody_holds(self):
+    def overwrite_what_nobody_holds(self):
         idle = sorted({0, 1, 2, 3, 4, 5} - set(self.held))
         self.pool.state[idle] = torch.nan
         self.pool.conv[idle] = torch.nan

@@ -25,7 +25,7 @@ class Variant:
     colour ("#rrggbb"), marker (matplotlib's): by default ones of its own that no other variant has.
     note: what a reader must know next to its label, such as "without PDL".
     needs: first compute capability that it serves, (9, 0), or (0, 0) for any device.
-    copies: it knows no pool; a call gathers its states and scatters them back, which counts as part of it.
+    copies: its kernel takes no pool; a call gathers its states and scatters them back, which counts as part of it.
     host_sync: phases in which it synchronises with the host, so they cannot be captured in a CUDA graph.
     leaks: phases in which NaN in one row or sequence can reach another one, such as ("prefill",); "auto" avoids those.
     vk_twin: full name of the VK variant that differs from this KV one in the memory order alone.
@@ -72,8 +72,8 @@ class State(NamedTuple):
     intermediate: torch.Tensor | None = None
 
 
-# What a verify call writes beside its output: the state, moved on by all tokens; the state after each token, in a
-# buffer; nothing; both. Engines use the first three.
+# What a verify call writes besides its output: the state after all tokens, to the pool; the state after each token, to
+# a buffer; nothing; both. Engines use the first three.
 VERIFY_MODES = ("update", "intermediate", "output", "update and intermediate")
 
 

@@ -77,10 +77,16 @@ def variant(full_name: str) -> Variant:
     backend, _, name = full_name.partition("/")
     turn = sum(full_name.encode())
     return Variant(
-        name, "KV" if name.startswith("kv") else "VK", (), "not installed here", role="peer", label=full_name,
-        colour=SPARE_COLOURS[turn % len(SPARE_COLOURS)], marker=SPARE_MARKERS[turn % len(SPARE_MARKERS)],
+        name,
+        "KV" if name.startswith("kv") else "VK",
+        (),
+        "not installed here",
+        role="peer",
+        label=full_name,
+        colour=SPARE_COLOURS[turn % len(SPARE_COLOURS)],
+        marker=SPARE_MARKERS[turn % len(SPARE_MARKERS)],
         backend=backend,
-    )  # fmt: skip
+    )
 
 
 def in_order(full_names) -> list[str]:
@@ -133,9 +139,17 @@ def backends(device=None) -> list[BackendReport]:
 
 
 def refusal(
-    name: str, shape: GDNShape, *, layout="VK", dtype=torch.bfloat16, device="cpu", phase="decode",
-    io_dtype=torch.bfloat16, index_dtype=torch.int32, mode=None,
-) -> str | None:  # fmt: skip
+    name: str,
+    shape: GDNShape,
+    *,
+    layout="VK",
+    dtype=torch.bfloat16,
+    device="cpu",
+    phase="decode",
+    io_dtype=torch.bfloat16,
+    index_dtype=torch.int32,
+    mode=None,
+) -> str | None:
     """Why backend `name` ("triton", "triton/kv8", "auto") cannot serve such a call: one sentence, or None if it can.
 
     mode: of a verify call, one of base.VERIFY_MODES; None asks about any of them.

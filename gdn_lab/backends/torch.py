@@ -1,4 +1,4 @@
-"""`torch`: eager PyTorch on any device, a dozen small kernels a token or prefill chunk. The default without a GPU.
+"""`torch`: eager PyTorch on any device, a dozen small kernels for each token or prefill chunk. "auto" without a GPU.
 
 PyTorch cannot update a slot in place by index in one operation: the state is gathered, updated in float32 and put back.
 """
@@ -70,9 +70,7 @@ def _decode(transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, 
     _scatter(transpose, state.data, slots, S)
 
 
-def _verify(
-    transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state
-):  # fmt: skip
+def _verify(transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state):
     S, slots = _gather(transpose, state.data, indices)
     factors = _factors(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm)
     for t in range(q.shape[1]):
@@ -84,9 +82,7 @@ def _verify(
         _scatter(transpose, state.data, slots, S)
 
 
-def _prefill(
-    transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out
-):  # fmt: skip
+def _prefill(transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, cu_seqlens, scale, use_qk_l2norm, out):
     """One sequence after the other, CHUNK tokens at a time. Reads cu_seqlens and indices on the host: synchronises."""
     S, slots = _gather(transpose, state.data, indices)
     bounds = cu_seqlens.tolist()
@@ -105,8 +101,10 @@ def _prefill(
 
 
 def _chunk(S, q, k, v, log_g, beta):
-    """A chunk of one sequence, as in reference.prefill_chunked: S [HV, V, K]; q, k, v [HV, C, K or V]; log_g, beta
-    [HV, C]. Returns o [HV, C, V] and the new S."""
+    """Compute a chunk of one sequence, as reference.prefill_chunked does: return o [HV, C, V] and the new S [HV, V, K].
+
+    q, k, v [HV, C, K or V]; log_g, beta [HV, C].
+    """
     G = log_g.cumsum(1)
     difference = G[:, :, None] - G[:, None, :]  # <= 0 where i >= j
     decay = torch.exp(torch.where(difference.new_ones(difference.shape[1:]).tril().bool(), difference, -torch.inf))
@@ -119,7 +117,7 @@ def _chunk(S, q, k, v, log_g, beta):
 
 
 def _gather(transpose, state, indices):
-    """The rows' states and slots; padding rows work on the null slot."""
+    """Return the rows' states and slots; padding rows work on the null slot."""
     slots = indices.clamp(min=0).long()
     S = state.index_select(0, slots).float()
     return (S.transpose(-1, -2) if transpose else S), slots
@@ -130,12 +128,12 @@ def _scatter(transpose, state, slots, S):
 
 
 def _live(indices, o):
-    """o [B, HV, V], zero in padding rows."""
+    """Return o [B, HV, V], zero in padding rows."""
     return torch.where((indices >= 0)[:, None, None], o, 0.0)
 
 
 def _factors(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm):
-    """q and k normalised, scaled, one head for each value head; v; g; beta. Any leading dimensions; float32."""
+    """Return q and k normalised, scaled, one head for each value head; v; g; beta. Any leading dimensions; float32."""
     q, k, v = q.float(), k.float(), v.float()
     if use_qk_l2norm:
         q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS) for x in (q, k))
@@ -149,7 +147,7 @@ def _log_decay(a, A_log, dt_bias):
 
 
 def _step(S, q, k, v, g, beta):
-    """One token: the new S [B, HV, V, K], and o [B, HV, V]."""
+    """Take one token: return the new S [B, HV, V, K], and o [B, HV, V]."""
     S = g[:, :, None, None] * S
     u = beta[:, :, None] * (v - (S @ k[..., None])[..., 0])
     S = S + u[..., None] * k[:, :, None, :]

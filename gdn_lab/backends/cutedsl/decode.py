@@ -54,7 +54,7 @@ def compile_decode(build: Build, options: str = ""):
     """The compiled function of (q, k, v, a, b, A_log, dt_bias, state, indices, out, scale), torch tensors and a float.
 
     It launches on torch's current stream and raises ValueError for tensors it was not built for. options: of
-    cute.compile, beside the architecture.
+    cute.compile, in addition to the architecture.
     """
     HK, HV, state_dtype = build.num_k_heads, build.num_v_heads, DTYPES[build.state_dtype]
     batch, slots = cute.sym_int32(), cute.sym_int32()

@@ -327,7 +327,7 @@ def refusal(call: Call) -> str | None:
 
 def prefill_launch(call: Call):
     """Return the launch for calls like this one."""
-    HK, HV, K, V = call.shape.num_k_heads, call.shape.num_v_heads, call.shape.head_k_dim, call.shape.head_v_dim
+    HK, HV, K, V = call.shape.dims
     major, minor = capability(call.device) if call.device.type == "cuda" else (8, 0)
     tuned = tuning(10 * major + minor, V, call.io_dtype)
     available = multiprocessors(call.device)
