@@ -39,8 +39,8 @@ PRODUCT = 2.0**-9
 E4M3, E4M3_SUBNORMAL = 2.0**-4, 2.0**-10
 
 # Experts in FP8 round each one's hidden row to bf16 and then to e4m3, where half a unit decides between neighbours an
-# eighth apart. One large element decided otherwise changes a whole row of the output a little: by at most so much of the
-# largest element, and by far less on average over the row.
+# eighth apart. One large element decided otherwise changes a whole row of the output a little: by at most this much of
+# the largest element, and by far less on average over the row.
 EXPERTS, EXPERTS_MEAN = 2.0**-4, 2.0**-7
 
 
