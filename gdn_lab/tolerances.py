@@ -61,11 +61,25 @@ def distance(actual, expected, dtype, arithmetic=ARITHMETIC) -> tuple[bool, floa
 
 
 class Check(NamedTuple):
-    """The result of checking one case: largest errors of o and of the new state, None where they are not finite."""
+    """The result of checking one case: largest errors of o and of the new state, None where they are not finite.
+
+    relative_error, relative_error_state: the same, relative to the largest element, where relative() has set them.
+    """
 
     right: bool
     max_abs_error: float | None
     max_abs_error_state: float | None
+    relative_error: float | None = None
+    relative_error_state: float | None = None
+
+
+def relative(check: Check, o: torch.Tensor, states: torch.Tensor) -> Check:
+    """Set a check's relative errors; o, states: what was expected."""
+    errors = ((check.max_abs_error, o), (check.max_abs_error_state, states))
+    o_error, state_error = (
+        None if error is None else error / max(expected.abs().max().item(), 1e-30) for error, expected in errors
+    )
+    return check._replace(relative_error=o_error, relative_error_state=state_error)
 
 
 def worse(a: float | None, b: float | None) -> float | None:

@@ -1,5 +1,8 @@
 """Sweep: variants checked against the float64 reference, timed against each other, and checked again.
 
+A wrong variant is not timed. Another library's that is right on the timed inputs, but not on some hard ones, is timed,
+and its rows say on which (_checked_fields).
+
 A sweep goes over points: a batch size, and where it matters a number of tokens. What is done at a point is the same for
 every operation; a subclass says what its inputs, calls, reference and bytes are.
 """
@@ -12,7 +15,7 @@ import torch
 from ..backends.registry import VARIANTS
 from ..hard_inputs import HardCall
 from ..pool import StatePool, checks
-from ..tolerances import Check, worse
+from ..tolerances import ARITHMETIC, LAST_PLACE, Check, relative, worse
 from ..trace import nvtx_range
 from . import pools
 from .cases import Case, Point, SweepOptions
@@ -48,6 +51,7 @@ class Sweep(ABC):
     phase: str
     warmup = 3  # untimed turns
     rows_after = 2  # rows of a call that are compared with the reference after timing
+    arithmetic = ARITHMETIC  # tolerance of compare(), relative to the largest element
 
     def __init__(self, shape, cases: list[Case], refused: list[dict], options: SweepOptions, slots: int):
         self.shape, self.refused, self.options, self.slots = shape, refused, options, slots
@@ -61,6 +65,7 @@ class Sweep(ABC):
         self.cases = [case for case in cases if case not in self.untimed]
         self.failed: dict[Case, str] = {}  # other libraries' cases that raised at the current point, and what
         self.hard_kinds: dict[Point, list[str]] = {}  # of hard inputs that were checked
+        self.outside: dict[tuple[Point, Case], dict[str, Check]] = {}  # other libraries' on hard inputs
         self.pools: dict[str, StatePool] = {}
 
     # --- what a subclass says
@@ -202,7 +207,11 @@ class Sweep(ABC):
         self.failed = {}
         found = self.check(point)
         wrong = {case: {RANDOM: check} for case, check in found.items() if not check.right}
-        wrong |= self.check_hard(point, [case for case in found if case not in wrong])
+        for case, checks_of in self.check_hard(point, [case for case in found if case not in wrong]).items():
+            if _is_peer(case):
+                self.outside[point, case] = checks_of
+            else:
+                wrong[case] = checks_of
         self._add_wrong(point, wrong, rows)
         for case, reason in self.failed.items():
             fields = self.case_fields(case, point, Check(False, None, None))
@@ -243,9 +252,9 @@ class Sweep(ABC):
             parts = [self.reference(call.inputs, start, [row])[0] for row in range(len(call.kinds))]
             for case in cases:
                 part_checks = self._check_case(case, point, call.inputs, indices, start, parts)
-                for kind, check in zip(call.kinds, part_checks, strict=False):
+                for kind, part, check in zip(call.kinds, parts, part_checks, strict=False):
                     if not check.right:
-                        wrong.setdefault(case, {})[kind] = check
+                        wrong.setdefault(case, {})[kind] = relative(check, part.o, part.states)
             for pool in self.pools.values():
                 pool.write(indices[: len(start)], start.cpu() / std * pools.STATE_STD)  # as random_pools() fills it
         return wrong
@@ -307,14 +316,31 @@ class Sweep(ABC):
         rows = []
         for case, after in self.check_after(point, list(checked)).items():
             if after.right:
-                hard_kinds = self.hard_kinds[point] if self._works_in_place(case) else []
                 row = self.case_fields(case, point, checked[case])
-                row |= self.timing_fields(case, point, timings[case.key]) | {"checked": [RANDOM, *hard_kinds, AFTER]}
+                row |= self.timing_fields(case, point, timings[case.key]) | self._checked_fields(case, point)
             else:
                 wrong = {"status": "wrong", "timer": timer, "wrong_on": [AFTER]}
                 row = self.case_fields(case, point, after) | wrong
             rows.append(row)
         return rows
+
+    def _checked_fields(self, case: Case, point: Point) -> dict:
+        """Return a timed row's `checked`, the inputs on which it was right, and what says on which it was not, if any.
+
+        wrong_on: kinds of hard inputs. wrong_errors: {kind: {"o", "state": largest error, relative to the largest
+        element; None if not finite}}. allowed_error: the most that any element may be off, likewise relative.
+        """
+        hard_kinds = self.hard_kinds[point] if self._works_in_place(case) else []
+        outside = self.outside.get((point, case), {})
+        fields = {"checked": [RANDOM, *(kind for kind in hard_kinds if kind not in outside), AFTER]}
+        if outside:
+            fields["wrong_on"] = list(outside)
+            fields["wrong_errors"] = {
+                kind: {"o": check.relative_error, "state": check.relative_error_state}
+                for kind, check in outside.items()
+            }
+            fields["allowed_error"] = self.arithmetic + LAST_PLACE[self.io_dtype]
+        return fields
 
     def _refusals(self, point: Point, timer: str, checked: dict[Case, Check], reason: str) -> list[dict]:
         refused = {"status": "refused", "timer": timer, "reason": reason}

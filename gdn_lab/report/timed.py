@@ -4,6 +4,7 @@ A row is a dict as bench/results.py writes it. Variants are keyed by full name, 
 their label. `times` always means median_us.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -127,10 +128,46 @@ class Timed:
         """What refused, one sentence for each reason, and what was wrong, one for each variant and batch."""
         return not_timed(self.all_rows)
 
+    def outside_tolerance(self) -> list[str]:
+        """A sentence for each variant that was timed although it is not right on all hard inputs."""
+        by_name = defaultdict(list)
+        for row in self.all_rows:
+            if self._is_timed(row) and is_outside(row):
+                by_name[name_of(row)].append(row)
+        return [_outside_sentence(name, by_name[name]) for name in in_order(by_name)]
+
 
 def name_of(row: dict) -> str:
     """ "backend/variant" of a row."""
     return f"{row['backend']}/{row['variant']}"
+
+
+def is_outside(row: dict) -> bool:
+    """Whether a timed row is another library's whose results are outside the tolerance on some hard inputs."""
+    return row["status"] == "ok" and bool(row.get("wrong_on"))
+
+
+def _outside_sentence(name: str, rows: list[dict]) -> str:
+    """On which hard inputs a variant is outside the tolerance, by how much at worst, and how much is allowed.
+
+    A kind's error is that of the output or of the state, whichever is larger relative to its largest element.
+    """
+    worst: dict[str, tuple[float, str]] = {}  # by kind: the error, and of what
+    for errors in (row["wrong_errors"] for row in rows):
+        for kind, error in errors.items():
+            found = max((math.inf if value is None else value, what) for what, value in error.items())
+            worst[kind] = max(worst.get(kind, found), found)
+    whose = {"o": "of the largest output", "state": "of the state's largest element"}
+    said, parts = set(), []
+    for kind, (error, what) in worst.items():
+        size = "not finite" if math.isinf(error) else f"{error:.2g}"
+        if not math.isinf(error) and what not in said:
+            size += f" {whose[what]}"
+            said.add(what)
+        if not parts:
+            size += f"; allowed {max(row['allowed_error'] for row in rows):.1g}"
+        parts.append(f"{kind} ({size})")
+    return f"{variant(name).label} is outside the tolerance on {listed(parts)}: timed for comparison, not right there."
 
 
 def _place(row: dict) -> tuple:

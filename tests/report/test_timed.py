@@ -37,3 +37,17 @@ def test_eager_pytorch_is_left_out_unless_it_is_alone():
     cpu = Timed(sweep_rows(eager, timers=("host_clock",)))
     assert Timed(sweep_rows(), {"recorded_on": "h200"}).clock_prefix == "H200: "
     assert cpu.on_cpu and cpu.clock_prefix == "CPU times: " and Timed([]).clock_prefix == ""
+
+
+def test_what_is_outside_the_tolerance_is_said_once_with_the_largest_errors():
+    rows = sweep_rows(batches=(1, 32), timers=("cuda_graph_replay",), indexings=("in_place",))
+    assert Timed(rows).outside_tolerance() == []
+    for row in rows:
+        if row["backend"] == "flashinfer":
+            o = 0.43 if row["batch"] == 32 else 0.2
+            errors = {"nearly parallel keys": {"o": o, "state": 0.01}, "q = k": {"o": 0.09, "state": 0.01}}
+            row |= {"wrong_on": list(errors), "wrong_errors": errors, "allowed_error": 0.04}
+    assert Timed(rows).outside_tolerance() == [
+        "flashinfer/vk is outside the tolerance on nearly parallel keys (0.43 of the largest output; allowed 0.04) and "
+        "q = k (0.09): timed for comparison, not right there."
+    ]

@@ -95,7 +95,9 @@ def test_workloads_that_a_variant_lacks():
     few = [row for row in ROWS if row["backend"] == "triton" or row["length"] == 512]
     assert any("not faster at 1 × 512" in sentence for sentence in analysis.answers(timed(few)))
     peers = [row for row in ROWS if row["backend"] == "flashinfer"]
-    assert len(analysis.answers(timed(peers))) == 1 and analysis.fastest(timed(peers)) == ""
+    throughput, isolation = analysis.answers(timed(peers))
+    assert throughput.startswith("Tokens per second") and isolation.startswith("flashinfer/vk: a NaN")
+    assert analysis.fastest(timed(peers)) == ""
 
 
 def test_the_detour_is_compared_with_the_kernel_of_the_other_memory_order():

@@ -1,17 +1,24 @@
 """The sweep of prefill() on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tolerances import OUTSIDE_TOLERANCE
 
 from gdn_lab import GDNShape, ops
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.backends.registry import variant
+from gdn_lab.bench import sweep
 from gdn_lab.bench.results import Run, load
 from gdn_lab.bench.roof import Roof
 from gdn_lab.bench.sweep import AFTER, HOST_SYNC, RANDOM
 from gdn_lab.costs import prefill_bytes
 from gdn_lab.hard_inputs import KINDS
+from gdn_lab.report.timed import Timed
+from gdn_lab.studies.prefill import analysis
 from gdn_lab.studies.prefill.sweep import PrefillSweep, prefill_sweep
+from gdn_lab.tolerances import LAST_PLACE, PREFILL
 
 SMALL = GDNShape(2, 4, 16, 32)
 ROOF = Roof(10.0, 9.0, 11.0, 20, 1 << 20, "a bandwidth for tests")
@@ -59,20 +66,55 @@ def test_every_kind_of_hard_inputs_meets_every_workload(sequences):
     assert row["checked"] == [RANDOM, *KINDS, AFTER]
 
 
-def test_hard_inputs_alone_can_be_what_is_wrong(monkeypatch):
+def sensitive_to_large_states(error):
+    """prefill() whose first output of the last value head is `error` times the largest where the state is large."""
     right = ops.prefill
 
     def sensitive(q, k, v, *arguments, pool, indices, out, **options):
         large = bool((pool.state[indices.long()].float().std((1, 2, 3)) > 5).any())
         right(q, k, v, *arguments, pool=pool, indices=indices, out=out, **options)
         if large:
-            out[0, -1, 0] = torch.nan
+            out[0, -1, 0] = error * out.float().abs().max()
 
-    monkeypatch.setattr(ops, "prefill", sensitive)
+    return sensitive
+
+
+OF_LARGE_STATES = ["nearly parallel keys", "q = k", "large state"]
+
+
+def test_hard_inputs_alone_can_be_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(ops, "prefill", sensitive_to_large_states(torch.nan))
     rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
     assert [row["status"] for row in rows] == ["wrong"]
-    assert rows[0]["wrong_on"] == ["nearly parallel keys", "q = k", "large state"]
+    assert rows[0]["wrong_on"] == OF_LARGE_STATES
     assert rows[0]["max_abs_error"] is None
+
+
+@pytest.mark.parametrize(("error", "said"), [(3.0, "of the largest output; allowed 0.04"), (torch.nan, "not finite")])
+def test_a_peer_that_is_wrong_on_hard_inputs_alone_is_timed_and_its_rows_say_so(monkeypatch, tmp_path, error, said):
+    monkeypatch.setitem(sweep.VARIANTS, "torch/vk", replace(variant("torch/vk"), role="peer"))
+    monkeypatch.setattr(ops, "prefill", sensitive_to_large_states(error))
+    with Run.create("06_prefill", {}, root=tmp_path) as run:
+        rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], run=run, **OPTIONS | {"variants": ["torch/vk"]})
+    assert load(run.folder)[1] == rows
+    [row] = rows
+    assert row["status"] == "ok" and row["median_us"] > 0 and row["wrong_on"] == OF_LARGE_STATES
+    assert row["checked"] == [RANDOM, *(kind for kind in KINDS if kind not in OF_LARGE_STATES), AFTER]
+    for kind in OF_LARGE_STATES:
+        assert row["wrong_errors"][kind]["o"] is None if error != error else row["wrong_errors"][kind]["o"] > 1
+    assert row["allowed_error"] == PREFILL + LAST_PLACE[torch.bfloat16]
+    timed = Timed(rows, phase="prefill", indexing=None)
+    [sentence] = timed.outside_tolerance()
+    assert sentence.startswith("torch/vk is outside the tolerance on nearly parallel keys (") and said in sentence
+    assert sentence in analysis.answers(timed)
+
+
+def test_a_peer_that_is_wrong_on_the_timed_inputs_is_not_timed(monkeypatch):
+    right = ops.prefill
+    monkeypatch.setitem(sweep.VARIANTS, "torch/vk", replace(variant("torch/vk"), role="peer"))
+    monkeypatch.setattr(ops, "prefill", lambda *arguments, **options: right(*arguments, **options).mul_(1.1))
+    rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
+    assert [(row["status"], row["wrong_on"]) for row in rows] == [("wrong", [RANDOM])]
 
 
 def test_arguments():
@@ -84,6 +126,7 @@ def test_arguments():
 
 @pytest.mark.gpu
 def test_on_a_gpu():
+    """Ours are right on every input; what a peer is not right on is known."""
     rows = prefill_sweep(GDNShape(2, 8), [(1, 512), (9, 100)], samples=5, progress=False)
     ours = [row for row in rows if variant(f"{row['backend']}/{row['variant']}").role != "peer"]
     assert not [row for row in ours if row["status"] == "wrong"]
@@ -91,3 +134,5 @@ def test_on_a_gpu():
     timed = [row for row in ours if row["status"] == "ok"]
     assert {row["timer"] for row in timed} == {"cuda_graph_replay", "cupti_kernel"}
     assert all(row["checked"] == [RANDOM, *KINDS, AFTER] for row in timed if row["indexing"] == "in_place")
+    for row in rows:
+        assert set(row.get("wrong_on", ())) <= set(OUTSIDE_TOLERANCE.get(f"{row['backend']}/{row['variant']}", ())), row

@@ -130,7 +130,7 @@ def answers(timed: Timed) -> list[str]:
     if not timed:
         return ["No row was timed, so nothing is answered."]
     said = (fastest_sentence, layout_sentence, indexing_sentence, published_sentence, pair_sentence, timers_sentence)
-    return [sentence for say in said if (sentence := say(timed))]
+    return [sentence for say in said if (sentence := say(timed))] + timed.outside_tolerance()
 
 
 def fastest_sentence(timed: Timed) -> str:

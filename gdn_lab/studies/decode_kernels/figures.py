@@ -47,7 +47,7 @@ def decode_time(timed: Timed) -> Figure:
     was timed.
     """
     timed = timed.kernels()
-    notes = [conditions(timed), *timed.notes_on_copies(), *timed.not_timed()]
+    notes = [conditions(timed), *timed.notes_on_copies(), *timed.not_timed(), *timed.outside_tolerance()]
     if not timed:
         return empty_figure("Decode time: nothing was timed", notes)
     fig, (left, right) = new_figure(timed.clock_prefix + _time_title(timed), 11.5, 5.0, 2, notes)
@@ -104,7 +104,7 @@ def _time_title(timed: Timed) -> str:
 def one_batch(timed: Timed) -> Figure:
     """Time of every variant at the largest batch of the rows: bars with p20 to p80, hollow for gather and scatter."""
     timed = timed.selected(indexing=None)
-    notes = [conditions(timed), *timed.not_timed()]
+    notes = [conditions(timed), *timed.not_timed(), *timed.outside_tolerance()]
     if not timed:
         return empty_figure("Nothing was timed", notes)
     batch = timed.batches[-1]

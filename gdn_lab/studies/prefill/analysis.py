@@ -184,7 +184,7 @@ def answers(timed: Timed) -> list[str]:
             f"The detour through KV takes {number_range(ratios.dropna())} times as long as {variant(name).label} on "
             f"the pool in place: {ahead}."
         )
-    return sentences + not_isolated(times)
+    return sentences + timed.outside_tolerance() + not_isolated(times)
 
 
 def fastest(timed: Timed) -> str:

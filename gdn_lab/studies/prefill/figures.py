@@ -13,7 +13,7 @@ from . import analysis
 def tokens_per_second(timed: Timed) -> Figure:
     """Tokens per second of each variant for each workload, a panel for each number of heads; hollow: by the detour."""
     rows = analysis.frame(timed)
-    notes = [analysis.conditions(timed), *timed.not_timed(), *timed.notes_on_copies()]
+    notes = [analysis.conditions(timed), *timed.not_timed(), *timed.outside_tolerance(), *timed.notes_on_copies()]
     if rows.empty:
         return empty_figure("No prefill was timed", notes)
     unit, unit_name = (1e6, "million") if rows.tokens_per_s.max() >= 1e6 else (1e3, "thousand")

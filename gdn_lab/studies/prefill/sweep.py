@@ -64,6 +64,7 @@ class PrefillSweep(Sweep):
 
     phase = "prefill"
     rows_after = 1
+    arithmetic = PREFILL
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -144,9 +145,9 @@ class PrefillSweep(Sweep):
 
     def compare(self, case: Case, part: Part, out, indices, start) -> Check:
         pool, group = self.pools[self.pool_layout(case)], self.shape.group
-        right_o, error_o = distance(out[part.tokens, -group:].cpu(), part.o, out.dtype, PREFILL)
+        right_o, error_o = distance(out[part.tokens, -group:].cpu(), part.o, out.dtype, self.arithmetic)
         state = pool.read(indices[part.rows])[:, -group:].cpu()
-        right_state, error_state = distance(state, part.states, pool.dtype, PREFILL)
+        right_state, error_state = distance(state, part.states, pool.dtype, self.arithmetic)
         finite = bool(torch.isfinite(out).all()) and bool(torch.isfinite(pool.state).all())
         return Check(right_o and right_state and finite, error_o, error_state)
 

@@ -5,7 +5,7 @@ import pandas
 from ...backends.registry import variant
 from ...models import MODELS
 from ...report.text import listed
-from ...report.timed import Timed, name_of
+from ...report.timed import Timed, is_outside, name_of
 from .. import studies
 from .study import STUDY
 
@@ -30,25 +30,26 @@ def check_table(timed: Timed) -> pandas.DataFrame:
 
 
 def _verdict(row: dict) -> str:
-    """ "right", "wrong" with the inputs on which, or "refused" with the reason."""
+    """ "right"; "outside the tolerance" or "wrong" with the inputs on which; or "refused" with the reason."""
     if row["status"] == "refused":
         return f"refused: {row['reason']}"
     if row["status"] == "wrong":
         return f"wrong: {listed(row['wrong_on'])}" if row.get("wrong_on") else "wrong"
-    return "right"
+    return f"outside the tolerance on {listed(row['wrong_on'])}" if is_outside(row) else "right"
 
 
 def check_answers(timed: Timed) -> list[str]:
     """Which variants run here and are right, which are wrong, which refuse: a sentence each."""
     rows = latest_rows(timed)
     right, wrong, refused = (
-        [variant(name).label for name, row in rows.items() if row["status"] == status]
+        [variant(name).label for name, row in rows.items() if row["status"] == status and not is_outside(row)]
         for status in ("ok", "wrong", "refused")
     )
     sentences = [
         f"{len(right)} of {len(rows)} variants run here and agree with the reference: {listed(right) or 'none'}."
     ]
     sentences += [f"{listed(wrong)} ran and disagree with it; do not use them here."] if wrong else []
+    sentences += timed.outside_tolerance()
     sentences += [f"{listed(refused)} cannot serve here, for the reasons in the table."] if refused else []
     return sentences
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ...report.style import GREY, STYLE, colour, empty_figure, label, new_figure
 from ...report.text import listed
-from ...report.timed import Timed
+from ...report.timed import Timed, is_outside
 from .analysis import latest_rows
 
 SMALLEST = 1e-9  # errors below, such as 0, are drawn here: the axis is logarithmic
@@ -14,14 +14,14 @@ SMALLEST = 1e-9  # errors below, such as 0, are drawn here: the axis is logarith
 @rc_context(STYLE)
 def errors(timed: Timed) -> Figure:
     """Largest error of each variant against the float64 reference; wrong and refused ones are named."""
-    rows, notes = latest_rows(timed), timed.not_timed()
+    rows, notes = latest_rows(timed), timed.not_timed() + timed.outside_tolerance()
     checked = {name: row for name, row in rows.items() if row["status"] != "refused"}
     if not checked:
         return empty_figure("No backend ran here", notes)
-    wrong = [label(name) for name, row in checked.items() if row["status"] == "wrong"]
+    wrong = [name for name, row in checked.items() if row["status"] == "wrong" or is_outside(row)]
     title = f"{len(checked)} of {len(rows)} variants run here and agree with the float64 reference"
     if wrong:
-        title = f"{listed(wrong)} disagree{'s' if len(wrong) == 1 else ''} with the float64 reference"
+        title = f"{listed(map(label, wrong))} disagree{'s' if len(wrong) == 1 else ''} with the float64 reference"
     fig, (ax,) = new_figure(title, 9.0, 1.9 + 0.4 * len(rows), 1, notes)
     for y, (name, row) in enumerate(rows.items()):
         if name not in checked:
@@ -32,8 +32,9 @@ def errors(timed: Timed) -> Figure:
         for error, shape, fill in points:
             if error is not None:
                 ax.plot([max(error, SMALLEST)], [y], marker=shape, markerfacecolor=fill, **style)
-        if row["status"] == "wrong":
-            ax.text(0.99, y, "wrong", va="center", ha="right", fontweight="bold", transform=ax.get_yaxis_transform())
+        if name in wrong:
+            verdict = "outside on some inputs" if is_outside(row) else "wrong"
+            ax.text(0.99, y, verdict, va="center", ha="right", fontweight="bold", transform=ax.get_yaxis_transform())
     ax.set_yticks(range(len(rows)), [label(name) for name in rows])
     ax.set(xscale="log", ylim=(len(rows) - 0.4, -0.6))
     low, high = ax.get_xlim()

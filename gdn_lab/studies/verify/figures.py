@@ -29,7 +29,7 @@ def verify_time(timed: Timed) -> Figure:
 
     Dotted: the time that the call's bytes take at the measured bandwidth.
     """
-    notes = [analysis.conditions(timed), *timed.not_timed()]
+    notes = [analysis.conditions(timed), *timed.not_timed(), *timed.outside_tolerance()]
     panels = {mode: times for mode, times in analysis.by_mode(timed).items() if mode in analysis.MODES}
     if not panels:
         return empty_figure("Verify: nothing was timed", notes)
