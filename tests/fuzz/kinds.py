@@ -35,7 +35,25 @@ def _calls(backend: str):
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _signals():
+    from .interrupts import signals
+
+    with signals() as one_case:
+        yield one_case
+
+
+@contextmanager
+def _commands():
+    from .interrupts import commands
+
+    with commands() as one_case:
+        yield one_case
+
+
 KINDS = {
     "calls": Kind(lambda: _calls("torch")),
     "triton": Kind(lambda: _calls("triton"), {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
+    "signals": Kind(_signals),
+    "commands": Kind(_commands),
 }
