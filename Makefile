@@ -3,9 +3,12 @@
 #   PYTHON=python3.12   the Python that makes .venv (3.11 or 3.12)
 #   ARGS="..."          passed on: make run ARGS="-p seed 1", make test ARGS="-k pool", make lab ARGS="--no-browser"
 #   CAPTURE=file        a trace of Nsight Systems or Kineto, for profile and capture-scrub
+#   SECONDS=600 SEED=0  of make fuzz; CASE=calls:123 repeats one case
 
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 600
+SEED ?= 0
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
 GDN_LAB := $(VENV)/bin/gdn-lab
@@ -17,8 +20,8 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-export CAPTURE OUT
-.PHONY: help run bench profile lab list backends report capture-scrub test test-gpu test-pages sanitize lint clean
+export CAPTURE OUT SECONDS SEED CASE
+.PHONY: help run bench profile lab list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -58,6 +61,12 @@ test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has fail
 test-pages: $(READY)  ## open every page in headless Chromium (Debian, Ubuntu: apt install chromium)
 	@$(IN_VENV) -c 'import playwright' 2> /dev/null || $(PIP) -r requirements-browser.txt
 	@$(IN_VENV) -m pytest -m browser $(ARGS)
+
+fuzz: $(READY)  ## random calls, signals and damaged traces for SECONDS (600) from SEED (0); CASE=calls:123 repeats one
+	@PYTHONPATH=tests $(IN_VENV) -m fuzz --seconds "$$SECONDS" --seed "$$SEED" $${CASE:+--case "$$CASE"} $(ARGS)
+
+mutants: $(READY)  ## make the code wrong in a hundred places, one after the other: do the tests notice? [ARGS="--only pool"]
+	@PYTHONPATH=tests $(IN_VENV) -m mutants $(ARGS)
 
 # sanitize-TOOL-GROUP is one process and one log, so the groups run alone or in parallel; `gdn-lab smoke --list` names
 # them. It fails if TOOL reports an error, or a result is not the reference's. Warnings, which racecheck has for some

@@ -1,7 +1,8 @@
 """Run the mutants: python -m mutants, with tests/ on PYTHONPATH (make mutants). Takes about half an hour on two cores.
 
 The checkout stays as it is: a copy is changed, one mutant after the other, and its tests run in a fork of this process,
-which has imported what takes long. First all tests must pass without a mutant.
+which has imported what takes long. Before each group of mutants their tests must
+pass.
 """
 
 import argparse
@@ -32,20 +33,26 @@ def main(arguments=None) -> int:
     _import_what_takes_long()
     with tempfile.TemporaryDirectory() as folder:
         copy = checkout(Path(folder))
-        failing = {
-            tests for tests in dict.fromkeys(mutant.tests for mutant in chosen) if outcome(copy, tests) != PASSED
-        }
-        for tests in failing:
-            print(f"these tests do not pass without a mutant: {tests}", flush=True)
         counts = dict.fromkeys(("killed", "survives", "equivalent", "not made"), 0)
-        for number, mutant in enumerate(chosen, 1):
+        for tests in dict.fromkeys(mutant.tests for mutant in chosen):
             began = time.monotonic()
-            became = "not made" if mutant.tests in failing else fate(copy, mutant)
-            counts[became] += 1
-            change = f"{' '.join(mutant.old.split())[:50]!r} -> {' '.join(mutant.new.split())[:50]!r}"
-            print(f"{number:3} {became:10} {time.monotonic() - began:4.0f} s  {mutant.file}: {change}", flush=True)
+            passes = outcome(copy, tests) == PASSED
+            print(f"{tests}: {'pass' if passes else 'DO NOT PASS'} without a mutant, {time.monotonic() - began:.0f} s")
+            for mutant in chosen:
+                if mutant.tests == tests:
+                    became = run_one(copy, mutant) if passes else "not made"
+                    counts[became] += 1
     print(f"{len(chosen)} mutants: " + ", ".join(f"{count} {became}" for became, count in counts.items()))
     return int(counts["survives"] + counts["not made"] > 0)
+
+
+def run_one(copy: Path, mutant: Mutant) -> str:
+    """Print and return what became of a mutant."""
+    began = time.monotonic()
+    became = fate(copy, mutant)
+    change = " -> ".join(repr(" ".join(text.split())[:50]) for text in (mutant.old, mutant.new))
+    print(f"    {became:10} {time.monotonic() - began:4.0f} s  {mutant.file}: {change}", flush=True)
+    return became
 
 
 def fate(copy: Path, mutant: Mutant) -> str:

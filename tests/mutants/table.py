@@ -165,9 +165,11 @@ MUTANTS = [
     Mutant("ops.py", "DRAFT_TOKENS = (2, 16)", "DRAFT_TOKENS = (1, 16)", VERIFY),
     Mutant(
         "ops.py",
-        "scale=pool.shape.scale if scale is None else scale,\n            use_qk_l2norm=use_qk_l2norm,\n            out=out,\n            update",
-        "scale=scale or pool.shape.scale,\n            use_qk_l2norm=use_qk_l2norm,\n            out=out,\n            update",
-        "fuzz/test_fuzz.py -k calls",
+        "scale=pool.shape.scale if scale is None else scale,\n            use_qk_l2norm=use_qk_l2norm,\n"
+        "            out=out,\n            update",
+        "scale=scale or pool.shape.scale,\n            use_qk_l2norm=use_qk_l2norm,\n"
+        "            out=out,\n            update",
+        "test_fuzz.py -k test_calls",
     ),
     Mutant("ops.py", "slots.count(slot) > 1", "slots.count(slot) > 2", REFUSALS),
     Mutant("ops.py", "if 0 in slots:", "if -1 in slots:", REFUSALS),

@@ -11,7 +11,7 @@ from fuzz.kinds import KINDS, random_of
 
 def fuzz(*arguments):
     command = [sys.executable, "-m", "fuzz", *arguments]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
 
 
