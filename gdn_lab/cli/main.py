@@ -11,6 +11,7 @@ import sys
 
 COMMANDS = {  # name: (module of this folder, what --help says)
     "run": ("run", "execute notebooks, all unless named, each into a folder under runs/"),
+    "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),
     "list": ("listing", "the studies and their questions; with a name, its parameters"),
     "backends": ("installed", "the kernels: what is installed, what can run here, and why not the rest"),
     "report": ("report", "rebuild the README's figures and sections from data/"),
