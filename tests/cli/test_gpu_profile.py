@@ -72,7 +72,7 @@ def test_nsight_systems(kineto, tmp_path):
     if nsys is None:  # not every machine with a GPU has it
         assert "so Kineto records the step" in profile._why_not_nsight(nsys)
         return
-    report, here = tmp_path / "capture.nsys-rep", os.path.dirname(os.path.dirname(__file__))
+    report, here = tmp_path / "capture.nsys-rep", os.path.dirname(__file__)
     program = [sys.executable, "-c", PROGRAM, str(tmp_path), here]
     subprocess.run(
         [nsys, "profile", *profile.FLAGS, "--output", str(report), *program], check=True, cwd=profile.batch.ROOT
