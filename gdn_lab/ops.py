@@ -60,7 +60,9 @@ def decode(
     if checks_values():
         _check_slots(pool, indices)
     call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
-    launch, out = _chosen(backend, call, v, out)
+    launch = launch_for(backend, call)
+    if out is None:
+        out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if q.size(0):
         launch(
             q,
@@ -121,7 +123,9 @@ def verify(
     else:
         mode = "output" if intermediate_states is None else "intermediate"
     call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode)
-    launch, out = _chosen(backend, call, v, out)
+    launch = launch_for(backend, call)
+    if out is None:
+        out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if q.size(0):
         launch(
             q,
@@ -183,7 +187,9 @@ def prefill(
         _check_slots(pool, indices)
         _check_bounds(cu_seqlens, q.size(0))
     call = Call("prefill", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
-    launch, out = _chosen(backend, call, v, out)
+    launch = launch_for(backend, call)
+    if out is None:
+        out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if q.size(0):
         launch(
             q,
@@ -266,12 +272,6 @@ def decode_gathered(
     out = decode(q, k, v, a, b, pool=scratch, indices=rows, **options)
     pool.state.index_copy_(0, slots, batch)
     return out
-
-
-def _chosen(backend, call, v, out):
-    """Return the launch of the backend that serves the call, and `out`, allocated if it is None."""
-    launch = launch_for(backend, call)
-    return launch, torch.empty(v.shape, dtype=v.dtype, device=v.device) if out is None else out
 
 
 def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):

@@ -199,7 +199,7 @@ def test_commit_refuses_in_sentences():
     refused("indices: expected slots below 8", torch.tensor([8, 3]), accepted)
     refused("indices: expected at most as many rows", torch.arange(1, 5), torch.ones(4, dtype=torch.int64))
     refused("draft_inputs: expected both or neither, got None", indices, accepted, intermediate_states=states)
-    refused("intermediate_states: expected it beside", indices, accepted, draft_inputs=fed)
+    refused("intermediate_states: expected both or neither", indices, accepted, draft_inputs=fed)
     refused(
         "intermediate_states: expected float32", indices, accepted, intermediate_states=states.half(), draft_inputs=fed
     )

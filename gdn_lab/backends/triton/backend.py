@@ -7,12 +7,14 @@ gates.py       decay and beta as tensors, for other libraries' kernels
 device.py      device code they share
 """
 
+import functools
+
 import torch
 
 from ..base import Backend, Variant, dtype_name, dtype_names, needs_capability
 from . import prefill, recurrent, verify
 from .device import INTERPRETED
-from .recurrent import Strides, Tile, can_overlap
+from .recurrent import Constants, Tile, can_overlap
 
 STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 IO_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -94,13 +96,25 @@ class TritonBackend(Backend):
     def decode_launch(self, variant, call):
         k_last, overlap = variant.layout == "VK", variant.name == "vk" and can_overlap(call.device)
         fixed = {"kv8": Tile(8, 1), "kv32": Tile(32, 1)}.get(variant.name)
-        HV = call.shape.num_v_heads
+        dims, HV = call.shape.dims, call.shape.num_v_heads
 
-        def launch(q, k, v, a, b, **others):
+        @functools.cache
+        def constants(tile, l2norm):
+            return Constants(
+                *dims, 1, tile.rows, k_last, STORE_STATES=False, UPDATE=True, OVERLAP=overlap, L2NORM=l2norm
+            )
+
+        def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
             tile = fixed or recurrent.decode_tile(q.shape[0] * HV, overlap)
             (q_row, q_head, _), (k_row, k_head, _), (v_row, v_head, _) = q.stride(), k.stride(), v.stride()
-            strides = Strides(q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0)
-            recurrent.launch_recurrent(call.shape, k_last, overlap, tile, 1, strides, q, k, v, a, b, **others)
+            data = state.data
+            recurrent.launch_recurrent(
+                constants(tile, use_qk_l2norm),
+                tile,
+                (q, k, v, a, b, A_log, dt_bias, data, indices, data, out, scale),  # no states are stored
+                (q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0),
+                0,
+            )
 
         return launch
 

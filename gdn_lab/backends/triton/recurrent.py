@@ -63,6 +63,22 @@ class Strides(NamedTuple):
         return {name: value for name, value in zip(self._fields, self, strict=True) if name[0] in inputs}
 
 
+class Constants(NamedTuple):
+    """The constexprs of recurrent_kernel, in its order."""
+
+    HK: int
+    HV: int
+    K: int
+    V: int
+    T: int
+    TILE: int
+    K_LAST: bool
+    STORE_STATES: bool
+    UPDATE: bool
+    OVERLAP: bool
+    L2NORM: bool
+
+
 @triton.jit
 def recurrent_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, states, out, scale,
@@ -151,50 +167,19 @@ def recurrent_kernel(
         tl.store(tile_at, S.to(state.dtype.element_ty))
 
 
-def launch_recurrent(
-    shape,
-    k_last: bool,
-    overlap: bool,
-    tile: Tile,
-    tokens: int,
-    strides: Strides,
-    q,
-    k,
-    v,
-    a,
-    b,
-    *,
-    A_log,
-    dt_bias,
-    state,
-    indices,
-    scale,
-    use_qk_l2norm,
-    out,
-    update_state: bool = True,
-):
-    """Launch recurrent_kernel on q, k, v [B, T, heads, dim] (decode: without T, tokens = 1)."""
-    HK, HV, K, V = shape.dims
-    data, states = state
-    store_states = states is not None
-    recurrent_kernel[(V // tile.rows * HV * q.shape[0],)](
-        *(q, k, v, a, b, A_log, dt_bias, data, indices, states if store_states else data, out, scale),
+def launch_recurrent(constants: Constants, tile: Tile, arguments: tuple, strides: tuple, states_row: int) -> None:
+    """Launch recurrent_kernel. arguments: its tensors and scale; strides: as Strides, here as a plain tuple too.
+
+    By position: passing this many arguments by keyword makes decode() take a sixth more host time.
+    """
+    recurrent_kernel[(constants.V // constants.TILE * constants.HV * arguments[0].shape[0],)](
+        *arguments,
         *strides,
-        states.stride(0) if store_states else 0,
-        HK=HK,
-        HV=HV,
-        K=K,
-        V=V,
-        T=tokens,
-        TILE=tile.rows,
-        K_LAST=k_last,
-        STORE_STATES=store_states,
-        UPDATE=update_state,
-        OVERLAP=overlap,
-        L2NORM=use_qk_l2norm,
+        states_row,
+        *constants,
         num_warps=tile.warps,
         maxnreg=tile.registers,
-        launch_pdl=overlap,
+        launch_pdl=constants.OVERLAP,
     )
 
 

@@ -31,6 +31,7 @@ from .device import EPS, INTERPRETED, program_coords, sigmoid, softplus, state_o
 from .recurrent import (
     FEW_HEADS,
     SATURATED_HEADS,
+    Constants,
     Strides,
     Tile,
     can_overlap,
@@ -200,17 +201,20 @@ def verify_launch(call):
         strides = Strides(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *a.stride()[:2], *b.stride()[:2])
         if use_recurrent(heads, T, dtype, q.dtype, state.intermediate is not None, update_state):
             tile = verify_tile(heads, T, dtype, k_last, hopper)
-            launch_recurrent(
-                *(call.shape, k_last, overlap, tile, T, strides, q, k, v, a, b),
-                A_log=A_log,
-                dt_bias=dt_bias,
-                state=state,
-                indices=indices,
-                scale=scale,
-                use_qk_l2norm=use_qk_l2norm,
-                out=out,
-                update_state=update_state,
+            data, states = state
+            constants = Constants(
+                *call.shape.dims,
+                T=T,
+                TILE=tile.rows,
+                K_LAST=k_last,
+                STORE_STATES=states is not None,
+                UPDATE=update_state,
+                OVERLAP=overlap,
+                L2NORM=use_qk_l2norm,
             )
+            buffer = data if states is None else states
+            arguments = (q, k, v, a, b, A_log, dt_bias, data, indices, buffer, out, scale)
+            launch_recurrent(constants, tile, arguments, strides, 0 if states is None else states.stride(0))
             return
         scratch = torch.empty(heads * SCRATCH, dtype=torch.float32, device=q.device)
         group = HV // HK if heads >= SATURATED_HEADS else 1
