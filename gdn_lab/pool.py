@@ -78,12 +78,12 @@ class StatePool:
 
     @staticmethod
     def slot_nbytes(shape: GDNShape, dtype=torch.bfloat16) -> dict[str, int]:
-        """Bytes of one slot in one layer: {"state": HV·V·K elements of dtype, "conv": conv_dim·3 of bf16}."""
+        """Return bytes of one slot in one layer: {"state": HV·V·K elements of dtype, "conv": conv_dim·3 of bf16}."""
         return slot_nbytes(shape, dtype.itemsize)
 
     @staticmethod
     def draft_nbytes(shape: GDNShape, tokens: int, dtype=torch.bfloat16) -> dict[str, int]:
-        """Bytes that verifying one request's `tokens` draft tokens keeps in one layer until commit():
+        """Return the bytes that verifying one request's `tokens` draft tokens keeps in one layer until commit():
         {"intermediate_states": a state for each token, "draft_inputs": the convolution's input for each}."""
         return draft_nbytes(shape, tokens, dtype.itemsize)
 
@@ -99,7 +99,7 @@ class StatePool:
         return len(self._free)
 
     def acquire(self, n: int) -> Tensor:
-        """Hands out n slots, zeroed: int32 [n] on the pool's device. RuntimeError if fewer than n are free."""
+        """Hand out n slots, zeroed: int32 [n] on the pool's device. RuntimeError if fewer than n are free."""
         if type(n) is not int or n < 0:
             raise ValueError(f"n: expected an int of at least 0, got {n!r}")
         if n > self.free:
@@ -114,7 +114,7 @@ class StatePool:
         return indices
 
     def release(self, indices: Tensor) -> None:
-        """Takes slots back; negative entries (padding) are passed over.
+        """Take slots back; negative entries (padding) are skipped.
 
         ValueError, with nothing released, if one is out of range, twice in the list, or not handed out.
         """
@@ -127,14 +127,14 @@ class StatePool:
         self._free.extend(reversed(given))
 
     def read(self, indices: Tensor) -> Tensor:
-        """The state of the given slots, [n, HV, V, K] float32 whatever the pool stores; zeros for negative indices."""
+        """Return the state of the given slots, [n, HV, V, K] float32 in any layout; zeros for negative indices."""
         slots = torch.tensor(self._slots_of(indices), dtype=torch.int64, device=self.device)
         state = self.state[slots.clamp(min=0)].to(torch.float32)
         state = state if self.layout == "VK" else state.transpose(-1, -2)
         return torch.where((slots >= 0)[:, None, None, None], state, 0.0).contiguous()
 
     def write(self, indices: Tensor, state: Tensor) -> None:
-        """Stores state [n, HV, V, K], rounded to the pool's dtype; rows of negative indices are passed over."""
+        """Store state [n, HV, V, K], rounded to the pool's dtype; rows of negative indices are skipped."""
         slots = torch.tensor(self._slots_of(indices), dtype=torch.int64)
         expected = (len(slots), self.shape.num_v_heads, self.shape.head_v_dim, self.shape.head_k_dim)
         if state.shape != expected:
@@ -144,7 +144,7 @@ class StatePool:
         self.state[slots[live].to(self.device)] = state[live.to(state.device)].to(self.device, self.dtype)
 
     def reserve_drafts(self, rows: int, tokens: int) -> None:
-        """Allocates what verify calls of up to `rows` requests and `tokens` draft tokens keep until commit().
+        """Allocate what verify calls of up to `rows` requests and `tokens` draft tokens keep until commit().
 
         intermediate_states [rows, tokens, HV, V, K] (KV: [rows, tokens, HV, K, V]) of the pool's dtype, for verify(…,
         intermediate_states=pool.intermediate_states[:B, :T], update_state=False); draft_inputs [rows, conv_dim, tokens]
@@ -170,9 +170,9 @@ class StatePool:
         intermediate_states: Tensor | None = None,
         draft_inputs: Tensor | None = None,
     ) -> None:
-        """After a verify call that left the state: makes it the state after each row's first `accepted` draft tokens.
+        """After a verify call that left the state, make it the state after each row's first `accepted` draft tokens.
 
-        indices [B] int32 or int64: the call's; padding rows (negative) are passed over. accepted [B] int32 or int64 on
+        indices [B] int32 or int64: the call's; padding rows (negative) are skipped. accepted [B] int32 or int64 on
         the pool's device, 0 to T: 0 leaves the slot as it is, bit for bit. Nothing of a rejected draft stays: the
         convolution window becomes the last 3 of the old window followed by the accepted tokens' inputs.
         intermediate_states [B, T, …] as verify() filled it, and draft_inputs [B, conv_dim, T] bf16: both, or by default
@@ -220,7 +220,7 @@ class StatePool:
         self.conv.index_copy_(0, slots, inputs.gather(-1, window))
 
     def to(self, *, layout=None, dtype=None, device=None) -> "StatePool":
-        """A new pool with the same contents and the same slots handed out, in another layout, dtype or device.
+        """Return a new pool with the same contents and the same slots handed out, in another layout, dtype or device.
 
         As much room for drafts is reserved as here, but drafts not yet committed are not copied.
         """
@@ -234,7 +234,7 @@ class StatePool:
         return other
 
     def check_intermediate_states(self, states: Tensor, rows: int, tokens: int) -> None:
-        """ValueError unless `states` can hold the state after each of `tokens` tokens of `rows` rows of this pool."""
+        """Raise ValueError unless `states` can hold the state after each of `tokens` tokens of `rows` rows."""
         expected = (rows, tokens, *self.state.shape[1:])
         self._check_tensor("intermediate_states", states, expected, (self.dtype,))
         if rows and not states[0].is_contiguous():
@@ -250,7 +250,7 @@ class StatePool:
             raise ValueError(f"{name}: expected {names} {list(shape)} on {self.device}, got {seen}")
 
     def _check_accepted(self, indices: Tensor, accepted: Tensor, tokens: int) -> None:
-        """Values of commit()'s arguments. Synchronises with a GPU."""
+        """Check the values of commit()'s arguments. Synchronises with a GPU."""
         slots = [slot for slot in self._slots_of(indices) if slot >= 0]
         if 0 in slots or len(set(slots)) < len(slots):
             raise ValueError(f"indices: expected each slot once, from 1 up, or negative for padding, got {slots}")
@@ -259,7 +259,7 @@ class StatePool:
             raise ValueError(f"accepted: expected 0 to {tokens} draft tokens for each row, got {outside}")
 
     def _slots_of(self, indices: Tensor) -> list[int]:
-        """indices [n] as Python ints, checked against the pool's range. Synchronises with a GPU."""
+        """Return indices [n] as Python ints, checked against the pool's range. Synchronises with a GPU."""
         if not isinstance(indices, Tensor) or indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
             seen = f"{indices.dtype} {list(indices.shape)}" if isinstance(indices, Tensor) else type(indices).__name__
             raise ValueError(f"indices: expected an int32 or int64 tensor [n], got {seen}")

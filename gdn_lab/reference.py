@@ -1,4 +1,4 @@
-"""The definition of right: the gated delta rule in float64 on the CPU, one token after the other.
+"""The float64 reference: the gated delta rule on the CPU, one token after the other. It defines what is correct.
 
 Per row and value head, with state S [V, K] and the query/key head hv // (HV // HK):
 
@@ -20,7 +20,7 @@ SOFTPLUS_THRESHOLD = 20.0
 
 
 def decode(q, k, v, a, b, *, A_log, dt_bias, state, scale=None, use_qk_l2norm=True):
-    """One token for each row.
+    """Take one token for each row.
 
     q, k [B, HK, K]; v [B, HV, V]; a, b [B, HV]; A_log, dt_bias [HV]; state [B, HV, V, K].
     Returns o [B, HV, V] and the new state [B, HV, V, K].
@@ -32,7 +32,7 @@ def decode(q, k, v, a, b, *, A_log, dt_bias, state, scale=None, use_qk_l2norm=Tr
 
 
 def verify(q, k, v, a, b, *, A_log, dt_bias, state, scale=None, use_qk_l2norm=True):
-    """T draft tokens for each row: q, k [B, T, HK, K]; v [B, T, HV, V]; a, b [B, T, HV]; state [B, HV, V, K].
+    """Take T draft tokens for each row: q, k [B, T, HK, K]; v [B, T, HV, V]; a, b [B, T, HV]; state [B, HV, V, K].
 
     Returns o [B, T, HV, V] and the state after each token [B, T, HV, V, K]: accepting n tokens keeps states[:, n - 1].
     """
@@ -40,7 +40,7 @@ def verify(q, k, v, a, b, *, A_log, dt_bias, state, scale=None, use_qk_l2norm=Tr
 
 
 def prefill(q, k, v, a, b, *, A_log, dt_bias, state, cu_seqlens, scale=None, use_qk_l2norm=True):
-    """Packed sequences: q, k [tokens, HK, K]; v [tokens, HV, V]; a, b [tokens, HV]; sequence n holds the tokens
+    """Take packed sequences: q, k [tokens, HK, K]; v [tokens, HV, V]; a, b [tokens, HV]; sequence n holds the tokens
     cu_seqlens[n] to cu_seqlens[n + 1] and starts from state[n] of state [n, HV, V, K]; a sequence may be empty.
 
     Returns o [tokens, HV, V] and the final state of each sequence [n, HV, V, K].
@@ -49,7 +49,7 @@ def prefill(q, k, v, a, b, *, A_log, dt_bias, state, cu_seqlens, scale=None, use
 
 
 def prefill_chunked(q, k, v, a, b, *, A_log, dt_bias, state, cu_seqlens, scale=None, use_qk_l2norm=True, chunk=64):
-    """`prefill` computed `chunk` tokens at a time, the form that chunk kernels use."""
+    """Compute `prefill` by `chunk` tokens at a time, the form that chunk kernels use."""
 
     def run(*arguments):
         return _chunked(*arguments, chunk=chunk)
@@ -58,7 +58,7 @@ def prefill_chunked(q, k, v, a, b, *, A_log, dt_bias, state, cu_seqlens, scale=N
 
 
 def log_decay(a, A_log, dt_bias):
-    """log g = -exp(A_log) * softplus(a + dt_bias), softplus(x) = x above 20. Any shape [..., HV]; float64."""
+    """Return log g = -exp(A_log) * softplus(a + dt_bias), softplus(x) = x above 20. Any shape [..., HV]; float64."""
     x = _double(a) + _double(dt_bias)
     return -torch.exp(_double(A_log)) * torch.nn.functional.softplus(x, threshold=SOFTPLUS_THRESHOLD)
 
@@ -68,7 +68,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _prepare(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm):
-    """Float64 q, k, v, log g, beta with q and k normalised, scaled and repeated to one head for each value head."""
+    """Return float64 q, k, v, log g, beta: q and k normalised, scaled, and repeated to one head for each value head."""
     q, k, v, b = (_double(x) for x in (q, k, v, b))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if use_qk_l2norm:
@@ -79,7 +79,7 @@ def _prepare(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm):
 
 
 def _trajectory(q, k, v, a, b, A_log, dt_bias, state, *, scale, use_qk_l2norm):
-    """Token by token with a T axis: o [B, T, HV, V] and the state after each token [B, T, HV, V, K]."""
+    """Run token by token with a T axis: return o [B, T, HV, V] and the state after each token [B, T, HV, V, K]."""
     q, k, v, log_g, beta = _prepare(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm)
     S = _double(state)
     outputs, states = [], []
@@ -105,7 +105,7 @@ def _each_sequence(run, q, k, v, a, b, A_log, dt_bias, state, cu_seqlens, scale,
 
 
 def _recurrent(q, k, v, log_g, beta, S):
-    """One sequence, heads prepared: q, k [T, HV, K]; v [T, HV, V]; log_g, beta [T, HV]; S [HV, V, K]."""
+    """Run one prepared sequence token by token: q, k [T, HV, K]; v [T, HV, V]; log_g, beta [T, HV]; S [HV, V, K]."""
     outputs = []
     for t in range(q.shape[0]):
         S = torch.exp(log_g[t])[:, None, None] * S
@@ -116,7 +116,7 @@ def _recurrent(q, k, v, log_g, beta, S):
 
 
 def _chunked(q, k, v, log_g, beta, S, *, chunk):
-    """One sequence by chunks. With G_i the sum of log g up to token i of the chunk and S_0 the state before it:
+    """Run one sequence by chunks. With G_i the sum of log g up to token i of the chunk and S_0 the state before it:
 
         u_i = beta_i (v_i - e^{G_i} S_0 k_i - sum_{j<i} e^{G_i - G_j} (k_j . k_i) u_j)      a triangular system
         o_i = e^{G_i} S_0 q_i + sum_{j<=i} e^{G_i - G_j} (k_j . q_i) u_j
