@@ -14,8 +14,10 @@ import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
 
+from ..backends.base import dtype_name
 from ..bench.results import Run
-from ..report.recorded import DATA, measured
+from ..report.nearest import Asked, Setting, nearest_record
+from ..report.recorded import DATA, origin
 from ..report.text import device_name, provenance
 from ..studies import Study
 from .installed import frame
@@ -136,13 +138,40 @@ def installed() -> pandas.DataFrame:
     return frame()
 
 
-def recorded(gpu: str, notebook: str) -> tuple[dict, list[dict]]:
-    """(run, rows) of data/measured/<gpu>/<notebook>; ({}, []) and a printed line where none is recorded."""
+def recorded(run: Run, notebook: str | None = None) -> tuple[dict, list[dict]]:
+    """(run, rows) recorded of a notebook, by default this one, that are nearest to this run's parameters.
+
+    Of the GPU or run folder that the parameter gpu_reference names. ({}, []) and a printed line where there is none.
+    Where they are not of what was asked, run["lead"] says so, and the line is printed.
+    """
+    gpu, notebook = run.p.gpu_reference, notebook or run.info["notebook"]
     try:
-        return measured(gpu, notebook)
-    except FileNotFoundError as error:
+        match = nearest_record(asked(run.p, run.info["parameters"]), gpu, notebook)
+    except ValueError as error:
         print(f"Nothing recorded to compare with: {error}.")
         return {}, []
+    if match is None:
+        print(f"Nothing recorded to compare with: no run of {notebook} is recorded on {gpu}.")
+        return {}, []
+    if "lead" in match.run:
+        print(f"{match.run['lead']}.")
+    return match.run, match.rows
+
+
+def asked(p, given: dict) -> Asked:
+    """What the parameters of a study ask for. given: their values as typed; "auto" and 0 ask for nothing special."""
+    dtype = dtype_name(getattr(p, "dtype", torch.bfloat16))
+    open_ones = {name for name, value in given.items() if str(value) in ("auto", "0")}
+    tps = p.shapes if hasattr(p, "shapes") else [p.tp]
+    batches = getattr(p, "batches", None) or [p.batch] if hasattr(p, "batches") or hasattr(p, "batch") else []
+    return Asked(
+        settings=tuple(Setting.of(p.model, tp, dtype) for tp in tps),
+        batches=() if open_ones & {"batch", "batches"} else tuple(batches),
+        tokens=tuple(getattr(p, "tokens", ())),
+        workloads=() if "workloads" in open_ones else tuple(getattr(p, "workloads", ())),
+        precision=getattr(p, "precision", None),
+        whole_step=hasattr(p, "precision"),
+    )
 
 
 def answering(run: Run, rows: list[dict], recorded: tuple[dict, list[dict]]) -> tuple[dict, list[dict]]:
@@ -150,7 +179,8 @@ def answering(run: Run, rows: list[dict], recorded: tuple[dict, list[dict]]) -> 
     if device().type == "cuda" or not recorded[1]:
         print(f"The answer is from this run: {device_name(run.info)}.")
         return run.info, rows
-    print(f"The answer is from recorded rows, not from this machine: {provenance(recorded[0])}.")
+    where = origin(*recorded).removeprefix("recorded: ")
+    print(f"The answer is from recorded rows, not from this machine: {where}. {provenance(recorded[0])}.")
     return recorded
 
 

@@ -1,10 +1,14 @@
-"""Recorded figures: data/published (what others report) and data/measured (what this workbook measured, by GPU)."""
+"""Recorded figures: data/published (what others report) and data/measured (what this workbook measured, by GPU).
+
+nearest.py chooses the recorded rows that are nearest to what a page was asked for.
+"""
 
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.run_folder import load
+from .text import listed
 
 if TYPE_CHECKING:  # slow to import, and needed for the published tables alone
     import pandas
@@ -40,6 +44,12 @@ def published_ratios() -> "pandas.DataFrame":
     return table.assign(ratio=table.us / table.us_base)[["gpu", "kernel", "batch", "ratio"]]
 
 
+def run_folder(name: str, root: Path = DATA.parent) -> Path | None:
+    """The run folder that `name` means, from the current folder, from `root` or from its runs/; None if none."""
+    places = (Path(name).expanduser(), root / name, root / "runs" / name)
+    return next((path.resolve() for path in places if name and (path / "run.json").is_file()), None)
+
+
 def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dict]]:
     """Return (run, rows) recorded in <data>/measured/<gpu>/<notebook>; run["recorded_on"] is `gpu`.
 
@@ -54,6 +64,29 @@ def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dic
         raise FileNotFoundError(f"no recorded run of {notebook} on {gpu!r}{hint}; recorded are: {listing}")
     run, rows = load(folder)
     return run | {"recorded_on": gpu}, rows
+
+
+def origin(run: dict | None, rows: list[dict]) -> str:
+    """What a figure's title says of recorded rows, "recorded: H100, qwen3.5-397b-a17b, tp 1"; "" if just measured.
+
+    Names models (their number, if there are more than two), tp, and dtypes of the state other than bfloat16.
+    """
+    gpu = (run or {}).get("recorded_on")
+    if not gpu:
+        return ""
+    models, tps, dtypes = (
+        list(dict.fromkeys(row[field] for row in rows if row.get(field))) for field in ("model", "tp", "state_dtype")
+    )
+    models = listed(models) if len(models) < 3 else f"{len(models)} models"
+    parts = [gpu.upper(), models] + ([f"tp {listed(map(str, tps))}"] if tps else [])
+    parts += [f"{listed(dtypes)} state"] if set(dtypes) - {"bfloat16"} else []
+    return f"recorded: {', '.join(part for part in parts if part)}"
+
+
+def titled(title: str, run: dict | None, rows: list[dict], on_cpu: bool = False) -> str:
+    """A finding as a figure's title: "CPU times: …", or "… (recorded: H100, qwen3.5-397b-a17b, tp 1)"."""
+    where = origin(run, rows)
+    return f"{'CPU times: ' if on_cpu else ''}{title}{f' ({where})' if where else ''}"
 
 
 def recorded_runs(data: Path = DATA) -> list[tuple[str, str]]:

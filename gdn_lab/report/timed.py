@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import pandas
 
 from ..backends.registry import in_order, variant
+from .recorded import titled
 from .text import device_name, listed
 
 TIMER_ORDER = ("cuda_graph_replay", "host_clock", "cupti_kernel")  # the first that a set of rows has is shown
@@ -111,13 +112,9 @@ class Timed:
         parts.append(f"measured bandwidth {self.rows[0]['roof_gb_per_s']:,.0f} GB/s (in-place read-modify-write)")
         return " · ".join(parts)
 
-    @property
-    def clock_prefix(self) -> str:
-        """What a title begins with: "CPU times: ", "H100: " for rows recorded on another machine, else nothing."""
-        if self.on_cpu:
-            return "CPU times: "
-        gpu = (self.run or {}).get("recorded_on")
-        return f"{gpu.upper()}: " if gpu else ""
+    def titled(self, finding: str) -> str:
+        """A figure's title: the finding, and that these are times of a CPU, or where and of which model recorded."""
+        return titled(finding, self.run, self.rows, self.on_cpu)
 
     def notes_on_copies(self) -> list[str]:
         """A note if some of the variants gather and scatter states within their own calls."""

@@ -178,13 +178,17 @@ def by_device(cpu: int, gpu: int):
 
 
 def _recorded_gpu(name: str) -> str:
-    from ..report.recorded import recorded_gpus
+    from ..report.recorded import recorded_gpus, run_folder
 
     known = recorded_gpus()
-    if name not in known:
-        choices = ", ".join(known) or "none yet"
-        raise ValueError(f"nothing is recorded of {name!r}{nearest(name, known)}; recorded are: {choices}")
-    return name
+    if name in known:
+        return name
+    if folder := run_folder(name):
+        return str(folder)
+    choices = ", ".join(known) or "none yet"
+    raise ValueError(
+        f"nothing is recorded of {name!r}{nearest(name, known)}; recorded are: {choices}; or give a run folder"
+    )
 
 
 # Field types. Those with a parser take what a person types and hold what a study reads.
@@ -193,7 +197,7 @@ Dtype = Annotated[Any, BeforeValidator(_dtype)]  # holds a torch.dtype
 Variants = Annotated[Any, BeforeValidator(_variants)]  # holds "all" or full names
 Samples = by_device(cpu=CPU_SAMPLES, gpu=GPU_SAMPLES)
 Seed = Annotated[int, Field(ge=0)]
-RecordedGPU = Annotated[str, AfterValidator(_recorded_gpu)]
+RecordedGPU = Annotated[str, AfterValidator(_recorded_gpu)]  # a GPU's name, or the path of a run folder
 
 
 class ModelParameters(StudyParameters):

@@ -35,8 +35,20 @@ def test_eager_pytorch_is_left_out_unless_it_is_alone():
     assert Timed(sweep_rows(eager)).kernels().names == ["torch/vk"]
     assert Timed(sweep_rows(eager | {"triton/vk": (2, 0.9)})).kernels().names == ["triton/vk"]
     cpu = Timed(sweep_rows(eager, timers=("host_clock",)))
-    assert Timed(sweep_rows(), {"recorded_on": "h200"}).clock_prefix == "H200: "
-    assert cpu.on_cpu and cpu.clock_prefix == "CPU times: " and Timed([]).clock_prefix == ""
+    assert cpu.on_cpu and not Timed([]).on_cpu
+
+
+def test_a_title_says_where_the_times_are_from():
+    """This machine's CPU, or the GPU, models, tp and unusual dtype of recorded rows; nothing of a GPU's own."""
+    rows = [row | {"model": "qwen3.5-27b", "tp": 2} for row in sweep_rows()]
+    recorded = {"recorded_on": "h200"}
+    assert Timed(rows, recorded).titled("A") == "A (recorded: H200, qwen3.5-27b, tp 2)"
+    both = rows + [row | {"tp": 4, "state_dtype": "float32"} for row in rows]
+    assert Timed(both, recorded).titled("A") == (
+        "A (recorded: H200, qwen3.5-27b, tp 2 and 4, bfloat16 and float32 state)"
+    )
+    assert Timed(rows, RUN).titled("A") == "A"
+    assert Timed(sweep_rows(timers=("host_clock",))).titled("A") == "CPU times: A"
 
 
 def test_what_is_outside_the_tolerance_is_said_once_with_the_largest_errors():

@@ -205,13 +205,13 @@ def test_each_is_drawn_with_and_without_rows(draw, step, tmp_path):
 
 def test_titles_hold_the_numbers_of_the_rows(step):
     assert title(figures.waterfall(step)) == (
-        "H100: before 541 → best 452 µs (−16%): gdn −56, shared expert −12, gaps −9 µs"
+        "before 541 → best 452 µs (−16%): gdn −56, shared expert −12, gaps −9 µs"
     )
-    assert title(figures.parts(step)) == "H100: experts 73%, GDN 10% and gaps 0.7% of a step of best"
+    assert title(figures.parts(step)) == "experts 73%, GDN 10% and gaps 0.7% of a step of best"
     assert title(figures.against_published(step)) == (
-        "Saved, published: 37 µs (14 GDN, 23 rest); H100: 50 µs (50 GDN, 0 rest)"
+        "Saved, published: 37 µs (14 GDN, 23 rest); here: 50 µs (50 GDN, 0 rest)"
     )
-    assert title(figures.heatmap(step)) == "H100: GDN takes 0.5% to 58% of a step of before; best saves 0.3% to 29%"
+    assert title(figures.heatmap(step)) == "GDN takes 0.5% to 58% of a step of before; best saves 0.3% to 29%"
 
 
 def test_title_and_bars_of_the_waterfall_are_of_one_timer(step):

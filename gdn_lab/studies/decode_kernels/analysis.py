@@ -13,6 +13,7 @@ import torch
 
 from ...backends.registry import variant, vk_twin
 from ...bench.agreement import FROM_US, GAP_US, TOLERANCE, disagreements
+from ...report.nearest import led
 from ...report.recorded import PUBLISHED_BASE, PUBLISHED_BASELINE, published_ratios, published_times
 from ...report.text import gb, listed, micro, number_range, percent
 from ...report.timed import Timed, largest_batch, name_of, ratios
@@ -130,7 +131,8 @@ def answers(timed: Timed) -> list[str]:
     if not timed:
         return ["No row was timed, so nothing is answered."]
     said = (fastest_sentence, layout_sentence, indexing_sentence, published_sentence, pair_sentence, timers_sentence)
-    return [sentence for say in said if (sentence := say(timed))] + timed.outside_tolerance()
+    sentences = [sentence for say in said if (sentence := say(timed))]
+    return led(timed.run, sentences + timed.outside_tolerance())
 
 
 def fastest_sentence(timed: Timed) -> str:

@@ -50,7 +50,7 @@ def decode_time(timed: Timed) -> Figure:
     notes = [conditions(timed), *timed.notes_on_copies(), *timed.not_timed(), *timed.outside_tolerance()]
     if not timed:
         return empty_figure("Decode time: nothing was timed", notes)
-    fig, (left, right) = new_figure(timed.clock_prefix + _time_title(timed), 11.5, 5.0, 2, notes)
+    fig, (left, right) = new_figure(timed.titled(_time_title(timed)), 11.5, 5.0, 2, notes)
     above = timed.values(lambda row: row["median_us"] - floor_us(row))
     shares = timed.values(lambda row: row["share_of_roof"] * 100)
     for name, rows in timed.by_variant().items():
@@ -111,10 +111,10 @@ def one_batch(timed: Timed) -> Figure:
     rows = sorted((row for row in timed.rows if row["batch"] == batch), key=lambda row: row["median_us"])
     best = rows[0]
     title = (
-        f"{timed.clock_prefix}At B = {batch} {label(name_of(best))} is fastest: {micro(best['median_us'])}, "
+        f"At B = {batch} {label(name_of(best))} is fastest: {micro(best['median_us'])}, "
         f"{percent(best['share_of_roof'])} of measured bandwidth"
     )
-    fig, (ax,) = new_figure(title, 9.5, 1.8 + 0.36 * len(rows), 1, notes)
+    fig, (ax,) = new_figure(timed.titled(title), 9.5, 1.8 + 0.36 * len(rows), 1, notes)
     for y, row in enumerate(rows):
         ink, us, in_place = colour(name_of(row)), row["median_us"], row["indexing"] == "in_place"
         fill, hatch = (ink, None) if in_place else ("white", "////")
@@ -143,7 +143,7 @@ def launch_gap(timed: Timed) -> Figure:
     gaps = launch_gaps(timed)
     if not gaps:
         return empty_figure(
-            "Replay and kernel-only time: not both were measured",
+            f"Replay and kernel-only time: not both were measured up to B = {LARGE}",
             ["The gap between a call's replay time and its kernels' own needs cuda_graph_replay and cupti_kernel."],
         )
     notes = [
@@ -154,8 +154,8 @@ def launch_gap(timed: Timed) -> Figure:
     batches = sorted({batch for by_batch in gaps.values() for batch in by_batch})
     first = sorted((by_batch[batches[0]], name) for name, by_batch in gaps.items() if batches[0] in by_batch)
     each = dict.fromkeys(f"{_signed(us, 1)} µs ({label(name)})" for us, name in (first[0], first[-1]))
-    title = f"{timed.clock_prefix}At B = {batches[0]} replay exceeds kernel-only time by {' to '.join(each)}"
-    fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
+    title = f"At B = {batches[0]} replay exceeds kernel-only time by {' to '.join(each)}"
+    fig, (ax,) = new_figure(timed.titled(title), 9.0, 4.4, 1, notes)
     ends = plot_lines(ax, gaps, lambda us: f"{_signed(us, 2)} µs")
     ax.axhline(0, color=GREY, linewidth=1)
     batch_axis(ax, batches)
@@ -185,8 +185,8 @@ def gather_scatter(timed: Timed) -> Figure:
         return empty_figure("In place against gather and scatter: nothing timed both ways", notes)
     last = largest_batch(found)
     at_last = [by_batch[last] for by_batch in found.values() if last in by_batch]
-    title = f"{timed.clock_prefix}At B = {last} gather and scatter take {number_range(at_last)}× the in-place time"
-    fig, (ax,) = new_figure(title, 9.0, 4.6, 1, notes)
+    title = f"At B = {last} gather and scatter take {number_range(at_last)}× the in-place time"
+    fig, (ax,) = new_figure(timed.titled(title), 9.0, 4.6, 1, notes)
     ends = plot_lines(ax, found, lambda ratio: f"{ratio:.2f}", "gather_scatter")
     ends.append((1.0, "in place  1", GREY))
     ax.axhline(1.0, color=GREY, linewidth=1)
@@ -217,7 +217,7 @@ def against_published(timed: Timed) -> Figure:
         f"Here: {conditions(timed)}" if ours else "",
         *timed.not_timed(),
     ]
-    fig, (ax,) = new_figure(_published_title(found, timed), 10.5, 5.2, 1, notes)
+    fig, (ax,) = new_figure(timed.titled(_published_title(found)), 10.5, 5.2, 1, notes)
     table, ends = published_ratios(), []
     for column, ((gpu, kernel), rows) in enumerate(table.groupby(["gpu", "kernel"], sort=False)):
         _draw_published(ax, rows, PUBLISHED_MARKERS[column % len(PUBLISHED_MARKERS)])
@@ -241,13 +241,13 @@ def against_published(timed: Timed) -> Figure:
     return fig
 
 
-def _published_title(found, timed: Timed) -> str:
+def _published_title(found) -> str:
     """The published range and that of each baseline."""
     title = f"Published from B = {LARGE}: {PUBLISHED_BASELINE} {found.band[0]:.1f} to {found.band[1]:.1f}× FlashInfer"
     if not found.nearest:
         return f"{title}; nothing was timed here to compare"
     each = [f"{label(name)} {number_range(ends)}" for name, ends in sorted(found.ranges.items(), reverse=True)]
-    return f"{title}; {timed.clock_prefix or 'here '}{listed(each)}"
+    return f"{title}; here {listed(each)}"
 
 
 def _draw_published(ax, rows, marker: str) -> None:

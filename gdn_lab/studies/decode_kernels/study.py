@@ -20,7 +20,9 @@ class Parameters(ModelParameters):
         0, description="timed samples of each variant, batch and timer; 0 is 50 on a GPU, 5 on a CPU"
     )
     seed: Seed = Field(0, description="of the random inputs, states and slots")
-    gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
+    gpu_reference: RecordedGPU = Field(
+        "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+    )
 
 
 def section(run: dict, rows: list[dict]) -> Section:

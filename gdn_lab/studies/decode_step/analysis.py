@@ -13,7 +13,7 @@ import pandas
 
 from ...layer.configurations import CONFIGURATIONS
 from ...layer.step_parts import ALL_REDUCE, CPU_TIMER, EAGER_TIMER, GAPS, GRAPH_TIMER, TRACED, WHOLE
-from ...report.recorded import published
+from ...report.recorded import published, titled
 from ...report.text import device_name, gb
 
 WHOLE_TIMERS = (GRAPH_TIMER, CPU_TIMER)
@@ -83,12 +83,16 @@ class StepRows:
         }
 
     @property
-    def title_prefix(self) -> str:
-        """What a figure's title begins with: "CPU times: ", or the GPU, such as "H100: "."""
-        if any(row["timer"] == CPU_TIMER for row in [*self.whole.values(), *self.heatmap]):
-            return "CPU times: "
-        gpu = (self.run or {}).get("environment", {}).get("gpu_name") or ""
-        return f"{gpu.removeprefix('NVIDIA ').split(' ')[0]}: " if gpu else ""
+    def on_cpu(self) -> bool:
+        return any(row["timer"] == CPU_TIMER for row in [*self.whole.values(), *self.heatmap])
+
+    def titled(self, finding: str, rows: list[dict] | None = None) -> str:
+        """A figure's title: the finding, and that these are times of a CPU, or where and of which model recorded.
+
+        rows: those drawn, by default the steps of the step sweep.
+        """
+        rows = list(self.whole.values()) if rows is None else rows
+        return titled(finding, self.run, rows, self.on_cpu)
 
     def conditions(self, rows: dict[str, dict] | None = None) -> str:
         """What times of steps hold for, in one line; "" where none was timed. rows: `whole`, or `traced`."""

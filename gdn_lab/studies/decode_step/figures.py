@@ -26,7 +26,7 @@ def waterfall(step: StepRows) -> Figure:
     if len(step.traced) < 2:
         return empty_figure("No two configurations have times of their parts", notes)
     notes.insert(1, _recorded_note(step))
-    fig, (ax,) = new_figure(_waterfall_title(step), 11.5, 1.9 + 0.3 * len(bars), 1, notes)
+    fig, (ax,) = new_figure(step.titled(_waterfall_title(step)), 11.5, 1.9 + 0.3 * len(bars), 1, notes)
     left, right = _cut(bars, step.traced.values())
     colours = _colours(step)
     for y, bar in enumerate(bars):
@@ -101,12 +101,12 @@ def _waterfall_title(step: StepRows) -> str:
     changes = sorted(analysis.main_changes(step).items(), key=lambda change: -abs(change[1]))[:3]
     numbers = ", ".join(f"{part} {us:+,.0f}".replace("-", "−") for part, us in changes)
     change = f"{last / first - 1:+.0%}".replace("-", "−")
-    title = f"{step.title_prefix}{names[0]} {first:,.0f} → {names[-1]} {last:,.0f} µs ({change})"
+    title = f"{names[0]} {first:,.0f} → {names[-1]} {last:,.0f} µs ({change})"
     return f"{title}: {numbers} µs" if numbers else title
 
 
 def _recorded_note(step: StepRows) -> str:
-    if step.title_prefix.startswith("CPU"):
+    if step.on_cpu:
         return ""
     differences = ", ".join(
         f"{name} {f'{share:+.1%}'.replace('-', '−')}" for name, share in step.tracing_differences.items()
@@ -127,7 +127,7 @@ def parts(step: StepRows) -> Figure:
     if step.all_reduce:
         notes.append(f"The {step.all_reduce['times_a_layer']} all-reduces of a layer cannot run on one GPU.")
     colours = _colours(step)
-    fig, (ax,) = new_figure(_parts_title(step), 12.0, 2.6 + 0.62 * len(step.parts), 1, notes)
+    fig, (ax,) = new_figure(step.titled(_parts_title(step)), 12.0, 2.6 + 0.62 * len(step.parts), 1, notes)
     longest = max(sum(row["median_us"] for row in rows.values()) for rows in step.parts.values())
     for y, name in enumerate(step.parts):
         end = _stacked_bar(ax, y, step, name, colours, longest)
@@ -176,7 +176,7 @@ def _parts_title(step: StepRows) -> str:
     if largest == GDN:
         del shares[largest]
     takes = [f"{part} {percent(us / total)}" for part, us in shares.items()]
-    return f"{step.title_prefix}{listed(takes)} of a step of {name}"
+    return f"{listed(takes)} of a step of {name}"
 
 
 @rc_context(STYLE)
@@ -188,7 +188,7 @@ def against_published(step: StepRows) -> Figure:
         f"Measured: {step.conditions()}" if step.whole else "",
         *not_timed(step.all_rows, "step"),
     ]
-    fig, axes = new_figure(_published_title(step), 11.5, 2.4 + 0.36 * (2 + len(step.whole)), 2, notes)
+    fig, axes = new_figure(step.titled(_published_title(step)), 11.5, 2.4 + 0.36 * (2 + len(step.whole)), 2, notes)
     for ax, part in zip(axes, theirs.index, strict=True):
         whole = part == "decode step"
         rows = step.whole if whole else {name: parts[GDN] for name, parts in step.parts.items()}
@@ -216,7 +216,7 @@ def _published_title(step: StepRows) -> str:
     if ours is None:
         return f"{title}; before and after were not both measured here" if step.whole else title
     total, gdn, rest = (f"{us:.0f}".replace("-0", "0").replace("-", "−") for us in (*ours, ours.rest))
-    return f"{title}; {step.title_prefix.removesuffix(': ') or 'here'}: {total} µs ({gdn} GDN, {rest} rest)"
+    return f"{title}; here: {total} µs ({gdn} GDN, {rest} rest)"
 
 
 @rc_context(STYLE)
@@ -234,7 +234,8 @@ def heatmap(step: StepRows) -> Figure:
         *not_timed(step.all_rows, "share"),
     ]
     width, height = 1.8 + (0.9 + 0.72 * len(batches)) * len(models), 2.3 + 0.5 * len(tps)
-    fig, axes = new_figure(_heatmap_title(step), max(width, 8.0), height, len(models), notes, sharey=True)
+    title = step.titled(_heatmap_title(step), step.heatmap)
+    fig, axes = new_figure(title, max(width, 8.0), height, len(models), notes, sharey=True)
     cells = {(line.model, line.tp, line.B): line for line in points.itertuples()}
     darkest = max(points.share.max(), 0.01)
     for ax, model in zip(axes, models, strict=True):
@@ -266,7 +267,7 @@ def _write_cell(ax, x, y, line, dark: bool) -> None:
 
 def _heatmap_title(step: StepRows) -> str:
     points = heatmap_points(step)
-    title = f"{step.title_prefix}GDN takes {_range(points.share)} of a step of {points['first'].iloc[0]}"
+    title = f"GDN takes {_range(points.share)} of a step of {points['first'].iloc[0]}"
     if not points.gain.isna().all():
         title += f"; {points['last'].iloc[0]} saves {_range(points.gain)}"
     return title

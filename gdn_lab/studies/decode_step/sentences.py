@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 from ...layer.step_parts import GAPS
+from ...report.nearest import led
 from ...report.text import byte_size, device_name, listed, micro, percent
 from .analysis import AFTER, BEFORE, GDN, StepRows, heatmap_points, main_changes, published_saving, saving
 
@@ -26,7 +27,7 @@ def answers(step: StepRows) -> list[str]:
         how_parts_add_up(step),
         all_reduces(step),
     )
-    return [sentence for sentence in sentences if sentence]
+    return led(step.run, [sentence for sentence in sentences if sentence])
 
 
 def not_timed(rows, sweep: str | None = None) -> list[str]:

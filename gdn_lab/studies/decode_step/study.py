@@ -112,7 +112,9 @@ class Parameters(ModelParameters):
         description="of the routing: 0 is uniform; with s the n-th expert is n^-s times as likely as the first",
     )
     seed: Seed = Field(0, description="of the random weights, inputs, states and routing")
-    gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
+    gpu_reference: RecordedGPU = Field(
+        "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+    )
 
     @property
     def options(self) -> dict:

@@ -8,8 +8,9 @@ from .formulas import slot_table, warp_load
 
 def answers(timed: Timed, model: str, tp: int) -> list[str]:
     """A warp's load under each layout, a request's memory, and what layout and indexing cost: a sentence each."""
-    sentences = [load_sentence(), slot_sentence(model, tp), layout_sentence(timed), indexing_sentence(timed)]
-    return [sentence for sentence in sentences if sentence]
+    lead = (timed.run or {}).get("lead")  # a sentence of its own: the next two hold for what was asked
+    computed = [f"{lead}."] * bool(lead) + [load_sentence(), slot_sentence(model, tp)]
+    return computed + [sentence for sentence in (layout_sentence(timed), indexing_sentence(timed)) if sentence]
 
 
 def load_sentence() -> str:

@@ -183,8 +183,8 @@ def layout_cost(timed: Timed) -> Figure:
     last = largest_batch(found)
     each = [f"{label(name)} takes {by_batch[last]:.2f}×" for name, by_batch in found.items() if last in by_batch]
     twins = list(dict.fromkeys(twin_of(name, timed.names) for name in found))
-    title = f"{timed.clock_prefix}At B = {last} {listed(each)} {listed(map(label, twins))}'s time"
-    fig, (ax,) = new_figure(title, 9.0, 4.4, 1, notes)
+    title = f"At B = {last} {listed(each)} {listed(map(label, twins))}'s time"
+    fig, (ax,) = new_figure(timed.titled(title), 9.0, 4.4, 1, notes)
     ends = plot_lines(ax, found, lambda ratio: f"{ratio:.2f}")
     ends += [(1.0, f"{label(twin)}  1", colour(twin)) for twin in twins]
     ax.axhline(1.0, color=colour(twins[0]), linewidth=1.7)

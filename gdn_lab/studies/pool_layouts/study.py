@@ -16,7 +16,9 @@ class Parameters(ModelParameters):
     gigabytes: float = Field(40.0, ge=0.001, description="memory to fill with requests, GB")
     samples: Samples = Field(0, description="timed samples of each variant and batch; 0 is 50 on a GPU, 5 on a CPU")
     seed: Seed = Field(0, description="of the random inputs, states and slots")
-    gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
+    gpu_reference: RecordedGPU = Field(
+        "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+    )
 
 
 def computed() -> dict:

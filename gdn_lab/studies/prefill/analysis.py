@@ -7,6 +7,7 @@ prefill rows of one run, of any indexing.
 import pandas
 
 from ...backends.registry import VARIANTS, in_order, variant, vk_twin
+from ...report.nearest import led
 from ...report.recorded import published
 from ...report.text import listed, number_range, percent
 from ...report.timed import Timed
@@ -184,7 +185,7 @@ def answers(timed: Timed) -> list[str]:
             f"The detour through KV takes {number_range(ratios.dropna())} times as long as {variant(name).label} on "
             f"the pool in place: {ahead}."
         )
-    return sentences + timed.outside_tolerance() + not_isolated(times)
+    return led(timed.run, sentences + timed.outside_tolerance() + not_isolated(times))
 
 
 def fastest(timed: Timed) -> str:

@@ -17,7 +17,7 @@ def tokens_per_second(timed: Timed) -> Figure:
     if rows.empty:
         return empty_figure("No prefill was timed", notes)
     unit, unit_name = (1e6, "million") if rows.tokens_per_s.max() >= 1e6 else (1e3, "thousand")
-    fig, panels = _panels(rows, timed.clock_prefix + _who_is_fastest(timed, rows), notes)
+    fig, panels = _panels(rows, timed.titled(_who_is_fastest(timed, rows)), notes)
     names = analysis.labels(rows)
     for ax, there, places in panels:
         for which, line in there.groupby("label", sort=False):
@@ -50,10 +50,10 @@ def native_against_detour(timed: Timed) -> Figure:
     flat = ratios.stack()
     (low, high), fewest, most = (flat.min(), flat.max()), flat.idxmin(), flat.idxmax()
     title = (
-        f"{timed.clock_prefix}The detour's 8 extra state transfers: {low:.2f}× the time at "
+        f"The detour's 8 extra state transfers: {low:.2f}× the time at "
         f"{analysis.workload_of(fewest)}, {high:.2f}× at {analysis.workload_of(most)}"
     )
-    fig, panels = _panels(rows, title, [analysis.conditions(timed)], sharey=True)
+    fig, panels = _panels(rows, timed.titled(title), [analysis.conditions(timed)], sharey=True)
     width = 0.8 / len(ratios.columns)
     for ax, there, places in panels:
         heads = there.num_v_heads.iloc[0]

@@ -36,7 +36,9 @@ class Parameters(ModelParameters):
     )
     samples: Samples = Field(0, description="timed samples of each variant and workload; 0 is 50 on a GPU, 5 on a CPU")
     seed: Seed = Field(0, description="of the random inputs, states and slots")
-    gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
+    gpu_reference: RecordedGPU = Field(
+        "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+    )
 
     @model_validator(mode="after")
     def _second_heads_divide(self):

@@ -16,10 +16,13 @@ Every function takes a Timed of the rows of one run; those about steps need its 
 """
 
 import pandas
+import torch
 
+from ...backends.base import dtype_name
 from ...backends.registry import in_order, variant
 from ...models import MODELS, GDNShape
 from ...pool import StatePool
+from ...report.nearest import led
 from ...report.text import byte_size, listed, micro, percent
 from ...report.timed import Timed, name_of
 
@@ -133,15 +136,18 @@ def gain_table(timed: Timed) -> pandas.DataFrame:
 # ---- memory
 
 
-def memory_table(tokens: list[int], tp: int = 1) -> pandas.DataFrame:
-    """MB per request in all GDN layers of each model, bf16: state and window, and what verify adds until commit()."""
+def memory_table(tokens: list[int], tp: int = 1, dtype=torch.bfloat16) -> pandas.DataFrame:
+    """MB per request in all GDN layers of each model: state and window, and what verify adds until commit().
+
+    dtype: of the state.
+    """
     lines = []
     for name, model in MODELS.items():
         if model.num_k_heads % tp or model.num_v_heads % tp:
             continue
         shape = GDNShape.from_model(name, tp)
-        sizes = {"state and window": StatePool.slot_nbytes(shape)}
-        sizes |= {f"drafts, T = {T}": StatePool.draft_nbytes(shape, T) for T in tokens}
+        sizes = {"state and window": StatePool.slot_nbytes(shape, dtype)}
+        sizes |= {f"drafts, T = {T}": StatePool.draft_nbytes(shape, T, dtype) for T in tokens}
         line = {what: sum(parts.values()) * model.gdn_layers / 1e6 for what, parts in sizes.items()}
         lines.append({"model": name} | line)
     return pandas.DataFrame(lines)
@@ -150,8 +156,11 @@ def memory_table(tokens: list[int], tp: int = 1) -> pandas.DataFrame:
 # ---- sentences
 
 
-def answers(timed: Timed, model: str, tp: int) -> list[str]:
-    """What the rows say to the question of notebook 05, a sentence each; only what they can answer."""
+def answers(timed: Timed, model: str, tp: int, tokens: int = 8, dtype=torch.bfloat16) -> list[str]:
+    """What the rows say to the question of notebook 05, a sentence each; only what they can answer.
+
+    model, tp, tokens, dtype: of the last sentence, on memory, which is computed.
+    """
     sentences = [_who_is_fastest(mode, times) for mode, times in by_mode(timed).items() if mode in MODES]
     table = gain_table(timed)
     if len(table):
@@ -161,14 +170,20 @@ def answers(timed: Timed, model: str, tp: int) -> list[str]:
             f"{best['gain at 80%']:.2f}× the tokens per second of {variant(decode_time(timed)[0]).label} decode steps. "
             f"It pays from an acceptance of {best['pays from']}."
         )
+    sentences += timed.selected(phase="verify").outside_tolerance()
+    return [*led(timed.run, sentences), memory_sentence(model, tp, tokens, dtype)]
+
+
+def memory_sentence(model: str, tp: int, tokens: int, dtype=torch.bfloat16) -> str:
+    """What storing the states after each of `tokens` tokens takes, in all GDN layers on one of `tp` GPUs."""
     shape, layers = GDNShape.from_model(model, tp), MODELS[model].gdn_layers
-    kept, drafts = StatePool.slot_nbytes(shape), StatePool.draft_nbytes(shape, 8)
-    sentences.append(
-        f"Storing the states after each of 8 tokens takes {byte_size(sum(drafts.values()) * layers)} per request of "
-        f"{model} in flight, in addition to the {byte_size(sum(kept.values()) * layers)} that it keeps anyway; replay "
-        "stores none."
+    kept, drafts = StatePool.slot_nbytes(shape, dtype), StatePool.draft_nbytes(shape, tokens, dtype)
+    where = f"at tp {tp}, on each GPU" if tp > 1 else "at tp 1"
+    return (
+        f"Computed for {model} {where}: storing the {dtype_name(dtype)} states after each of {tokens} tokens takes "
+        f"{byte_size(sum(drafts.values()) * layers)} per request in flight, in addition to the "
+        f"{byte_size(sum(kept.values()) * layers)} that it keeps anyway; replay stores none."
     )
-    return sentences + timed.selected(phase="verify").outside_tolerance()
 
 
 def _who_is_fastest(mode: str, times: pandas.DataFrame) -> str:

@@ -1,9 +1,11 @@
 """The figures of notebook 05, drawn from a Timed of verify and decode rows."""
 
+import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ...backends.base import dtype_name
 from ...report.style import (
     GREY,
     STYLE,
@@ -37,7 +39,7 @@ def verify_time(timed: Timed) -> Figure:
     if floors:
         notes.insert(1, "Dotted: what a call must read and write, at the measured bandwidth.")
     tokens = sorted({T for times in panels.values() for T in times.index})
-    fig, axes = new_figure(timed.clock_prefix + _growth(panels), 12.5, 5.0, len(panels), notes, sharey=True)
+    fig, axes = new_figure(timed.titled(_growth(panels)), 12.5, 5.0, len(panels), notes, sharey=True)
     axes[0].set_yscale("log")
     plain_log_axis(axes[0].yaxis)
     drawn = []
@@ -93,8 +95,8 @@ def speculative_gain(timed: Timed) -> Figure:
     ways = [way for way in _WAYS if way in steps.index.unique("way")]
     gains = {key: analysis.gain(us, decode[1], key[-1], 0.8) for key, us in steps.items()}
     (name, way, T), best = max(gains.items(), key=lambda item: item[1])
-    title = f"{timed.clock_prefix}At 80% acceptance {label(name)} yields {best:.1f}× decode's tokens (T = {T}, {way})"
-    fig, axes = new_figure(title, 11.5, 4.6, len(ways), notes, sharey=True)
+    title = f"At 80% acceptance {label(name)} yields {best:.1f}× decode's tokens (T = {T}, {way})"
+    fig, axes = new_figure(timed.titled(title), 11.5, 4.6, len(ways), notes, sharey=True)
     variants, ends = list(steps.index.unique("variant")), {way: [] for way in ways}
     for (name, way), by_tokens in steps.groupby(level=["variant", "way"], sort=False):
         times = by_tokens.droplevel(["variant", "way"]).to_dict()
@@ -138,15 +140,16 @@ _WAYS = {"store": "T states written, one copied back", "replay": "output only, t
 
 
 @rc_context(STYLE)
-def draft_memory(tokens: list[int], tp: int = 1) -> Figure:
-    """What a request in flight keeps between verify and commit(), for each model. Computed."""
-    table = analysis.memory_table(tokens, tp)
+def draft_memory(tokens: list[int], tp: int = 1, dtype=torch.bfloat16) -> Figure:
+    """What a request in flight keeps between verify and commit(), for each model. Computed. dtype: of the state."""
+    table = analysis.memory_table(tokens, tp, dtype)
     if table.empty:
         return empty_figure(f"No model of the table can be split over {tp} GPUs", [])
     first, last, columns = table.iloc[0], table.columns[-1], table.columns[1:]
     extra, own = f"{first[last]:,.0f} MB", f"{first['state and window']:,.0f} MB"
     title = f"Storing {max(tokens)} states adds {extra} per request to the {own} of {first['model']}"
-    note = "bf16, all GDN layers of a model" + (f", on each of {tp} tensor-parallel GPUs." if tp > 1 else ".")
+    where = f", on each of {tp} tensor-parallel GPUs" if tp > 1 else ""
+    note = f"{dtype_name(dtype)} state, all GDN layers of a model{where}."
     fig, (ax,) = new_figure(title, 9.5, 1.8 + 0.2 * len(table) * (len(columns) + 1), 1, [note])
     (drafts,) = other_colours(["drafts"]).values()
     for i, column in enumerate(columns):

@@ -27,7 +27,9 @@ class Parameters(ModelParameters):
     )
     samples: Samples = Field(0, description="timed samples of each variant, mode and T; 0 is 50 on a GPU, 5 on a CPU")
     seed: Seed = Field(0, description="of the random inputs, states and slots")
-    gpu_reference: RecordedGPU = Field("h100", description="recorded results to show next to this machine's")
+    gpu_reference: RecordedGPU = Field(
+        "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+    )
 
 
 def section(run: dict, rows: list[dict]) -> Section:
@@ -36,10 +38,10 @@ def section(run: dict, rows: list[dict]) -> Section:
     from . import analysis, figures
 
     timed = Timed(rows, run)
-    model, tp = (run["parameters"][name] for name in ("model", "tp"))
+    p = Parameters.parse(run["parameters"], "the recorded run")
     return Section(
         conditions=analysis.conditions(Timed(rows)),
-        sentences=analysis.answers(timed, model, tp),
+        sentences=analysis.answers(timed, p.model, p.tp, max(p.tokens), p.dtype),
         figures={"verify_time": figures.verify_time(timed)},
         not_timed=timed.not_timed(),
     )
