@@ -6,6 +6,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     computed:<figure>           a figure that needs no data
     variants                    every kernel variant: pool, role, what it is
     recorded:<gpu>              when, where and with which versions and kernels the runs of a GPU were recorded
+    published:<table>           a table that others published, of data/published/pr19150: end_to_end, accuracy
     measured:<gpu>-<section>    the section of a study, from its recorded run
 """
 
@@ -18,7 +19,7 @@ from ..studies import Study, studies
 from ..studies.declaration import Section
 from .run import ROOT, shown
 
-BLOCKS = r"studies|variants|computed:\w+|recorded:\w+|measured:\w+-\w+"
+BLOCKS = r"studies|variants|computed:\w+|published:\w+|recorded:\w+|measured:\w+-\w+"
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
 
 
@@ -79,6 +80,9 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
     if kind == "computed":
         figures = {name: figure for study in studies() for name, figure in study.computed().items()}
         return (f"![{title(figures[rest])}](docs/{rest}.png)", []) if rest in figures else None
+    if kind == "published":
+        text = published_table(rest)
+        return None if text is None else (text, [])
     if kind == "recorded":
         from .recorded_with import recorded_with
 
@@ -103,6 +107,18 @@ def variants_table() -> str:
         for name, variant in VARIANTS.items()
     ]
     return "\n".join(["| variant | role | pool | phases | what it is |", "|---|---|---|---|---|", *rows])
+
+
+def published_table(name: str) -> str | None:
+    """Markdown: a published table, and what it says; None for a name that nothing shows."""
+    from ..studies.advice import published
+
+    if name == "end_to_end":
+        return published.end_to_end_table().to_markdown(index=False)
+    if name != "accuracy":
+        return None
+    table = published.accuracy_table().to_markdown(index=False, floatfmt=".3f")
+    return "\n".join([table, "", *(f"- {sentence}" for sentence in published.accuracy_sentences())])
 
 
 def section_of(study: Study, gpu: str, root: Path) -> tuple[str, list[Path]]:

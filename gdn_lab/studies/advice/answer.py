@@ -55,6 +55,11 @@ def backend(advice: Advice) -> list[str]:
         lines = [f"{ranking(one)}."]
     lines.append(f"From {one.series.recording.name}: {one.series.source}, {one.series.timer}.")
     lines.append(f"Distance: {distance(advice, one)}.")
+    lines += [
+        f"{name} was outside the tolerance on {listed(kinds)}."
+        for name, kinds in one.series.outside.items()
+        if name in one.names
+    ]
     if one.us(one.names[0]) < one.state_us:
         lines.append(
             f"Moving the states alone takes {micro(one.state_us)} at the measured bandwidth ({one.series.roof:,.0f} "
@@ -163,7 +168,13 @@ def step_sentence(advice: Advice) -> str:
             f"Share of the step: not measured for {p.model} at tp {p.tp}. {_step(step)} That model has the same GDN "
             "heads, but other layers around them."
         )
-    return f"Share of the step: measured. {_step(step)}"
+    entry = model(p.model)
+    ms = [entry.gdn_layers * us / 1000 for us in (step.step_us, step.last_us)]
+    return (
+        f"Share of the step: measured. {_step(step)} Computed, × {entry.gdn_layers} GDN layers: {ms[0]:.1f} and "
+        f"{ms[1]:.1f} ms a token; not included: {entry.layers - entry.gdn_layers} attention layers, the output head "
+        "and all-reduces."
+    )
 
 
 def _step(step: StepShare) -> str:

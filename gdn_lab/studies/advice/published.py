@@ -3,7 +3,6 @@
 import pandas
 
 from ...report.recorded import published
-from ...report.text import percent
 
 
 def end_to_end_table() -> pandas.DataFrame:
@@ -41,8 +40,8 @@ def accuracy_sentences() -> list[str]:
     gpqa = table[(table.evaluation == "GPQA") & (table.stage == "published")].score
     ci = table[(table.evaluation == "GSM8K") & (table.stage == "ci")].set_index("backend").score
     return [
-        f"{len(gpqa)} runs of GPQA with the same backend score {gpqa.min():.3f} to {gpqa.max():.3f}: a difference "
-        f"between backends must exceed {percent(gpqa.max() - gpqa.min())} to show in one run.",
+        f"{len(gpqa)} runs of GPQA with the same backend score {gpqa.min():.3f} to {gpqa.max():.3f}: backends "
+        f"whose single runs differ by up to {gpqa.max() - gpqa.min():.3f} cannot be told apart.",
         f"In the CI's GSM8K FlashInfer scores {ci.flashinfer:.3f} and Triton {ci.triton:.3f}: within one standard "
         "error (about 0.01), so neither is shown to be worse.",
         "No score of a float32 state was published, so these figures do not say what a bfloat16 state costs.",

@@ -57,7 +57,8 @@ class Recording(NamedTuple):
 class Series:
     """Times of one run for one model, tp and state dtype.
 
-    source: KERNEL or PART. roof: the measured bandwidth, GB/s. times: {variant: {batch: Times}}.
+    source: KERNEL or PART. roof: the measured bandwidth, GB/s. times: {variant: {batch: Times}}. outside: {variant:
+    kinds of hard inputs on which its result was outside the tolerance}.
     """
 
     recording: Recording
@@ -69,6 +70,7 @@ class Series:
     dtype: str
     roof: float
     times: dict[str, dict[int, Times]] = field(hash=False, default_factory=dict)
+    outside: dict[str, list[str]] = field(hash=False, default_factory=dict)
 
     @property
     def heads(self) -> str:
@@ -141,6 +143,8 @@ def series_of(run: Recording, rows: Iterable[dict]) -> list[Series]:
         key = source, row["timer"], row["model"], row["tp"], heads, row["state_dtype"]
         series = found.setdefault(key, Series(run, *key, row["roof_gb_per_s"]))
         name, batch = f"{row['backend']}/{row['variant']}", row["batch"]
+        if row.get("wrong_on"):
+            series.outside[name] = list(dict.fromkeys([*series.outside.get(name, []), *row["wrong_on"]]))
         if row["count"] >= counts[key, name, batch]:  # two sweeps of a run may time the same: more samples count
             counts[key, name, batch] = row["count"]
             series.times.setdefault(name, {})[batch] = Times(row["median_us"], row["p20_us"], row["p80_us"])

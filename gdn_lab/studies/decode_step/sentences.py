@@ -6,6 +6,7 @@ from ...layer.step_parts import GAPS
 from ...report.nearest import led
 from ...report.text import byte_size, device_name, listed, micro, percent
 from .analysis import AFTER, BEFORE, GDN, StepRows, heatmap_points, main_changes, published_saving, saving
+from .whole_model import whole_model
 
 BEST, FAIR = "best", "before-32"  # the fastest here, and the fastest Triton kernel on a KV pool
 AIM = 0.10  # the pull request's saving, which BEST over FAIR aims at
@@ -19,6 +20,7 @@ def answers(step: StepRows) -> list[str]:
     sentences = (
         gdn_shares(step),
         whole_steps(step),
+        whole_model(step),
         largest_changes(step),
         against_published(step),
         best_against_aim(step),
