@@ -103,14 +103,20 @@ def compiled_here(words: str, architecture: str):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("words", GROUPS)
 def test_no_spills(words, architecture):
-    """Verify that updates a float32 state may spill a few registers: it is the fastest of them for all that."""
+    """Verify may spill where it updates a float32 state, still the fastest tile, and where inputs are float32."""
     group = compiled_here(words, architecture)
     assert group
     for compilation in group:
         found = resources.resources(compilation, architecture)
-        may_spill = words == "verify" and " float32" in found.label and " UPDATE" in found.label
-        assert found.stack_bytes <= (80 if may_spill else 0), found
+        assert found.stack_bytes <= spills_allowed(found.label), found
         assert 16 <= found.registers <= 255 and found.shared_bytes <= ROOM[architecture], found
+
+
+def spills_allowed(label: str) -> int:
+    """Bytes a thread: of verify alone. float32 inputs multiply as three TF32 products each, which takes registers."""
+    if not label.startswith("verify"):
+        return 0
+    return 128 if " on float32 inputs" in label else 80 if " float32:" in label and " UPDATE" in label else 0
 
 
 def test_every_group_is_compiled():
