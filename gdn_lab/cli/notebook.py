@@ -12,19 +12,21 @@ import shlex
 import pandas
 import torch
 from IPython import get_ipython
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from ..backends.base import dtype_name
 from ..bench.results import Run
+from ..names import readable
 from ..report.nearest import Asked, Setting, nearest_record
 from ..report.recorded import DATA, origin
-from ..report.text import device_name, provenance
+from ..report.text import as_html, device_name, provenance, sentence_as_html
 from ..studies import Study
 from .installed import frame
 from .report import title
 
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # set by `gdn-lab run`: the folder that it made for this run
 INJECTED = "# Parameters"  # how the cell begins that papermill puts after the one tagged `parameters`
+NO_MATHS = "mathjax_ignore tex2jax_ignore"  # classes whose text MathJax leaves alone: JupyterLab's, and version 2
 ROOT = DATA.parent
 
 
@@ -197,24 +199,29 @@ def show(run: Run, figure, name: str) -> None:
 
 
 def say(sentences: list[str]) -> None:
-    """Show sentences as a list of points."""
-    display(Markdown("\n".join(f"- {sentence}" for sentence in sentences)))
+    """Show sentences as a list of points: as plain text, but for `code`. What names of a trace hold has no effect."""
+    points = "\n".join(f"<li>{sentence_as_html(sentence)}</li>" for sentence in sentences)
+    text = "\n".join(f"- {readable(sentence)}" for sentence in sentences)
+    display({"text/html": f'<ul class="{NO_MATHS}">\n{points}\n</ul>', "text/plain": text}, raw=True)
 
 
 def table(frame: pandas.DataFrame, caption: str = "", *, digits: int = 1):
     """Style a DataFrame for display: thousands separators, `digits` decimals, empty cells for missing numbers.
 
-    Words are aligned left, numbers right; errors, which span decades, are powers of ten.
+    Words are aligned left, numbers right; errors, which span decades, are powers of ten. Every text, those of headings
+    and the caption too, is shown as it is: markup in it has no effect.
     """
     errors = [column for column in frame.columns if "error" in str(column)]
     words = [column for column in frame.columns if frame[column].dtype.kind not in "iuf"]
     whole = [column for column in frame.columns if pandas.api.types.is_integer_dtype(frame[column])]
     rest = [column for column in frame.columns if pandas.api.types.is_float_dtype(frame[column])]
-    style = frame.style.format("{:,d}", subset=whole).format(precision=digits, thousands=",", na_rep="", subset=rest)
+    style = frame.style.format(as_html, na_rep="", subset=words)
+    for axis in (0, 1):
+        style = style.format_index(as_html, axis=axis).format_index_names(as_html, axis=axis)
+    style = style.format("{:,d}", subset=whole).format(precision=digits, thousands=",", na_rep="", subset=rest)
     style = style.format("{:.1e}", na_rep="", subset=[column for column in errors if column in rest])
     style = style.set_properties(subset=words, **{"text-align": "left"})
     left = [{"selector": "th.col_heading", "props": "text-align: left"}]
     style = style.set_table_styles({column: left for column in words}, overwrite=False)
-    if not isinstance(frame.index, pandas.RangeIndex):
-        return style.set_caption(caption)
-    return style.set_caption(caption).hide(axis="index")
+    style = style.set_table_attributes(f'class="{NO_MATHS}"').set_caption(as_html(caption))
+    return style.hide(axis="index") if isinstance(frame.index, pandas.RangeIndex) else style

@@ -129,12 +129,12 @@ def keep(nsys: str, report: Path, folder: Path) -> None:
     ValueError or OSError, one sentence, if nsys cannot export or summarise the report, or if it cannot be read.
     """
     from ..studies.decode_step.record import NSIGHT_FILE
-    from ..trace import nsight
+    from ..trace import nsight_file
     from ..trace.scrubber import scrub
 
     kept = folder / "capture.nsys-rep"
     shutil.move(report, kept)
-    with nsight.exported(kept) as export:
+    with nsight_file.exported(kept) as export:
         scrub(export, folder / NSIGHT_FILE)
         _write_reports(nsys, export, folder)
     batch.say(agreement(folder / NSIGHT_FILE))

@@ -60,6 +60,7 @@ STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "savefig.facecolor": "white",
+    "text.parse_math": False,  # a $ in a name is a $
     "svg.hashsalt": "gdn_lab",  # the same figure is the same file
 }
 

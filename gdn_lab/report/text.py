@@ -1,5 +1,10 @@
 """Text: numbers with their units, machines and runs, as every table, sentence and figure prints them."""
 
+import html
+import re
+
+from ..names import readable
+
 
 def micro(us: float) -> str:
     """A time given in µs: "3.1 µs", "738 µs", "45.1 ms"."""
@@ -37,6 +42,21 @@ def listed(words) -> str:
     """Words as a sentence lists them: "a", "a and b", "a, b and c"."""
     words = list(words)
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def cut(name: str, width: int = 80) -> str:
+    """A name of at most `width` characters; a longer one ends in "…"."""
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def as_html(text) -> str:
+    """Any text as HTML that shows it as it is: no markup, link or image in it has an effect."""
+    return html.escape(readable(text))
+
+
+def sentence_as_html(sentence: str) -> str:
+    """The same of a sentence, with what stands in backticks as code; it has no other markup."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", as_html(sentence))
 
 
 def device_name(run: dict | None) -> str:

@@ -1,17 +1,22 @@
 """Build a Trace from what a reader found: attribute GPU work to the ranges around its launch, and find the gaps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import pandas
 
+from ..names import readable
+from . import limits
+from .limits import LAST_NS, TraceError
 from .range_stacks import NO_NODE, RangeStacks, attribute
 
 OUTSIDE = "(outside any range)"
 KINDS = ("kernel", "memcpy", "memset", "graph")
 GRAPH_CAPTURED = "Captured"  # the style of the ranges that graphs.py adds: they were open at graph capture
 UNTRACED_GRAPH = "(CUDA graph as a whole)"
+_RECORD_WITH = {"Kineto": "ProfilerActivity.CUDA on a GPU", "Nsight Systems": "nsys profile --trace=cuda,nvtx"}
+_PAIR_BYTES, _PATH_BYTES = 100, 16  # of memory for a pair of kernel and range, and for a character of a path, about
 _MISSING = -1  # an id, a time or a thread that was not recorded
 
 
@@ -75,22 +80,62 @@ class Events:
 
 
 def build_trace(profiler: str, events: Events, gpus=(), notes=()) -> Trace:
-    """Build the Trace of some Events. ValueError if nothing ran on the GPU."""
+    """Build the Trace of some Events, with names as names.readable() has them.
+
+    TraceError if nothing ran on the GPU, or if the values cannot be those of a recording.
+    """
     if not len(events.kernels["start"]):
-        raise ValueError("holds no work of a GPU: nothing ran on one while it was recorded, or CUDA was not traced")
+        raise TraceError(
+            "holds no work of a GPU: nothing ran on one while it was recorded, or CUDA was not traced; "
+            f"record with {_RECORD_WITH[profiler]}"
+        )
+    _check(events)
+    events = _with_readable_names(events)
     kernels = _sorted(events.kernels, ("correlation", "name", "stream", "device", "end", "start"))
     launch = _launch_of(kernels, events.launches)
     ranges, is_open = _closed_ranges(events.ranges, (kernels, launch))
     codes, names = pandas.factorize(numpy.array(labels(ranges["domain"], ranges["name"]), dtype=object))
     calls = [numpy.concatenate((launch[column], events.creations[column])) for column in ("start", "end", "thread")]
     stacks, nodes, range_nodes = attribute(ranges["start"], ranges["end"], ranges["thread"], codes, *calls)
+    check_pairs(stacks, nodes)
     nodes, creation_nodes = numpy.split(nodes, [len(launch["start"])])
     captured = numpy.append(creation_nodes, NO_NODE)[kernels["creation"]]  # creation -1: the last entry
     range_frame = _range_frame(ranges, is_open, range_nodes, path_column(range_nodes, stacks, names), events)
     paths = path_column(nodes, stacks, names)[0], path_column(captured, stacks, names, outside="")[0]
     kernel_frame = _kernel_frame(kernels, launch, (nodes, captured), paths, events)
     notes = (*notes, *_notes(kernels, launch, is_open))
-    return Trace(profiler, tuple(gpus), range_frame, kernel_frame, notes, stacks)
+    return Trace(profiler, tuple(map(readable, gpus)), range_frame, kernel_frame, notes, stacks)
+
+
+def _check(events: Events) -> None:
+    """Refuse times and numbers that no recording has, with which sums and products would overflow."""
+    kernels, launches, ranges = events.kernels, events.launches, events.ranges
+    for part in (kernels, launches, ranges, events.creations):
+        times = numpy.concatenate((part["start"], part["end"]))
+        if len(times) and not -LAST_NS <= times.min() <= times.max() <= LAST_NS:
+            raise TraceError("is damaged (a time is later than 2116); copy or export it again")
+    if ((ranges["end"] < ranges["start"]) & (ranges["end"] != _MISSING)).any():
+        raise TraceError("is damaged (a range ends before it starts); copy or export it again")
+    length = kernels["end"] - kernels["start"]
+    if length.min() < 0 or length.sum(dtype=float) > LAST_NS:
+        raise TraceError("is damaged (a kernel ends before it starts, or lasts too long); copy or export it again")
+    for part in (kernels, launches):
+        if len(part["start"]) and not -1 <= part["correlation"].min() <= part["correlation"].max() < 2**32:
+            raise TraceError("is damaged (a correlation has more than 32 bits); copy or export it again")
+
+
+def _with_readable_names(events: Events) -> Events:
+    ranges = dict(events.ranges)
+    for column in ("name", "domain"):
+        spelt = {name: readable(name) for name in set(ranges[column])}
+        ranges[column] = [spelt[name] for name in ranges[column]]
+    return replace(events, ranges=ranges, kernel_names=[readable(name) for name in events.kernel_names])
+
+
+def check_pairs(stacks: RangeStacks, nodes) -> None:
+    """Refuse kernels in so many ranges that a row for each pair, as enclosing() has it, would not fit. TraceError."""
+    depths = numpy.append(numpy.asarray(stacks.depths(), numpy.int64), 0)
+    limits.check_memory(_PAIR_BYTES * int(depths[nodes].sum()), "the ranges around its kernels")
 
 
 def labels(domains, names) -> list[str]:
@@ -105,6 +150,7 @@ def path_column(nodes, stacks: RangeStacks, names, outside=OUTSIDE) -> tuple[pan
     """
     paths = numpy.append(numpy.asarray(stacks.path, numpy.int64), NO_NODE)[nodes]  # node -1: the last entry
     distinct, which = numpy.unique(paths, return_inverse=True)
+    limits.check_memory(_PATH_BYTES * int(stacks.path_lengths(names)[distinct].sum()), "the paths of its ranges")
     spelt = [[names[code] for code in stacks.path_names(path)] for path in distinct.tolist()]
     depths = numpy.array([len(parts) for parts in spelt], numpy.int64)
     return _categorical(which, [" / ".join(parts) or outside for parts in spelt]), depths[which]

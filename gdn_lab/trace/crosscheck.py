@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas
 
+from ..names import readable
 from . import summaries
 from .build import Trace
 
@@ -31,14 +32,15 @@ def differences(trace: Trace, folder, most: int = 5) -> list[str]:
 
 
 def read_csv(path) -> pandas.DataFrame:
-    """Read a report: text as it is, numbers as numbers, NA where a number is empty."""
+    """Read a report: text as names.readable() has it, numbers as numbers, NA where a number is empty."""
     columns = pandas.read_csv(path, nrows=0).columns
-    return pandas.read_csv(
+    rows = pandas.read_csv(
         path,
         dtype={name: str for name in columns if name in TEXT},
         keep_default_na=False,
         na_values={name: [""] for name in columns if name not in TEXT},
     )
+    return rows.assign(**{name: rows[name].map(readable) for name in columns if name in TEXT})
 
 
 def _differences(ours: pandas.DataFrame, theirs: pandas.DataFrame, keys: list[str]) -> list[str]:

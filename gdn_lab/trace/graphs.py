@@ -12,9 +12,12 @@ from dataclasses import replace
 import numpy
 import pandas
 
-from .build import GRAPH_CAPTURED, Trace, labels, path_column
+from . import limits
+from .build import GRAPH_CAPTURED, Trace, check_pairs, labels, path_column
 from .positions import parts_of_replays
 from .range_stacks import RangeStacks
+
+_COPY_BYTES = 300  # of memory for a range that a replay gets, about
 
 
 def has_graph_capture(trace: Trace) -> bool:
@@ -95,6 +98,8 @@ def _with_stacks(trace: Trace, rows, instances, which, added) -> Trace:
     calls = trace.kernels["launch_start_ns"].to_numpy()
     keys = instances.astype(numpy.int64) * len(added) + which
     _, first, inverse = numpy.unique(keys, return_index=True, return_inverse=True)
+    most = sum(len(added[place]) for place in which[first].tolist())
+    limits.check_memory(_COPY_BYTES * most, "the ranges of its replays")
     made, copies, on_top = {}, [], numpy.empty(len(first), numpy.int64)
     for pair in numpy.argsort(first).tolist():
         place = int(first[pair])
@@ -109,6 +114,7 @@ def _with_stacks(trace: Trace, rows, instances, which, added) -> Trace:
             node = made[key]
         on_top[pair] = node
     nodes[rows] = on_top[inverse]
+    check_pairs(stacks, nodes)
     names = dict(zip(trace.stacks.names, labels(frame["domain"], frame["name"]), strict=True))
     kernels = trace.kernels.assign(node=nodes, path=path_column(nodes, stacks, names)[0])
     ranges = pandas.concat([frame, _copies(frame, copies, list(made.values()), stacks, names)], ignore_index=True)

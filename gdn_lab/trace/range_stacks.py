@@ -6,6 +6,8 @@ stacks that occur are therefore kept as one tree: a node is one range on top of 
 
 import numpy
 
+from . import limits
+
 NO_NODE = -1
 
 
@@ -24,21 +26,25 @@ class RangeStacks:
         self.path: list[int] = []
         self.paths: list[tuple[int, int]] = []
         self._path_of: dict[tuple[int, int], int] = {}
+        self._depth_of: list[int] = []  # of paths
 
     def copy(self) -> "RangeStacks":
         """Return a tree that can grow without changing this one."""
         other = RangeStacks(list(self.names))
         other.parent, other.range, other.path = list(self.parent), list(self.range), list(self.path)
-        other.paths, other._path_of = list(self.paths), dict(self._path_of)
+        other.paths, other._path_of, other._depth_of = list(self.paths), dict(self._path_of), list(self._depth_of)
         return other
 
     def push(self, node: int, row: int) -> int:
-        """Return the node of range `row` on top of `node`."""
+        """Return the node of range `row` on top of `node`. TraceError beyond limits.DEPTH and limits.NODES."""
         key = (self.path[node] if node >= 0 else NO_NODE, self.names[row])
         path = self._path_of.get(key)
         if path is None:
             path = self._path_of[key] = len(self.paths)
             self.paths.append(key)
+            self._depth_of.append(1 + (self._depth_of[key[0]] if key[0] >= 0 else 0))
+            if self._depth_of[path] > limits.DEPTH:
+                raise limits.TraceError(f"has more than {limits.DEPTH:,} ranges open at once on a thread; push fewer")
         self.parent.append(node)
         self.range.append(row)
         self.path.append(path)
@@ -53,7 +59,12 @@ class RangeStacks:
         node = self.parent[node]
         for other in reversed(above):
             node = self.push(node, other)
+        self._check_size()
         return node
+
+    def _check_size(self) -> None:
+        if len(self.parent) > limits.NODES + limits.NODES_PER_RANGE * len(self.names):
+            raise limits.TraceError("has ranges that overlap in too many ways; push and pop them so that they nest")
 
     def common(self, one: int, other: int) -> int:
         """Return the node of the ranges that are in both stacks."""
@@ -62,6 +73,7 @@ class RangeStacks:
         for row in reversed(self.rows(one)):
             if row in shared:
                 node = self.push(node, row)
+        self._check_size()
         return node
 
     def rows(self, node: int) -> list[int]:
@@ -71,6 +83,17 @@ class RangeStacks:
             rows.append(self.range[node])
             node = self.parent[node]
         return rows
+
+    def depths(self) -> list[int]:
+        """Return how many ranges each node's stack has."""
+        return [self._depth_of[path] for path in self.path]
+
+    def path_lengths(self, names) -> numpy.ndarray:
+        """Return how long each path is as text, and a 0 for path -1 at the end. names: the text of each code."""
+        sums = []
+        for below, name in self.paths:
+            sums.append(len(names[name]) + 3 + (sums[below] if below >= 0 else 0))
+        return numpy.array([*sums, 0], numpy.int64)
 
     def path_names(self, path: int) -> list[int]:
         """Return the names along a path as codes, outermost first; none for -1."""

@@ -7,12 +7,13 @@ stay as they are.
 """
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
 from ..files import replacing
-from . import kineto, nsight
-from .nsight import DOMAIN_CREATE, IS_RANGE, NVTX, STRING_COLUMNS, VERSION_KEYS
+from . import kineto, nsight, nsight_file
+from .nsight_file import NVTX, VERSION_KEYS
 
 
 def scrub(path, out=None) -> Path:
@@ -36,54 +37,57 @@ def scrub(path, out=None) -> Path:
     if is_json:
         kineto.read(path)  # what cannot be read is refused before anything is written
         return kineto.copy(path, out)
-    try:
-        with nsight.exported(path) as file:
-            nsight.read(file)  # what cannot be read is refused before anything is written
-            with nsight.opened(file) as export:
-                columns = export.columns
+    with nsight_file.exported(path) as file:
+        nsight.read(file)  # what cannot be read is refused before anything is written
+        with nsight_file.opened(file) as export:
+            columns = export.columns
+        try:
             with replacing(out) as partial:
                 _write(partial, file, columns)
-    except sqlite3.Error as error:
-        raise OSError(f"cannot write {out}: {error}; free space or choose a folder that you can write to") from error
+        except sqlite3.Error as error:
+            raise OSError(f"cannot write {out}: {error}; free space or choose a folder you can write to") from error
     return out
 
 
 def _write(out: Path, source: Path, columns: dict[str, tuple[str, ...]]) -> None:
-    """Copy the columns and the rows that are kept from one SQLite file into a new one."""
-    connection = sqlite3.connect(f"file:{quote(str(out.absolute()))}", uri=True)
-    try:
+    """Copy the columns and the rows that are kept from one SQLite file into a new one: numbers as whole numbers."""
+    with closing(sqlite3.connect(f"file:{quote(str(out.absolute()))}", uri=True)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")  # a file that is not whole is thrown away
-        connection.execute("ATTACH ? AS source", (nsight.uri(source),))
+        connection.execute("ATTACH ? AS source", (nsight_file.uri(source),))
         for table, kept in columns.items():
-            selected = ", ".join(f'"{name}"' for name in kept)
             primary = " PRIMARY KEY" if table == "StringIds" else ""
             declared = ", ".join(f'"{name}"{" INTEGER" + primary if name == "id" else ""}' for name in kept)
             connection.execute(f"CREATE TABLE main.{table} ({declared})")
+            if table == "META_DATA_EXPORT":
+                _write_version(connection)
+                continue
+            selected = ", ".join(_value(table, name, columns) for name in kept)
             rows = f"SELECT {selected} FROM source.{table} {_condition(table, columns)} ORDER BY rowid"
             connection.execute(f"INSERT INTO main.{table} {rows}")
         connection.commit()
         connection.execute("DETACH source")
         connection.execute("VACUUM")
-    finally:
-        connection.close()
+
+
+def _write_version(connection) -> None:
+    """Write the schema's version, and nothing else that the table says."""
+    if version := nsight_file.schema_version(connection, "source"):
+        connection.execute("INSERT INTO main.META_DATA_EXPORT (name, value) VALUES (?, ?)", (VERSION_KEYS[0], version))
+
+
+def _value(table: str, column: str, columns: dict[str, tuple[str, ...]]) -> str:
+    """Return the expression of a value: of the type that the reader expects, and NULL where it does not look."""
+    if (table, column) in nsight_file.TEXTS:
+        return f'CAST("{column}" AS TEXT)'
+    if (table, column) == (nsight_file.KERNEL, "shortName"):
+        return "CASE WHEN demangledName >= 0 THEN NULL ELSE CAST(shortName AS INTEGER) END"
+    if (table, column) == (NVTX, "textId") and "text" in columns[NVTX]:
+        return "CASE WHEN COALESCE(text, '') = '' THEN CAST(textId AS INTEGER) END"
+    return f'CAST("{column}" AS INTEGER)'
 
 
 def _condition(table: str, columns: dict[str, tuple[str, ...]]) -> str:
     """Return the WHERE clause of the rows of a table that are kept."""
-    events = IS_RANGE
-    if "domainId" in columns.get(NVTX, ()):
-        used = f"SELECT domainId FROM source.{NVTX} WHERE {IS_RANGE}"
-        events = f"({IS_RANGE} OR eventType = {DOMAIN_CREATE} AND domainId IN ({used}))"
     if table == NVTX:
-        return f"WHERE {events}"
-    if table == "META_DATA_EXPORT":
-        return f"WHERE name IN ({', '.join(repr(name) for name in VERSION_KEYS)})"
-    if table != "StringIds":
-        return ""
-    used = [
-        f"SELECT {name} FROM source.{user}" + (f" WHERE {events}" if user == NVTX else "")
-        for user, names in STRING_COLUMNS.items()
-        for name in names
-        if name in columns.get(user, ())
-    ]
-    return f"WHERE id IN ({' UNION '.join(used)})" if used else "WHERE 0"
+        return f"WHERE {nsight_file.used_events(columns, 'source')}"
+    return f"WHERE id IN ({nsight_file.used_strings(columns, 'source')})" if table == "StringIds" else ""

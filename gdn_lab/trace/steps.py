@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy
 import pandas
 
-from . import graphs, read
+from ..names import readable
+from . import graphs, limits, read
 from .build import Trace, labels
 from .ranges import EAGER, GRAPH, STEP, WARM_UP
 
 LAUNCH, WHOLE = "(launch of a CUDA graph)", "(whole trace)"  # the steps of traces without ranges
 REST = "(outside the parts)"
+GAPS = "gaps"  # what tables of parts call the time between kernels, so no part
 MODES = {"graph": "replayed as a CUDA graph", "eager": "launched kernel by kernel"}
 
 
@@ -73,6 +75,11 @@ def read_steps(path, step_range: str = "") -> StepTrace:
     if path is None:
         return NO_TRACE
     trace = read(path)
+    with limits.one_sentence(path):
+        return _step_trace(path, trace, step_range)
+
+
+def _step_trace(path, trace: Trace, step_range: str) -> StepTrace:
     unfolded, notes = _unfolded(trace)
     step, owner = _step_of_each_kernel(unfolded, step_range)
     kernels = _kernels(unfolded, owner)
@@ -81,7 +88,7 @@ def read_steps(path, step_range: str = "") -> StepTrace:
         notes.append(f"steps are those of GPU {kernels['device'].iloc[0]}; others in the trace: {left_out}")
     steps = _step_rows(kernels)
     kernels["mode"] = steps["mode"].to_numpy()[kernels["step"]]
-    return StepTrace(Path(path).name, trace, unfolded, step, steps, kernels, (*trace.notes, *notes))
+    return StepTrace(readable(Path(path).name), trace, unfolded, step, steps, kernels, (*trace.notes, *notes))
 
 
 def short_name(kernel: str, width: int = 48) -> str:
@@ -118,7 +125,7 @@ def _step_of_each_kernel(trace: Trace, wanted: str) -> tuple[str, numpy.ndarray]
     named = pairs.assign(name=numpy.array(names, dtype=object)[pairs["range"]])
     counts = named.groupby("name").agg(ranges=("range", "nunique"), kernels=("kernel", "count"))
     if wanted and wanted not in counts.index:
-        raise ValueError(_no_such_range(wanted, counts))
+        raise limits.TraceError(_no_such_range(wanted, counts))
     if not len(counts):
         return _step_without_ranges(trace)
     step = wanted or _likely_step(counts)
@@ -140,7 +147,7 @@ def _no_such_range(wanted: str, counts: pandas.DataFrame) -> str:
     near = difflib.get_close_matches(wanted, counts.index, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     known = ", ".join(counts.sort_values("ranges", ascending=False).index[:8]) or "none"
-    return f"step_range: no range {wanted!r} has work of a GPU in this trace{hint}; the ranges that have: {known}"
+    return f"has no range {wanted!r} with work of a GPU (step_range){hint}; the ranges that have: {known}"
 
 
 def _step_without_ranges(trace: Trace) -> tuple[str, numpy.ndarray]:
@@ -173,7 +180,7 @@ def _kernels(trace: Trace, owner) -> pandas.DataFrame:
 
 
 def _step_rows(kernels: pandas.DataFrame) -> pandas.DataFrame:
-    kernels = kernels.assign(launch=kernels["process"] * (1 << 40) + kernels["correlation"])
+    kernels = kernels.assign(launch=kernels.groupby(["process", "correlation"]).ngroup())
     groups = kernels.groupby("step")
     steps = groups.agg(
         first_ns=("start_ns", "min"),
@@ -193,7 +200,9 @@ def _step_rows(kernels: pandas.DataFrame) -> pandas.DataFrame:
 
 def _parts(trace: Trace, kernels: pandas.DataFrame) -> list[str]:
     """Return for each kernel the name of the range directly inside its step, or its short name if steps have none."""
-    names = labels(trace.ranges["domain"], trace.ranges["name"])
+    names = [
+        "gaps (a range)" if name == GAPS else name for name in labels(trace.ranges["domain"], trace.ranges["name"])
+    ]
     nodes = kernels["node"].tolist()
     enclosing = {node: trace.stacks.rows(node)[::-1] for node in set(nodes)}  # outermost first
     parts = []

@@ -168,7 +168,7 @@ def test_the_most_frequent_range_is_a_step_and_another_can_be_named(tmp_path):
     trace = read_steps(path, "forward")
     assert len(trace.steps) == 4 and set(trace.kernels["part"]) == {"attention", REST}
     assert all(isinstance(figure(trace), Figure) for figure in FIGURES)
-    says = r"step_range: no range 'forwards' .*\(did you mean 'forward'\?\); the ranges that have: attention"
+    says = r"has no range 'forwards' with work of a GPU \(step_range\) \(did you mean 'forward'\?\); .*: attention"
     with pytest.raises(ValueError, match=says):
         read_steps(path, "forwards")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from recorded_traces import MAIN, global_tid, kineto_trace, two_steps, write_nsys
 
-from gdn_lab.trace import nsight, range_table, read, summaries, table
+from gdn_lab.trace import nsight_file, range_table, read, summaries, table
 from gdn_lab.trace import scrubber as module
 from gdn_lab.trace.scrubber import scrub
 
@@ -84,7 +84,7 @@ def test_copy_holds_known_tables_and_columns_alone(secret):
     found = connection.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
     assert {kind for kind, _ in found} == {"table"}
     for _, name in found:
-        needed, optional = nsight.TABLES[name]
+        needed, optional = nsight_file.TABLES[name]
         assert {row[1] for row in connection.execute(f"PRAGMA table_info({name})")} <= {*needed, *optional}
     assert connection.execute("PRAGMA freelist_count").fetchone() == (0,)
     connection.close()

@@ -5,6 +5,7 @@ Every time in one step is a median over the steps, so the parts of a step need n
 
 import math
 
+import numpy
 import pandas
 
 from ...trace import range_table
@@ -50,15 +51,18 @@ def eager_over_replayed(trace: StepTrace) -> float | None:
 def part_times(trace: StepTrace, mode: str) -> pandas.Series:
     """Return {part: median µs of its kernels in one step}, in the order in which parts begin, "gaps" last."""
     kernels = trace.kernels_of(mode)
-    sums = kernels.pivot_table(index="step", columns="part", values="busy_us", aggfunc="sum", fill_value=0.0)
+    medians = _median_in_a_step(kernels, ["part"], "busy_us", len(trace.steps_of(mode)))
     order = kernels.assign(place=kernels.groupby("step").cumcount()).groupby("part")["place"].median().sort_values()
-    times = sums.median()[order.index]
+    times = medians[order.index]
     times["gaps"] = trace.steps_of(mode)["gap_us"].median()
     return times
 
 
-def part_table(trace: StepTrace) -> pandas.DataFrame:
-    """Return a line for each part: for each mode its kernels and µs in one step, and its share of the kernels' µs."""
+def part_table(trace: StepTrace, most: int = 100) -> pandas.DataFrame:
+    """Return a line for each part: for each mode its kernels and µs in one step, and its share of the kernels' µs.
+
+    At most so many parts: the longest.
+    """
     if not trace.modes:
         return pandas.DataFrame()
     columns, order = {}, {}
@@ -68,8 +72,14 @@ def part_table(trace: StepTrace) -> pandas.DataFrame:
         columns[f"{mode}: kernels"] = counts.reindex(times.index)
         columns[f"{mode}: µs"] = times
         columns[f"{mode}: % of kernels"] = (100 * times / times.drop("gaps").sum()).where(times.index != "gaps")
-        order |= dict.fromkeys(times.index.drop("gaps"))
+        order |= dict.fromkeys(_longest(times, most).index)
     return pandas.DataFrame(columns).loc[[*order, "gaps"]].rename_axis("part").reset_index()
+
+
+def _longest(times: pandas.Series, most: int = 100) -> pandas.Series:
+    """Return the longest parts out of part_times(), in its order, without gaps."""
+    parts = times.iloc[:-1]
+    return parts.iloc[sorted(parts.reset_index(drop=True).nlargest(most).index)]
 
 
 def gaps(trace: StepTrace, mode: str) -> pandas.DataFrame:
@@ -123,9 +133,26 @@ def _in_a_step(rows: pandas.DataFrame, keys: list[str], column: str, steps) -> p
     groups["count"] /= len(steps)
     if not len(groups):
         return groups.assign(**{"in a step": 0.0})
-    sums = rows.pivot_table(index="step", columns=keys, values=column, aggfunc="sum", fill_value=0.0)
-    medians = sums.reindex(steps, fill_value=0.0).median().rename("in a step").reset_index()
+    medians = _median_in_a_step(rows, keys, column, len(steps)).rename("in a step").reset_index()
     return groups.merge(medians, on=keys).sort_values("in a step", ascending=False, ignore_index=True, kind="stable")
+
+
+def _median_in_a_step(rows: pandas.DataFrame, keys: list[str], column: str, steps: int) -> pandas.Series:
+    """Return for each value of `keys` the median over all steps of a step's sum; values are 0 or more.
+
+    A step without such rows counts as 0. There may be as many keys as rows: no table of steps by keys is made.
+    """
+    sums = rows.groupby([*keys, "step"])[column].sum().rename("sum").reset_index()
+    sums = sums.sort_values([*keys, "sum"], ignore_index=True)
+    groups = sums.groupby(keys, sort=False)["sum"]
+    count = groups.count()
+    first = count.cumsum() - count  # the row of each key's least sum
+    middle = []
+    for place in ((steps - 1) // 2, steps // 2):
+        row = place - (steps - count)  # among the key's sums, before which all zeros come
+        values = sums["sum"].to_numpy()[(first + row.clip(lower=0)).to_numpy()]
+        middle.append(numpy.where(row >= 0, values, 0.0))
+    return pandas.Series((middle[0] + middle[1]) / 2, index=count.index)
 
 
 def ranges(trace: StepTrace, most: int = 60) -> pandas.DataFrame:
@@ -158,8 +185,8 @@ def common_mode(one: StepTrace, other: StepTrace) -> str | None:
 def agreement(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> pandas.DataFrame:
     """Return the parts of two traces of the same step: µs in one step of each, and the difference in %.
 
-    Parts that last at least `least_us` in either trace; NaN where a trace does not have the part. Empty without a
-    common mode.
+    The 100 longest parts that last at least `least_us` in either trace; NaN where a trace does not have the part.
+    Empty without a common mode.
     """
     mode = common_mode(one, other)
     if mode is None:
@@ -170,7 +197,8 @@ def agreement(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> pandas
     table = pandas.DataFrame({column: each.reindex(order) for column, each in columns})
     first, second = (table[column] for column in table.columns)
     table["difference %"] = 100 * (second / first - 1)
-    return table[table.iloc[:, :2].max(axis=1) >= least_us].rename_axis("part").reset_index()
+    table = table[table.iloc[:, :2].max(axis=1) >= least_us].rename_axis("part").reset_index()
+    return table.loc[sorted(table.iloc[:, 1:3].max(axis=1).nlargest(100).index)].reset_index(drop=True)
 
 
 def _columns(one: StepTrace, other: StepTrace) -> list[str]:
@@ -201,7 +229,8 @@ def rows(trace: StepTrace) -> list[dict]:
     made = []
     for mode in trace.modes:
         steps = trace.steps_of(mode)
-        times = {"step": steps["step_us"].median()} | part_times(trace, mode).to_dict()
+        parts = part_times(trace, mode)
+        times = [("step", steps["step_us"].median()), *_longest(parts).items(), ("gaps", parts["gaps"])]
         made += [
             {
                 "status": "fact",
@@ -213,6 +242,6 @@ def rows(trace: StepTrace) -> list[dict]:
                 "median_us": float(us),
                 "count": len(steps),
             }
-            for part, us in times.items()
+            for part, us in times
         ]
     return made

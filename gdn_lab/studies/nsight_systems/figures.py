@@ -6,12 +6,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ...report.style import GREY, OTHER_COLOURS, PART_COLOURS, STYLE, empty_figure, ink_on, new_figure
-from ...report.text import micro, percent
+from ...report.text import cut, micro, percent
 from ...trace.steps import MODES, REST, StepTrace
 from .analysis import eager_over_replayed, gap_share, gap_table, gaps, part_times
 from .sentences import MODE_NOUNS, conditions
 
 GAP = "#000000"  # gaps have a lane of their own, below the kernels
+STREAMS = 16  # lanes of one step; further streams are drawn in the last
+DRAWN = 5000  # kernels of one step; further ones would make a file of many MB and nothing that can be seen
 OTHERS = "other parts"  # parts for which no colour is left
 _MODE_COLOURS = {"graph": OTHER_COLOURS[2], "eager": OTHER_COLOURS[3]}
 _MODE_LINES = {"graph": "-", "eager": (0, (4, 2))}
@@ -29,7 +31,7 @@ def timeline(trace: StepTrace) -> Figure:
         f"{MODE_NOUNS[mode]}: {micro(kernels['gap_us'].sum())} of {micro(_length(kernels))} are gaps"
         for mode, kernels in shown.items()
     )
-    lanes = [2.4 + kernels["stream"].nunique() for kernels in shown.values()]
+    lanes = [2.4 + min(kernels["stream"].head(DRAWN).nunique(), STREAMS) for kernels in shown.values()]
     fig, axes = new_figure(
         title[0].upper() + title[1:],
         12.5,
@@ -40,10 +42,12 @@ def timeline(trace: StepTrace) -> Figure:
     )
     drawn, colours = _drawn_parts(trace)
     for ax, (mode, kernels) in zip(axes, shown.items(), strict=True):
+        first = f", the first {DRAWN:,} of its {len(kernels):,} kernels" if len(kernels) > DRAWN else ""
+        kernels = kernels.head(DRAWN)
         _draw_step(ax, kernels.assign(part=kernels["part"].map(drawn)), colours)
-        ax.set_title(f"one step {MODES[mode]}")
+        ax.set_title(f"one step {MODES[mode]}{first}")
         ax.set_xlabel("µs since the step's first kernel began")
-    handles = [Patch(color=ink, label=part) for part, ink in colours.items()]
+    handles = [Patch(color=ink, label=cut(part, 40)) for part, ink in colours.items()]
     fig.legend(handles=handles, loc="outside center right", fontsize=9, frameon=False)
     return fig
 
@@ -79,8 +83,10 @@ def _draw_step(ax, kernels, colours) -> None:
     start, end = ((kernels[side] - zero).to_numpy() / 1e3 for side in ("start_ns", "end_ns"))
     inks = [colours[part] for part in kernels["part"]]
     streams = list(dict.fromkeys(kernels["stream"]))
+    streams, others = streams[:STREAMS], streams[STREAMS:]
     for number, stream in enumerate(streams):  # the first stream on top
-        rows = numpy.flatnonzero(kernels["stream"] == stream)
+        last = number == STREAMS - 1
+        rows = numpy.flatnonzero(kernels["stream"].isin([stream, *(others if last else [])]))
         bars = [(start[row], end[row] - start[row]) for row in rows]
         faces = [inks[row] for row in rows]
         ax.broken_barh(bars, (-number - 0.8, 0.75), facecolors=faces, edgecolor="white", linewidth=0.4)
@@ -95,6 +101,7 @@ def _draw_step(ax, kernels, colours) -> None:
     pauses = [(start[row] - gap[row], gap[row]) for row in numpy.flatnonzero(gap > 0)]
     ax.broken_barh(pauses, (bottom - 0.45, 0.4), facecolors=GAP)
     names = ["stream" if len(streams) == 1 else f"stream {stream}" for stream in streams]
+    names[-1] += f" and {len(others):,} more" if others else ""
     ax.set_yticks([0.62, *(-0.42 - number for number in range(len(streams))), bottom - 0.25], ["parts", *names, "gaps"])
     ax.set_ylim(bottom - 0.6, 1.1)
     ax.set_xlim(-0.01 * width, 1.01 * width)
@@ -149,15 +156,13 @@ def _draw_places(ax, trace: StepTrace) -> None:
     rows = rows[rows["µs in a step"] > 0][::-1]
     bars = ax.barh(range(len(rows)), rows["µs in a step"], color=_MODE_COLOURS[mode])
     ax.bar_label(bars, [f" {us:.2f}" for us in rows["µs in a step"]], fontsize=9)
-    places = [f"{_cut(after)} → {_cut(before)}" for after, before in zip(rows["after"], rows["before"], strict=True)]
+    places = [
+        f"{cut(after, 26)} → {cut(before, 26)}" for after, before in zip(rows["after"], rows["before"], strict=True)
+    ]
     ax.set_yticks(range(len(rows)), places, fontsize=9)
     ax.set(xlabel="µs of gaps in a step", title=f"between which parts, {_MODE_WORDS[mode]}")
     ax.set_xlim(0, max(0.1, 1.15 * rows["µs in a step"].max() if len(rows) else 0.1))
     ax.grid(axis="y", visible=False)
-
-
-def _cut(name: str, width: int = 26) -> str:
-    return name if len(name) <= width else name[: width - 1] + "…"
 
 
 @rc_context(STYLE)
@@ -179,7 +184,7 @@ def where_time_goes(trace: StepTrace) -> Figure:
     ax.set_xlim(0, 1.12 * longest)
     ax.set_xlabel("µs in one step, medians")
     ax.grid(axis="y", visible=False)
-    handles = [Patch(facecolor=ink, label=part) for part, ink in colours.items()]
+    handles = [Patch(facecolor=ink, label=cut(part, 40)) for part, ink in colours.items()]
     handles.append(Patch(facecolor="white", edgecolor="black", hatch="////", label="gaps"))
     fig.legend(handles=handles, loc="outside center right", fontsize=9, frameon=False)
     return fig
@@ -205,4 +210,6 @@ def _where_title(trace: StepTrace) -> str:
     title = f"{MODE_NOUNS[mode].capitalize()}: {micro(step)}"
     if ratio := eager_over_replayed(trace):
         title += f", {ratio:.2f}× if launched kernel by kernel"
-    return f"{title}; {percent(gap_share(trace, mode))} is gaps, {percent(parts.max() / step)} {parts.idxmax()}"
+    return (
+        f"{title}; {percent(gap_share(trace, mode))} is gaps, {percent(parts.max() / step)} {cut(parts.idxmax(), 40)}"
+    )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ...names import readable
 from ...report.recorded import DATA
 from ..decode_step.record import KINETO_FILE, NSIGHT_FILE
 
@@ -16,10 +17,10 @@ def find_trace(given: str, runs: Path, gpu: str, data: Path = DATA) -> Path | No
         found = next((path for path in (Path(given).expanduser(), data.parent / given) if path.is_file()), None)
         if found is None:
             raise FileNotFoundError(
-                f"there is no trace {given}; give a .nsys-rep or .sqlite file of Nsight Systems, or a .json or "
-                ".json.gz that torch.profiler exported"
+                f"there is no trace {readable(given)}; give a .nsys-rep or .sqlite file of Nsight Systems, or a .json "
+                "or .json.gz that torch.profiler exported"
             )
-        print(f"The trace: {found.name}.")
+        print(f"The trace: {readable(found.name)}.")
         return found
     folders = sorted((path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()), reverse=True)
     for folder in folders:

@@ -1,6 +1,6 @@
 """Sentences of notebook 04: the conditions of its figures, and the answer."""
 
-from ...report.text import listed, percent
+from ...report.text import cut, listed, percent
 from ...trace.steps import MODES, StepTrace
 from .analysis import agreement, common_mode, eager_over_replayed, gap_table, gaps, part_times
 
@@ -13,7 +13,8 @@ def conditions(trace: StepTrace) -> str:
         return "no trace"
     gpu = ", ".join(dict.fromkeys(trace.recorded.gpus)) or "GPU not recorded"
     counts = ", ".join(f"{len(trace.steps_of(mode))} {MODES[mode]}" for mode in trace.modes)
-    return f"{gpu} · recorded by {trace.recorded.profiler}: {trace.name} · steps: {trace.step}, {counts}; medians"
+    gpu, name, step = (cut(text, 120) for text in (gpu, trace.name, trace.step))
+    return f"{gpu} · recorded by {trace.recorded.profiler}: {name} · steps: {step}, {counts}; medians"
 
 
 def answers(trace: StepTrace) -> list[str]:
@@ -45,7 +46,7 @@ def _step(trace: StepTrace, mode: str) -> str:
 def _parts(trace: StepTrace) -> list[str]:
     mode = trace.modes[0]
     times = part_times(trace, mode).drop("gaps")
-    shares = {part: f"{part} {us:,.1f} µs ({percent(us / times.sum())})" for part, us in times.items()}
+    shares = {part: f"{cut(part)} {us:,.1f} µs ({percent(us / times.sum())})" for part, us in times.items()}
     longest = times.sort_values(ascending=False).index[:3]
     sentences = [f"The longest parts of the {MODE_NOUNS[mode]}: {', '.join(shares[part] for part in longest)}."]
     if "gdn" in times.index and "gdn" not in longest:
@@ -58,9 +59,10 @@ def _gaps(trace: StepTrace) -> list[str]:
     if not len(where) or where["µs in a step"][0] <= 0:
         return []
     longest = where.iloc[0]
-    place = f"after {longest['after']} and before {longest['before']}"
-    if longest["after"] == longest["before"]:
-        place = f"between kernels of {longest['after']}"
+    after, before = cut(longest["after"]), cut(longest["before"])
+    place = (
+        f"between kernels of {after}" if longest["after"] == longest["before"] else f"after {after} and before {before}"
+    )
     share = percent(longest["% of gaps"] / 100)
     return [f"Of the time in gaps, {share} lies {place}: {longest['µs in a step']:,.1f} µs in a step."]
 
@@ -71,11 +73,11 @@ def comparison(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> str:
         return "No second trace to compare with; the parameter beside names one."
     mode = common_mode(one, other)
     if mode is None:
-        kinds = [f"{trace.name} has steps {listed(MODES[mode] for mode in trace.modes)}" for trace in (one, other)]
+        kinds = [f"{cut(trace.name)} has steps {listed(MODES[mode] for mode in trace.modes)}" for trace in (one, other)]
         return f"Not compared: {' and '.join(kinds)}."
     table = agreement(one, other, least_us)
     only = [
-        f"; {listed(table.loc[table.iloc[:, column].isna(), 'part'])} only in {trace.name}"
+        f"; {listed(cut(part) for part in table.loc[table.iloc[:, column].isna(), 'part'])} only in {cut(trace.name)}"
         for column, trace in ((2, one), (1, other))
         if table.iloc[:, column].isna().any()
     ]
