@@ -74,7 +74,7 @@ class Run:
         info |= {"clocks_before": clocks.clocks()}
         _json(info, "parameters")
         with _writing(folder or root):
-            folder = _new_folder(Path(root), notebook) if folder is None else _given_folder(Path(folder))
+            folder = new_folder(Path(root), notebook) if folder is None else _given_folder(Path(folder))
             run = cls(folder, info)
             run._write_info()
             run._point_latest()
@@ -155,7 +155,8 @@ def _writing(folder):
         ) from error
 
 
-def _new_folder(root: Path, notebook: str) -> Path:
+def new_folder(root: Path, notebook: str) -> Path:
+    """Make and return <root>/<UTC time>-<notebook>/, with a number after it if that is there already."""
     root.mkdir(parents=True, exist_ok=True)
     stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{notebook}"
     for number in range(1, 1000):

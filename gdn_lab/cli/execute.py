@@ -1,7 +1,8 @@
 """Execute one notebook with papermill, stream what it prints, and pass Ctrl-C on to its kernel.
 
 A run folder is runs/<UTC time>-<notebook>/ (bench/results.py). While a notebook runs, its outputs grow in
-<notebook>.running.ipynb; at the end that file is renamed to <notebook>.ipynb, .failed.ipynb or .interrupted.ipynb.
+<notebook>.running.ipynb; at the end that file is renamed to <notebook>.ipynb, .failed.ipynb or .interrupted.ipynb, and
+its page has the same name with .html.
 """
 
 import os
@@ -11,11 +12,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
-from ..bench import results
 from ..files import replacing
 from . import pages
 from .errors import BatchError, Interrupted
@@ -24,12 +25,11 @@ from .run import ROOT, say, shown
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # the kernel inherits it, and notebook.begin() reads it there
 
 
-def execute(path: Path, given: dict, root: Path) -> Path:
-    """Execute one notebook into a new folder under `root` and return its HTML page.
+def execute(path: Path, given: dict, folder: Path) -> Path:
+    """Execute one notebook into an empty folder and return its HTML page.
 
     given: {parameter: value}. BatchError if it fails, Interrupted if the user stopped it.
     """
-    folder = results._new_folder(root, path.stem)
     running = folder / f"{path.stem}.running.ipynb"
     ended = {None: ".ipynb", BatchError: ".failed.ipynb", Interrupted: ".interrupted.ipynb"}
     raised = None
@@ -52,26 +52,28 @@ def execute(path: Path, given: dict, root: Path) -> Path:
             )
             interrupt.stop_if_asked()
     except (KeyboardInterrupt, Exception) as error:
-        raised = _what_happened(error, interrupt.asked)
+        raised = _what_happened(error, interrupt.asked, running)
     finally:
         del os.environ[RUN_FOLDER]
     notebook = folder / f"{path.stem}{ended[raised and type(raised)]}"
     if running.exists():
         running.rename(notebook)
-    if raised:
-        rows = folder / "rows.jsonl"
-        count = len(rows.read_text().splitlines()) if rows.exists() else 0
-        kept = f"{count} row{'s' * (count != 1)} kept in {shown(folder)}"
-        raise type(raised)(f"{path.stem} {raised}; {kept}, the notebook so far is {notebook.name} there.") from raised
-    return to_html(notebook)
+    if raised is None:
+        return to_html(notebook)
+    read = to_html(notebook) if notebook.exists() else folder
+    rows = folder / "rows.jsonl"
+    count = len(rows.read_text().splitlines()) if rows.exists() else 0
+    kept = f"{count} row{'s' * (count != 1)} kept in {shown(folder)}, the page so far is {read.name} there"
+    raise type(raised)(f"{path.stem} {raised}; {kept}.") from raised
 
 
-def _what_happened(error: BaseException, asked: bool) -> BatchError | Interrupted:
+def _what_happened(error: BaseException, asked: bool, notebook: Path) -> BatchError | Interrupted:
     if asked or isinstance(error, KeyboardInterrupt):
         return Interrupted("was interrupted")
     if isinstance(error, PapermillExecutionError):
         first = str(error.evalue).strip().split("\n")[0].rstrip(".")
-        return BatchError(f"failed in cell {error.exec_count}: {error.ename}: {first}")
+        number, _ = pages.failed_cell(nbformat.read(notebook, as_version=4)) or (error.exec_count, "")
+        return BatchError(f"failed in cell {number}: {error.ename}: {first}")
     return BatchError(f"failed: {type(error).__name__}: {str(error).strip().rstrip('.')}")
 
 

@@ -5,19 +5,45 @@ from pathlib import Path
 
 from ..studies import Study, studies
 from ..studies.parameters import StudyParameters
+from .run import RUNS, shown
 
 WIDTH = 110
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="STUDY", help='"02", "decode_kernels", or the path of a notebook')
+    parser.add_argument(
+        "--runs",
+        nargs="?",
+        type=Path,
+        const=RUNS,
+        metavar="FOLDER",
+        help="list the runs instead: start, notebook, status, time, page",
+    )
 
 
 def run(arguments) -> None:
-    if not arguments.names:
+    if arguments.runs:
+        print("\n".join(run_lines(arguments.runs, arguments.names)))
+    elif not arguments.names:
         print(overview())
     else:
         print("\n\n".join(described(name) for name in arguments.names))
+
+
+def run_lines(root: Path, names: list[str]) -> list[str]:
+    """A line for each run under `root`, the newest first; with names, those of these notebooks."""
+    from .run import find
+    from .run_folders import run_folders, when
+
+    stems = [path.stem for path in find(names)] if names else None
+    lines = []
+    for run in run_folders(root):
+        if stems is None or run.notebook in stems:
+            took = f"{run.seconds:,.0f} s" if run.seconds is not None else ""
+            where = shown(run.page or run.folder)
+            lines.append(f"{when(run.start)}  {run.notebook:<20}  {run.status:<11}  {took:>7}  {where}")
+    return lines or [f"There are no runs in {shown(root)}."]
 
 
 def overview() -> str:

@@ -21,6 +21,7 @@ from ..report.nearest import Asked, Setting, nearest_record
 from ..report.recorded import DATA, origin
 from ..report.text import as_html, device_name, provenance, sentence_as_html
 from ..studies import Study
+from . import answer
 from .installed import frame
 from .report import title
 
@@ -180,10 +181,39 @@ def answering(run: Run, rows: list[dict], recorded: tuple[dict, list[dict]]) -> 
     """(run, rows) that the closing answer is made from: this run's on a GPU, else the recorded ones if any."""
     if device().type == "cuda" or not recorded[1]:
         print(f"The answer is from this run: {device_name(run.info)}.")
+        run.answered = _timed_here(run)
         return run.info, rows
     where = origin(*recorded).removeprefix("recorded: ")
     print(f"The answer is from recorded rows, not from this machine: {where}. {provenance(recorded[0])}.")
+    run.answered = "recorded", where
     return recorded
+
+
+def finish(run: Run, sentences: list[str], figure=None, name: str = "answer", *, device: str = "") -> None:
+    """Show the answer, its sentences and its figure, keep both in the run's folder, and end the run.
+
+    They stand at the top of the page and on the card of runs/index.html. name: of the figure's files. device: what the
+    sentences hold for, where it is neither this machine nor that of answering().
+    """
+    say(sentences)
+    source, answered = getattr(run, "answered", None) or (("recorded", device) if device else _timed_here(run))
+    if figure is not None:
+        show(run, figure, name)
+        figure.savefig(run.folder / answer.THUMBNAIL, format="webp", dpi=72, bbox_inches="tight")
+    answer.write(
+        run.folder,
+        sentences=sentences,
+        figure=name if figure is not None else None,
+        alt=title(figure) if figure is not None else "",
+        source=source,
+        device=answered,
+    )
+    run.finish()
+
+
+def _timed_here(run: Run) -> tuple[str, str]:
+    """What an answer from this machine rests on: times of a GPU, or checks alone, since a CPU's times rank nothing."""
+    return "timed here" if run.info["environment"]["gpu_name"] else "checked here", device_name(run.info)
 
 
 def show(run: Run, figure, name: str) -> None:

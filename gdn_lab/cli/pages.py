@@ -1,83 +1,153 @@
-"""An executed notebook as an HTML page that needs no network: formulas are MathML, figures are SVG with their title.
+"""An executed notebook as an HTML page: question, answer, then the notebook with its code folded.
 
-Where latex2mathml is not installed, formulas stay TeX, and a browser that reaches the network draws them with MathJax.
+The answer is that of answer.json next to the notebook. Figures are SVG with their title as alternative text.
 """
 
+import base64
+import html as escaping
+import re
 from pathlib import Path
 
-from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
+import nbformat
+from nbconvert.filters.ansi import ansi2html
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
-try:
-    from jinja2 import pass_context
-    from latex2mathml.converter import convert
-except ImportError:
-    convert = None
+from . import answer
+from .markdown import markdown
+from ..report.text import sentence_as_html as sentence
+from .shell import badge, page
 
-# nbconvert's page without the scripts that it would load: nothing here needs require.js, MathJax or Mermaid.
-SCRIPTS = ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
-WITHOUT_SCRIPTS = "".join(f"{{% block {name} %}}{{% endblock %}}" for name in SCRIPTS)
-# nbconvert's own block for SVG writes neither the alternative text nor the width.
-SVG_WITH_TITLE = """
-{% block data_svg scoped %}
-{% set about = output.metadata.get('image/svg+xml', {}) %}
-<div class="jp-RenderedSVG jp-OutputArea-output" data-mime-type="image/svg+xml">
-<img src="data:image/svg+xml;base64,{{ output.data['image/svg+xml'] | text_base64 }}"
- alt="{{ about.get('alt', '') | escape_html }}" style="max-width: 100%" width="{{ about.get('width', '') }}">
-</div>
-{% endblock %}
-"""
+RICHEST_FIRST = ("text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain")
+FOLDED = {"parameters": "Parameters", "injected-parameters": "Parameters that were given"}
+OF_PAPERMILL = "papermill-error-cell-tag"  # its own words about an error; ours stand on top of the page
+SOURCES = {"timed here": "right", "recorded": "recorded"}
+FULL_PATH = re.compile(r"""(["'])/(?:[^"'\n]*/)?([^"'\n/]+)\1""")
 
 
-class _Formulas(MathInlineParser):
-    """nbconvert's Markdown, but a $ begins a formula as in pandoc: "$5 or $6" is none."""
+def html(notebook: Path, links: dict[str, str] | None = None) -> str:
+    """Return the page of an executed notebook.
 
-    SPECIFICATION = {
-        **MathInlineParser.SPECIFICATION,
-        "inline_math_tex": r"(?<![$\\])\$(?=[^\s$])(?P<math_inline_tex>[^$]*?[^\s$\\])\$(?!\d)",
-    }
-
-
-class _Renderer(IPythonRenderer):
-    """nbconvert's HTML of Markdown with formulas as MathML; one that cannot be converted stays as it was written."""
-
-    def block_math(self, body: str) -> str:
-        return mathml(body, "block") or super().block_math(body)
-
-    def inline_math(self, body: str) -> str:
-        return mathml(body, "inline") or super().inline_math(body)
-
-
-class _Exporter(HTMLExporter):
-    def default_filters(self):
-        yield from super().default_filters()
-        yield ("markdown2html", self.with_mathml)
-
-    if convert:
-
-        @pass_context
-        def with_mathml(self, context, source: str) -> str:
-            attachments = context.get("cell", {}).get("attachments", {})
-            return markdown(source, attachments=attachments, anchor_link_text=self.anchor_link_text)
+    links: {"00_start_here": its page, relative to this one}, in order, "index" for the page of all runs.
+    """
+    book = nbformat.read(notebook, as_version=4)
+    cells = [cell for cell in book.cells if OF_PAPERMILL not in cell.metadata.get("tags", [])]
+    stem = notebook.name.split(".")[0]
+    title, cells = _without_title(cells, stem)
+    parts, headings = [], []
+    number = 0
+    for cell in cells:
+        number += cell.cell_type == "code"
+        part = _prose(cell, links or {}) if cell.cell_type == "markdown" else _code(cell, number)
+        parts.append(part)
+        headings += re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', part, re.DOTALL)
+    body = [_links(stem, links or {}), f"<h1>{markdown(title).strip().removeprefix('<p>').removesuffix('</p>')}</h1>"]
+    body += [_answer(notebook, book), *parts, _links(stem, links or {})]
+    return page(
+        f"{title} · gdn_lab",
+        '<div class="layout">\n<main>\n' + "\n".join(body) + f"\n</main>\n{_contents(headings)}\n</div>",
+    )
 
 
-def html(notebook: Path) -> str:
-    """The page of an executed notebook."""
-    if convert is None:
-        return HTMLExporter().from_filename(str(notebook))[0]
-    template = "{% extends 'index.html.j2' %}" + WITHOUT_SCRIPTS + SVG_WITH_TITLE
-    return _Exporter(raw_template=template).from_filename(str(notebook))[0]
+def failed_cell(book) -> tuple[int, str] | None:
+    """Return the number of the code cell that raised, counted from 1, and its error; None if none did."""
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, 1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return number, f"{output.ename}: {output.evalue}"
+    return None
 
 
-def markdown(source: str, **options) -> str:
-    """HTML of Markdown with MathML; options are IPythonRenderer's."""
-    renderer = _Renderer(escape=False, **options)
-    return MarkdownWithMath(renderer=renderer, inline=_Formulas(hard_wrap=False)).render(source)
+def _without_title(cells: list, stem: str) -> tuple[str, list]:
+    """Return the question, which the first heading is, and the cells without it."""
+    first = cells[0] if cells else None
+    found = re.match(r"\s*# +([^\n]+)\n*", first.source) if first and first.cell_type == "markdown" else None
+    if not found:
+        return stem, cells
+    rest = nbformat.v4.new_markdown_cell(first.source[found.end() :])
+    return found[1].strip(), [rest, *cells[1:]]
 
 
-def mathml(tex: str, display: str) -> str:
-    """The formula as MathML, display "inline" or "block", or "" if it cannot be converted."""
-    try:
-        return convert(" ".join(tex.split()), display=display)
-    except Exception:  # each mistake in a formula has a class of its own, and no common one
-        return ""
+def _answer(notebook: Path, book) -> str:
+    """Return the box under the title: what went wrong, and the answer's sentences."""
+    found, lines, kind = answer.read(notebook.parent), [], ""
+    if failed := failed_cell(book):
+        stopped = failed[1].startswith("KeyboardInterrupt")
+        words = "Interrupted in" if stopped else f"{failed[1].splitlines()[0]}: failed in"
+        lines.append(f'<p class="wrong">{sentence(words)} <a href="#cell-{failed[0]}">cell {failed[0]}</a>.</p>')
+        kind = " wrong"
+    elif ".interrupted" in notebook.name:
+        lines, kind = ['<p class="wrong">Interrupted: what follows is not complete.</p>'], " wrong"
+    if found:
+        points = "".join(f"<li>{sentence(each)}</li>" for each in found["sentences"])
+        source = badge(found["source"], SOURCES.get(found["source"], ""))
+        lines.append(f'<p>{source} <span class="quiet">{sentence(found["device"])}</span></p><ul>{points}</ul>')
+    return f'<section class="answer{kind}" aria-label="The answer">{"".join(lines)}</section>' if lines else ""
+
+
+def _contents(headings: list[tuple[str, str]]) -> str:
+    points = "".join(f'<li><a href="#{target}">{text}</a></li>' for target, text in headings)
+    return f'<nav class="contents" id="contents" aria-label="Contents"><p>Contents</p><ul>{points}</ul></nav>'
+
+
+def _links(stem: str, links: dict[str, str]) -> str:
+    """Return links to the page of all runs and to the pages before and after this one."""
+    names = [name for name in links if name != "index"]
+    found = [("All runs", links.get("index"))]
+    if stem in names:
+        place = names.index(stem)
+        found += [(f"← {name}", links[name]) for name in names[max(place - 1, 0) : place]]
+        found += [(f"{name} →", links[name]) for name in names[place + 1 : place + 2]]
+    inside = "".join(f'<a href="{escaping.escape(to)}">{escaping.escape(text)}</a>' for text, to in found if to)
+    return f'<nav class="pages" aria-label="Pages">{inside}<a class="narrow" href="#contents">Contents</a></nav>'
+
+
+def _prose(cell, links: dict[str, str]) -> str:
+    """Return a Markdown cell; a notebook's name in it is a link to its page."""
+    text = markdown(cell.source, attachments=cell.get("attachments", {}))
+    for name, target in links.items():
+        text = text.replace(f"<code>{name}</code>", f'<a href="{escaping.escape(target)}"><code>{name}</code></a>')
+    return _scrolling(text)
+
+
+def _code(cell, number: int) -> str:
+    """Return a code cell folded, and what it shows."""
+    tags = cell.metadata.get("tags", [])
+    what = next((FOLDED[tag] for tag in tags if tag in FOLDED), "Code")
+    source = FULL_PATH.sub(r"\1…/\2\1", cell.source) if "injected-parameters" in tags else cell.source
+    code = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))
+    shown = "\n".join(filter(None, (_output(output) for output in cell.get("outputs", []))))
+    folded = f"<summary>{what} · cell {number}</summary><pre>{code}</pre>"
+    return f'<details class="code" id="cell-{number}">{folded}</details>\n{shown}'
+
+
+def _output(output) -> str:
+    if output.output_type == "stream":
+        return f"<pre>{ansi2html(output.text)}</pre>" if output.text.strip() else ""
+    if output.output_type == "error":
+        return f"<pre>{ansi2html(chr(10).join(output.traceback))}</pre>"
+    kind = next((kind for kind in RICHEST_FIRST if kind in output.data), None)
+    return _SHOWN[kind](output.data[kind], output.metadata.get(kind, {})) if kind else ""
+
+
+def _scrolling(text: str) -> str:
+    """Return HTML with each table in a box of its own, which scrolls where it is narrow."""
+    text = re.sub(r"<table\b", '<div class="scroll" tabindex="0"><table', text)
+    return text.replace("</table>", "</table></div>")
+
+
+def _image(kind: str, encoded: str, about: dict) -> str:
+    alt, width = escaping.escape(about.get("alt", "")), about.get("width")
+    size = f' width="{int(width)}"' if width else ""
+    return f'<figure tabindex="0"><img src="data:{kind};base64,{encoded}" alt="{alt}"{size}></figure>'
+
+
+_SHOWN = {
+    "text/html": lambda text, about: _scrolling(text),
+    "image/svg+xml": lambda text, about: _image("image/svg+xml", base64.b64encode(text.encode()).decode(), about),
+    "image/png": lambda text, about: _image("image/png", "".join(text.split()), about),
+    "text/markdown": lambda text, about: _scrolling(markdown(text)),
+    "text/plain": lambda text, about: f"<pre>{escaping.escape(text)}</pre>",
+}

@@ -1,5 +1,7 @@
 """gdn-lab run: find the notebooks, check the parameters and the output folder, then execute one after the other."""
 
+import argparse
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -27,9 +29,28 @@ def add_arguments(parser) -> None:
 def add_run_options(parser, meaning: str) -> None:
     """-p and --runs, of every command that executes notebooks."""
     parser.add_argument(
-        "-p", nargs=2, action="append", default=[], dest="parameters", metavar=("NAME", "VALUE"), help=meaning
+        "-p",
+        nargs="+",
+        action=_Parameter,
+        default=[],
+        dest="parameters",
+        metavar="NAME=VALUE",
+        help=f"{meaning}; NAME VALUE is the same",
     )
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help="where run folders go")
+
+
+class _Parameter(argparse.Action):
+    """-p name=value, -p name value, and several names with one -p: pairs of name and value."""
+
+    def __call__(self, parser, namespace, words, option=None):
+        pairs, words = list(getattr(namespace, self.dest)), list(words)
+        while words:
+            name, equals, value = words.pop(0).partition("=")
+            if not equals and not words:
+                parser.error(f"argument -p: {name} has no value; write -p {name}=VALUE")
+            pairs.append((name, value if equals else words.pop(0)))
+        setattr(namespace, self.dest, pairs)
 
 
 def run(arguments) -> None:
@@ -180,16 +201,45 @@ def run_notebooks(paths: list[Path], words: dict[str, str], root: Path = RUNS) -
         say(f"{name} is a parameter of {', '.join(path.stem for path in paths if name in by_notebook[path])}.")
     if unseen := gpu_unseen():
         say(unseen)
+    from ..bench.results import new_folder
     from .execute import execute
 
-    began = time.monotonic()
-    for number, path in enumerate(paths, 1):
-        say(f"[{number}/{len(paths)}] {path.stem}" + (f", {seconds(began)} since the start" if number > 1 else ""))
-        started = time.monotonic()
-        page = execute(path, by_notebook[path], root)
-        say(f"[{number}/{len(paths)}] {path.stem}: done in {seconds(started)}: {shown(page)}")
-    if len(paths) > 1:
+    began, folders, status = time.monotonic(), [], "failed"
+    together = new_folder(root, "together") if len(paths) > 1 else None
+    try:
+        for number, path in enumerate(paths, 1):
+            say(f"[{number}/{len(paths)}] {path.stem}" + (f", {seconds(began)} since the start" if number > 1 else ""))
+            started = time.monotonic()
+            folders.append(new_folder(root, path.stem))
+            page = execute(path, by_notebook[path], folders[-1])
+            say(f"[{number}/{len(paths)}] {path.stem}: done in {seconds(started)}: {shown(page)}")
+        status = "complete"
+    except Interrupted:
+        status = "interrupted"
+        raise
+    finally:
+        about = {"command": command(paths, words), "seconds": time.monotonic() - began, "status": status}
+        index = write_pages(root, together, about | {"runs": [folder.name for folder in folders]})
+    if together:
         say(f"{len(paths)} notebooks in {seconds(began)}.")
+    say(f"Read {shown(index)}")
+
+
+def command(paths: list[Path], words: dict[str, str]) -> str:
+    """The command line that runs these notebooks with these words."""
+    named = [] if paths == find([]) else [path.stem for path in paths]
+    given = [word for name, value in words.items() for word in ("-p", f"{name}={value}")]
+    return shlex.join(["gdn-lab", "run", *named, *given])
+
+
+def write_pages(root: Path, together: Path | None, about: dict) -> Path:
+    """Link the newest pages with each other, write the page of what ran together and that of all runs; return it."""
+    from . import index
+
+    index.link_pages(root, about["runs"])
+    if together:
+        index.write_batch(together, about)
+    return index.write_index(root)
 
 
 def say(line: str) -> None:

@@ -56,7 +56,9 @@ def files(folder):
 
 
 def only_run(runs):
-    (folder,) = [path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()]
+    (folder,) = [
+        path for path in runs.iterdir() if path.is_dir() and not path.is_symlink() and "-together" not in path.name
+    ]
     return folder
 
 
@@ -79,12 +81,17 @@ def test_failing_notebook_keeps_its_rows_and_says_where(notebook, runs, capsys):
     later = notebook("print('never')", name="02_later")
     assert main(["run", str(path), str(later), "--runs", str(runs)]) == 1
     folder = only_run(runs)
-    assert files(folder) == ["01_fails.failed.ipynb", "rows.jsonl", "run.json"]
+    assert files(folder) == ["01_fails.failed.html", "01_fails.failed.ipynb", "rows.jsonl", "run.json"]
+    page = (folder / "01_fails.failed.html").read_text()
+    assert 'ValueError: batches: expected 5, got 4: failed in <a href="#cell-3">cell 3</a>' in page
+    assert 'id="cell-3"' in page and "An Exception was encountered" not in page
+    index = (runs / "index.html").read_text()
+    assert "failed in cell 3" in index and f"{folder.name}/01_fails.failed.html" in index
     assert json.loads((folder / "rows.jsonl").read_text())["batches"] == 4
     sentence = capsys.readouterr().err
     assert sentence.startswith("gdn-lab: 01_fails failed in cell 3: ValueError: batches: expected 5, got 4; 1 row kept")
     assert batch.shown(folder) in sentence
-    assert "01_fails.failed.ipynb" in sentence
+    assert "01_fails.failed.html" in sentence
     assert "Traceback" not in sentence
 
 
@@ -101,7 +108,7 @@ def test_ctrl_c_stops_the_kernel_and_keeps_rows(notebook, runs, tmp_path):
     _, sentence = process.communicate(timeout=20)
     assert process.returncode == 130
     folder = only_run(runs)
-    assert files(folder) == ["00_tiny.interrupted.ipynb", "rows.jsonl", "run.json"]
+    assert files(folder) == ["00_tiny.interrupted.html", "00_tiny.interrupted.ipynb", "rows.jsonl", "run.json"]
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     assert "00_tiny was interrupted; 1 row kept in" in sentence
     with pytest.raises(ProcessLookupError):
@@ -113,6 +120,26 @@ def wait_until(true, seconds=30):
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-p", "batches=7", "-p", "name=a=b"],
+        ["-p", "batches", "7", "-p", "name", "a=b"],
+        ["-p", "batches=7", "name=a=b"],
+    ],
+)
+def test_a_parameter_is_given_as_name_and_value_or_with_an_equals_sign(words, notebook, runs):
+    path = notebook("print(batches, name)")
+    assert main(["run", str(path), *words, "--runs", str(runs)]) == 0
+    assert "7 a=b" in (only_run(runs) / "00_tiny.html").read_text()
+
+
+def test_a_parameter_without_a_value_is_a_usage_error(notebook, runs, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(notebook()), "-p", "batches", "--runs", str(runs)])
+    assert end.value.code == 2 and "batches has no value; write -p batches=VALUE" in capsys.readouterr().err
 
 
 def test_misspelt_parameter_is_refused_before_anything_runs(notebook, runs, capsys):
