@@ -21,7 +21,7 @@ CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
 export CAPTURE OUT SECONDS SEED CASE
-.PHONY: help run bench profile lab list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint clean
+.PHONY: help run advise bench profile lab list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -29,6 +29,9 @@ help:  ## this list
 
 run: $(READY)  ## set up, then run every notebook: pages, figures and rows in runs/
 	@$(GDN_LAB) run $(ARGS)
+
+advise: $(READY)  ## which backend for a model: ARGS="--model qwen3-next-80b-a3b --tp 4 --batch 96"
+	@$(GDN_LAB) advise $(ARGS)
 
 bench: $(READY)  ## run the decode benchmark alone (notebook 02)
 	@$(GDN_LAB) run 02 $(ARGS)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..files import replacing
 from ..report.text import device_name, sm_clock
-from ..studies import studies
-from . import answer, pages
-from .run_folders import BATCH, RunFolder, batches, newest_of_each, run_folders, when
 from ..report.text import sentence_as_html as sentence
+from ..studies import studies
+from . import kept_answer, pages
+from .run_folders import BATCH, RunFolder, batches, newest_of_each, run_folders, when
 from .shell import badge, page
 from .since import changes
 
@@ -133,7 +133,7 @@ def _status(run: RunFolder) -> str:
 
 
 def _thumbnail(folder: Path, alt: str) -> list[str]:
-    path = folder / answer.THUMBNAIL
+    path = folder / kept_answer.THUMBNAIL
     if not path.is_file():
         return []
     data = base64.b64encode(path.read_bytes()).decode()

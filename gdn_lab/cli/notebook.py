@@ -21,7 +21,7 @@ from ..report.nearest import Asked, Setting, nearest_record
 from ..report.recorded import DATA, origin
 from ..report.text import as_html, device_name, provenance, sentence_as_html
 from ..studies import Study
-from . import answer
+from . import kept_answer
 from .installed import frame
 from .report import title
 
@@ -196,11 +196,18 @@ def finish(run: Run, sentences: list[str], figure=None, name: str = "answer", *,
     sentences hold for, where it is neither this machine nor that of answering().
     """
     say(sentences)
-    source, answered = getattr(run, "answered", None) or (("recorded", device) if device else _timed_here(run))
     if figure is not None:
         show(run, figure, name)
-        figure.savefig(run.folder / answer.THUMBNAIL, format="webp", dpi=72, bbox_inches="tight")
-    answer.write(
+    keep(run, sentences, figure, name, device=device)
+    run.finish()
+
+
+def keep(run: Run, sentences: list[str], figure=None, name: str = "answer", *, device: str = "") -> None:
+    """Keep the answer in the run's folder, as finish() does, and show nothing: for a page that shows it otherwise."""
+    source, answered = getattr(run, "answered", None) or (("recorded", device) if device else _timed_here(run))
+    if figure is not None:
+        figure.savefig(run.folder / kept_answer.THUMBNAIL, format="webp", dpi=72, bbox_inches="tight")
+    kept_answer.write(
         run.folder,
         sentences=sentences,
         figure=name if figure is not None else None,
@@ -208,7 +215,6 @@ def finish(run: Run, sentences: list[str], figure=None, name: str = "answer", *,
         source=source,
         device=answered,
     )
-    run.finish()
 
 
 def _timed_here(run: Run) -> tuple[str, str]:

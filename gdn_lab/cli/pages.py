@@ -14,9 +14,9 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from . import answer
-from .markdown import markdown
 from ..report.text import sentence_as_html as sentence
+from . import kept_answer
+from .markdown import markdown
 from .shell import badge, page
 
 RICHEST_FIRST = ("text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain")
@@ -72,7 +72,7 @@ def _without_title(cells: list, stem: str) -> tuple[str, list]:
 
 def _answer(notebook: Path, book) -> str:
     """Return the box under the title: what went wrong, and the answer's sentences."""
-    found, lines, kind = answer.read(notebook.parent), [], ""
+    found, lines, kind = kept_answer.read(notebook.parent), [], ""
     if failed := failed_cell(book):
         stopped = failed[1].startswith("KeyboardInterrupt")
         words = "Interrupted in" if stopped else f"{failed[1].splitlines()[0]}: failed in"

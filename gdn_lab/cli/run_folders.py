@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from . import answer
+from . import kept_answer
 
 NAME = re.compile(r"(\d{8}T\d{6}Z)-([\w.-]+?)(?:-\d{1,3})?$")
 BATCH = "batch.json"  # of a folder that ties the runs of one command together
@@ -29,7 +29,7 @@ class RunFolder:
 
     @cached_property
     def answer(self) -> dict | None:
-        return answer.read(self.folder)
+        return kept_answer.read(self.folder)
 
     @property
     def status(self) -> str:

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from chromium import opened
 
-from gdn_lab.cli import answer, clean, index, since
+from gdn_lab.cli import clean, index, kept_answer, since
 from gdn_lab.cli.main import main
 from gdn_lab.cli.run_folders import run_folders
 
@@ -40,7 +40,7 @@ def made(tmp_path):
         (folder / "run.json").write_text(json.dumps(info))
         row = ROW | {"median_us": us, "p20_us": us - 0.1, "p80_us": us + 0.1}
         (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
-        answer.write(folder, sentences=sentences, figure=None, alt="", source="timed here", device="NVIDIA H100")
+        kept_answer.write(folder, sentences=sentences, figure=None, alt="", source="timed here", device="NVIDIA H100")
         (folder / f"{notebook}{ending}.html").write_text("<h1>Which is fastest?</h1>")
         return folder
 

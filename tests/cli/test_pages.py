@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gdn_lab.cli import answer, pages
+from gdn_lab.cli import kept_answer, pages
 from gdn_lab.cli import run as batch
 from gdn_lab.cli.markdown import markdown
 
@@ -95,7 +95,7 @@ def code(source, *outputs, tags=()):
 def test_the_answer_stands_under_the_title_and_code_is_folded(tmp_path):
     path = book(tmp_path, nbformat.v4.new_markdown_cell("# Is it so?\n\nPerhaps."), code("x = 1"))
     sentences = ["`a` takes 2 µs & <b>more</b>."]
-    answer.write(tmp_path, sentences=sentences, figure=None, alt="", source="recorded", device="NVIDIA H100")
+    kept_answer.write(tmp_path, sentences=sentences, figure=None, alt="", source="recorded", device="NVIDIA H100")
     page = read(path)
     heading, box = page.main.find("h1"), page.main.find("section", class_="answer")
     assert heading.text == "Is it so?" and heading.find_next_sibling() is box

@@ -32,6 +32,12 @@ def asked(advice: Advice) -> str:
     )
 
 
+def in_short(advice: Advice) -> list[str]:
+    """The answer for the top of the page: asked, and the first sentences on backend, saving, memory and flags."""
+    lines = [f"Asked: {asked(advice)}", *backend(advice)[: 1 if advice.comparison is None else 3], saving(advice)[0]]
+    return [*lines, *memory(advice)[:4], *(f"`{line}`" for line in flags(advice)[:1] if line.startswith("--"))]
+
+
 # ---- backend --------------------------------------------------------------------------------------------------------
 
 
