@@ -5,6 +5,7 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
+GPU = "NVIDIA H100 80GB HBM3"
 MAIN, WORKER, OTHER_PROCESS = (100, 101), (100, 102), (200, 201)  # (process, thread)
 COPIES = {"HtoD": 1, "DtoH": 2, "DtoD": 8, "HtoH": 9, "PtoP": 10}  # CUPTI's numbers
 _HOST = 7 << 48  # Nsight Systems puts machine bits above process and thread
@@ -157,16 +158,14 @@ GRAPH_NODES = """CREATE TABLE CUDA_GRAPH_NODE_EVENTS (
     globalTid INTEGER, graphNodeId INTEGER NOT NULL, originalGraphNodeId INTEGER);"""
 
 
-def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", text_ids=True) -> Path:
+def write_nsys(path: Path, program: Program, *, domains=None, version="3.24.1", text_ids=True, gpu=GPU) -> Path:
     """Write the SQLite export. domains: {(process, id): name}. text_ids: half the names lie in StringIds."""
     strings: dict[str, int] = {}
     with sqlite3.connect(path) as connection:
         connection.executescript(SCHEMA)
         meta = [("EXPORT_SCHEMA_VERSION", version), ("EXPORT_SCHEMA_VERSION_MAJOR", version.split(".")[0])]
         connection.executemany("INSERT INTO META_DATA_EXPORT VALUES (?, ?)", meta)
-        connection.execute(
-            "INSERT INTO TARGET_INFO_GPU VALUES (0, 0, 'NVIDIA H100 80GB HBM3', '0000:01:00.0', 'GPU-1')"
-        )
+        connection.execute("INSERT INTO TARGET_INFO_GPU VALUES (0, 0, ?, '0000:01:00.0', 'GPU-1')", (gpu,))
         for (process, domain), name in (domains or {}).items():
             row = (0, None, 75, name, global_tid(process, process + 1), None, None, domain)
             connection.execute(_INSERT_NVTX, row)
@@ -225,7 +224,7 @@ def kineto_trace(program: Program) -> dict:
             add("gpu_memcpy", f"Memcpy {name} (Device -> Device)", start, end, device, stream, **args)
         else:
             add("kernel", name, start, end, device, stream, **args)
-    return {"schemaVersion": 1, "deviceProperties": [{"id": 0, "name": "NVIDIA H100 80GB HBM3"}], "traceEvents": events}
+    return {"schemaVersion": 1, "deviceProperties": [{"id": 0, "name": GPU}], "traceEvents": events}
 
 
 def write_kineto(path: Path, program: Program) -> Path:

@@ -1,0 +1,76 @@
+"""Names in a trace reach pages as text: nothing of them runs, nothing is fetched, all of it can be read."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import bs4
+import pytest
+from hostile_names import MARK, NAMES
+from hostile_page import executed, faults, shown
+
+from gdn_lab.names import readable
+
+BROWSER = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None or importlib.util.find_spec("playwright") is None,
+    reason="needs a browser: apt-get install chromium, and pip install -r requirements-browser.txt",
+)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("hostile")
+        return executed(folder, monkeypatch), shown(folder)
+
+
+def test_pages_have_no_tag_or_link_of_a_name(pages):
+    assert [faults(page) for page in pages] == [[], []]
+
+
+def test_every_name_is_text(pages):
+    notebook, all_places = (bs4.BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser") for page in pages)
+    cells = {cell.get_text() for cell in notebook.find_all("td")}
+    by_part = [name for name in NAMES[1:] if _spelt(name) not in cells]
+    assert not by_part
+    cells = [cell.get_text() for cell in all_places.find_all(["td", "th", "caption"])]
+    assert all(cells.count(readable(name)) >= 5 for name in NAMES)
+    said = [point.get_text() for point in all_places.find_all("li")]
+    assert said[: len(NAMES)] == [f"before {_without_ticks(readable(name))} after" for name in NAMES]
+
+
+def _spelt(name: str) -> str:
+    """A name as it comes out of a SQLite file: UTF-8, and ended by a NUL."""
+    return readable(name.encode("utf-8", "replace").decode().split("\0")[0])
+
+
+def _without_ticks(name: str) -> str:
+    """What stands between two backticks is shown as code, without them."""
+    parts = name.split("`")
+    return name if len(parts) < 3 else "".join(parts) if len(parts) % 2 else name
+
+
+@needs_browser
+def test_in_a_browser_nothing_runs_and_nothing_is_fetched(pages):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        asked = []
+        for page, spelt in zip(pages, (_spelt, readable), strict=True):
+            tab = browser.new_page()
+            tab.on("request", lambda request: asked.append(request.url))
+            tab.on("dialog", lambda dialog: asked.append(dialog.message))
+            tab.goto(page.as_uri())
+            for summary in tab.query_selector_all("details"):
+                summary.click()
+            tab.mouse.move(200, 200)
+            tab.wait_for_timeout(500)
+            assert tab.evaluate(f"window.{MARK}") is None
+            assert [Path(frame.url).name for frame in tab.frames] == [page.name]
+            text = " ".join(tab.inner_text("body").split())
+            assert [name for name in NAMES if " ".join(spelt(name).split()) not in text] == []
+        browser.close()
+    fetched = [url for url in asked if not url.startswith("data:image/svg+xml;base64,")]
+    assert fetched == [page.as_uri() for page in pages]
