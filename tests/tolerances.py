@@ -9,7 +9,10 @@ from gdn_lab.tolerances import ARITHMETIC, LAST_PLACE, ROUNDING, allowed
 
 # Other libraries' prefill outside the tolerance on hard inputs: largest error of o relative to its head's largest
 # element, measured on an H100 with the versions of requirements.txt. They lose outputs to cancellation in 16 bits.
-OUTSIDE_TOLERANCE = {"flashinfer/vk": {"nearly parallel keys": 0.43, "q = k": 0.087}}
+OUTSIDE_TOLERANCE = {
+    "flashinfer/vk": {"nearly parallel keys": 0.43, "q = k": 0.087},
+    "fla/vk": {"nearly parallel keys": 0.24},
+}
 
 
 def assert_close(what, actual, expected, dtype, *, interpreted=False, extra=0.0):
