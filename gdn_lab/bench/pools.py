@@ -8,12 +8,12 @@ from math import ceil
 import torch
 
 from ..pool import StatePool
+from .free_memory import POOLS_SHARE
 from .roof import l2_bytes
 
 STATE_STD = 0.1  # of the random state at the start: about what updates of unit v and k leave in a running one
 L2_MULTIPLE = 4  # bytes of state that calls touch before a slot comes up again, in sizes of the L2
 MIN_REPLAY_US = 400  # a replay should last this long even at the measured bandwidth, so that its start does not matter
-POOLS_SHARE = 0.4  # of free GPU memory that pools may take
 STATE_PART = 64  # slots filled or checked at once, so that little memory is needed next to the pool
 
 

@@ -33,7 +33,11 @@ class AdvicePanel:
             "slots": widgets.IntText(description="slots", value=p.slots),
             "spec": widgets.Dropdown(description="draft tokens", options=[0, *range(2, 17)], value=p.spec),
             "memory": widgets.FloatText(description="memory, GB", value=p.memory),
-            "gpu_reference": widgets.Dropdown(description="recorded", options=recorded_gpus(), value=p.gpu_reference),
+            "gpu_reference": widgets.Dropdown(
+                description="recorded",
+                options=list(dict.fromkeys([*recorded_gpus(), p.gpu_reference])),
+                value=p.gpu_reference,
+            ),
         }
         self.answer = widgets.HTML()
         half = len(self.controls) // 2

@@ -64,7 +64,9 @@ def available() -> int:
         free = 8 * 2**30
     try:
         group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(cached.get("inactive_file", 0)))  # files' pages are given back
     except (OSError, ValueError):  # no cgroup, or one without a limit
         pass
     return max(free, 0)

@@ -217,3 +217,18 @@ def test_question_a_from_what_is_recorded():
         assert saving.token_us == pytest.approx(36 * (one.us(saving.baseline) - one.us(one.names[0])))
     assert advice.savings and advice.not_measured
     assert json.loads(json.dumps(entry)) == entry
+
+
+def test_a_run_s_folder_answers_as_a_gpu_does(data):
+    times = {"cutedsl/vk": {96: 10.0}, "triton/kv8": {96: 30.0}}
+    folder = data(rows_of(times), run=RUN | {"notebook": "02_decode_kernels"}) / "measured/h100/02_decode_kernels"
+    advice = advise(asked(gpu_reference=str(folder)))
+    assert advice.savings[0].layer_us == 20.0
+    said = text(advice, width=10_000)
+    assert "on 02_decode_kernels: HK 4, HV 8" in said and str(folder) not in said
+
+
+def test_a_variant_outside_the_tolerance_is_named(data):
+    rows = rows_of({"flashinfer/vk": {96: 10.0}, "triton/kv8": {96: 30.0}})
+    rows[0]["wrong_on"] = ["strong decay"]
+    assert "flashinfer/vk was outside the tolerance on strong decay." in text(advise(asked(), data(rows)), width=10_000)

@@ -13,7 +13,7 @@ from ...models import STATE_BYTES, GDNShape, model
 from ...report.recorded import DATA
 from . import engine_flags
 from .memory_need import memory_need
-from .recorded_calls import INTERPOLATED, KERNEL, NEAREST, RECORDED, Estimate, Series, all_series
+from .recorded_calls import INTERPOLATED, KERNEL, NEAREST, RECORDED, Estimate, Series, all_series, called
 from .step_share import STEP_DTYPE, StepShare, step_share
 from .study import Parameters
 
@@ -241,7 +241,7 @@ def as_json(advice: Advice) -> dict:
         }
 
     p, entry = advice.p, model(advice.p.model)
-    asked = {"model": p.model, "tp": p.tp, "batch": p.batch, "dtype": p.dtype, "gpu": p.gpu_reference}
+    asked = {"model": p.model, "tp": p.tp, "batch": p.batch, "dtype": p.dtype, "gpu": called(p.gpu_reference)}
     asked |= {"slots": p.slots, "spec": p.spec, "memory_gb": p.memory or None}
     asked |= {"num_k_heads": advice.shape.num_k_heads, "num_v_heads": advice.shape.num_v_heads}
     asked |= {"gdn_layers": entry.gdn_layers, "layers": entry.layers}

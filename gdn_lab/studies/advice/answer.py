@@ -3,7 +3,7 @@
 from ...models import model
 from ...report.text import byte_size, listed, micro, percent
 from .analysis import ENGINE_DEFAULTS, Advice, Comparison
-from .recorded_calls import INTERPOLATED, NEAREST
+from .recorded_calls import INTERPOLATED, NEAREST, called
 from .step_share import BEFORE, LAST, STEP_DTYPE, StepShare
 
 NEXT = 3  # variants named after the fastest
@@ -25,9 +25,9 @@ def sections(advice: Advice) -> list[tuple[str, list[str]]]:
 
 def asked(advice: Advice) -> str:
     """Model, tp, batch and dtype, and the heads that follow."""
-    p, entry = advice.p, model(advice.p.model)
+    p, entry, gpu = advice.p, model(advice.p.model), called(advice.p.gpu_reference)
     return (
-        f"{p.model}, tp {p.tp}, B = {p.batch}, {p.dtype} state, on {p.gpu_reference}: HK {advice.shape.num_k_heads}, "
+        f"{p.model}, tp {p.tp}, B = {p.batch}, {p.dtype} state, on {gpu}: HK {advice.shape.num_k_heads}, "
         f"HV {advice.shape.num_v_heads} on each GPU; {entry.gdn_layers} of {entry.layers} layers are GDN."
     )
 
@@ -48,12 +48,12 @@ def first_sentence(advice: Advice) -> str:
 
 def backend(advice: Advice) -> list[str]:
     """The fastest variant and the next ones, the rows they come from, and how far those are from what was asked."""
-    one, p = advice.comparison, advice.p
+    one, p, gpu = advice.comparison, advice.p, called(advice.p.gpu_reference)
     if one is None:
-        return [f"No decode row with a {p.dtype} state is recorded on {p.gpu_reference}, so no backend is advised."]
+        return [f"No decode row with a {p.dtype} state is recorded on {gpu}, so no backend is advised."]
     if not one.same_heads:
         lines = [
-            f"No row with these heads is recorded on {p.gpu_reference} in {p.dtype}, so no time of {p.model} at tp "
+            f"No row with these heads is recorded on {gpu} in {p.dtype}, so no time of {p.model} at tp "
             f"{p.tp} is given. Nearest, of {owner(one)} with as many states a step (B = {number(one.batch)}): "
             f"{ranking(one)}."
         ]

@@ -9,11 +9,11 @@ from matplotlib.patches import Patch, Rectangle
 
 from ...backends.registry import in_order
 from ...models import MODELS, GDNShape, divisions
-from ...report.recorded import DATA
+from ...report.recorded import DATA, recorded_gpus
 from ...report.style import GREY, STYLE, colour, empty_figure, ink_on, label, new_figure
 from ...report.text import listed
 from .analysis import Comparison, best_comparison
-from .recorded_calls import KERNEL, RECORDED, Series, all_series
+from .recorded_calls import KERNEL, RECORDED, Series, all_series, called
 
 EMPTY, HATCH = "#F7F7F7", "////"
 IN_STEP = "*"  # marks times of a part of a decode step
@@ -36,10 +36,10 @@ def recorded_cells(found: list[Series], dtype: str) -> dict[tuple[str, int, int]
 @rc_context(STYLE)
 def fastest(gpu: str, dtype: str, data: Path = DATA) -> Figure:
     """Batch across, tp down, the fastest variant's colour and µs in each cell; hatched where nothing is recorded."""
-    found = all_series(gpu, data)
+    found, place = all_series(gpu, data), gpu.upper() if gpu in recorded_gpus(data) else called(gpu)
     cells = recorded_cells(found, dtype)
     if not cells:
-        return empty_figure(f"{gpu.upper()}: no decode with a {dtype} state is recorded", [])
+        return empty_figure(f"{place}: no decode with a {dtype} state is recorded", [])
     batches = sorted({batch for _, _, batch in cells})
     rows = sum(len(divisions(name)) for name in MODELS)
     wins = Counter(one.names[0] for one in cells.values())
@@ -47,7 +47,7 @@ def fastest(gpu: str, dtype: str, data: Path = DATA) -> Figure:
     timed = sorted({len(one.names) for one in cells.values()})
     variants = " to ".join(map(str, dict.fromkeys((timed[0], timed[-1]))))
     title = (
-        f"{gpu.upper()}, {dtype} state: {label(first)} is fastest in {count} of {len(cells)} recorded cells, of "
+        f"{place}, {dtype} state: {label(first)} is fastest in {count} of {len(cells)} recorded cells, of "
         f"{variants} variants"
     )
     ratios = {name: len(divisions(name)) for name in MODELS}

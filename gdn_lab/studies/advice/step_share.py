@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ...bench.run_folder import load
 from ...models import MODELS, GDNShape
 from ...report.recorded import DATA
-from .recorded_calls import Recording, Times, estimate, recording
+from .recorded_calls import Recording, Times, called, estimate, folders, recording
 
 STEPS = "03_decode_step"
 STEP_DTYPE = "bfloat16"
@@ -40,8 +40,8 @@ class StepShare(NamedTuple):
 
 def step_share(gpu: str, model: str, tp: int, batch: int, data: Path = DATA) -> StepShare | None:
     """The step of `model` at `tp`; where that was not recorded, of a model with the same heads; None if of none."""
-    folder = data / "measured" / gpu / STEPS
-    if not (folder / "run.json").is_file():
+    folder = folders(gpu, data).get(STEPS)
+    if folder is None:
         return None
     info, rows = load(folder)
     points, precisions = step_points(rows)
@@ -55,7 +55,7 @@ def step_share(gpu: str, model: str, tp: int, batch: int, data: Path = DATA) -> 
     key = found[0]
     first = {part: estimate(points[key][BEFORE][part], batch) for part in PARTS}
     return StepShare(
-        recording=recording(gpu, STEPS, info),
+        recording=recording(called(gpu), STEPS, info),
         model=key[0],
         tp=key[1],
         same_model=key == (model, tp),

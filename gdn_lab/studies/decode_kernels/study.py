@@ -3,10 +3,11 @@
 from pydantic import Field
 
 from ..declaration import Section, Study
-from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, Variants, batch_list
+from ..parameters import Dtype, RecordedGPU, Samples, Seed, Variants, batch_list
+from ..pool_parameters import PoolParameters
 
 
-class Parameters(ModelParameters):
+class Parameters(PoolParameters):
     """What notebook 02 takes."""
 
     batches: batch_list(cpu=(1, 4, 8)) = Field(

@@ -3,10 +3,11 @@
 from pydantic import Field
 
 from ..declaration import Study
-from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, batch_list
+from ..parameters import Dtype, RecordedGPU, Samples, Seed, batch_list
+from ..pool_parameters import PoolParameters
 
 
-class Parameters(ModelParameters):
+class Parameters(PoolParameters):
     """What notebook 01 takes."""
 
     batches: batch_list(cpu=(1, 4)) = Field(

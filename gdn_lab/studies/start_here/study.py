@@ -3,10 +3,11 @@
 from pydantic import Field
 
 from ..declaration import Study
-from ..parameters import Dtype, ModelParameters, Seed
+from ..parameters import Dtype, Seed
+from ..pool_parameters import PoolParameters
 
 
-class Parameters(ModelParameters):
+class Parameters(PoolParameters):
     """What notebook 00 takes."""
 
     batch: int = Field(4, ge=1, description="requests in the decode step")

@@ -1,11 +1,12 @@
 """The study of verify steps: notebook 05."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 
 from ..declaration import Section, Study
-from ..parameters import Dtype, ModelParameters, RecordedGPU, Samples, Seed, Variants, by_device, whole_numbers
+from ..parameters import Dtype, RecordedGPU, Samples, Seed, Variants, by_device, whole_numbers
+from ..pool_parameters import PoolParameters
 
 
 def _draft_tokens(value) -> list[int]:
@@ -14,8 +15,11 @@ def _draft_tokens(value) -> list[int]:
     return whole_numbers(value, *DRAFT_TOKENS)
 
 
-class Parameters(ModelParameters):
+class Parameters(PoolParameters):
     """What notebook 05 takes."""
+
+    phase: ClassVar[str] = "verify"
+    gathers: ClassVar[bool] = False
 
     batch: by_device(cpu=1, gpu=64) = Field(0, description="requests in the step; 0 is 64 on a GPU, 1 on a CPU")
     tokens: Annotated[list[int], BeforeValidator(_draft_tokens)] = Field(
