@@ -3,6 +3,7 @@
 import ast
 import json
 import logging
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -13,7 +14,7 @@ from pydantic import Field
 from gdn_lab.bench.results import load
 from gdn_lab.cli import listing, notebook
 from gdn_lab.models import GDNShape
-from gdn_lab.studies import Study, studies
+from gdn_lab.studies import Study, studies, study
 from gdn_lab.studies.parameters import ModelParameters, ParameterError, Samples, batch_list
 
 PATHS = sorted((notebook.ROOT / "notebooks").glob("*.ipynb"))
@@ -120,6 +121,21 @@ def test_it_runs(name, tmp_path, monkeypatch):
     assert len(pictures) == len(list(folder.glob("*.png"))) > 0
     for picture in pictures:
         assert picture.metadata["image/svg+xml"]["alt"] and picture.data["image/svg+xml"].count("<svg") == 1
+
+
+def test_advice_measures_nothing_and_answers(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
+    path, out = notebook.ROOT / "notebooks/07_advice.ipynb", tmp_path / "out.ipynb"
+    papermill.execute_notebook(
+        path, out, {"batch": 64, "spec": 4}, kernel_name="python3", cwd=notebook.ROOT, progress_bar=False
+    )
+    run, rows = load(folder)
+    assert run["status"] == "complete" and not rows and [path.name for path in folder.glob("*.png")] == ["fastest.png"]
+    text = out.read_text()
+    assert "qwen3-next-80b-a3b, tp 4, B = 64" in text and "--linear-attn-decode-backend" in text
+    assert "Nothing is timed here" in text and "if all of them verify 4 draft tokens at once" in text
 
 
 @pytest.mark.parametrize("raised, status", [("ValueError('too few')", "failed"), ("KeyboardInterrupt", "interrupted")])
@@ -241,5 +257,11 @@ def test_the_first_timer_is_the_device_s(monkeypatch):
 
 
 def test_a_missing_recording_is_a_line(capsys):
-    assert notebook.recorded("b9000", "02_decode_kernels") == ({}, [])
-    assert capsys.readouterr().out.startswith("Nothing recorded to compare with: no recorded run of 02_decode_kernels")
+    """H200 rows of verify, say, while there are none; here of a GPU that nobody recorded."""
+    given = {"tp": 16, "batches": "1"}
+    p = study("02").parameters.parse(given).model_copy(update={"gpu_reference": "b9000"})
+    run = SimpleNamespace(p=p, info={"notebook": "02_decode_kernels", "parameters": given})
+    assert notebook.recorded(run) == ({}, [])
+    assert capsys.readouterr().out == (
+        "Nothing recorded to compare with: no run of 02_decode_kernels is recorded on b9000.\n"
+    )

@@ -88,11 +88,11 @@ class Parameters(ModelParameters):
         "fp8", description="of projections and experts: fp8 (e4m3, scales for 128 x 128 blocks) or bf16"
     )
     configurations: Annotated[list[str], BeforeValidator(_configurations)] = Field(
-        "auto", description="comma-separated names in gdn_lab.layer.CONFIGURATIONS; auto is those made for this device"
+        "auto", description="comma-separated names in gdn_lab.layer.CONFIGURATIONS; auto: those made for this device"
     )
     heat_models: Annotated[list[ModelName], BeforeValidator(_heat_models)] = Field(
         "auto",
-        description="models of the heatmap, comma-separated; auto is three on a GPU, model on a CPU; empty is none",
+        description="models of the heatmap, comma-separated; auto is three on a GPU, model on a CPU; empty: none",
     )
     heat_tps: _heat_numbers(gpu=HEATMAP_TPS, cpu=None) = Field(
         "auto", description="tensor-parallel sizes of the heatmap; auto is 1,4,8 on a GPU, tp on a CPU"
