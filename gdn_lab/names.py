@@ -6,7 +6,7 @@ LONGEST = 10_000  # characters of a name that are kept; the longest names of tem
 # Control characters, line separators, what turns the direction of the text around, halves of surrogate pairs, and what
 # neither XML nor fonts know. Joiners and variation selectors, which scripts and emoji need, stay.
 _UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\uffff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufff9-\ufffc\ufffe\uffff]"
 )
 
 

@@ -53,3 +53,9 @@ def test_a_process_that_dies_is_told_with_its_case(monkeypatch, capsys):
     monkeypatch.setattr(program.subprocess, "run", died)
     assert program.run_apart("calls", program.parsed(["--seed", "2"])) == 1
     assert "the process ended with -11; repeat it with: make fuzz SEED=2 CASE=calls:41" in capsys.readouterr().out
+
+
+def test_traces():
+    with KINDS["traces"].cases() as one_case:
+        names = [one_case(0, number) for number in range(1, 80)]
+    assert len({name.split()[0] for name in names}) == 10 and sum(name.endswith("refused") for name in names) > 20

@@ -1,21 +1,14 @@
 """Names in a trace reach pages as text: nothing of them runs, nothing is fetched, all of it can be read."""
 
-import importlib.util
-import shutil
 from pathlib import Path
 
 import bs4
 import pytest
+from chromium import opened
 from hostile_names import MARK, NAMES
 from hostile_page import executed, faults, shown
 
 from gdn_lab.names import readable
-
-BROWSER = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(
-    BROWSER is None or importlib.util.find_spec("playwright") is None,
-    reason="needs a browser: apt-get install chromium, and pip install -r requirements-browser.txt",
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,26 +44,14 @@ def _without_ticks(name: str) -> str:
     return name if len(parts) < 3 else "".join(parts) if len(parts) % 2 else name
 
 
-@needs_browser
-def test_in_a_browser_nothing_runs_and_nothing_is_fetched(pages):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        asked = []
-        for page, spelt in zip(pages, (_spelt, readable), strict=True):
-            tab = browser.new_page()
-            tab.on("request", lambda request: asked.append(request.url))
-            tab.on("dialog", lambda dialog: asked.append(dialog.message))
-            tab.goto(page.as_uri())
-            for summary in tab.query_selector_all("details"):
-                summary.click()
-            tab.mouse.move(200, 200)
-            tab.wait_for_timeout(500)
-            assert tab.evaluate(f"window.{MARK}") is None
-            assert [Path(frame.url).name for frame in tab.frames] == [page.name]
-            text = " ".join(tab.inner_text("body").split())
+@pytest.mark.browser
+def test_in_a_browser_nothing_runs_and_nothing_is_fetched(pages, chromium):
+    for page, spelt in zip(pages, (_spelt, readable), strict=True):
+        with opened(chromium, page) as view:
+            view.page.mouse.move(200, 200)
+            view.page.wait_for_timeout(500)
+            assert view.page.evaluate(f"window.{MARK}") is None
+            assert [Path(frame.url).name for frame in view.page.frames] == [page.name]
+            text = " ".join(view.page.inner_text("body").split())
             assert [name for name in NAMES if " ".join(spelt(name).split()) not in text] == []
-        browser.close()
-    fetched = [url for url in asked if not url.startswith("data:image/svg+xml;base64,")]
-    assert fetched == [page.as_uri() for page in pages]
+            assert view.messages == [] and view.requests == []

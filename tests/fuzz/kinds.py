@@ -51,9 +51,18 @@ def _commands():
         yield one_case
 
 
+@contextmanager
+def _traces():
+    from .traces import cases
+
+    with cases() as one_case:
+        yield one_case
+
+
 KINDS = {
     "calls": Kind(lambda: _calls("torch")),
     "triton": Kind(lambda: _calls("triton"), {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
     "signals": Kind(_signals),
     "commands": Kind(_commands),
+    "traces": Kind(_traces),
 }
