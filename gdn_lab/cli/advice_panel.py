@@ -4,6 +4,7 @@ It rests on recorded rows, so it works without a GPU and measures nothing.
 """
 
 import html
+import os
 
 import ipywidgets as widgets
 from IPython.display import display
@@ -14,10 +15,14 @@ from ..studies.advice.analysis import advise
 from ..studies.advice.answer import sections
 from ..studies.advice.study import Parameters
 from ..studies.parameters import ParameterError
+from . import notebook
 
 
 def show(p: Parameters) -> None:
-    """Show the controls, set to the parameters of notebook 07."""
+    """Show the controls, set to the parameters of notebook 07; in batch print one line instead."""
+    if os.environ.get(notebook.RUN_FOLDER):
+        print("The controls of this section are for JupyterLab; `gdn-lab advise` asks the same in the terminal.")
+        return
     display(AdvicePanel(p).box)
 
 

@@ -1,5 +1,6 @@
 """The controls of notebook 07, changed without a browser."""
 
+from gdn_lab.cli import advice_panel, notebook
 from gdn_lab.cli.advice_panel import AdvicePanel
 from gdn_lab.studies.advice.study import Parameters
 
@@ -31,3 +32,9 @@ def test_what_cannot_be_is_a_sentence():
     panel = controls()
     panel.controls["batch"].value = 0
     assert panel.answer.value == "<p>batch: expected at least 1, got 0.</p>"
+
+
+def test_in_batch_it_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(notebook.RUN_FOLDER, str(tmp_path))
+    advice_panel.show(Parameters.parse({}))
+    assert capsys.readouterr().out.startswith("The controls of this section are for JupyterLab")
