@@ -277,6 +277,11 @@ def test_a_trace_is_found(tmp_path, capsys):
         assert find_trace("", runs, "h100", data) == file
     assert "the run 20260102T000000Z-03_decode_step, the newest" in capsys.readouterr().out
     assert find_trace(str(stored), runs, "h100", data) == stored
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    assert find_trace("", tmp_path / "no runs", str(kept), data) is None
+    (kept / "capture.sqlite").write_bytes(b"")
+    assert find_trace("", tmp_path / "no runs", str(kept), data) == kept / "capture.sqlite"
     assert find_trace("runs/20260101T000000Z-03_decode_step/capture.sqlite", runs, "", data) == (
         older / "capture.sqlite"
     )

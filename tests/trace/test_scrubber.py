@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from recorded_traces import MAIN, global_tid, kineto_trace, two_steps, write_nsys
+from recorded_traces import MAIN, WORKER, global_tid, kineto_trace, two_steps, write_nsys
 
 from gdn_lab.trace import nsight_file, range_table, read, summaries, table
 from gdn_lab.trace import scrubber as module
@@ -35,20 +35,32 @@ def plant(path: Path) -> int:
         "CREATE TABLE freed (value)": None,
         "INSERT INTO freed VALUES (? || hex(zeroblob(20000)))": "on a page that is freed below ",
         "DROP TABLE freed": None,
+        "UPDATE META_DATA_EXPORT SET value = ? WHERE name = 'EXPORT_SCHEMA_VERSION_MAJOR'": "3 of ",
+        "INSERT INTO META_DATA_EXPORT VALUES ('EXPORT_SCHEMA_VERSION_MAJOR', ?)": "3 of ",
+        "INSERT INTO StringIds VALUES (902, ?)": "the short name of a kernel that has a long one ",
+        "UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET shortName = 902": None,
+        "INSERT INTO StringIds VALUES (903, ?)": "the text of a range that has one of its own ",
+        "UPDATE NVTX_EVENTS SET textId = 903 WHERE text IS NOT NULL": None,
+        "INSERT INTO StringIds VALUES (904, ?)": "the name of a range that ends on another thread ",
     }
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA secure_delete = OFF")
         for statement, text in places.items():
             connection.execute(statement, (text + SECRET,) if text else ())
-        events = ((34, f"mark {SECRET}", 0), (75, f"unused domain {SECRET}", 44))
-        for kind, text, domain in events:
-            row = (10, None, kind, text, global_tid(*MAIN), domain)
-            connection.execute(
-                "INSERT INTO NVTX_EVENTS (start, end, eventType, text, globalTid, domainId) VALUES (?, ?, ?, ?, ?, ?)",
-                row,
-            )
+        columns = "start, end, eventType, text, globalTid, domainId, endGlobalTid, textId"
+        here, there = global_tid(*MAIN), global_tid(*WORKER)
+        events = (
+            (34, f"mark {SECRET}", here, 0, None, None),
+            (75, f"unused domain {SECRET}", here, 44, None, None),
+            (75, f"domain of another process {SECRET}", global_tid(300, 301), 3, None, None),
+            (75, f"domain of a range that is left out {SECRET}", here, 55, None, None),
+            (60, f"ends on another thread {SECRET}", here, 55, there, None),
+            (60, None, here, 0, there, 904),
+        )
+        for event in events:
+            connection.execute(f"INSERT INTO NVTX_EVENTS ({columns}) VALUES (10, 20, ?, ?, ?, ?, ?, ?)", event)
     connection.close()
-    return sum(text is not None for text in places.values()) + len(events)
+    return sum(text is not None for text in places.values()) + sum(event[1] is not None for event in events)
 
 
 @pytest.fixture
@@ -73,7 +85,9 @@ def test_secrets_are_gone_and_tables_stay(secret, tmp_path):
     whole, scrubbed = read(secret), read(copy)
     assert table(scrubbed).equals(table(whole)) and range_table(scrubbed).equals(range_table(whole))
     assert scrubbed.kernels.equals(whole.kernels) and scrubbed.ranges.equals(whole.ranges)
-    assert (scrubbed.gpus, scrubbed.notes) == (whole.gpus, whole.notes)
+    left_out, *notes = whole.notes  # ranges that end on another thread, which the copy does not have
+    assert (scrubbed.gpus, list(scrubbed.notes)) == (whole.gpus, notes) and "another thread" not in str(notes)
+    assert "end on a thread other than" in left_out
     for summary in (summaries.cuda_gpu_kern_sum, summaries.nvtx_kern_sum, summaries.nvtx_gpu_proj_sum):
         assert summary(scrubbed).equals(summary(whole))
     assert "NCCL:ncclAllReduce" in set(scrubbed.ranges["path"].str.split(" / ").str[-1])
@@ -148,3 +162,51 @@ def test_a_trace_is_scrubbed_too(tmp_path, name):
     with pytest.raises(ValueError, match="not a trace"):
         scrub(tmp_path / name, tmp_path / "other.json.gz")
     assert not (tmp_path / "other.json.gz").exists()
+
+
+def test_what_is_odd_in_a_trace_leaks_nothing(tmp_path):
+    """Names of launches, brackets behind copies, args of ranges, and text where numbers are meant."""
+    trace = kineto_trace(two_steps(other_process=False))
+    for entry in trace["traceEvents"]:
+        if entry.get("cat") == "user_annotation":
+            entry["args"] = {"device": SECRET, "stream": {"a": SECRET}, "correlation": [SECRET]}
+        elif entry.get("cat") == "cuda_runtime":
+            entry |= {"name": f"{entry['name']} {SECRET}", SECRET: 1}
+            entry["args"] |= {"device": SECRET, "stream": [SECRET]}
+        elif entry.get("cat") == "gpu_memcpy":
+            entry["name"] = f"Memcpy DtoD ({SECRET})"
+        if entry.get("cat") in ("kernel", "gpu_memcpy"):
+            entry |= {"pid": SECRET, "tid": {"a": SECRET}}
+            entry["args"]["device"] = str(entry["args"]["device"])
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(trace))
+    before = [entry for entry in trace["traceEvents"] if entry.get("cat") == "cuda_runtime"]
+    before[0]["args"]["correlation"] = str(before[0]["args"]["correlation"])
+    path.write_text(json.dumps(trace))
+    copied = gzip.decompress(scrub(path).read_bytes()).decode()
+    assert SECRET not in copied
+    assert read(tmp_path / "trace.scrubbed.json.gz").kernels.equals(read(path).kernels)
+    for key, value in (("pid", SECRET), ("tid", [SECRET]), ("ts", SECRET), ("dur", SECRET)):
+        wrong = json.loads(path.read_text())
+        next(entry for entry in wrong["traceEvents"] if entry.get("cat") == "cuda_runtime")[key] = value
+        (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="wrong.json is damaged"):
+            scrub(tmp_path / "wrong.json")
+
+
+@pytest.mark.parametrize(("table", "column"), [("NVTX_EVENTS", "domainId"), ("NVTX_EVENTS", "globalTid"),
+                                               ("CUPTI_ACTIVITY_KIND_KERNEL", "streamId")])  # fmt: skip
+def test_text_in_a_column_of_numbers_is_refused(tmp_path, table, column):
+    path = write_nsys(tmp_path / "c.sqlite", two_steps())
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", (SECRET,))
+    connection.close()
+    with pytest.raises(ValueError, match=f"{table} is not a whole number"):
+        scrub(path)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_the_version_alone_is_kept(secret):
+    connection = sqlite3.connect(scrub(secret))
+    assert connection.execute("SELECT * FROM META_DATA_EXPORT").fetchall() == [("EXPORT_SCHEMA_VERSION", "3.24.1")]
+    connection.close()

@@ -11,7 +11,8 @@ def find_trace(given: str, runs: Path, gpu: str, data: Path = DATA) -> Path | No
     """Return the trace to analyse and print which one it is; None, also printed, if there is none.
 
     given: its path, from the current folder or from the repository's. "": that of the newest run in `runs` that has
-    one, else the recorded one in data/measured/<gpu>. FileNotFoundError if the given one is not there.
+    one, else the recorded one in data/measured/<gpu>, or in the run folder that `gpu` is the absolute path of.
+    FileNotFoundError if the given one is not there.
     """
     if given:
         found = next((path for path in (Path(given).expanduser(), data.parent / given) if path.is_file()), None)
@@ -24,13 +25,23 @@ def find_trace(given: str, runs: Path, gpu: str, data: Path = DATA) -> Path | No
         return found
     folders = sorted((path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()), reverse=True)
     for folder in folders:
-        for name in (NSIGHT_FILE, KINETO_FILE):
-            if (folder / name).is_file():
-                print(f"The trace: {name} of the run {folder.name}, the newest that has one.")
-                return folder / name
-    recorded = data / "measured" / gpu / "04_nsight_systems" / NSIGHT_FILE
-    if recorded.is_file():
-        print(f"The trace: the recorded one, data/measured/{gpu}/04_nsight_systems/{NSIGHT_FILE}; no run here has one.")
-        return recorded
-    print(f"There is no trace: no run here has one and none is recorded on {gpu}; make profile records one on a GPU.")
+        if found := _trace_in(folder):
+            print(f"The trace: {found.name} of the run {readable(folder.name)}, the newest that has one.")
+            return found
+    if (
+        found := _trace_in(data / "measured" / gpu / "04_nsight_systems")
+        or Path(gpu).is_absolute()
+        and _trace_in(Path(gpu))
+    ):
+        where = found.relative_to(data.parent) if found.is_relative_to(data.parent) else readable(found)
+        print(f"The trace: the recorded one, {where}; no run here has one.")
+        return found
+    print(
+        f"There is no trace: no run here has one and none is recorded on {readable(gpu)}; make profile records one on "
+        "a GPU."
+    )
     return None
+
+
+def _trace_in(folder: Path) -> Path | None:
+    return next((folder / name for name in (NSIGHT_FILE, KINETO_FILE) if (folder / name).is_file()), None)
