@@ -109,7 +109,7 @@ def test_no_spills(words, architecture):
     for compilation in group:
         found = resources.resources(compilation, architecture)
         assert found.stack_bytes <= spills_allowed(found.label), found
-        assert 16 <= found.registers <= 255 and found.shared_bytes <= ROOM[architecture], found
+        assert 8 <= found.registers <= 255 and found.shared_bytes <= ROOM[architecture], found
 
 
 def spills_allowed(label: str) -> int:
