@@ -21,7 +21,7 @@ CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
 export CAPTURE OUT SECONDS SEED CASE
-.PHONY: help run advise bench profile lab list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint clean
+.PHONY: help run advise bench profile lab compare list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -41,6 +41,9 @@ profile: $(READY)  ## record a decode step (notebook 03) and attribute its time 
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@$(IN_VENV) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
+
+compare: $(READY)  ## two runs, folders or recorded GPUs: settings and times that differ; ARGS="h100 h200"
+	@$(GDN_LAB) compare $(ARGS)
 
 list: $(READY)  ## list the notebooks and their questions; ARGS=02 shows the parameters of one
 	@$(GDN_LAB) list $(ARGS)

@@ -12,6 +12,7 @@ import sys
 COMMANDS = {  # name: (module of this folder, what --help says)
     "run": ("run", "execute notebooks, all unless named, each into a folder under runs/"),
     "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),
+    "compare": ("compare", "two runs: which settings differ, and which times beyond the noise"),
     "list": ("listing", "the studies and their questions; with a name, its parameters; with --runs, the runs"),
     "clean": ("clean", "remove old runs; the newest of each notebook are kept"),
     "backends": ("installed", "the kernels: what is installed, what can run here, and why not the rest"),

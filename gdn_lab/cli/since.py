@@ -1,16 +1,13 @@
 """What changed from one run of a notebook to the next: settings, then times beyond the noise, then the answer."""
 
-from ..bench import results
+from ..bench.run_folder import load
+from ..report.comparison import THRESHOLD, compare
+from ..report.comparison_text import Words
 from ..report.text import percent
 from .run_folders import RunFolder
 
 MOST = 3
-THRESHOLD = 0.03
 VERSIONS = ("gpu_name", "driver", "torch", "triton", "flashinfer", "cutlass_dsl", "git_commit")
-SETTING = (
-    *("phase", "backend", "variant", "layout", "state_dtype", "batch", "tokens", "num_k_heads", "num_v_heads"),
-    *("indexing", "timer", "mode", "configuration", "workload", "part", "model", "tp"),
-)
 
 
 def changes(run: RunFolder, before: RunFolder) -> list[str]:
@@ -36,36 +33,24 @@ def _short(value) -> str:
 
 def _times(run: RunFolder, before: RunFolder) -> list[str]:
     """Return a sentence on the times whose ranges from p20 to p80 do not overlap and that differ by THRESHOLD."""
-    now, then = _rows(run), _rows(before)
-    both = [key for key in now if key in then]
-    moved = [key for key in both if _differs(now[key], then[key])]
-    if not both:
+    found = compare(_timed(before), _timed(run), threshold=THRESHOLD)
+    if not found.changes:
         return []
-    if not moved:
-        return [f"None of {len(both)} times changed by more than {percent(THRESHOLD)}."]
-    largest = max(moved, key=lambda key: abs(_change(now[key], then[key])))
-    row = now[largest]
-    what = f"{row['backend']}/{row['variant']} at B = {row['batch']}"
-    change = percent(_change(row, then[largest]))
-    return [f"{len(moved)} of {len(both)} times changed by more than {percent(THRESHOLD)}, {what} the most: {change}."]
+    if not found.beyond:
+        return [f"None of {len(found.changes)} times changed by more than {percent(THRESHOLD)}."]
+    largest, words = found.beyond[0], Words(found)
+    what = " at ".join(part for part in (words.what(largest.key), words.point(largest.key)) if part)
+    most = f"{what} the most: {percent(largest.ratio - 1)}"
+    return [f"{len(found.beyond)} of {len(found.changes)} times changed by more than {percent(THRESHOLD)}, {most}."]
 
 
-def _rows(run: RunFolder) -> dict[tuple, dict]:
+def _timed(run: RunFolder) -> tuple[dict, list[dict]]:
+    """Return what a run was and its rows of a GPU's times."""
     try:
-        _, rows = results.load(run.folder)
+        info, rows = load(run.folder)
     except (OSError, ValueError):
-        return {}
-    timed = [row for row in rows if row["status"] == "ok" and row["timer"] != "host_clock"]
-    return {tuple(str(row.get(name)) for name in SETTING): row for row in timed}
-
-
-def _change(row: dict, then: dict) -> float:
-    return row["median_us"] / then["median_us"] - 1
-
-
-def _differs(row: dict, then: dict) -> bool:
-    apart = row["p20_us"] > then["p80_us"] or row["p80_us"] < then["p20_us"]
-    return apart and abs(_change(row, then)) > THRESHOLD
+        return {"notebook": run.notebook}, []
+    return {"notebook": run.notebook} | info, [row for row in rows if row.get("timer") != "host_clock"]
 
 
 def _answer(run: RunFolder, before: RunFolder) -> list[str]:
