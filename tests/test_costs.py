@@ -3,7 +3,7 @@
 import torch
 
 from gdn_lab import GDNShape
-from gdn_lab.costs import DECODE_BYTES_FORMULA, decode_bytes, prefill_bytes, prefill_flops, verify_bytes
+from gdn_lab.costs import DECODE_BYTES_FORMULA, commit_bytes, decode_bytes, prefill_bytes, prefill_flops, verify_bytes
 
 
 def test_decode_bytes_by_hand():
@@ -26,6 +26,12 @@ def test_verify_counts_the_state_as_often_as_the_mode_moves_it():
     state, io = shape.state_elements * 2, (2 * 16 + 2 * 2 * 8 + 2 * 2) * 2
     for mode, times in (("output", 1), ("update", 2), ("intermediate", 5)):
         assert verify_bytes(shape, 3, 4, mode, torch.bfloat16) == 3 * (times * state + 4 * io + 4) + 2 * 2 * 4
+
+
+def test_commit_bytes_by_hand():
+    # HK 1, HV 2, K 3, V 5; state 30 elements of 4 bytes, window 16 channels of 3 elements of 2 bytes: each read and
+    # written; index and count 4 each
+    assert commit_bytes(GDNShape(1, 2, 3, 5), 7, torch.float32) == 7 * (2 * 120 + 2 * 96 + 4 + 4)
 
 
 def test_prefill_bytes_and_products_by_hand():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gdn_lab import GDNShape
-from gdn_lab.models import MODELS
+from gdn_lab.models import MODELS, divisions
 
 
 def test_the_largest_model_on_one_and_on_eight_gpus():
@@ -48,6 +48,10 @@ def test_tensor_parallel_shares_add_up_or_are_refused(name, tp):
     assert (share.num_k_heads * tp, share.num_v_heads * tp) == (whole.num_k_heads, whole.num_v_heads)
     assert share.group == whole.group and share.conv_dim * tp == whole.conv_dim
     assert share.state_elements * tp == whole.state_elements
+
+
+def test_divisions_are_the_sizes_that_are_not_refused():
+    assert divisions("qwen3.5-397b-a17b") == divisions("qwen3.5-27b") == [1, 2, 4, 8, 16]
 
 
 def test_shapes_are_values():

@@ -148,6 +148,7 @@ def test_refusals():
     refused(r"k: expected bfloat16 \[10, 2, 16\]", k=torch.zeros(9, 2, 16, dtype=BF16))
     refused(r"out: expected", out=torch.zeros(10, 4, 32))
     refused(r"cu_seqlens: expected 0 to 10", checked=True, cu_seqlens=bounds_of([4, 5]))
+    refused(r"cu_seqlens: expected 0 to 10", checked=True, cu_seqlens=torch.tensor([1, 4, 10]))
     refused(r"never falling, got \[0, 12, 10\]", checked=True, cu_seqlens=bounds_of([12, -2]))
     refused(r"indices: expected each live slot once", checked=True, indices=torch.tensor([2, 2], dtype=torch.int32))
     refused(r"needs an NVIDIA GPU", backend="flashinfer")

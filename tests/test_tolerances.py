@@ -27,6 +27,13 @@ def test_arithmetic(relative, right):
     assert refused_by_tests(actual, expected, FP32) is not right
 
 
+def test_arithmetic_is_of_the_largest_element_alone():
+    """Ten thousand elements of one allow no more than two do."""
+    expected = torch.ones(10_000, dtype=torch.float64)
+    assert distance(expected + 5e-5, expected, FP32)[0]
+    assert not distance(expected + 5e-4, expected, FP32)[0]
+
+
 @pytest.mark.parametrize("dtype, bits", [(BF16, 8), (FP16, 11)], ids=str)
 def test_rounding(dtype, bits):
     """Tests allow half a unit in the last place, sweeps and the interpreter (of bf16) a whole one; 1e-4 comes on top.

@@ -286,6 +286,12 @@ def test_auto_takes_no_variant_that_is_not_isolated(machine, monkeypatch):
     assert registry.serving("auto", call._replace(phase="decode")) == "flashinfer/vk"
 
 
+def test_variants_are_in_the_order_of_their_records():
+    orders = [variant.order for variant in registry.VARIANTS.values()]
+    assert orders == sorted(orders) and list(registry.VARIANTS)[0] == "triton/vk"
+    assert registry.in_order(reversed(registry.VARIANTS)) == list(registry.VARIANTS)
+
+
 def test_triton_that_cannot_be_imported():
     """Another operating system: listed all the same, and refuses with the reason."""
     program = """

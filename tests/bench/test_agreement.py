@@ -25,6 +25,8 @@ def pair(replay_us, kernel_us, *, spread=0.01, name="triton/kv32", indexing="in_
         (pair(110, 100), 1),
         (pair(97, 100), 1),
         (pair(8.4, 8.0), 0),  # the gap to the next kernel
+        (pair(97.5, 100), 1),  # gaps make a replay longer, never shorter
+        (pair(12.0, 10.0), 1),
         (pair(4.9, 4.0), 0),  # too short to say
         (pair(110, 100, name="torch/vk"), 0),  # an unknown number of kernels
         (pair(110, 100, indexing="gather_scatter"), 0),

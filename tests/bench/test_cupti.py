@@ -37,6 +37,7 @@ def test_a_lost_lead_in_is_an_error():
 def test_overlapping_kernels_count_shared_time_once():
     assert cupti.busy_us([(0, 1000), (2000, 5000)]) == [1, 3]
     assert cupti.busy_us([(0, 3000), (2000, 5000), (2500, 4000), (6000, 7000)]) == [3, 2, 0, 1]
+    assert cupti.busy_us([(0, 5000), (1000, 2000), (3000, 6000)]) == [5, 0, 1]  # the first is still there at the third
 
 
 class Graph:

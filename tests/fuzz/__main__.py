@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .kinds import KINDS
 
+USUAL = [name for name, kind in KINDS.items() if not kind.asked]
 SHOWN = 5  # failures of a kind that are printed whole
 
 
@@ -35,7 +36,7 @@ def parsed(arguments):
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Random calls, interrupts and damaged traces.")
     parser.add_argument("--seconds", type=float, default=600, help="for all kinds together (default 600)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of cases (default all)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=USUAL, help=f"kinds of cases: {', '.join(KINDS)}")
     parser.add_argument("--number", type=int, help="cases of each kind, however long they take")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--case", help="one case alone, such as calls:123")

@@ -169,7 +169,7 @@ CELLS = (
     "time.sleep(0.3)",
     "run.finish()",
 )
-ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMAND_S = 14  # about as long as it takes on two busy cores
 
 
@@ -186,7 +186,7 @@ def commands():
 
 
 def _one_command(random: Random, tiny: Path, root: Path) -> str:
-    sent = random.choice(list(ENDS))
+    sent = random.choice(SENT)
     command = [sys.executable, "-m", "gdn_lab", "run", str(tiny), "--runs", str(root)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     _wait_for_the_run(process, root, random)
@@ -198,7 +198,7 @@ def _one_command(random: Random, tiny: Path, root: Path) -> str:
     assert "Traceback" not in printed and "ZMQ" not in printed, printed
     if process.returncode == 0:
         return "too late"
-    assert process.returncode == ENDS[sent], f"{sent.name}: exit status {process.returncode}\n{printed}"
+    assert process.returncode == INTERRUPTED, f"{sent.name}: exit status {process.returncode}\n{printed}"
     folders = [path for path in root.iterdir() if path.name != "latest"] if root.exists() else []
     for folder in folders:
         _judge(folder, printed)

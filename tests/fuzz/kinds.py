@@ -9,11 +9,12 @@ from typing import NamedTuple
 class Kind(NamedTuple):
     """cases(): a context manager; inside, one_case(seed, number) runs a case and returns its name for the counts.
 
-    environment: variables that the process must have been started with.
+    environment: variables that the process must have been started with. asked: only runs where --only names it.
     """
 
     cases: Callable
     environment: dict[str, str] = {}
+    asked: bool = False
 
 
 def random_of(seed: int, number: int) -> Random:
@@ -33,6 +34,13 @@ def _calls(backend: str):
         yield lambda seed, number: one_call(random_of(seed, number), backend)
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _bad_calls():
+    from .bad_calls import one_bad_call
+
+    yield lambda seed, number: one_bad_call(random_of(seed, number))
 
 
 @contextmanager
@@ -61,6 +69,7 @@ def _traces():
 
 KINDS = {
     "calls": Kind(lambda: _calls("torch")),
+    "bad": Kind(_bad_calls, asked=True),
     "triton": Kind(lambda: _calls("triton"), {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
     "signals": Kind(_signals),
     "commands": Kind(_commands),

@@ -1,19 +1,9 @@
 """Mutants: small changes that make the code wrong, each with the tests that must fail.
 
-Each entry replaces one text, which occurs once in its file, by another. `equivalent` says why no test can tell a mutant
-from the code; it is there so that nobody tries it again.
+Each replaces one text, which occurs once in its file, by another.
 """
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    file: str  # below gdn_lab/
-    old: str
-    new: str
-    tests: str  # arguments of pytest, below tests/
-    equivalent: str = ""
-
+from .mutant import Mutant
 
 REFERENCE = "test_reference.py"
 TOLERANCES = "test_tolerances.py"
@@ -39,7 +29,7 @@ ENVIRONMENT = "bench/test_environment.py"
 AGREEMENT = "bench/test_agreement.py"
 CLOCKS = "bench/test_clocks.py"
 ROOF = "bench/test_roof.py"
-DECODE_SWEEP = "studies/test_decode_sweep.py"
+DECODE_SWEEP = "studies/test_decode_sweep.py bench/test_sweep.py"
 VERIFY_SWEEP = "studies/test_verify_sweep.py"
 READERS = "trace/test_readers.py"
 GRAPHS = "trace/test_graphs.py trace/test_positions.py"
@@ -285,7 +275,7 @@ MUTANTS = [
         "backends/registry.py",
         "lambda v: (v.order, v.full_name)",
         "lambda v: (-v.order, v.full_name)",
-        "backends studies/test_new_backend.py -k 'not interpreter'",
+        "backends/test_backend_refusals.py",
     ),
     # ---- timers, rows, results
     Mutant("bench/timers.py", "(20, 50, 80)", "(10, 50, 90)", TIMERS),
@@ -322,7 +312,7 @@ MUTANTS = [
     Mutant("bench/results.py", 'NULLABLE = {"max_abs_error"}', 'NULLABLE = {"max_abs_error", "median_us"}', RESULTS),
     Mutant("bench/results.py", "not math.isfinite(value)]", "math.isnan(value)]", RESULTS),
     Mutant(
-        "bench/results.py",
+        "bench/run_folder.py",
         "if number < len(lines) or line.endswith",
         "if line.endswith",
         RESULTS,
@@ -353,8 +343,13 @@ MUTANTS = [
     Mutant("studies/decode_kernels/sweep.py", "Check(right_o and right_state,", "Check(right_o,", DECODE_SWEEP),
     # ---- traces
     Mutant("trace/nsight.py", '{1: "HtoD", 2: "DtoH"', '{2: "HtoD", 1: "DtoH"', READERS),
-    Mutant("trace/nsight.py", ', 70: "PushPop", 71: "StartEnd"', "", READERS),
-    Mutant("trace/nsight.py", "if end_thread and end_thread != thread:", "if False:", READERS),
+    Mutant("trace/nsight_file.py", ', 70: "PushPop", 71: "StartEnd"', "", READERS),
+    Mutant(
+        "trace/nsight.py",
+        "here = (end_thread <= 0) | (end_thread == thread)",
+        "here = end_thread == end_thread",
+        READERS,
+    ),
     Mutant(
         "trace/nsight.py",
         "return (global_id >> 24) & 0xFFFFFF",
@@ -382,7 +377,12 @@ MUTANTS = [
         SCRUBBER,
         equivalent="nothing is ever freed in a file that is only written",
     ),
-    Mutant("trace/scrubber.py", 'if table == NVTX:\n        return f"WHERE {events}"\n', "", SCRUBBER),
+    Mutant(
+        "trace/scrubber.py",
+        "if table == NVTX:\n        return f\"WHERE {nsight_file.used_events(columns, 'source')}\"\n",
+        "",
+        SCRUBBER,
+    ),
     Mutant("trace/summaries.py", "import ROUND_HALF_UP", "import ROUND_DOWN as ROUND_HALF_UP", SUMMARIES),
     # ---- notebooks, text, layer
     Mutant("cli/notebook.py", "error = result.error_before_exec or result.error_in_exec", "error = None", NOTEBOOKS),

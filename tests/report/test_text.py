@@ -11,6 +11,7 @@ def test_percentages_print_alike():
 
 def test_times_bytes_and_ranges():
     assert [text.micro(us) for us in (3.14, 738.4, 45_100, 450_000)] == ["3.1 µs", "738 µs", "45.1 ms", "450 ms"]
+    assert [text.micro(us) for us in (99.4, 100, 9_999, 10_000)] == ["99.4 µs", "100 µs", "9,999 µs", "10.0 ms"]
     assert [text.byte_size(n) for n in (5, 33_600_000, 2_100, 4e9)] == ["5 B", "33.6 MB", "2.1 kB", "4 GB"]
     assert text.number_range([2.419, 2.831, 2.5]) == "2.42 to 2.83" and text.number_range([1.004, 1.0]) == "1.00"
     assert [text.listed(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [

@@ -106,6 +106,34 @@ def test_a_wrong_variant_is_reported_and_not_timed(run, monkeypatch, fault, fini
     assert load(run.folder)[1] == rows
 
 
+def test_what_a_wrong_variant_leaves_is_cleared(monkeypatch):
+    """NaN that it wrote into its pool would stop the sweep after timing the others."""
+    decode = ops.decode
+
+    def faulty(*arguments, pool, indices, **options):
+        out = decode(*arguments, pool=pool, indices=indices, **options)
+        if pool.layout == "KV":
+            pool.state[indices.long()] = torch.nan
+        return out
+
+    monkeypatch.setattr(ops, "decode", faulty)
+    rows = decode_sweep(SHAPE, [3], variants=["torch"], indexings=["in_place"], **QUICK)
+    assert [(row["variant"], row["status"]) for row in rows] == [("kv", "wrong"), ("vk", "ok")]
+
+
+def test_the_output_is_nan_before_every_check(monkeypatch):
+    """A kernel that writes nothing cannot pass by what the one before it has left in memory."""
+    decode, clean = ops.decode, {}
+
+    def watched(*arguments, out, backend, **options):
+        clean.setdefault(backend, []).append(bool(out.isnan().all()))
+        return decode(*arguments, out=out, backend=backend, **options)
+
+    monkeypatch.setattr(ops, "decode", watched)
+    decode_sweep(SHAPE, [3], variants=["torch"], indexings=["in_place"], **QUICK)
+    assert clean["torch/vk"][0] and clean["torch/kv"][0]
+
+
 def test_hard_inputs_are_checked_and_what_was_checked_is_recorded(monkeypatch):
     """A kernel that is right on the timed inputs alone is wrong; the row says on what."""
     assert decode_sweep(SHAPE, [9], variants=["torch/vk"], **QUICK)[0]["checked"] == [

@@ -114,6 +114,25 @@ def test_kernels_of_a_graph_by_either_launch_call(tmp_path, launch, category):
     assert kernels[kernels["graph"]]["start_ns"].tolist() == [13_000, 17_100, 17_600]
 
 
+def test_work_and_calls_without_a_correlation_are_not_joined(tmp_path):
+    program = Program()
+    program.range("step", 0, 1000)
+    program.launch(100, 200, None)
+    program.kernel("k", 300, 400, None)
+    trace = read(write_nsys(tmp_path / "c.sqlite", program))
+    assert trace.kernels["path"].tolist() == [OUTSIDE] and trace.kernels["launch_start_ns"].tolist() == [-1]
+
+
+def test_process_ids_of_24_bits(tmp_path):
+    program, process = Program(), 4_194_303  # the largest of Linux
+    program.range("step", 0, 1000, (process, process))
+    program.launch(100, 200, 1, (process, process))
+    program.kernel("k", 300, 400, 1, process)
+    trace = read(write_nsys(tmp_path / "c.sqlite", program))
+    assert trace.kernels[["process", "thread"]].values.tolist() == [[process, process]]
+    assert trace.ranges[["process", "thread"]].values.tolist() == [[process, process]]
+
+
 def test_open_ranges_of_older_exports(two):
     """They have a default where newer ones have NULL."""
     expected = read(two)
