@@ -124,10 +124,12 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.finish("failed" if issubclass(kind, Exception) else "interrupted")
+        status = None if kind is None else "failed" if issubclass(kind, Exception) else "interrupted"
+        try:
+            self.finish(status)
+        except KeyboardInterrupt:  # while the end was being recorded
+            self.finish(status or "interrupted")
+            raise
 
     def _write_info(self) -> None:
         text = _json(self.info, "run.json", indent=2) + "\n"

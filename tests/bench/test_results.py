@@ -258,6 +258,21 @@ def test_an_interrupt_after_the_write_keeps_the_row(tmp_path, monkeypatch):
     assert len(load(run.folder)[1]) == 1
 
 
+def test_an_interrupt_while_the_end_is_recorded(tmp_path, monkeypatch):
+    written, summary = [], results.clocks.summary
+
+    def interrupted(began):
+        written.append(began)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        return summary(began)
+
+    monkeypatch.setattr(results.clocks, "summary", interrupted)
+    with pytest.raises(KeyboardInterrupt), create(tmp_path) as run:
+        run.append(ROW)
+    assert load(run.folder)[0]["status"] == "interrupted" and load(run.folder)[0]["rows"] == 1
+
+
 def test_a_read_only_folder(tmp_path, monkeypatch):
     def denied(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
