@@ -12,7 +12,7 @@ from .free_memory import POOLS_SHARE
 from .roof import l2_bytes
 
 STATE_STD = 0.1  # of the random state at the start: about what updates of unit v and k leave in a running one
-L2_MULTIPLE = 4  # bytes of state that calls touch before a slot comes up again, in sizes of the L2
+L2_MULTIPLE = 4  # state touched before a slot is reused, in multiples of the L2 size
 MIN_REPLAY_US = 400  # a replay should last this long even at the measured bandwidth, so that its start does not matter
 STATE_PART = 64  # slots filled or checked at once, so that little memory is needed next to the pool
 

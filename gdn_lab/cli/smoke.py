@@ -40,7 +40,7 @@ VERIFY_FLAGS = {  # update_state, with intermediate states
 
 
 def groups() -> list[str]:
-    """Return what can be named: each installed backend that has kernels of its own, and "step"."""
+    """Return the groups: each installed backend with kernels of its own, and "step"."""
     return [r.name for r in backends() if r.installed and any(v.role != "eager" for v in r.variants)] + ["step"]
 
 
