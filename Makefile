@@ -6,13 +6,26 @@
 #   SECONDS=600 SEED=0  of make fuzz; CASE=calls:123 repeats one case
 
 PYTHON ?= python3
+PYTHONS ?= python3.11 python3.12
 ARGS ?=
+CAPTURE ?=
+OUT ?=
 SECONDS ?= 600
 SEED ?= 0
+CASE ?=
+# What a user gives is taken as it stands: make expands no $ in it, and names reach the shell as variables.
+override PYTHON := $(value PYTHON)
+override ARGS := $(value ARGS)
+override CAPTURE := $(value CAPTURE)
+override OUT := $(value OUT)
+override SECONDS := $(value SECONDS)
+override SEED := $(value SEED)
+override CASE := $(value CASE)
+export PYTHON CAPTURE OUT SECONDS SEED CASE
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
 GDN_LAB := $(VENV)/bin/gdn-lab
-PIP := $(IN_VENV) -m pip install -q --disable-pip-version-check
+PIP := $(IN_VENV) -m pip install -q --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
 # Lies in .venv while it is being filled: one that still has it was interrupted, and is made anew.
 FILLING := $(VENV)/.filling
@@ -20,8 +33,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-export CAPTURE OUT SECONDS SEED CASE
-.PHONY: help run advise bench profile lab compare list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint clean
+.PHONY: help run advise bench profile lab compare list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -92,21 +104,25 @@ sanitize-%: $(READY)
 lint: $(READY)  ## ruff over code and notebooks
 	@$(IN_VENV) -m ruff check . && $(IN_VENV) -m ruff format --check .
 
+# PYTHONS="python3.11 python3.12" names those to resolve for, the oldest first; pip downloads several GB.
+constraints: $(READY)  ## resolve requirements*.txt anew and pin all that they bring in constraints.txt
+	@$(GDN_LAB) constraints $(PYTHONS)
+
 clean:  ## remove .venv and caches; runs/ is kept
 	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find gdn_lab tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
 
-$(READY): requirements.txt requirements-dev.txt requirements-cuda13.txt pyproject.toml
-	@command -v $(PYTHON) > /dev/null || { \
-		echo "There is no $(PYTHON) here; install Python 3.11 or 3.12, or name one: make PYTHON=/path/to/python3.12"; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 13) else \
-		f"$(PYTHON) is Python {v[0]}.{v[1]}; this workbook needs 3.11 or 3.12. Name one: make PYTHON=python3.12")'
-	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
-		echo "$(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+$(READY): requirements.txt requirements-dev.txt requirements-cuda13.txt constraints.txt pyproject.toml
+	@command -v "$$PYTHON" > /dev/null || { \
+		echo "There is no $$PYTHON here; install Python 3.11 or 3.12, or name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@"$$PYTHON" -c 'import os, sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 13) else \
+		os.environ["PYTHON"] + f" is Python {v[0]}.{v[1]}; this workbook needs 3.11 or 3.12. Name one: make PYTHON=python3.12")'
+	@"$$PYTHON" -c 'import ensurepip, venv' 2> /dev/null || { \
+		echo "$$PYTHON has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@if [ -e $(FILLING) ] || ! $(IN_VENV) -c 'import pip' 2> /dev/null; then rm -rf $(VENV); fi
 	@echo "Setting up $(VENV): about 3.5 GB (more with CUDA), two to five minutes the first time."
 	@trap 'exit 130' INT TERM; mkdir -p $(VENV); touch $(FILLING); \
-	{ [ -e $(IN_VENV) ] || $(PYTHON) -m venv $(VENV); } \
+	{ [ -e $(IN_VENV) ] || "$$PYTHON" -m venv $(VENV); } \
 	&& $(PIP) -r requirements-dev.txt \
 	&& if nvidia-smi 2> /dev/null | grep -qE $(CUDA13); then $(PIP) -r requirements-cuda13.txt; fi \
 	&& $(PIP) --no-deps --no-build-isolation -e . \

@@ -142,3 +142,17 @@ def test_studies_are_light_to_import():
         names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and not node.level}
         assert not names & heavy, path
+
+
+def test_text_files_are_utf_8_whatever_the_locale():
+    """Whatever reads or writes text says so: the default is that of the locale."""
+    for path in (ROOT / "gdn_lab").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            text = name in ("read_text", "write_text") or (
+                name == "open" and isinstance(node.func, ast.Name) and not any("b" in str(word) for word in words)
+            )
+            assert not text or "encoding" in {word.arg for word in node.keywords}, f"{path.name}:{node.lineno}"

@@ -70,7 +70,7 @@ def _version(distribution: str) -> str | None:
 def _cpu() -> str:
     """Return the processor's name, on Linux from /proc/cpuinfo."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

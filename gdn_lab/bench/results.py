@@ -1,9 +1,11 @@
 """A run is a folder: run.json says what was measured, where and how; rows.jsonl has a row a line, written when made.
 
     runs/20261122T081500Z-02_decode_kernels/     run.json  rows.jsonl  figures
-    runs/latest                                  symbolic link to the newest
+    runs/latest                                  symbolic link to the newest, where the file system has links
 
-Every row has a status. ROW_FIELDS lists the fields that a row of each status has at least.
+run.json's status is "running", "complete", "interrupted" or "failed"; load() says "died" of a run that is still
+"running" although its process has gone. Every row has a status; ROW_FIELDS lists the fields that a row of each status
+has at least.
 """
 
 import json
@@ -11,6 +13,7 @@ import math
 import os
 import re
 import time
+import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +21,11 @@ from pathlib import Path
 from ..files import replacing
 from . import clocks
 from .environment import environment, utc
-from .run_folder import load
+from .processes import this_process
+from .run_folder import count_rows, load, next_order
 from .sources import kernel_hashes
 
-__all__ = ["NULLABLE", "ROW_FIELDS", "OutputFolderError", "Run", "load"]
+__all__ = ["NULLABLE", "ROW_FIELDS", "OutputFolderError", "Run", "load", "settle"]
 
 _CASE = ("phase", "backend", "variant", "layout", "state_dtype", "batch", "tokens", "num_k_heads", "num_v_heads")
 _TIMES = ("timer", "median_us", "p20_us", "p80_us", "count")
@@ -42,7 +46,7 @@ class OutputFolderError(OSError):
 class Run:
     """The folder of one run, made by Run.create(); a context manager that records how the run ended.
 
-    folder: its Path. rows: number of rows written. info: what run.json holds.
+    folder: its absolute Path. rows: number of rows written. info: what run.json holds.
     """
 
     def __init__(self, folder: Path, info: dict):
@@ -64,18 +68,22 @@ class Run:
 
         notebook: name of what runs, such as "02_decode_kernels". parameters: its parameters, as JSON can hold them.
         folder: an existing folder without results to use instead; `latest` is then made in its parent.
-        command, seed: recorded. Raises OutputFolderError if the folder cannot be written, ValueError for a bad name or
-        for parameters that JSON cannot hold.
+        command, seed: recorded. Warns where `latest` cannot be made. Raises OutputFolderError if the folder cannot be
+        written, ValueError for a bad name or for parameters that JSON cannot hold.
         """
         if not re.fullmatch(r"[\w.-]+", notebook):
             raise ValueError(f"notebook: expected a plain name of letters, digits, '_', '-', '.', got {notebook!r}")
         info = {"notebook": notebook, "status": "running", "parameters": parameters, "command": command, "seed": seed}
-        info |= {"start_utc": utc(), "environment": environment(), "kernels": kernel_hashes()}
-        info |= {"clocks_before": clocks.clocks()}
-        _json(info, "parameters")
+        infinite = [f"{name} {value}" for name, value in parameters.items() if _infinite(value)]
+        if infinite:
+            raise ValueError(f"parameters: expected finite numbers, got {', '.join(infinite)}")
+        _json(parameters, "parameters")
+        info |= {"start_utc": utc(), "process": this_process()}
+        info |= {"environment": environment(), "kernels": kernel_hashes(), "clocks_before": clocks.clocks()}
+        root, folder = Path(root).absolute(), None if folder is None else Path(folder).absolute()
         with _writing(folder or root):
-            folder = new_folder(Path(root), notebook) if folder is None else _given_folder(Path(folder))
-            run = cls(folder, info)
+            folder = new_folder(root, notebook) if folder is None else _given_folder(folder)
+            run = cls(folder, info | {"order": next_order(folder.parent)})
             run._write_info()
             run._point_latest()
         return run
@@ -105,6 +113,8 @@ class Run:
         if status is None:
             status = self.info["status"] if self.info["status"] in ("interrupted", "failed") else "complete"
         self.info |= {"status": status, "end_utc": utc(), "clocks_during": clocks.summary(self._began)}
+        # Counted in the file: an interrupt may have come between writing a row and counting it.
+        self.rows = count_rows(self.folder)
         self.info |= {"clocks_after": clocks.clocks(), "rows": self.rows}
         with _writing(self.folder):
             self._write_info()
@@ -132,15 +142,43 @@ class Run:
             raise
 
     def _write_info(self) -> None:
-        text = _json(self.info, "run.json", indent=2) + "\n"
-        with replacing(self.folder / "run.json") as partial, open(partial, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_info(self.folder, self.info)
 
     def _point_latest(self) -> None:
-        with replacing(self.folder.parent / "latest") as partial:
-            partial.symlink_to(self.folder.name, target_is_directory=True)
+        latest = self.folder.parent / "latest"
+        try:
+            if latest.exists() and not latest.is_symlink():
+                raise FileExistsError(None, "there is a file or folder of that name")
+            with replacing(latest) as partial:
+                partial.symlink_to(self.folder.name, target_is_directory=True)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            warnings.warn(f"{latest} cannot be linked to this run ({reason}); the run goes on without it", stacklevel=3)
+
+
+def settle(folder, status: str | None) -> None:
+    """Complete the run.json of a run whose process has ended: status, end and number of rows.
+
+    status: "interrupted" or "failed", unless the run says one of these already; None: "complete" if it says "running".
+    Nothing where there is no run.json or its status stays as it is.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        return
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if info["status"] not in (("running", "complete") if status else ("running",)):
+        return
+    info |= {"status": status or "complete", "end_utc": info.get("end_utc") or utc(), "rows": count_rows(folder)}
+    with _writing(folder):
+        _write_info(folder, info)
+
+
+def _write_info(folder: Path, info: dict) -> None:
+    text = _json(info, "run.json", indent=2) + "\n"
+    with replacing(folder / "run.json") as partial, open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -209,9 +247,13 @@ def _check_row(row: dict) -> None:
     null = [name for name in ROW_FIELDS[status] if row[name] is None and name not in NULLABLE]
     if null:
         raise ValueError(f"row: expected a value for {', '.join(null)}, got null")
-    infinite = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    infinite = [name for name, value in row.items() if _infinite(value)]
     if infinite:
         raise ValueError(f"row: expected finite numbers, got {', '.join(f'{name} {row[name]}' for name in infinite)}")
+
+
+def _infinite(value) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _json(value, what: str, indent: int | None = None) -> str:

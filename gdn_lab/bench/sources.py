@@ -23,7 +23,7 @@ _ASSEMBLY = re.compile(r"[;%]|\$\d")  # in a string with a space: not prose
 def kernel_hashes() -> dict[str, str]:
     """Hash the kernels of this checkout: {room: 16 hexadecimal digits}, sorted by room."""
     paths = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
-    return _hashes({name: path.read_text() for name, path in paths.items() if _room(name)})
+    return _hashes({name: path.read_text(encoding="utf-8") for name, path in paths.items() if _room(name)})
 
 
 def changed_since(run: dict) -> list[str] | None:

@@ -1,8 +1,11 @@
 """What commands raise, and the exit status and the line on stderr that follow."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 
 
 class UsageError(Exception):
@@ -25,7 +28,9 @@ def exit_status(do: Callable[[], int | None], failures: tuple[type[Exception], .
     passes through.
     """
     try:
-        return do() or 0
+        status = do() or 0
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         status, sentence = 2, error
     except (BatchError, *failures) as error:
@@ -35,7 +40,34 @@ def exit_status(do: Callable[[], int | None], failures: tuple[type[Exception], .
     except KeyboardInterrupt:
         status, sentence = 130, "interrupted"
     except BrokenPipeError:  # the reader of our output has gone, as `gdn-lab list | head -1` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
-    print(f"gdn-lab: {sentence}", file=sys.stderr)
+    with suppress(OSError):  # a closed terminal
+        print(f"gdn-lab: {sentence}", file=sys.stderr)
     return status
+
+
+def discard_output() -> None:
+    """Send what is printed from now on nowhere: whoever read it, such as `head -1` or a terminal, has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+@contextmanager
+def as_ctrl_c(handler=signal.default_int_handler, signals=(signal.SIGTERM, signal.SIGHUP)):
+    """Have SIGTERM (timeout, Slurm, docker stop) and SIGHUP (a closed terminal) handled as Ctrl-C is.
+
+    One that is ignored, as nohup has SIGHUP ignored, stays so. Nothing changes outside of the main thread.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in signals}
+    before = {number: old for number, old in before.items() if old != signal.SIG_IGN or number == signal.SIGINT}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,4 +1,4 @@
-"""Execute one notebook with papermill, stream what it prints, and pass Ctrl-C on to its kernel.
+"""Execute one notebook with papermill, stream what it prints, and pass Ctrl-C and its like on to its kernel.
 
 A run folder is runs/<UTC time>-<notebook>/ (bench/results.py). While a notebook runs, its outputs grow in
 <notebook>.running.ipynb; at the end that file is renamed to <notebook>.ipynb, .failed.ipynb or .interrupted.ipynb, and
@@ -9,19 +9,30 @@ import os
 import re
 import signal
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import LocalHandler, papermill_io
 
+from ..bench import results
+from ..bench.run_folder import count_rows
 from ..files import replacing
 from . import pages
-from .errors import BatchError, Interrupted
-from .run import ROOT, say, shown
+from .errors import BatchError, Interrupted, as_ctrl_c, discard_output
+from .run import ROOT, as_it_is, say, shown
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RESEND_S = 1.5  # a kernel ignores Ctrl-C until it has begun the cell: one that is still in it then gets another
+ENDED = {  # how a notebook ended: (its file's suffix, the status of its run)
+    None: (".ipynb", None),
+    BatchError: (".failed.ipynb", "failed"),
+    Interrupted: (".interrupted.ipynb", "interrupted"),
+}
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # the kernel inherits it, and notebook.begin() reads it there
 
 
@@ -30,41 +41,48 @@ def execute(path: Path, given: dict, folder: Path) -> Path:
 
     given: {parameter: value}. BatchError if it fails, Interrupted if the user stopped it.
     """
-    running = folder / f"{path.stem}.running.ipynb"
-    ended = {None: ".ipynb", BatchError: ".failed.ipynb", Interrupted: ".interrupted.ipynb"}
-    raised = None
+    with _signals() as stop:
+        running, raised = folder / f"{path.stem}.running.ipynb", None
+        try:
+            _papermill(path, running, given, folder, stop)
+        except (KeyboardInterrupt, Exception) as error:
+            raised = _what_happened(error, stop.asked > 0, running)
+        suffix, status = ENDED[raised and type(raised)]
+        notebook = folder / f"{path.stem}{suffix}"
+        if running.exists():
+            running.rename(notebook)
+        with suppress(OSError):  # a full disk: the run stays as it was and reads "died"
+            results.settle(folder, status)
+        page = to_html(notebook) if notebook.exists() else None
+    if raised is None:
+        return page
+    count = count_rows(folder)
+    kept = f"{count} row{'s' * (count != 1)} kept in {shown(folder)}"
+    so_far = f", the page so far is {page.name} there" if page else ""
+    raise type(raised)(f"{path.stem} {raised}; {kept}{so_far}.") from raised
+
+
+def _papermill(path: Path, running: Path, given: dict, folder: Path, stop: "_Stop") -> None:
+    os.environ[RUN_FOLDER] = str(folder)
     try:
-        os.environ[RUN_FOLDER] = str(folder)
-        with _ctrl_c() as interrupt:
-            papermill.execute_notebook(
-                path,
-                running,
-                given,
-                kernel_name="python3",
-                language="python",
-                cwd=ROOT,
-                progress_bar=False,
-                stdout_file=_Indented(sys.stdout),
-                coalesce_streams=True,
-                kernel_manager_class=_Kernel,
-                on_cell_start=interrupt.stop_if_asked,
-                extra_arguments=["--log-level=ERROR"],  # it warns that loopback traffic is not encrypted
-            )
-            interrupt.stop_if_asked()
-    except (KeyboardInterrupt, Exception) as error:
-        raised = _what_happened(error, interrupt.asked, running)
+        papermill.execute_notebook(
+            as_it_is(path),
+            as_it_is(running),
+            given,
+            kernel_name="python3",
+            language="python",
+            cwd=ROOT,
+            progress_bar=False,
+            stdout_file=_Indented(sys.stdout),
+            coalesce_streams=True,
+            kernel_manager_class=_Kernel,
+            on_cell_execute=stop.cell_begins,
+            on_cell_executed=stop.cell_ended,
+            extra_arguments=["--log-level=ERROR"],  # it warns that loopback traffic is not encrypted
+        )
+        stop.if_asked()
     finally:
         del os.environ[RUN_FOLDER]
-    notebook = folder / f"{path.stem}{ended[raised and type(raised)]}"
-    if running.exists():
-        running.rename(notebook)
-    if raised is None:
-        return to_html(notebook)
-    read = to_html(notebook) if notebook.exists() else folder
-    rows = folder / "rows.jsonl"
-    count = len(rows.read_text().splitlines()) if rows.exists() else 0
-    kept = f"{count} row{'s' * (count != 1)} kept in {shown(folder)}, the page so far is {read.name} there"
-    raise type(raised)(f"{path.stem} {raised}; {kept}.") from raised
 
 
 def _what_happened(error: BaseException, asked: bool, notebook: Path) -> BatchError | Interrupted:
@@ -89,8 +107,19 @@ def to_html(notebook: Path) -> Path:
     return page
 
 
+class _WholeFiles(LocalHandler):
+    """papermill's access to local files, which leaves a notebook whole or as it was, whatever stops it."""
+
+    def write(self, buf: str, path: str) -> None:
+        with replacing(path) as partial:
+            partial.write_text(buf, encoding="utf-8")
+
+
+papermill_io.register("/", _WholeFiles())
+
+
 class _Kernel(AsyncKernelManager):
-    """Remember the newest kernel, so that Ctrl-C can be passed on to it: kernels have a process group of their own."""
+    """Remember the newest kernel, so that signals can be passed on to it: kernels have a process group of their own."""
 
     newest = None
 
@@ -99,38 +128,62 @@ class _Kernel(AsyncKernelManager):
         _Kernel.newest = self
 
     @classmethod
-    def interrupt_newest(cls) -> None:
-        if cls.newest and cls.newest.has_kernel:
-            os.killpg(cls.newest.provisioner.pgid, signal.SIGINT)
+    def signal_newest(cls, number: int) -> None:
+        """Send a signal to the newest kernel and what it started."""
+        with suppress(ProcessLookupError):
+            if cls.newest and cls.newest.has_kernel:
+                os.killpg(cls.newest.provisioner.pgid, number)
+
+    async def _async_interrupt_kernel(self) -> None:
+        """Not before a shutdown, as jupyter_client does: an idle kernel would print that it was interrupted."""
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
 
 
-class _Interrupt:
-    """Ctrl-C during a notebook: the first stops the cell, which closes its run; a second ends at once."""
+class _Stop:
+    """Ctrl-C, SIGTERM or SIGHUP during a notebook: the first stops the cell, a second the notebook.
+
+    The first interrupts the kernel if it is in a cell, which closes the run, and no further cell begins. The second
+    kills the kernel. Nothing is raised where the signal comes, which may be in the middle of anything.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.in_cell, self.again = 0, False, None
 
     def __call__(self, *_):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        say("\nInterrupted: stopping the notebook, rows are kept (Ctrl-C again stops it at once).")
-        _Kernel.interrupt_newest()
+        self.asked += 1
+        if self.asked > 1:
+            _Kernel.signal_newest(signal.SIGKILL)
+            return
+        with suppress(RuntimeError):  # the signal came while a line was being printed
+            say("\nInterrupted: stopping the notebook, rows are kept (Ctrl-C again stops it at once).")
+        if self.in_cell:
+            _Kernel.signal_newest(signal.SIGINT)
+            self.again = threading.Timer(RESEND_S, lambda: self.in_cell and _Kernel.signal_newest(signal.SIGINT))
+            self.again.daemon = True
+            self.again.start()
 
-    def stop_if_asked(self, **_):
-        """Called before each cell: a kernel between two cells ignores the signal."""
+    def if_asked(self) -> None:
         if self.asked:
             raise Interrupted
 
+    def cell_begins(self, **_) -> None:
+        self.in_cell = True  # before asking: a signal after the question interrupts the cell
+        if self.asked:
+            self.in_cell = False
+            raise Interrupted
+
+    def cell_ended(self, **_) -> None:
+        self.in_cell = False
+
 
 @contextmanager
-def _ctrl_c():
-    interrupt = _Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _signals():
+    stop = _Stop()
+    with as_ctrl_c(stop, SIGNALS):
+        yield stop
+    if stop.again:
+        stop.again.cancel()
 
 
 class _Indented:
@@ -145,6 +198,12 @@ class _Indented:
         self.at_line_start = True
 
     def write(self, text: str) -> None:
+        try:
+            self._write(text)
+        except OSError:  # whoever read it has gone
+            discard_output()
+
+    def _write(self, text: str) -> None:
         for piece in re.findall(r"[^\r\n]+|[\r\n]", text):
             if piece == "\r":
                 self.stream.write("" if self.at_line_start else self.return_means)
@@ -153,4 +212,7 @@ class _Indented:
             self.at_line_start = piece in "\r\n"
 
     def flush(self) -> None:
-        self.stream.flush()
+        try:
+            self.stream.flush()
+        except OSError:
+            discard_output()

@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "report": ("report", "rebuild the README's figures and sections from data/"),
     "profile": ("profile", "record a decode step and attribute its time, or open a trace of your own"),
     "scrub": ("scrub_command", "copy a trace without the private data it holds"),
+    "constraints": ("constraints", "resolve requirements*.txt anew and pin all that they bring in constraints.txt"),
     "smoke": ("smoke", "run one small call of every kernel and check it, as make sanitize does"),
     "resources": ("resources", "compile every kernel and print its registers, shared memory and stack"),
 }
@@ -26,13 +27,24 @@ COMMANDS = {  # name: (module of this folder, what --help says)
 
 def main(words: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted."""
-    from .errors import exit_status
+    from .errors import as_ctrl_c, exit_status
 
     words = sys.argv[1:] if words is None else words
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an encoding without µ or × gets escapes in their place
+            stream.reconfigure(errors="backslashreplace")
     name = next((word for word in words if word in COMMANDS), None)
-    module = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}") if name else None
-    arguments = parser(name, module).parse_args(words)
-    return exit_status(lambda: module.run(arguments), getattr(module, "FAILURES", ()))
+    with as_ctrl_c():
+        try:
+            module = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}") if name else None
+        except KeyboardInterrupt:
+            return exit_status(_interrupt)
+        arguments = parser(name, module).parse_args(words)
+        return exit_status(lambda: module.run(arguments), getattr(module, "FAILURES", ()))
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def parser(name: str | None = None, module=None) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import ast
 import base64
 import os
 import shlex
+import warnings
 
 import pandas
 import torch
@@ -49,17 +50,19 @@ def begin(study: Study, names: dict, *, measures: bool = True) -> Run:
     parsed = study.parameters.parse(values, study.notebook)
     folder = os.environ.get(RUN_FOLDER)
     words = "".join(f" -p {name} {shlex.quote(str(values[name]))}" for name in given)
-    run = Run.create(
-        study.notebook,
-        values,
-        root=ROOT / "runs",
-        folder=folder or None,
-        seed=values.get("seed"),
-        command=f"gdn-lab run {study.notebook}{words}" if folder else None,
-    )
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run = Run.create(
+            study.notebook,
+            values,
+            root=ROOT / "runs",
+            folder=folder or None,
+            seed=values.get("seed"),
+            command=f"gdn-lab run {study.notebook}{words}" if folder else None,
+        )
     run.p = parsed
     _watch_cells(run)
-    print(header(run, measures))
+    print("\n".join([header(run, measures), *(str(each.message) for each in warned)]))
     return run
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Record and analyse as the command line says."""
-    words, runs = dict(arguments.parameters), arguments.runs.absolute()
+    words, runs = batch.given_words(arguments.parameters), arguments.runs.absolute()
     if arguments.trace is None:
         record(words, runs)
     else:
@@ -171,7 +171,9 @@ def _folders(runs: Path) -> set[Path]:
 
 
 def _newest(runs: Path, before: set[Path], notebook: Path) -> Path:
-    made = sorted(path for path in _folders(runs) - before if f"-{notebook.stem}" in path.name)
+    from ..bench.run_folder import newest_first
+
+    made = [path for path in newest_first(runs) if path not in before and f"-{notebook.stem}" in path.name]
     if not made:
         raise batch.BatchError(f"{notebook.stem} did not start under Nsight Systems; its message is above")
-    return made[-1]
+    return made[0]

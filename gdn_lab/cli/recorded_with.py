@@ -34,7 +34,8 @@ def recorded_with(gpu: str, root: Path) -> str:
 
 def recorded_runs(folder: Path) -> dict[str, dict]:
     """{notebook: what run.json holds} of every recorded run of a GPU."""
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/run.json"))}
+    paths = sorted(folder.glob("*/run.json"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def by_versions(runs: dict[str, dict]) -> dict[tuple, list[str]]:
@@ -48,7 +49,7 @@ def by_versions(runs: dict[str, dict]) -> dict[tuple, list[str]]:
 
 def pinned(requirements: Path) -> dict[str, str]:
     """{library: version} that requirements.txt installs, for the libraries that a run records."""
-    lines = [line.partition("#")[0].strip() for line in requirements.read_text().splitlines()]
+    lines = [line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
     exact = {}
     for line in lines:
         if line and not line.startswith("-"):

@@ -5,6 +5,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     studies                     every notebook and its question
     computed:<figure>           a figure that needs no data
     variants                    every kernel variant: pool, role, what it is
+    licences                    the distributions that requirements*.txt name, with version and licence
     recorded:<gpu>              when, where and with which versions and kernels the runs of a GPU were recorded
     published:<table>           a table that others published, of data/published/pr19150: end_to_end, accuracy
     measured:<gpu>-<section>    the section of a study, from its recorded run
@@ -19,7 +20,7 @@ from ..studies import Study, studies
 from ..studies.declaration import Section
 from .run import ROOT, shown
 
-BLOCKS = r"studies|variants|computed:\w+|published:\w+|recorded:\w+|measured:\w+-\w+"
+BLOCKS = r"studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|measured:\w+-\w+"
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
 
 
@@ -77,6 +78,10 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
         return studies_table(), []
     if kind == "variants":
         return variants_table(), []
+    if kind == "licences":
+        from .constraints import table
+
+        return table(), []
     if kind == "computed":
         figures = {name: figure for study in studies() for name, figure in study.computed().items()}
         return (f"![{title(figures[rest])}](docs/{rest}.png)", []) if rest in figures else None

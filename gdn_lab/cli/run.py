@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError, nearest
-from .errors import BatchError, Interrupted, UsageError
+from .errors import BatchError, Interrupted, UsageError, discard_output
 
 __all__ = ["BatchError", "Interrupted", "UsageError"]
 
@@ -54,7 +54,17 @@ class _Parameter(argparse.Action):
 
 
 def run(arguments) -> None:
-    run_notebooks(find(arguments.notebooks), dict(arguments.parameters), arguments.runs.absolute())
+    run_notebooks(find(arguments.notebooks), given_words(arguments.parameters), arguments.runs.absolute())
+
+
+def given_words(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """{parameter: word} of every -p. UsageError for a parameter that is given twice."""
+    words = {}
+    for name, word in pairs:
+        if name in words:
+            raise UsageError(f"-p {name} is given twice, as {words[name]!r} and as {word!r}; give it once")
+        words[name] = word
+    return words
 
 
 # ---- notebooks ------------------------------------------------------------------------------------------------------
@@ -101,11 +111,16 @@ def declared(path: Path) -> dict[str, tuple[str, str, str]]:
         return {n: (type(f.default).__name__, repr(f.default), f.description or "") for n, f in fields.items()}
     import papermill
 
-    found = papermill.inspect_notebook(str(path))
+    found = papermill.inspect_notebook(as_it_is(path))
     return {
         name: ("" if one["inferred_type_name"] == "None" else one["inferred_type_name"], one["default"], one["help"])
         for name, one in found.items()
     }
+
+
+def as_it_is(path: Path) -> str:
+    """A path for papermill, which puts parameters in place of {name}."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def divided(words: dict[str, str], paths: list[Path]) -> dict[Path, dict[str, str]]:
@@ -243,8 +258,11 @@ def write_pages(root: Path, together: Path | None, about: dict) -> Path:
 
 
 def say(line: str) -> None:
-    """Print a line at once, so that a log keeps its order."""
-    print(line, flush=True)
+    """Print a line at once, so that a log keeps its order. A run does not end because nobody reads it."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        discard_output()
 
 
 def seconds(since: float) -> str:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+from ..bench.run_folder import age, load_info
 from . import kept_answer
 
 NAME = re.compile(r"(\d{8}T\d{6}Z)-([\w.-]+?)(?:-\d{1,3})?$")
@@ -25,7 +26,10 @@ class RunFolder:
     @cached_property
     def info(self) -> dict:
         """What run.json holds; {} where there is none or it is damaged."""
-        return _json(self.folder / "run.json")
+        try:
+            return load_info(self.folder)
+        except (OSError, ValueError):
+            return {}
 
     @cached_property
     def answer(self) -> dict | None:
@@ -33,7 +37,7 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """ "complete", "failed", "interrupted", "running" or "unknown"."""
+        """ "complete", "failed", "interrupted", "running", "died" (its process has gone) or "unknown"."""
         by_file = next((word for end, word in ENDINGS.items() if self._notebook(end).is_file()), None)
         return by_file if by_file not in (None, "running") else self.info.get("status") or by_file or "unknown"
 
@@ -70,7 +74,7 @@ def run_folders(root: Path) -> list[RunFolder]:
         named = NAME.fullmatch(folder.name)
         if named and folder.is_dir() and not folder.is_symlink() and not (folder / BATCH).exists():
             found.append(RunFolder(folder, named[1], named[2]))
-    return sorted(found, key=lambda run: (run.start, run.folder.name), reverse=True)
+    return sorted(found, key=lambda run: age(run.folder), reverse=True)
 
 
 def batches(root: Path) -> list[tuple[Path, dict]]:

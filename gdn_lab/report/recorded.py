@@ -56,8 +56,8 @@ def measured(gpu: str, notebook: str, data: Path = DATA) -> tuple[dict, list[dic
     FileNotFoundError says what is recorded instead.
     """
     folder = data / "measured" / gpu / notebook
-    if not (folder / "run.json").is_file():
-        known = recorded_runs(data)
+    known = recorded_runs(data)
+    if (gpu, notebook) not in known:  # nor is a path outside of `data` taken
         near = difflib.get_close_matches(gpu, {name for name, _ in known}, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near and near[0] != gpu else ""
         listing = ", ".join("/".join(pair) for pair in known) or "none yet"

@@ -58,7 +58,7 @@ def _variable(name: str) -> int:
 def available() -> int:
     """Return the bytes of memory that this process can still get: the machine's, or what its cgroup leaves."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         free = 8 * 2**30

@@ -63,10 +63,14 @@ def test_latest_points_at_the_newest(tmp_path):
     assert load(tmp_path / "latest")[0]["notebook"] == "02_decode_kernels"
 
 
-def test_latest_that_is_a_folder(tmp_path):
-    (tmp_path / "latest").mkdir()
-    with pytest.raises(OutputFolderError, match="cannot write results to"):
-        create(tmp_path)
+def test_a_relative_root_is_that_of_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = create("runs")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run.append(ROW)
+    run.finish()
+    assert load(run.folder)[0]["rows"] == 1 and run.folder.parent == tmp_path / "runs"
 
 
 def test_a_folder_made_before(tmp_path):
@@ -89,6 +93,8 @@ def test_a_name_that_is_none(tmp_path, name):
 
 
 def test_parameters_that_json_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match="parameters: expected finite numbers, got rate nan"):
+        Run.create("x", {"rate": math.nan}, root=tmp_path / "runs")
     with pytest.raises(ValueError, match="parameters: expected what JSON can hold"):
         Run.create("x", {"device": object()}, root=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
@@ -256,6 +262,10 @@ def test_an_interrupt_after_the_write_keeps_the_row(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.append(ROW)
     assert len(load(run.folder)[1]) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(results.clocks, "clocks", dict)
+    run.finish("interrupted")
+    assert load(run.folder)[0]["rows"] == 1, "counted in the file"
 
 
 def test_an_interrupt_while_the_end_is_recorded(tmp_path, monkeypatch):
@@ -300,6 +310,7 @@ def test_finishing_on_a_full_disk_leaves_the_old_run_json(tmp_path, monkeypatch)
     with pytest.raises(OutputFolderError):
         run.finish()
     assert load(run.folder)[0]["status"] == "running"
+    assert not list(run.folder.glob(".*")), "no .part is left"
 
 
 # --- figures

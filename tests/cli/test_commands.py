@@ -327,44 +327,20 @@ def test_gpu_that_torch_cannot_use_is_said(monkeypatch, tmp_path):
     assert batch.gpu_unseen() is None
 
 
-# ---- make
+# ---- what is given
 
 
-def make(*words, options=("-n",)) -> subprocess.CompletedProcess:
-    """make -n, as from a shell and not as from the make that runs the tests."""
-    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.run(["make", *options, *words], cwd=batch.ROOT, capture_output=True, text=True, env=alone)
+@pytest.mark.parametrize("command", [["run", "02"], ["profile"]])
+def test_a_parameter_given_twice_is_refused(command, runs, capsys):
+    assert main([*command, "-p", "tp", "8", "-p", "tp=4", "--runs", str(runs)]) == 2
+    assert capsys.readouterr().err == "gdn-lab: -p tp is given twice, as '8' and as '4'; give it once\n"
+    assert not runs.exists()
 
 
-@pytest.mark.parametrize("given", ["tests/test_pool.py::test_x", "-k 'a or b' --runs=/x/y:z", "100%", "-p tokens 2,4"])
-@pytest.mark.parametrize("target", ["test", "run", "bench", "test-gpu", "list"])
-def test_make_passes_arguments_on_whatever_is_in_them(target, given):
-    done = make(target, f"ARGS={given}")
-    assert done.returncode == 0, done.stderr
-    assert given in done.stdout
-
-
-def test_make_help_lists_every_target():
-    listed = re.findall(r"^  make ([\w-]+)", make("help", options=()).stdout, re.MULTILINE)
-    text = (batch.ROOT / "Makefile").read_text()
-    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE).group(1).split()
-    assert sorted(listed) == sorted(phony)
-    for command in set(COMMANDS) - {"smoke", "resources", "scrub"}:
-        assert command in listed, "each command for a user has a target of its name"
-
-
-def test_make_sanitize_is_a_process_for_each_tool_and_group(tmp_path):
-    lists = tmp_path / "gdn-lab"
-    lists.write_text("#!/bin/sh\nprintf 'triton\\nmy-kernel\\n'\n")
-    lists.chmod(0o755)
-    calls = re.findall(
-        r"--tool \$tool .*?gdn_lab smoke ([\w-]+)", make("sanitize", f"GDN_LAB={lists}").stdout, re.DOTALL
-    )
-    assert calls == ["triton", "my-kernel"] * 2
-    alone = make("sanitize-racecheck-step").stdout
-    assert "tool=racecheck;" in alone and re.findall(r"gdn_lab smoke (\w+)", alone) == ["step"]
-
-
-def test_make_quotes_the_name_of_a_trace():
-    printed = make("profile", "capture-scrub", "CAPTURE=my trace.sqlite").stdout
-    assert 'gdn-lab profile ${CAPTURE:+"$CAPTURE"}' in printed and 'gdn-lab scrub "$CAPTURE"' in printed
+def test_braces_in_paths_are_braces(notebook, tmp_path, capsys):
+    path = notebook("print(batches)", name="00_{name}")
+    runs = tmp_path / "{batches} {x} {{y}}"
+    assert main(["run", str(path), "-p", "batches", "7", "--runs", str(runs)]) == 0
+    folder = only_run(runs)
+    assert {"00_{name}.html", "00_{name}.ipynb"} <= set(files(folder)) and "\n    7\n" in capsys.readouterr().out
+    assert listing.described(str(path)).startswith("00_{name}: Does it run?")

@@ -65,7 +65,7 @@ def cache_folder() -> Path:
 
 def fingerprint(build) -> str:
     """Return a hash of all that a compiled kernel depends on."""
-    source = (Path(__file__).parent / "decode.py").read_text()
+    source = (Path(__file__).parent / "decode.py").read_text(encoding="utf-8")
     parts = [repr((build, NORM_EPS, SOFTPLUS_THRESHOLD)), platform.machine(), source, compiler()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 

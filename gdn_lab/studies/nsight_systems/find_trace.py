@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ...bench.run_folder import newest_first
 from ...names import readable
 from ...report.recorded import DATA
 from ..decode_step.record import KINETO_FILE, NSIGHT_FILE
@@ -23,8 +24,7 @@ def find_trace(given: str, runs: Path, gpu: str, data: Path = DATA) -> Path | No
             )
         print(f"The trace: {readable(found.name)}.")
         return found
-    folders = sorted((path for path in runs.glob("*") if path.is_dir() and not path.is_symlink()), reverse=True)
-    for folder in folders:
+    for folder in newest_first(runs):
         if found := _trace_in(folder):
             print(f"The trace: {found.name} of the run {readable(folder.name)}, the newest that has one.")
             return found

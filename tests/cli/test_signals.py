@@ -1,0 +1,177 @@
+"""Ctrl-C, SIGTERM, SIGHUP and readers that go away: what a run leaves behind, on tiny notebooks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import nbformat
+import pytest
+
+from gdn_lab.cli import execute
+from gdn_lab.cli import run as batch
+from gdn_lab.cli.main import main
+
+# What bench.results.Run leaves of a run that goes on, without the seconds that importing torch takes.
+RUN = """
+import os, pathlib, signal, time
+folder = pathlib.Path(os.environ["GDN_LAB_RUN_FOLDER"])
+(folder / "run.json").write_text('{"status": "running", "start_utc": "2026-11-28T08:15:00Z"}')
+(folder / "rows.jsonl").write_text('{"status": "fact", "phase": "decode"}\\n')
+"""
+DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+NEVER = "raise SystemError('a cell after the interrupt ran')"
+
+
+@pytest.fixture
+def run_cells(tmp_path, capfd):
+    """run_cells(*cells): runs a notebook of them; returns (exit status, files of the run, run.json, stdout, stderr)."""
+
+    def do(*cells):
+        # The cells send signals to this process, which must have a handler for them.
+        assert threading.current_thread() is threading.main_thread()
+        node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(node, tmp_path / "tiny.ipynb")
+        runs = tmp_path / "runs"
+        status = main(["run", str(tmp_path / "tiny.ipynb"), "--runs", str(runs)])
+        (folder,) = [path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()]
+        about = folder / "run.json"
+        info = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+        return status, {path.name: path for path in folder.iterdir()}, info, *capfd.readouterr()
+
+    return do
+
+
+def send(number: str, then: str = "time.sleep(60)") -> str:
+    return f"os.kill(os.getppid(), signal.{number})\n{then}"
+
+
+def interrupted(status, files, info, err):
+    assert status == 130
+    assert {"tiny.interrupted.ipynb", "tiny.interrupted.html", "rows.jsonl", "run.json"} == set(files)
+    nbformat.validate(nbformat.read(files["tiny.interrupted.ipynb"], as_version=4))
+    assert info["status"] == "interrupted" and info["rows"] == 1 and info["end_utc"]
+    assert "gdn-lab: tiny was interrupted; 1 row kept in" in err and "the page so far is tiny.interrupted.html" in err
+    assert "Traceback" not in err and "ZMQ" not in err and "KeyboardInterrupt" not in err
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_in_a_cell_ends_it(run_cells, number):
+    before = signal.getsignal(getattr(signal, number))
+    began = time.monotonic()
+    status, files, info, out, err = run_cells(RUN + send(number), NEVER)
+    interrupted(status, files, info, err)
+    assert "Interrupted: stopping the notebook" in out and time.monotonic() - began < 55
+    assert signal.getsignal(getattr(signal, number)) == before
+
+
+def test_a_signal_that_a_cell_swallows_ends_the_run_before_the_next_cell(run_cells):
+    status, files, info, _, err = run_cells(RUN + DEAF + send("SIGTERM", "time.sleep(0.3)"), NEVER)
+    interrupted(status, files, info, err)
+
+
+def test_a_second_signal_ends_a_cell_that_does_not_listen(run_cells):
+    cell = RUN + DEAF + send("SIGINT", "time.sleep(0.3)\n") + send("SIGINT")
+    status, files, info, _, err = run_cells(cell)
+    interrupted(status, files, info, err)
+
+
+def test_a_kernel_that_is_killed_leaves_a_failed_run(run_cells):
+    status, files, info, _, err = run_cells(RUN + "os.kill(os.getpid(), signal.SIGKILL)")
+    assert status == 1 and "tiny failed: DeadKernelError: Kernel died; 1 row kept in" in err
+    assert "tiny.failed.ipynb" in files and info["status"] == "failed" and info["rows"] == 1
+
+
+def test_a_good_run_interrupts_no_kernel_and_ends_what_its_notebook_did_not_finish(run_cells, monkeypatch):
+    sent = []
+
+    async def record(self, number):
+        sent.append(number)
+
+    monkeypatch.setattr(execute._Kernel, "_async_signal_kernel", record)
+    status, files, info, _, err = run_cells(RUN)
+    assert status == 0 and signal.SIGINT not in sent and err == ""
+    assert "tiny.ipynb" in files and info["status"] == "complete" and info["rows"] == 1
+
+
+def test_a_cell_that_missed_the_first_interrupt_gets_another(monkeypatch):
+    sent = []
+    monkeypatch.setattr(execute._Kernel, "signal_newest", sent.append)
+    monkeypatch.setattr(execute, "RESEND_S", 0.01)
+    stop = execute._Stop()
+    stop.cell_begins()
+    stop()
+    stop.again.join()
+    assert sent == [signal.SIGINT, signal.SIGINT]
+    stop.cell_ended()
+    with pytest.raises(execute.Interrupted):
+        stop.cell_begins()
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with execute._signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert isinstance(signal.getsignal(signal.SIGTERM), execute._Stop)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_notebook_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "a.ipynb"
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(UnicodeEncodeError):
+        execute._WholeFiles().write("\ud800", str(path))
+    assert path.read_text(encoding="utf-8") == "{}" and [each.name for each in tmp_path.iterdir()] == ["a.ipynb"]
+
+
+# ---- readers that go away
+
+
+def test_head_is_no_failure():
+    command = f"{sys.executable} -m gdn_lab list | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=batch.ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = isatty = lambda self: None
+
+    discarded = []
+    monkeypatch.setattr(execute, "discard_output", lambda: discarded.append("notebook"))
+    monkeypatch.setattr(batch, "discard_output", lambda: discarded.append("say"))
+    monkeypatch.setattr(sys, "stdout", Gone())
+    execute._Indented(sys.stdout).write("a line\n")
+    batch.say("a line")
+    assert discarded == ["notebook", "say"]
+
+
+def test_what_is_printed_after_the_reader_has_gone_goes_nowhere():
+    code = (
+        "import os, sys; from gdn_lab.cli import errors, run\nsys.stdin.read(); run.say('lost'); run.say('lost'); "
+        "print('kept', file=sys.stderr)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=batch.ROOT, text=True, stdin=-1, stdout=-1, stderr=-1, env=os.environ
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == "kept\n" and process.wait() == 0
+
+
+def test_a_locale_without_the_letter_gets_an_escape():
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    code = "from gdn_lab.cli.main import main; import sys; main(['list', '99']); print('5 \\xb5s')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=batch.ROOT, env=plain, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "5 \\xb5s\n"
+    assert done.stderr.startswith("gdn-lab: there is no notebook '99'")
