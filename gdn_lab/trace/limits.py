@@ -64,8 +64,8 @@ def available() -> int:
         free = 8 * 2**30
     try:
         group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit, used = (int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        cached = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         free = min(free, limit - used + int(cached.get("inactive_file", 0)))  # files' pages are given back
     except (OSError, ValueError):  # no cgroup, or one without a limit
         pass
