@@ -20,6 +20,15 @@ def write(folder: Path, *, sentences: list[str], figure: str | None, alt: str, s
         partial.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_thumbnail(folder: Path, picture: Path) -> None:
+    """Write THUMBNAIL, a small copy of a picture."""
+    from PIL import Image
+
+    with Image.open(picture) as image, replacing(folder / THUMBNAIL) as partial:
+        image.thumbnail((900, 900))
+        image.convert("RGB").save(partial, format="webp")
+
+
 def read(folder: Path) -> dict | None:
     """Return what answer.json holds; None where there is none or it is damaged."""
     try:

@@ -18,6 +18,7 @@ from IPython.display import display
 from ..backends.base import dtype_name
 from ..bench.results import Run
 from ..names import readable
+from ..report.checks import check_caption, check_table
 from ..report.nearest import Asked, Setting, nearest_record
 from ..report.recorded import DATA, origin
 from ..report.text import as_html, device_name, provenance, sentence_as_html
@@ -61,6 +62,8 @@ def begin(study: Study, names: dict, *, measures: bool = True) -> Run:
             command=f"gdn-lab run {study.notebook}{words}" if folder else None,
         )
     run.p = parsed
+    if getattr(parsed, "checks_only", False):
+        torch.set_num_threads(1)  # at toy size threads wait for each other longer than they compute
     _watch_cells(run)
     print("\n".join([header(run, measures), *(str(each.message) for each in warned)]))
     return run
@@ -99,8 +102,8 @@ def header(run: Run, measures: bool = True) -> str:
         times = f"GPU times: {facts['gpu_name']}, compute capability {facts['compute_capability']}."
     else:
         times = (
-            f"CPU times: torch finds no GPU here, so what follows is timed on the CPU ({facts['cpu']}).\n"
-            "They show that everything works and rank no GPU kernel; recorded GPU results are shown with their GPU."
+            f"CPU times: torch finds no GPU here, so kernels are checked on the CPU ({facts['cpu']}).\n"
+            "That shows that everything works and ranks no kernel; recorded GPU results are shown with their GPU."
         )
     return f"{times}\nResults of this run: {where}"
 
@@ -209,7 +212,7 @@ def keep(run: Run, sentences: list[str], figure=None, name: str = "answer", *, d
     """Keep the answer in the run's folder, as finish() does, and show nothing: for a page that shows it otherwise."""
     source, answered = getattr(run, "answered", None) or (("recorded", device) if device else _timed_here(run))
     if figure is not None:
-        figure.savefig(run.folder / kept_answer.THUMBNAIL, format="webp", dpi=72, bbox_inches="tight")
+        kept_answer.write_thumbnail(run.folder, run.folder / f"{name}.png")
     kept_answer.write(
         run.folder,
         sentences=sentences,
@@ -223,6 +226,24 @@ def keep(run: Run, sentences: list[str], figure=None, name: str = "answer", *, d
 def _timed_here(run: Run) -> tuple[str, str]:
     """What an answer from this machine rests on: times of a GPU, or checks alone, since a CPU's times rank nothing."""
     return "timed here" if run.info["environment"]["gpu_name"] else "checked here", device_name(run.info)
+
+
+def checked(run: Run, rows: list[dict]):
+    """What was checked, as a table, where kernels are only checked; None where they are ranked."""
+    return table(check_table(rows), check_caption(rows)) if run.p.checks_only else None
+
+
+def table_here(run: Run, make, timed, caption: str, *, digits: int = 1):
+    """table(make(timed), caption) of this machine's times; None where kernels are only checked."""
+    return None if run.p.checks_only else table(make(timed), caption, digits=digits)
+
+
+def show_here(run: Run, make, timed, name: str) -> None:
+    """show(run, make(timed), name) of this machine's times; a line instead where kernels are only checked."""
+    if run.p.checks_only:
+        print("No figure of this machine: a CPU's times rank no kernel (-p samples=5 times it).")
+    else:
+        show(run, make(timed), name)
 
 
 def show(run: Run, figure, name: str) -> None:

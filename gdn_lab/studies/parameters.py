@@ -5,12 +5,12 @@ are the parsed attributes: lists, dtypes, numbers with "auto" replaced by what s
 """
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-GPU_SAMPLES, CPU_SAMPLES = 50, 5
+GPU_SAMPLES, CPU_SAMPLES = 50, 1  # one on a CPU: it checks and ranks nothing
 
 
 class ParameterError(ValueError):
@@ -200,6 +200,13 @@ Seed = Annotated[int, Field(ge=0)]
 RecordedGPU = Annotated[str, AfterValidator(_recorded_gpu)]  # a GPU's name, or the path of a run folder
 
 
+class Here(NamedTuple):
+    """What this machine measures: the shape (GDNShape) that one of `tp` GPUs holds."""
+
+    tp: int
+    shape: Any
+
+
 class ModelParameters(StudyParameters):
     """Of studies over one model: checks that `tp` GPUs can share its heads, and has its shape."""
 
@@ -217,6 +224,19 @@ class ModelParameters(StudyParameters):
         from ..models import GDNShape
 
         return GDNShape.from_model(self.model, self.tp)
+
+    @property
+    def checks_only(self) -> bool:
+        """Whether kernels are checked here and not ranked: on a CPU, unless more than one sample is asked for."""
+        return not on_gpu() and getattr(self, "samples", CPU_SAMPLES) == CPU_SAMPLES
+
+    @property
+    def here(self) -> "Here":
+        """What is measured here: the shape asked for; where kernels are only checked, the smallest of the model."""
+        from ..models import GDNShape, divisions
+
+        tp = divisions(self.model)[-1] if self.checks_only else self.tp
+        return Here(tp, GDNShape.from_model(self.model, tp))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class Parameters(PoolParameters):
         "all", description="comma-separated: all, or backends and variants such as triton,flashinfer/vk"
     )
     samples: Samples = Field(
-        0, description="timed samples of each variant, batch and timer; 0 is 50 on a GPU, 5 on a CPU"
+        0, description="timed samples of each variant, batch and timer; 0 is 50, on a CPU 1 at toy size"
     )
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field(

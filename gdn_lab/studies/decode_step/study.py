@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from ..declaration import Section, Study
 from ..parameters import (
+    CPU_SAMPLES,
     ModelName,
     ModelParameters,
     RecordedGPU,
@@ -17,8 +18,8 @@ from ..parameters import (
     words_of,
 )
 
-SAMPLES = {"gpu": 200, "cpu": 5}
-HEATMAP_SAMPLES = {"gpu": 20, "cpu": 3}  # at most
+SAMPLES = {"gpu": 200, "cpu": CPU_SAMPLES}
+HEATMAP_SAMPLES = {"gpu": 20, "cpu": 1}  # at most
 HEATMAP_MODELS = ("qwen3.5-397b-a17b", "qwen3.5-35b-a3b", "qwen3.5-27b")  # with the model asked for
 HEATMAP_TPS, HEATMAP_BATCHES = (1, 4, 8), (16, 64, 256)
 
@@ -50,7 +51,7 @@ def _configurations(value) -> list[str]:
 def _heat_models(value, info: ValidationInfo) -> list[str]:
     own = info.data.get("model")
     if value == "auto":
-        return list(dict.fromkeys([own, *HEATMAP_MODELS] if on_gpu() else [own]))
+        return list(dict.fromkeys([own, *HEATMAP_MODELS])) if on_gpu() else []
     return list(dict.fromkeys(words_of(value)))
 
 
@@ -92,7 +93,7 @@ class Parameters(ModelParameters):
     )
     heat_models: Annotated[list[ModelName], BeforeValidator(_heat_models)] = Field(
         "auto",
-        description="models of the heatmap, comma-separated; auto is three on a GPU, model on a CPU; empty: none",
+        description="models of the heatmap, comma-separated; auto is three on a GPU, none on a CPU; empty: none",
     )
     heat_tps: _heat_numbers(gpu=HEATMAP_TPS, cpu=None) = Field(
         "auto", description="tensor-parallel sizes of the heatmap; auto is 1,4,8 on a GPU, tp on a CPU"
@@ -104,7 +105,7 @@ class Parameters(ModelParameters):
         "auto", description="the configuration traced for notebook 04; auto is after, or else the last; empty is none"
     )
     samples: by_device(**SAMPLES) = Field(
-        0, description="timed replays of each configuration, interleaved; 0 is 200 on a GPU, 5 on a CPU"
+        0, description="timed replays of each configuration, interleaved; 0 is 200 on a GPU, 1 on a CPU"
     )
     skew: float = Field(
         0.0,

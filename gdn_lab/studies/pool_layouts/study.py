@@ -15,7 +15,7 @@ class Parameters(PoolParameters):
     )
     dtype: Dtype = Field("bfloat16", description="of the state: bfloat16, float16 or float32")
     gigabytes: float = Field(40.0, ge=0.001, description="memory to fill with requests, GB")
-    samples: Samples = Field(0, description="timed samples of each variant and batch; 0 is 50 on a GPU, 5 on a CPU")
+    samples: Samples = Field(0, description="timed samples of each variant and batch; 0 is 50, on a CPU 1 at toy size")
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field(
         "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"

@@ -34,7 +34,9 @@ class Parameters(ModelParameters):
     backends: Variants = Field(
         "all", description="comma-separated: all, or backends and variants such as triton,flashinfer/vk"
     )
-    samples: Samples = Field(0, description="timed samples of each variant and workload; 0 is 50 on a GPU, 5 on a CPU")
+    samples: Samples = Field(
+        0, description="timed samples of each variant and workload; 0 is 50, on a CPU 1 at toy size"
+    )
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field(
         "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
@@ -54,6 +56,11 @@ class Parameters(ModelParameters):
         from ...models import GDNShape
 
         return {tp: GDNShape.from_model(self.model, tp) for tp in (self.tp, self.second_tp) if tp}
+
+    @property
+    def measured(self) -> dict:
+        """{tp: GDNShape} of what this machine measures: `shapes`, or the smallest where kernels are only checked."""
+        return dict([self.here]) if self.checks_only else self.shapes
 
 
 def section(run: dict, rows: list[dict]) -> Section:

@@ -29,7 +29,9 @@ class Parameters(PoolParameters):
     backends: Variants = Field(
         "triton/vk,flashinfer/vk,torch/vk", description="comma-separated: all, or backends and variants"
     )
-    samples: Samples = Field(0, description="timed samples of each variant, mode and T; 0 is 50 on a GPU, 5 on a CPU")
+    samples: Samples = Field(
+        0, description="timed samples of each variant, mode and T; 0 is 50, on a CPU 1 at toy size"
+    )
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field(
         "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
