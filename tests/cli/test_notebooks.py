@@ -220,7 +220,7 @@ def test_the_parameters_are_parsed_and_recorded_as_given(tmp_path, monkeypatch):
     monkeypatch.setattr(notebook.torch.cuda, "is_available", lambda: False)
     run = begin(tmp_path, monkeypatch, "batches = 7\ntp = 8")
     assert run.info["parameters"]["batches"] == 7
-    assert run.p.batches == [7] and run.p.samples == 5 and run.p.shape == GDNShape(2, 8)
+    assert run.p.batches == [7] and run.p.samples == 1 and run.p.shape == GDNShape(2, 8)
     assert begin(tmp_path, monkeypatch).p.batches == [1, 4]
 
 
@@ -265,3 +265,35 @@ def test_a_missing_recording_is_a_line(capsys):
     assert capsys.readouterr().out == (
         "Nothing recorded to compare with: no run of 02_decode_kernels is recorded on b9000.\n"
     )
+
+
+# ---- without a GPU kernels are checked, and nothing is ranked
+
+
+def test_without_a_gpu_the_smallest_shape_is_checked_and_more_samples_bring_times_back(monkeypatch):
+    monkeypatch.setattr(notebook.torch.cuda, "is_available", lambda: False)
+    parse = study("02").parameters.parse
+    assert parse({}).checks_only and parse({}).here == (16, GDNShape(1, 4)) and parse({}).shape == GDNShape(16, 64)
+    timed = parse({"samples": 5, "tp": 2})
+    assert not timed.checks_only and timed.here == (2, GDNShape(8, 32))
+    assert study("06").parameters.parse({}).measured == {16: GDNShape(1, 4)}
+    assert list(study("06").parameters.parse({"samples": 2}).measured) == [1, 8]
+
+
+def test_what_is_only_checked_has_a_table_of_checks_and_no_times(capsys):
+    row = {"status": "ok", "phase": "decode", "backend": "torch", "variant": "vk", "indexing": "in_place", "tokens": 1}
+    row |= {"num_k_heads": 1, "num_v_heads": 4, "max_abs_error": 1e-4, "max_abs_error_state": None}
+    row["checked"] = ["q = k"]
+    rows = [row | {"batch": 1}, row | {"batch": 8, "max_abs_error": 3e-4}, row | {"batch": 8, "indexing": "detour"}]
+    rows += [row | {"batch": 2, "indexing": "detour", "status": "wrong"}, {"status": "refused", "reason": "none"}]
+    run = SimpleNamespace(p=SimpleNamespace(checks_only=True))
+    shown = notebook.checked(run, rows)
+    assert shown.caption == "Checked on this CPU, and not ranked, at HK 1, HV 4"
+    first, second = shown.data.to_dict("records")
+    assert (first["call"], first["B"], first["verdict"], first["largest error of o"]) == (
+        "decode in place", "1 and 8", "right", 3e-4,
+    )  # fmt: skip
+    assert (second["call"], second["B"], second["verdict"]) == ("decode detour", "2 and 8", "wrong")
+    assert notebook.table_here(run, None, None, "") is None and notebook.show_here(run, None, None, "x") is None
+    assert "rank no kernel (-p samples=5 times it)" in capsys.readouterr().out
+    assert notebook.checked(SimpleNamespace(p=SimpleNamespace(checks_only=False)), rows) is None

@@ -19,7 +19,7 @@ from ..parameters import (
 )
 
 SAMPLES = {"gpu": 200, "cpu": CPU_SAMPLES}
-HEATMAP_SAMPLES = {"gpu": 20, "cpu": 1}  # at most
+HEATMAP_SAMPLES = {"gpu": 20, "cpu": 3}  # at most
 HEATMAP_MODELS = ("qwen3.5-397b-a17b", "qwen3.5-35b-a3b", "qwen3.5-27b")  # with the model asked for
 HEATMAP_TPS, HEATMAP_BATCHES = (1, 4, 8), (16, 64, 256)
 
