@@ -84,3 +84,12 @@ def relative(check: Check, o: torch.Tensor, states: torch.Tensor) -> Check:
 
 def worse(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else max(a, b)
+
+
+def merged(part_checks: list[Check]) -> Check:
+    """Merge the checks of the parts of one call: right if all are, with the largest errors; wrong if there are none."""
+    right, error_o, error_state = bool(part_checks), 0.0, 0.0
+    for check in part_checks:
+        right = right and check.right
+        error_o, error_state = worse(error_o, check.max_abs_error), worse(error_state, check.max_abs_error_state)
+    return Check(right, error_o, error_state)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..backends.registry import backends, refusal
+from ..backends.registry import VARIANTS, backends, refusal
 from .cupti import TimerUnavailable
 from .results import Run
 from .roof import Roof
@@ -68,6 +68,17 @@ class Case(NamedTuple):
     @property
     def key(self) -> str:
         return f"{self.name} {self.mode or self.indexing}"
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a kernel alone, without gathering, transposing or copying around it."""
+        return self.name in VARIANTS and self.indexing == "in_place"
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is another library's, whose failure is recorded while the others go on."""
+        variant = VARIANTS.get(self.name)
+        return variant is not None and variant.role == "peer"
 
 
 def cases_of(phase: str, kinds, shape, options: SweepOptions) -> tuple[list[Case], list[dict]]:

@@ -33,6 +33,7 @@ _RATES = ("bytes", "bytes_formula", "gb_per_s", "roof_gb_per_s", "share_of_roof"
 ROW_FIELDS = {
     "ok": _CASE + _TIMES + _RATES + ("max_abs_error",),  # right, and timed
     "wrong": _CASE + ("max_abs_error",),  # further from the float64 reference than tolerated, and not timed
+    "error": _CASE + _TIMES + _RATES + ("reason",),  # right, but its time cannot be
     "refused": ("phase", "backend", "variant", "reason"),  # cannot serve the call, or cannot be timed
     "fact": ("phase",),  # anything else that is worth a row
 }

@@ -10,6 +10,8 @@ from .results import Run
 from .roof import Roof, datasheet_gb_per_s
 from .timers import Timing
 
+MOST_SHARE = 1.05  # of the measured bandwidth that a call can reach whose bytes come from memory
+
 
 class Rows(list):
     """The rows of a sweep so far.
@@ -59,6 +61,21 @@ def timing_fields(timing: Timing, nbytes: int, formula: str, roof: Roof, device:
         "datasheet_gb_per_s": datasheet_gb_per_s(_gpu_name(device)),
     }
     return fields if timing.kernels is None else fields | {"kernels": timing.kernels}
+
+
+def too_fast(row: dict) -> dict:
+    """Return the fields that make an error of a timed row that is faster than the memory allows; {} for any other.
+
+    With a cold L2 every byte comes from memory, so a share of the measured bandwidth beyond MOST_SHARE means that the
+    call did not do its work, or the timer not its.
+    """
+    if row["l2"] != "cold" or row["share_of_roof"] <= MOST_SHARE:
+        return {}
+    reason = (
+        f"{row['median_us']:.3g} µs is {row['share_of_roof']:.2f} times the measured bandwidth with a cold L2, faster "
+        "than the memory allows"
+    )
+    return {"status": "error", "reason": reason}
 
 
 def _gpu_name(device: torch.device) -> str | None:

@@ -15,14 +15,15 @@ import torch
 from ..backends.registry import VARIANTS
 from ..hard_inputs import HardCall
 from ..pool import StatePool, checks
-from ..tolerances import ARITHMETIC, LAST_PLACE, Check, relative, worse
+from ..tolerances import ARITHMETIC, LAST_PLACE, Check, merged, relative
 from ..trace import nvtx_range
 from . import pools
+from .call_checks import CALL_KINDS, check_calls
 from .cases import Case, Point, SweepOptions
 from .cupti import TimerUnavailable
 from .progress import part_of, progress_bar
 from .roof import measure_roof
-from .rows import Rows, common_fields, recorded, timing_fields
+from .rows import Rows, common_fields, recorded, timing_fields, too_fast
 from .timers import Timing, time_interleaved
 
 RANDOM, AFTER = "random inputs", "after timing"  # in a row's `checked` and `wrong_on`, with the kinds of hard inputs
@@ -51,6 +52,7 @@ class Sweep(ABC):
     phase: str
     warmup = 3  # untimed turns
     rows_after = 2  # rows of a call that are compared with the reference after timing
+    call_rows = 32  # at most, of the calls that check_calls() makes
     arithmetic = ARITHMETIC  # tolerance of compare(), relative to the largest element
 
     def __init__(self, shape, cases: list[Case], refused: list[dict], options: SweepOptions, slots: int):
@@ -103,6 +105,17 @@ class Sweep(ABC):
 
     def prepare(self, point: Point) -> None:  # noqa: B027  not every operation needs it
         """Make what a point needs; called whenever the sweep turns to another point."""
+
+    def reserve(self, point: Point) -> None:  # noqa: B027  likewise
+        """Reserve what the pools need, besides states, for calls of this point."""
+
+    def strided_inputs(self, point: Point):
+        """Return such arguments with q, k, v, a and b as views of packed tensors."""
+        return self.inputs(point)
+
+    def tokens_of(self, inputs, row: int) -> int | slice:
+        """Say where the output of a row lies in `out`."""
+        return row
 
     def before_check(self, case: Case, parts: list[Part]) -> None:  # noqa: B027  likewise
         """Set up what a case reads or overwrites besides the pool and `out`."""
@@ -207,8 +220,9 @@ class Sweep(ABC):
         self.failed = {}
         found = self.check(point)
         wrong = {case: {RANDOM: check} for case, check in found.items() if not check.right}
+        wrong |= check_calls(self, point, [case for case in found if case.is_kernel and case not in wrong])
         for case, checks_of in self.check_hard(point, [case for case in found if case not in wrong]).items():
-            if _is_peer(case):
+            if case.is_peer:
                 self.outside[point, case] = checks_of
             else:
                 wrong[case] = checks_of
@@ -239,7 +253,7 @@ class Sweep(ABC):
         Gathering and scattering the same state adds nothing that could be wrong on these inputs alone.
         """
         wrong: dict[Case, dict[str, Check]] = {}
-        cases = [case for case in cases if self._works_in_place(case)]
+        cases = [case for case in cases if case.is_kernel]
         rng = torch.Generator().manual_seed(self.seed)
         calls = self.hard_calls(point) if cases else []
         self.hard_kinds[point] = [kind for call in calls for kind in call.kinds]
@@ -269,6 +283,11 @@ class Sweep(ABC):
 
     def _check_case(self, case: Case, point: Point, inputs, indices, start, parts: list[Part]) -> list[Check]:
         """Run a case once from `start` and compare it with each part; [] if it is another library's and raised."""
+        out = self.run_case(case, point, inputs, indices, start, parts)
+        return [] if out is None else [self.compare(case, part, out, indices, start) for part in parts]
+
+    def run_case(self, case: Case, point: Point, inputs, indices, start, parts: list[Part]) -> torch.Tensor | None:
+        """Run a case once from `start` and return its output; None if it is another library's and raised."""
         pool = self.pools[self.pool_layout(case)]
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         pool.write(indices[: len(start)], start)
@@ -277,12 +296,12 @@ class Sweep(ABC):
         try:
             self.calls_of(case, inputs, [indices], out)[0]()
         except Exception as error:
-            if not _is_peer(case):
+            if not case.is_peer:
                 where = self.where(point)
                 raise RuntimeError(f"{case.key} failed at {where}: {type(error).__name__}: {error}") from error
             self.failed[case] = f"failed with {type(error).__name__}: {error}"[:300]
-            return []
-        return [self.compare(case, part, out, indices, start) for part in parts]
+            return None
+        return out
 
     # --- times
 
@@ -306,7 +325,8 @@ class Sweep(ABC):
         except TimerUnavailable as error:
             return self._refusals(point, timer, checked, str(error))
         except RuntimeError as error:  # begins with the key of the case that raised
-            failed = {case: check for case, check in checked.items() if _is_peer(case) and _names(error, case)}
+            named = [case for case in checked if str(error).startswith(f"{case.key} ")]
+            failed = {case: checked[case] for case in named if case.is_peer}
             if not failed:
                 raise
             others = {case: check for case, check in checked.items() if case not in failed}
@@ -318,6 +338,7 @@ class Sweep(ABC):
             if after.right:
                 row = self.case_fields(case, point, checked[case])
                 row |= self.timing_fields(case, point, timings[case.key]) | self._checked_fields(case, point)
+                row |= too_fast(row)
             else:
                 wrong = {"status": "wrong", "timer": timer, "wrong_on": [AFTER]}
                 row = self.case_fields(case, point, after) | wrong
@@ -330,9 +351,9 @@ class Sweep(ABC):
         wrong_on: kinds of hard inputs. wrong_errors: {kind: {"o", "state": largest error, relative to the largest
         element; None if not finite}}. allowed_error: the most that any element may be off, likewise relative.
         """
-        hard_kinds = self.hard_kinds[point] if self._works_in_place(case) else []
+        memory, hard_kinds = (CALL_KINDS, self.hard_kinds[point]) if case.is_kernel else ((), ())
         outside = self.outside.get((point, case), {})
-        fields = {"checked": [RANDOM, *(kind for kind in hard_kinds if kind not in outside), AFTER]}
+        fields = {"checked": [RANDOM, *memory, *(kind for kind in hard_kinds if kind not in outside), AFTER]}
         if outside:
             fields["wrong_on"] = list(outside)
             fields["wrong_errors"] = {
@@ -359,11 +380,12 @@ class Sweep(ABC):
         return next(iter(self.pools.values()))
 
     def _check_untimed(self, point: Point, rows: Rows) -> None:
-        """Check the cases that no timer of this device can time, on hard inputs alone, and add their rows."""
+        """Check the cases that no timer of this device can time, on hard inputs and padding, and add their rows."""
         if not self.untimed:
             return
         self.prepare(point)
-        wrong = self.check_hard(point, self.untimed)
+        wrong = check_calls(self, point, [case for case in self.untimed if case.is_kernel])
+        wrong |= self.check_hard(point, [case for case in self.untimed if case not in wrong])
         self._add_wrong(point, wrong, rows)
         variants = {case.name: case for case in self.untimed if case not in wrong}
         for case in variants.values():
@@ -374,27 +396,3 @@ class Sweep(ABC):
         """Tell whether a case cannot be captured in a CUDA graph, and so not be timed on this device."""
         variant = VARIANTS.get(case.name)
         return self.device.type == "cuda" and variant is not None and self.phase in variant.host_sync
-
-    def _works_in_place(self, case: Case) -> bool:
-        """Tell whether a case is a kernel alone, without gathering, transposing or copying around it."""
-        return case.name in VARIANTS and case.indexing == "in_place"
-
-
-def merged(part_checks: list[Check]) -> Check:
-    """Merge the checks of the parts of one call: right if all are, with the largest errors; wrong if there are none."""
-    right, error_o, error_state = bool(part_checks), 0.0, 0.0
-    for check in part_checks:
-        right = right and check.right
-        error_o, error_state = worse(error_o, check.max_abs_error), worse(error_state, check.max_abs_error_state)
-    return Check(right, error_o, error_state)
-
-
-def _is_peer(case: Case) -> bool:
-    """Tell whether a case is another library's, whose failure is recorded while the others go on."""
-    variant = VARIANTS.get(case.name)
-    return variant is not None and variant.role == "peer"
-
-
-def _names(error: Exception, case: Case) -> bool:
-    """Tell whether the message of a failed timing is about this case."""
-    return str(error).startswith(f"{case.key} ")

@@ -193,6 +193,9 @@ def not_timed(rows) -> list[str]:
         if row.get("status") == "refused":
             if row["reason"] != f"has no {row.get('phase')} kernel":  # made for another phase
                 refused[row["reason"]][variant(name_of(row)).label] = None
+        elif row.get("status") == "error":
+            case = f"{variant(name_of(row)).label} at B = {row['batch']} ({row['timer']})"
+            wrong[f"{case} left out: {row['reason']}"] = None
         elif row.get("status") == "wrong":
             error = "not finite" if row["max_abs_error"] is None else f"{row['max_abs_error']:.2g}"
             inputs = f", {listed(row['wrong_on'])}" if row.get("wrong_on") else ""

@@ -134,7 +134,7 @@ def test_other_kinds_of_row(tmp_path):
     run.append(wrong)
     with pytest.raises(ValueError, match="'refused' needs reason"):
         run.append({name: value for name, value in refused.items() if name != "reason"})
-    with pytest.raises(ValueError, match="status 'fine' is unknown; expected one of ok, wrong, refused, fact"):
+    with pytest.raises(ValueError, match="status 'fine' is unknown; expected one of ok, wrong, error, refused, fact"):
         run.append(ROW | {"status": "fine"})
     assert [row["status"] for row in load(run.folder)[1]] == ["refused", "fact", "wrong"]
 

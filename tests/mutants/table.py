@@ -338,7 +338,7 @@ MUTANTS = [
         "            pass\n        return {case: merged",
         DECODE_SWEEP,
     ),
-    Mutant("bench/sweep.py", "right = right and check.right", "right = check.right", DECODE_SWEEP),
+    Mutant("tolerances.py", "right = right and check.right", "right = check.right", DECODE_SWEEP),
     Mutant("bench/sweep.py", "        self.check_finite(point)\n", "", DECODE_SWEEP),
     Mutant("studies/decode_kernels/sweep.py", "Check(right_o and right_state,", "Check(right_o,", DECODE_SWEEP),
     # ---- traces

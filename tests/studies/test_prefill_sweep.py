@@ -10,6 +10,7 @@ from gdn_lab import GDNShape, ops
 from gdn_lab.backends import torch as torch_backend
 from gdn_lab.backends.registry import variant
 from gdn_lab.bench import sweep
+from gdn_lab.bench.call_checks import CALL_KINDS
 from gdn_lab.bench.results import Run, load
 from gdn_lab.bench.roof import Roof
 from gdn_lab.bench.sweep import AFTER, HOST_SYNC, RANDOM
@@ -63,7 +64,7 @@ def test_a_variant_that_synchronises_is_checked_and_not_timed(monkeypatch):
 @pytest.mark.parametrize("sequences", [1, 3, 9])
 def test_every_kind_of_hard_inputs_meets_every_workload(sequences):
     row = prefill_sweep(SMALL, [(sequences, 3)], indexings=["in_place"], **OPTIONS)[0]
-    assert row["checked"] == [RANDOM, *KINDS, AFTER]
+    assert row["checked"] == [RANDOM, *CALL_KINDS, *KINDS, AFTER]
 
 
 def sensitive_to_large_states(error):
@@ -99,7 +100,7 @@ def test_a_peer_that_is_wrong_on_hard_inputs_alone_is_timed_and_its_rows_say_so(
     assert load(run.folder)[1] == rows
     [row] = rows
     assert row["status"] == "ok" and row["median_us"] > 0 and row["wrong_on"] == OF_LARGE_STATES
-    assert row["checked"] == [RANDOM, *(kind for kind in KINDS if kind not in OF_LARGE_STATES), AFTER]
+    assert row["checked"] == [RANDOM, *CALL_KINDS, *(kind for kind in KINDS if kind not in OF_LARGE_STATES), AFTER]
     for kind in OF_LARGE_STATES:
         assert row["wrong_errors"][kind]["o"] is None if error != error else row["wrong_errors"][kind]["o"] > 1
     assert row["allowed_error"] == PREFILL + LAST_PLACE[torch.bfloat16]
@@ -133,6 +134,6 @@ def test_on_a_gpu():
     assert {row["reason"] for row in ours if row["status"] == "refused" and row["backend"] == "torch"} == {HOST_SYNC}
     timed = [row for row in ours if row["status"] == "ok"]
     assert {row["timer"] for row in timed} == {"cuda_graph_replay", "cupti_kernel"}
-    assert all(row["checked"] == [RANDOM, *KINDS, AFTER] for row in timed if row["indexing"] == "in_place")
+    assert all(row["checked"] == [RANDOM, *CALL_KINDS, *KINDS, AFTER] for row in timed if row["indexing"] == "in_place")
     for row in rows:
         assert set(row.get("wrong_on", ())) <= set(OUTSIDE_TOLERANCE.get(f"{row['backend']}/{row['variant']}", ())), row

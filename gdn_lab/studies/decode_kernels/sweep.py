@@ -33,12 +33,12 @@ def decode_sweep(shape: GDNShape, batches, *, indexings=INDEXINGS, slots: int | 
     get the same inputs.
 
     Rows: status "refused" (once for each variant that cannot serve, with the reason), "wrong" (not timed; wrong_on says
-    on which inputs) or "ok". They have the fields of results.ROW_FIELDS and indexing, io_dtype, head_k_dim, head_v_dim,
-    model, tp, slots, seed, l2 ("cold", "warm", or "not controlled" on a CPU), calls_per_sample, max_abs_error_state,
-    roof_method, datasheet_gb_per_s, checked (inputs on which it was right). median_us and bytes are of one call; the
-    bytes of a gather and scatter are those that a decode step must move. Another library's variant that is right on the
-    timed inputs, but not on some hard ones, is timed; its rows add wrong_on, wrong_errors and allowed_error
-    (bench/sweep.py).
+    on which inputs), "error" (timed, but faster than the memory allows) or "ok". They have the fields of
+    results.ROW_FIELDS and indexing, io_dtype, head_k_dim, head_v_dim, model, tp, slots, seed, l2 ("cold", "warm", or
+    "not controlled" on a CPU), calls_per_sample, max_abs_error_state, roof_method, datasheet_gb_per_s, checked (on what
+    it was right: kinds of inputs, and what bench/call_checks.py checks). median_us and bytes are of one call; the bytes
+    of a gather and scatter are those that a decode step must move. Another library's variant that is right on the timed
+    inputs, but not on some hard ones, is timed; its rows add wrong_on, wrong_errors and allowed_error (bench/sweep.py).
 
     Raises ValueError for arguments out of range, TimerUnavailable for a timer asked for by name, RuntimeError if one of
     this workbook's variants fails or a state does not stay finite. An interrupt is recorded in the run and passed on.

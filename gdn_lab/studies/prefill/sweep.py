@@ -64,6 +64,7 @@ class PrefillSweep(Sweep):
 
     phase = "prefill"
     rows_after = 1
+    call_rows = 3
     arithmetic = PREFILL
 
     def __init__(self, *arguments, **options):
@@ -92,6 +93,15 @@ class PrefillSweep(Sweep):
 
     def inputs(self, point: Point) -> PrefillInputs:
         return self.packed
+
+    def strided_inputs(self, point: Point) -> PrefillInputs:
+        length = min(point.tokens, HARD_TOKENS)
+        options = {"device": self.device, "dtype": self.io_dtype, "seed": self.seed}
+        x = ops.make_inputs(self.shape, point.batch * length, **options)
+        return PrefillInputs(x, torch.arange(0, point.batch * length + 1, length, device=self.device))
+
+    def tokens_of(self, inputs: PrefillInputs, row: int) -> slice:
+        return slice(int(inputs.bounds[row]), int(inputs.bounds[row + 1]))
 
     def hard_calls(self, point: Point):
         """Make calls of at most as many sequences as the point has, each of one kind, of at most HARD_TOKENS tokens."""

@@ -44,8 +44,12 @@ class VerifySweep(Sweep):
     """verify() with T tokens a row, in modes."""
 
     phase = "verify"
+    call_rows = CHECKED_ROWS
 
     def prepare(self, point: Point) -> None:
+        self.reserve(point)
+
+    def reserve(self, point: Point) -> None:
         for pool in self.pools.values():
             pool.reserve_drafts(point.batch, point.tokens)
 
