@@ -13,7 +13,7 @@ from .limits import TraceError
 _CHUNK = 2**20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEXT = re.compile(r"[ \t\n\r]*(,?)[ \t\n\r]*")
-_decode = json.JSONDecoder().raw_decode
+_decode, _scan = json.JSONDecoder().raw_decode, json.JSONDecoder().scan_once
 
 
 def entries(path: Path, others: dict) -> Iterator[dict]:
@@ -131,11 +131,12 @@ def _array(text: _Text) -> Iterator[dict]:
         yield text.value()
         if text.take(",]") == "]":
             return
+        text.sign()
         whole, place = text.text, text.at
         while True:  # what fails here is met again above, where more is read or the mistake is said
             try:
-                value, end = _decode(whole, _SPACE.match(whole, place).end())
-            except ValueError:
+                value, end = _scan(whole, place)
+            except (ValueError, StopIteration):
                 break
             comma = _NEXT.match(whole, end)
             if not comma.group(1):

@@ -133,9 +133,7 @@ class _Rows:
 
     def __init__(self, *names: str):
         self._names, self._values = names, array("q")
-
-    def append(self, *row: int) -> None:
-        self._values.extend(row)
+        self.append = self._values.extend  # takes a row: a tuple of its values
 
     def __len__(self) -> int:
         return len(self._values) // len(self._names)
@@ -167,15 +165,15 @@ def _events(found) -> Events:
         if category in _WORK:
             details, name = entry["args"], names[_work_name(entry, category)[: LONGEST + 1]]
             place = int(details["device"]), int(details["stream"]), _correlation(entry)
-            work.append(_WORK[category], name, *_interval(entry), *place)
+            work.append((_WORK[category], name, *_interval(entry), *place))
         elif category in _LAUNCHES:
             correlation = _correlation(entry)
-            launches.append(*_interval(entry), int(entry["tid"]), int(entry["pid"]), correlation)
+            launches.append((*_interval(entry), int(entry["tid"]), int(entry["pid"]), correlation))
             if _is_graph(entry):
                 graph_launches.add(correlation)
         elif category in _RANGES:
             name = range_names[str(entry["name"])[: LONGEST + 1]]
-            ranges.append(name, *_interval(entry), int(entry["tid"]), int(entry["pid"]))
+            ranges.append((name, *_interval(entry), int(entry["tid"]), int(entry["pid"])))
         if number % _EVERY == 0:
             _check_size(work, launches, ranges, names, range_names)
     _check_size(work, launches, ranges, names, range_names)

@@ -28,11 +28,8 @@ def find_trace(given: str, runs: Path, gpu: str, data: Path = DATA) -> Path | No
         if found := _trace_in(folder):
             print(f"The trace: {found.name} of the run {readable(folder.name)}, the newest that has one.")
             return found
-    if (
-        found := _trace_in(data / "measured" / gpu / "04_nsight_systems")
-        or Path(gpu).is_absolute()
-        and _trace_in(Path(gpu))
-    ):
+    kept = Path(gpu) if Path(gpu).is_absolute() else data / "measured" / gpu / "04_nsight_systems"
+    if found := _trace_in(kept):
         where = found.relative_to(data.parent) if found.is_relative_to(data.parent) else readable(found)
         print(f"The trace: the recorded one, {where}; no run here has one.")
         return found
