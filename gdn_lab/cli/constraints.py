@@ -14,12 +14,14 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from ..files import replacing
 from .errors import BatchError
 from .run import ROOT, say
 
 FILE = ROOT / "constraints.txt"
+OLDEST = "3.11.2"  # of the Pythons that every pin must serve: Debian 12's
 PIP = "pip==26.3"  # resolves; older ones leave License-Expression out of their report
 HEADER = """\
 # Every distribution that an installation can bring, for Python {pythons} on Linux, with or without CUDA. Made by
@@ -38,6 +40,8 @@ def run(arguments) -> None:
     pins, licences, versions = {}, {}, []
     for python in arguments.pythons:
         version, found = resolve(python, pins)
+        if not versions and Version(version) > Version(OLDEST):
+            raise BatchError(f"{python} is Python {version}; resolve for {OLDEST} first: newer ones admit more versions")
         versions.append(version)
         for metadata in found:
             name = canonicalize_name(metadata["name"])
@@ -60,7 +64,7 @@ def requirements(root: Path = ROOT) -> dict[str, list[Requirement]]:
 
 
 def resolve(python: str, pins: dict[str, str]) -> tuple[str, list[dict]]:
-    """(version of a Python, metadata of all that pip would install for it), at the pins so far where they apply."""
+    """(full version of a Python, metadata of all that pip would install for it), at the pins so far where they apply."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         _call([python, "-m", "venv", str(folder / "venv")])
@@ -75,7 +79,7 @@ def resolve(python: str, pins: dict[str, str]) -> tuple[str, list[dict]]:
         options = ["--dry-run", "--ignore-installed", "-q", "--report", folder / "report.json"]
         _call([python, "-m", "pip", "install", *options, *files, "-c", folder / "pins.txt"])
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report["environment"]["python_version"], [each["metadata"] for each in report["install"]]
+    return report["environment"]["python_full_version"], [each["metadata"] for each in report["install"]]
 
 
 def _call(command: list) -> None:

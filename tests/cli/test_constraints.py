@@ -8,6 +8,7 @@ from importlib.metadata import distributions
 import pytest
 import torch
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from gdn_lab.cli import constraints
@@ -44,6 +45,14 @@ def test_what_is_installed_is_pinned_with_all_that_it_needs():
     for name in names:
         assert found[name].version.partition("+")[0] == PINS[name][0], name
         assert constraints.installed_licence(found[name]) == PINS[name][1], name
+
+
+@own_torch
+def test_what_is_installed_serves_the_oldest_python():
+    """A release can ask for a later patch of Python 3.11 than Debian 12 has; pip there then finds no such version."""
+    asked = {each.metadata["Name"]: each.metadata["Requires-Python"] or "" for each in distributions()}
+    refused = [name for name, python in asked.items() if not SpecifierSet(python).contains(constraints.OLDEST)]
+    assert not refused
 
 
 @own_torch
