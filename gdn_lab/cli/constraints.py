@@ -41,7 +41,7 @@ def run(arguments) -> None:
     for python in arguments.pythons:
         version, found = resolve(python, pins)
         if not versions and Version(version) > Version(OLDEST):
-            raise BatchError(f"{python} is Python {version}; resolve for {OLDEST} first: newer ones admit more versions")
+            raise BatchError(f"{python} is Python {version}; resolve for {OLDEST} first")
         versions.append(version)
         for metadata in found:
             name = canonicalize_name(metadata["name"])
@@ -64,7 +64,7 @@ def requirements(root: Path = ROOT) -> dict[str, list[Requirement]]:
 
 
 def resolve(python: str, pins: dict[str, str]) -> tuple[str, list[dict]]:
-    """(full version of a Python, metadata of all that pip would install for it), at the pins so far where they apply."""
+    """(full version of a Python, metadata of what pip would install for it), at the pins so far where they apply."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         _call([python, "-m", "venv", str(folder / "venv")])
