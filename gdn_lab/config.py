@@ -81,6 +81,7 @@ def resolve(settings: EngineSettings, machine: Machine, *, model_ssm_dtype: str 
     _one_of("linear_attn_decode_backend", settings.linear_attn_decode_backend, BACKENDS, optional=True)
     _one_of("linear_attn_prefill_backend", settings.linear_attn_prefill_backend, BACKENDS, optional=True)
     _one_of("mamba_ssm_dtype", settings.mamba_ssm_dtype, SSM_DTYPES, optional=True)
+    _one_of("model_ssm_dtype", model_ssm_dtype, SSM_DTYPES)
     _one_of("mamba_scheduler_strategy", settings.mamba_scheduler_strategy, SCHEDULER_STRATEGIES)
     decode = settings.linear_attn_decode_backend or settings.linear_attn_backend
     prefill = settings.linear_attn_prefill_backend or settings.linear_attn_backend

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .backends.base import Call, dtype_name
+from .arguments import check_call, check_indices, check_intermediate_states, without_autograd
+from .backends.base import Call
 from .backends.registry import launch_for
 from .models import GDNShape
-from .pool import StatePool, checks, checks_values
+from .pool import StatePool, checks
 
 __all__ = [
     "DecodeInputs",
@@ -26,7 +27,6 @@ __all__ = [
 ]
 
 DRAFT_TOKENS = (2, 16)  # of one verify call: fewest and most
-_INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def decode(
@@ -51,19 +51,19 @@ def decode(
     A_log, dt_bias [HV] float32. indices [B] int32 or int64: each row's slot; negative is padding: such a row changes no
     slot that was handed out, and its output is undefined (zero on `torch`, `triton`, `cutedsl`).
     backend: "auto" (the fastest that can), a name ("triton"), or a name and variant ("triton/kv8").
-    scale: of q, default K ** -0.5. out: [B, HV, V], contiguous, q's dtype; given, the call allocates nothing.
+    scale: of q, default K ** -0.5. out: [B, HV, V], contiguous, q's dtype; given, the call allocates nothing. It may be
+    v, and share memory with no other argument and not with the pool.
 
-    Never synchronises unless checks are on. Raises ValueError naming the argument, what was expected and what came; or
-    with the sentence of the backend that refuses. The operation is defined in reference.py.
+    Autograd records nothing. Never synchronises unless checks are on. Raises ValueError naming the argument, what was
+    expected and what came; or with the sentence of the backend that refuses. reference.py defines the operation.
     """
-    _check_call((q.size(0),), q.size(0), q, k, v, a, b, A_log, dt_bias, pool, indices, out)
-    if checks_values():
-        _check_slots(pool, indices)
+    check_call(1, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale)
     call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
     launch = launch_for(backend, call)
     if out is None:
         out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if q.size(0):
+        q, k, v, a, b, A_log, dt_bias = without_autograd(q, k, v, a, b, A_log, dt_bias)
         launch(
             q,
             k,
@@ -109,15 +109,14 @@ def verify(
 
     out: [B, T, HV, V], contiguous, q's dtype. Synchronisation, padding and errors as decode().
     """
-    lead = tuple(q.shape[:2])
-    _check_call(lead, q.size(0), q, k, v, a, b, A_log, dt_bias, pool, indices, out)
+    check_call(2, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale)
     fewest, most = DRAFT_TOKENS
     if not fewest <= q.size(1) <= most:
         raise ValueError(f"q: expected {fewest} to {most} draft tokens in [B, T, HK, K], got {list(q.shape)}")
     if intermediate_states is not None:
-        pool.check_intermediate_states(intermediate_states, *lead)
-    if checks_values():
-        _check_slots(pool, indices)
+        check_intermediate_states(
+            intermediate_states, pool, q.size(0), q.size(1), (q, k, v, a, b, A_log, dt_bias, indices, out)
+        )
     if update_state:
         mode = "update" if intermediate_states is None else "update and intermediate"
     else:
@@ -127,6 +126,7 @@ def verify(
     if out is None:
         out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if q.size(0):
+        q, k, v, a, b, A_log, dt_bias = without_autograd(q, k, v, a, b, A_log, dt_bias)
         launch(
             q,
             k,
@@ -173,24 +173,15 @@ def prefill(
     out: [tokens, HV, V], contiguous, q's dtype. Allocates scratch; `torch` reads cu_seqlens on the host, the others
     never synchronise. Errors as decode(); the values of cu_seqlens are checked where those of indices are.
     """
-    sequences = indices.size(0) if indices.dim() else 0
-    _check_call((q.size(0),), sequences, q, k, v, a, b, A_log, dt_bias, pool, indices, out)
-    if (
-        cu_seqlens.shape != (sequences + 1,)
-        or cu_seqlens.dtype not in _INDEX_DTYPES
-        or cu_seqlens.get_device() != pool.state.get_device()
-        or not cu_seqlens.is_contiguous()
-    ):
-        dtype = cu_seqlens.dtype if cu_seqlens.dtype in _INDEX_DTYPES else torch.int32
-        _refuse("cu_seqlens", cu_seqlens, (sequences + 1,), dtype, pool.device)
-    if checks_values():
-        _check_slots(pool, indices)
-        _check_bounds(cu_seqlens, q.size(0))
+    if cu_seqlens is None:
+        raise ValueError("cu_seqlens: expected where each sequence begins and the last ends, int32 [n + 1], got None")
+    check_call(1, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale, cu_seqlens)
     call = Call("prefill", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
     launch = launch_for(backend, call)
     if out is None:
         out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if q.size(0):
+        q, k, v, a, b, A_log, dt_bias = without_autograd(q, k, v, a, b, A_log, dt_bias)
         launch(
             q,
             k,
@@ -209,6 +200,7 @@ def prefill(
     return out
 
 
+@torch.no_grad()
 def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: StatePool, rows: Tensor, **options):
     """Run prefill() on a VK pool by a KV round trip, as engines did whose prefill kernel took only KV pools: gather the
     slots, transpose, run on that, transpose back, scatter.
@@ -234,6 +226,7 @@ def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: 
     return out
 
 
+@torch.no_grad()
 def decode_gathered(
     q,
     k,
@@ -262,94 +255,13 @@ def decode_gathered(
         pool.device,
     ) or scratch.slots <= len(indices):
         raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
-    if indices.shape != q.shape[:1] or indices.get_device() != pool.state.get_device():
-        _refuse("indices", indices, q.shape[:1], indices.dtype, pool.device)
-    if checks_values():
-        _check_slots(pool, indices)
+    check_indices(indices, len(q), pool)
     slots = (indices.clamp(min=0) if padding else indices).long()
     batch = scratch.state[1 : len(indices) + 1]
     torch.index_select(pool.state, 0, slots, out=batch)
     out = decode(q, k, v, a, b, pool=scratch, indices=rows, **options)
     pool.state.index_copy_(0, slots, batch)
     return out
-
-
-def _check_call(lead, rows, q, k, v, a, b, A_log, dt_bias, pool, indices, out):
-    """Check shapes, dtypes, devices and strides: all that is known on the host. Part of every call, so kept cheap.
-
-    lead: the dimensions of q, k, v, a, b and out before the heads. rows: the length of indices.
-    """
-    shape, gpu, dtype = pool.shape, pool.state.get_device(), q.dtype  # get_device() is -1 on the CPU
-    HK, HV, K, V = shape.dims
-    if gpu >= 0 and torch.cuda.current_device() != gpu:  # kernels are launched on the current device
-        raise ValueError(
-            f"pool: is on {pool.device} and the current device is cuda:{torch.cuda.current_device()}; "
-            f"call inside torch.cuda.device({gpu})"
-        )
-    qk_shape, v_shape, gate_shape = (*lead, HK, K), (*lead, HV, V), (*lead, HV)
-    if not dtype.is_floating_point:
-        raise ValueError(f"q: expected a floating-point dtype, got {dtype_name(dtype)}")
-    if q.shape != qk_shape or q.get_device() != gpu or q.stride(-1) != 1:
-        _refuse("q", q, qk_shape, dtype, pool.device)
-    if k.shape != qk_shape or k.dtype is not dtype or k.get_device() != gpu or k.stride(-1) != 1:
-        _refuse("k", k, qk_shape, dtype, pool.device)
-    if v.shape != v_shape or v.dtype is not dtype or v.get_device() != gpu or v.stride(-1) != 1:
-        _refuse("v", v, v_shape, dtype, pool.device)
-    if a.shape != gate_shape or a.dtype is not dtype or a.get_device() != gpu or a.stride(-1) != 1:
-        _refuse("a", a, gate_shape, dtype, pool.device)
-    if b.shape != gate_shape or b.dtype is not dtype or b.get_device() != gpu or b.stride(-1) != 1:
-        _refuse("b", b, gate_shape, dtype, pool.device)
-    for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
-        if x.shape != (HV,) or x.dtype is not torch.float32 or x.get_device() != gpu or not x.is_contiguous():
-            _refuse(name, x, (HV,), torch.float32, pool.device)
-    if (
-        indices.shape != (rows,)
-        or indices.dtype not in _INDEX_DTYPES
-        or indices.get_device() != gpu
-        or not indices.is_contiguous()
-    ):
-        _refuse(
-            "indices", indices, (rows,), indices.dtype if indices.dtype in _INDEX_DTYPES else torch.int32, pool.device
-        )
-    if out is not None and (
-        out.shape != v_shape or out.dtype is not dtype or out.get_device() != gpu or not out.is_contiguous()
-    ):
-        _refuse("out", out, v_shape, dtype, pool.device)
-
-
-def _refuse(name, x, shape, dtype, device):
-    """Raise the ValueError for one tensor that is not what it should be."""
-    seen = f"{dtype_name(x.dtype)} {list(x.shape)} on {x.device}"
-    if not x.is_contiguous():
-        seen += f" with strides {list(x.stride())}"
-    layout = "the last dimension contiguous" if name in ("q", "k", "v", "a", "b") else "contiguous"
-    raise ValueError(f"{name}: expected {dtype_name(dtype)} {list(shape)} on {device}, {layout}; got {seen}")
-
-
-def _check_slots(pool, indices):
-    """Check the values of indices and state. Synchronises with the GPU."""
-    slots = [slot for slot in indices.tolist() if slot >= 0]
-    outside = [slot for slot in slots if slot >= pool.slots]
-    if outside:
-        raise ValueError(f"indices: expected slots below {pool.slots} or negative for padding, got {outside}")
-    if 0 in slots:
-        raise ValueError("indices: expected slots from 1 (slot 0 is the null slot) or negative for padding, got 0")
-    twice = sorted({slot for slot in slots if slots.count(slot) > 1})
-    if twice:
-        raise ValueError(f"indices: expected each live slot once, got {twice} more than once")
-    if slots:
-        live = torch.tensor(slots, device=pool.device)
-        finite = torch.isfinite(pool.state[live]).flatten(1).all(1).tolist()
-        if not all(finite):
-            bad = [slot for slot, good in zip(slots, finite, strict=True) if not good]
-            raise ValueError(f"pool.state: expected finite values, got NaN or infinity in slots {bad}")
-
-
-def _check_bounds(cu_seqlens, tokens):
-    """Check the values of cu_seqlens. Synchronises with the GPU."""
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != tokens or bounds != sorted(bounds):
-        raise ValueError(f"cu_seqlens: expected 0 to {tokens}, the tokens of q, and never falling, got {bounds}")
 
 
 @dataclass(frozen=True)

@@ -11,34 +11,38 @@ Slot 0 is the null slot: never handed out, so that backends may overwrite it for
 import contextlib
 import functools
 import os
+import threading
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
-from .backends.base import State
+from .backends.base import State, usable_device
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
 
 LAYOUTS = ("VK", "KV")
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONV_DTYPE = torch.bfloat16  # the window holds activations, which engines keep in bf16 whatever the state's dtype
 
-_check_values = os.environ.get("GDN_LAB_CHECKS", "") == "1"
+_check_values = ContextVar("checks", default=os.environ.get("GDN_LAB_CHECKS", "") == "1")
 
 
 @contextlib.contextmanager
 def checks(on: bool = True):
-    """Inside, calls check values too, which synchronises with a GPU: range of indices, duplicates, NaN in the state."""
-    global _check_values
-    before, _check_values = _check_values, on
+    """Inside, calls of this thread or task check values too: range of indices, duplicates, NaN in the state.
+
+    That synchronises with a GPU.
+    """
+    token = _check_values.set(on)
     try:
         yield
     finally:
-        _check_values = before
+        _check_values.reset(token)
 
 
 def checks_values() -> bool:
     """Whether calls check values now."""
-    return _check_values
+    return _check_values.get()
 
 
 class StatePool:
@@ -62,6 +66,7 @@ class StatePool:
         if dtype not in STATE_DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(map(str, STATE_DTYPES))}, got {dtype}")
         self.shape, self.slots, self.layout, self.dtype = shape, slots, layout, dtype
+        device = usable_device(device)
         inner = (shape.head_v_dim, shape.head_k_dim) if layout == "VK" else (shape.head_k_dim, shape.head_v_dim)
         self.state = torch.zeros(slots, shape.num_v_heads, *inner, dtype=dtype, device=device)
         self.conv = torch.zeros(slots, shape.conv_dim, CONV_WINDOW, dtype=CONV_DTYPE, device=device)
@@ -69,6 +74,7 @@ class StatePool:
         self.launch_state = State(self.state)  # what a backend's launch takes
         self.intermediate_states = self.draft_inputs = None
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
+        self._lock = threading.Lock()  # of _free
 
     def __repr__(self):
         return (
@@ -98,19 +104,30 @@ class StatePool:
         """Slots that acquire() can still hand out."""
         return len(self._free)
 
+    @torch.no_grad()
     def acquire(self, n: int) -> Tensor:
-        """Hand out n slots, zeroed: int32 [n] on the pool's device. RuntimeError if fewer than n are free."""
+        """Hand out n slots, zeroed: int32 [n] on the pool's device. RuntimeError if fewer than n are free.
+
+        Several threads may acquire and release at once; a call that fails takes no slot.
+        """
         if type(n) is not int or n < 0:
             raise ValueError(f"n: expected an int of at least 0, got {n!r}")
-        if n > self.free:
-            raise RuntimeError(
-                f"the pool is full: acquire({n}) with {self.free} of {self.slots - 1} slots free; "
-                "release slots first or build the pool with more"
-            )
-        taken = [self._free.pop() for _ in range(n)]
-        indices = torch.tensor(taken, dtype=torch.int32, device=self.device)
-        self.state[indices] = 0
-        self.conv[indices] = 0
+        with self._lock:
+            if n > self.free:
+                raise RuntimeError(
+                    f"the pool is full: acquire({n}) with {self.free} of {self.slots - 1} slots free; "
+                    "release slots first or build the pool with more"
+                )
+            kept = len(self._free) - n
+            taken, self._free[kept:] = self._free[kept:][::-1], []
+        try:
+            indices = torch.tensor(taken, dtype=torch.int32, device=self.device)
+            self.state[indices] = 0
+            self.conv[indices] = 0
+        except BaseException:  # Ctrl-C too: the slots are free again
+            with self._lock:
+                self._free.extend(reversed(taken))
+            raise
         return indices
 
     def release(self, indices: Tensor) -> None:
@@ -121,11 +138,13 @@ class StatePool:
         given = [slot for slot in self._slots_of(indices) if slot >= 0]
         if len(set(given)) < len(given):
             raise ValueError(f"indices: expected each slot once, got {given}")
-        idle = sorted(set(given) & ({0} | set(self._free)))
-        if idle:
-            raise ValueError(f"indices: expected slots that were handed out, got {idle}, free or the null slot")
-        self._free.extend(reversed(given))
+        with self._lock:
+            idle = sorted(set(given) & ({0} | set(self._free)))
+            if idle:
+                raise ValueError(f"indices: expected slots that were handed out, got {idle}, free or the null slot")
+            self._free.extend(reversed(given))
 
+    @torch.no_grad()
     def read(self, indices: Tensor) -> Tensor:
         """Return the state of the given slots, [n, HV, V, K] float32 in any layout; zeros for negative indices."""
         slots = torch.tensor(self._slots_of(indices), dtype=torch.int64, device=self.device)
@@ -133,9 +152,18 @@ class StatePool:
         state = state if self.layout == "VK" else state.transpose(-1, -2)
         return torch.where((slots >= 0)[:, None, None, None], state, 0.0).contiguous()
 
+    @torch.no_grad()
     def write(self, indices: Tensor, state: Tensor) -> None:
-        """Store state [n, HV, V, K], rounded to the pool's dtype; rows of negative indices are skipped."""
+        """Store state [n, HV, V, K], rounded to the pool's dtype; rows of negative indices are skipped.
+
+        ValueError for a state of another shape or that holds no real numbers, and for a slot that is named twice.
+        """
         slots = torch.tensor(self._slots_of(indices), dtype=torch.int64)
+        if not isinstance(state, Tensor) or state.is_complex():
+            raise ValueError(f"state: expected a tensor of real numbers, got {_seen(state)}")
+        named = [slot for slot in slots.tolist() if slot >= 0]
+        if len(set(named)) < len(named):
+            raise ValueError(f"indices: expected each slot once, got {named}")
         expected = (len(slots), self.shape.num_v_heads, self.shape.head_v_dim, self.shape.head_k_dim)
         if state.shape != expected:
             raise ValueError(f"state: expected shape {list(expected)} ([n, HV, V, K]), got {list(state.shape)}")
@@ -150,18 +178,20 @@ class StatePool:
         intermediate_states=pool.intermediate_states[:B, :T], update_state=False); draft_inputs [rows, conv_dim, tokens]
         bf16, into which the caller writes what it feeds the causal convolution for each draft token: the window in
         `conv` must stay as it was before them. Row i of both belongs to row i of the call, whatever its slot.
-        A second call replaces the buffers; rows = 0 frees them.
+        A second call replaces the buffers, and needs room for both; rows = 0 frees them. A call that fails leaves them.
         """
         for name, value in (("rows", rows), ("tokens", tokens)):
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name}: expected an int of at least 0, got {value!r}")
-        self.intermediate_states = self.draft_inputs = None
-        if rows and tokens:
-            states = (rows, tokens, *self.state.shape[1:])
-            self.intermediate_states = torch.zeros(states, dtype=self.dtype, device=self.device)
-            inputs = (rows, self.shape.conv_dim, tokens)
-            self.draft_inputs = torch.zeros(inputs, dtype=CONV_DTYPE, device=self.device)
+        if not (rows and tokens):
+            self.intermediate_states = self.draft_inputs = None
+            return
+        states, inputs = (rows, tokens, *self.state.shape[1:]), (rows, self.shape.conv_dim, tokens)
+        states = torch.zeros(states, dtype=self.dtype, device=self.device)
+        inputs = torch.zeros(inputs, dtype=CONV_DTYPE, device=self.device)
+        self.intermediate_states, self.draft_inputs = states, inputs
 
+    @torch.no_grad()
     def commit(
         self,
         indices: Tensor,
@@ -181,6 +211,8 @@ class StatePool:
         By index on the GPU, without synchronising; with checks on, and always on a CPU, values are checked.
         Raises ValueError naming the argument, what was expected and what came.
         """
+        if not isinstance(indices, Tensor) or indices.dim() != 1:
+            raise ValueError(f"indices: expected an int32 or int64 tensor [B], got {_seen(indices)}")
         rows = len(indices)
         if intermediate_states is None and draft_inputs is None:
             if self.intermediate_states is None or len(self.intermediate_states) < rows:
@@ -195,6 +227,8 @@ class StatePool:
             raise ValueError(
                 f"{missing}: expected both or neither, got None; state and convolution window roll back together"
             )
+        if not isinstance(intermediate_states, Tensor) or intermediate_states.dim() < 2:
+            raise ValueError(f"intermediate_states: expected a tensor [B, T, …], got {_seen(intermediate_states)}")
         tokens = intermediate_states.shape[1]
         self.check_intermediate_states(intermediate_states, rows, tokens)
         self._check_tensor("draft_inputs", draft_inputs, (rows, self.shape.conv_dim, tokens), (CONV_DTYPE,))
@@ -204,8 +238,10 @@ class StatePool:
             )
         self._check_tensor("indices", indices, (rows,), (torch.int32, torch.int64))
         self._check_tensor("accepted", accepted, (rows,), (torch.int32, torch.int64))
-        if _check_values or self.device.type == "cpu":
+        if checks_values() or self.device.type == "cpu":
             self._check_accepted(indices, accepted, tokens)
+        if not (rows and tokens):
+            return None
 
         if kernels := _commit_kernels() if self.device.type == "cuda" else None:
             return kernels.commit(self.state, self.conv, indices, accepted, intermediate_states, draft_inputs)
@@ -219,6 +255,7 @@ class StatePool:
         window = window[:, None, :].expand(-1, self.shape.conv_dim, -1)
         self.conv.index_copy_(0, slots, inputs.gather(-1, window))
 
+    @torch.no_grad()
     def to(self, *, layout=None, dtype=None, device=None) -> "StatePool":
         """Return a new pool with the same contents and the same slots handed out, in another layout, dtype or device.
 
@@ -237,17 +274,19 @@ class StatePool:
         """Raise ValueError unless `states` can hold the state after each of `tokens` tokens of `rows` rows."""
         expected = (rows, tokens, *self.state.shape[1:])
         self._check_tensor("intermediate_states", states, expected, (self.dtype,))
-        if rows and not states[0].is_contiguous():
+        if rows and not states[0].is_contiguous() or rows > 1 and states.stride(0) < states[0].numel():
             raise ValueError(
-                f"intermediate_states: expected {list(expected)} contiguous but for its first dimension, got strides "
-                f"{list(states.stride())}"
+                f"intermediate_states: expected {list(expected)} contiguous but for its first dimension, its rows "
+                f"apart, got strides {list(states.stride())}"
             )
 
     def _check_tensor(self, name, x, shape, dtypes) -> None:
-        if not isinstance(x, Tensor) or x.shape != shape or x.dtype not in dtypes or x.device != self.device:
-            seen = f"{x.dtype} {list(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+        strided = isinstance(x, Tensor) and x.layout is torch.strided
+        if not strided or x.shape != shape or x.dtype not in dtypes or x.device != self.device:
             names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise ValueError(f"{name}: expected {names} {list(shape)} on {self.device}, got {seen}")
+            raise ValueError(f"{name}: expected {names} {list(shape)} on {self.device}, got {_seen(x)}")
+        if x.requires_grad:
+            raise ValueError(f"{name}: expected a tensor that requires no gradient; pass {name}.detach()")
 
     def _check_accepted(self, indices: Tensor, accepted: Tensor, tokens: int) -> None:
         """Check the values of commit()'s arguments. Synchronises with a GPU."""
@@ -261,13 +300,19 @@ class StatePool:
     def _slots_of(self, indices: Tensor) -> list[int]:
         """Return indices [n] as Python ints, checked against the pool's range. Synchronises with a GPU."""
         if not isinstance(indices, Tensor) or indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
-            seen = f"{indices.dtype} {list(indices.shape)}" if isinstance(indices, Tensor) else type(indices).__name__
-            raise ValueError(f"indices: expected an int32 or int64 tensor [n], got {seen}")
+            raise ValueError(f"indices: expected an int32 or int64 tensor [n], got {_seen(indices)}")
+        if indices.is_meta:
+            raise ValueError("indices: expected a tensor with values, got one on meta")
         slots = indices.tolist()
         outside = [slot for slot in slots if slot >= self.slots]
         if outside:
             raise ValueError(f"indices: expected slots below {self.slots}, got {outside}")
         return slots
+
+
+def _seen(x) -> str:
+    """What an argument is, in a few words."""
+    return f"{x.dtype} {list(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
 
 
 @functools.cache

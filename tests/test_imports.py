@@ -15,6 +15,7 @@ LEVELS = (
     ("files", "names", "models", "minimum_versions", "tolerances", "reference", "costs"),
     ("backends",),
     ("pool_kernels", "pool"),
+    ("arguments",),
     ("ops", "config", "hard_inputs"),
     ("trace",),
     ("bench",),

@@ -144,7 +144,7 @@ def refused(match, *, checked=False, **changes):
 def test_refusals():
     refused(r"cu_seqlens: expected int32 \[3\]", cu_seqlens=bounds_of([4, 3, 3]))
     refused(r"cu_seqlens: expected int32 \[3\]", cu_seqlens=bounds_of([4, 6]).float())
-    refused(r"indices: expected int32 \[0\]", indices=torch.tensor(1, dtype=torch.int32))
+    refused(r"indices: expected int32 \[2\]", indices=torch.tensor(1, dtype=torch.int32))
     refused(r"k: expected bfloat16 \[10, 2, 16\]", k=torch.zeros(9, 2, 16, dtype=BF16))
     refused(r"out: expected", out=torch.zeros(10, 4, 32))
     refused(r"cu_seqlens: expected 0 to 10", checked=True, cu_seqlens=bounds_of([4, 5]))

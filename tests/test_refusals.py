@@ -131,11 +131,11 @@ def strided_last(x):
 @pytest.mark.parametrize(
     "name, change, sentence",
     [
-        ("q", lambda q: q.int(), "q: expected a floating-point dtype, got int32"),
+        ("q", lambda q: q.int(), "q: expected bfloat16 [3, 2, 8] on cpu"),
         ("q", lambda q: q[:, :1], "q: expected bfloat16 [3, 2, 8] on cpu, the last dimension contiguous; got bfloat16"),
         ("q", lambda q: q.unsqueeze(1), "q: expected bfloat16 [3, 2, 8]"),
         ("q", strided_last, "q: expected bfloat16 [3, 2, 8] on cpu, the last dimension contiguous; got bfloat16"),
-        ("q", lambda q: q[:2], "k: expected bfloat16 [2, 2, 8]"),  # q's first dimension is the batch
+        ("q", lambda q: q[:2], "q: expected bfloat16 [3, 2, 8]"),  # q's first dimension is the batch
         ("k", lambda k: k.float(), "k: expected bfloat16 [3, 2, 8] on cpu, the last dimension contiguous; got float32"),
         ("k", lambda k: k[:2], "k: expected bfloat16 [3, 2, 8]"),
         ("k", strided_last, "with strides [32, 16, 2]"),

@@ -155,6 +155,26 @@ def dtype_names(dtypes) -> str:
     return " or ".join(map(dtype_name, dtypes))
 
 
+def usable_device(device) -> torch.device | None:
+    """Return what torch.device() makes of `device`, or None for None (torch's default device).
+
+    ValueError if it is no device, or a GPU that is not there.
+    """
+    if device is None:
+        return None
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected a name such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"device: expected cpu, cuda or meta, got {str(device)!r}")
+    there = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        seen = f"{there} GPU{'s' * (there != 1)}" if there else "no GPU"
+        raise ValueError(f"device: expected one that is there, got {str(device)!r}; torch sees {seen}")
+    return device
+
+
 _assumed_capability: tuple[int, int] | None = None
 
 

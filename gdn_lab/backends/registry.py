@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..models import GDNShape
-from .base import UNSET_ORDER, Backend, Call, Launch, NotInstalled, Variant
+from .base import UNSET_ORDER, Backend, Call, Launch, NotInstalled, Variant, usable_device
 
 # Looks for variants that bring none. None of these colours and markers is used by a variant of this folder.
 SPARE_COLOURS = ("#332288", "#AA4499", "#999933", "#661100", "#6699CC", "#117733", "#882255", "#44AA99")
@@ -125,7 +125,7 @@ class BackendReport(NamedTuple):
 
 def backends(device=None) -> list[BackendReport]:
     """What is installed, what each backend can do and why not the rest, on `device` (default: a GPU if there is)."""
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reports = []
     for backend in BACKENDS.values():
         try:
@@ -189,12 +189,12 @@ def _choose(name: str, call: Call, isolated: bool = False) -> tuple[tuple[Backen
                 return chosen, None
             reasons.append(f"{backend_name} {reason}")
         return None, f"finds no backend for this call: {'; '.join(reasons) or f'none has a {call.phase} kernel'}"
-    backend_name, _, variant_name = name.partition("/")
+    backend_name, slash, variant_name = name.partition("/")
     if backend_name not in BACKENDS:
         raise ValueError(f"backend: {backend_name!r} is unknown; choose auto or one of {', '.join(BACKENDS)}")
     backend = BACKENDS[backend_name]
     known = [variant.name for variant in backend.variants]
-    if variant_name and variant_name not in known and known:
+    if slash and variant_name not in known and known:
         raise ValueError(f"backend: {backend_name} has no variant {variant_name!r}; choose one of {', '.join(known)}")
     refused = []
     for variant in backend.variants:

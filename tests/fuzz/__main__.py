@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .kinds import KINDS
 
-USUAL = [name for name, kind in KINDS.items() if not kind.asked]
+USUAL = list(KINDS)
 SHOWN = 5  # failures of a kind that are printed whole
 
 

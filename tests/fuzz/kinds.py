@@ -9,12 +9,11 @@ from typing import NamedTuple
 class Kind(NamedTuple):
     """cases(): a context manager; inside, one_case(seed, number) runs a case and returns its name for the counts.
 
-    environment: variables that the process must have been started with. asked: only runs where --only names it.
+    environment: variables that the process must have been started with.
     """
 
     cases: Callable
     environment: dict[str, str] = {}
-    asked: bool = False
 
 
 def random_of(seed: int, number: int) -> Random:
@@ -69,7 +68,7 @@ def _traces():
 
 KINDS = {
     "calls": Kind(lambda: _calls("torch")),
-    "bad": Kind(_bad_calls, asked=True),
+    "bad": Kind(_bad_calls),
     "triton": Kind(lambda: _calls("triton"), {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
     "signals": Kind(_signals),
     "commands": Kind(_commands),
