@@ -20,6 +20,7 @@ LEVELS = (
     ("trace",),
     ("bench",),
     ("layer",),
+    ("engine",),
     ("report",),
     ("studies",),
     ("cli",),
