@@ -57,6 +57,18 @@ def test_packed_views_are_read_by_one_kernel(variant):
 
 
 @every_variant
+def test_a_models_parameters_leave_no_graph(variant):
+    """A_log and dt_bias of a model require gradients; a library may refuse such tensors, and the pool must keep none."""
+    call, pool, indices, inputs, out = one_call(variant)
+    plain, expected = pool.state.clone(), None
+    for gates in (inputs.gates(), {name: torch.nn.Parameter(x) for name, x in inputs.gates().items()}):
+        pool.state.copy_(plain)
+        decode(*inputs.arguments(), **gates, pool=pool, indices=indices, backend=variant.full_name, out=out)
+        expected = out.clone() if expected is None else expected
+    assert not pool.state.requires_grad and same_bits(out[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+@every_variant
 def test_never_synchronises(variant):
     call, pool, indices, inputs, out = one_call(variant)
     scratch = StatePool(RANK, 8, layout=variant.layout, dtype=pool.dtype, device=GPU)
