@@ -58,7 +58,7 @@ def test_packed_views_are_read_by_one_kernel(variant):
 
 @every_variant
 def test_a_models_parameters_leave_no_graph(variant):
-    """A_log and dt_bias of a model require gradients; a library may refuse such tensors, and the pool must keep none."""
+    """A_log and dt_bias of a model require gradients; libraries may refuse that, and the pool must keep none."""
     call, pool, indices, inputs, out = one_call(variant)
     plain, expected = pool.state.clone(), None
     for gates in (inputs.gates(), {name: torch.nn.Parameter(x) for name, x in inputs.gates().items()}):
