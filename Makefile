@@ -63,7 +63,7 @@ list: $(READY)  ## list the notebooks and their questions; ARGS=02 shows the par
 backends: $(READY)  ## list every kernel, whether it can run here, and why not
 	@$(GDN_LAB) backends $(ARGS)
 
-report: $(READY)  ## rebuild the README's figures and sections from data/
+report: $(READY)  ## rebuild the figures and generated parts of README.md and docs/ from data/
 	@$(GDN_LAB) report $(ARGS)
 
 capture-scrub: $(READY)  ## copy the trace CAPTURE=file without its private data [OUT=file]

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .ops import checks, decode, prefill, verify
     from .pool import StatePool
 
+__version__ = "0.2.0"  # pyproject.toml reads it here
+
 __all__ = ["GDNShape", "StatePool", "backends", "checks", "decode", "prefill", "reference", "verify"]
 
 _MODULE_OF = {"GDNShape": "models", "StatePool": "pool"} | dict.fromkeys(

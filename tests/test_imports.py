@@ -58,7 +58,7 @@ def imported(path: Path, nodes=None) -> set[str]:
             above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
             found |= {_module(base, alias.name) for alias in node.names}
-    return {name for name in found if name.split(".")[0] == "gdn_lab" and name != package}
+    return {name for name in found if name.startswith("gdn_lab.") and name != package}
 
 
 def _module(base: str, name: str) -> str:

@@ -9,6 +9,8 @@ import argparse
 import importlib
 import sys
 
+from .. import __version__
+
 COMMANDS = {  # name: (module of this folder, what --help says)
     "run": ("run", "execute notebooks, all unless named, each into a folder under runs/"),
     "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),
@@ -16,7 +18,7 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "list": ("listing", "the studies and their questions; with a name, its parameters; with --runs, the runs"),
     "clean": ("clean", "remove old runs; the newest of each notebook are kept"),
     "backends": ("installed", "the kernels: what is installed, what can run here, and why not the rest"),
-    "report": ("report", "rebuild the README's figures and sections from data/"),
+    "report": ("report", "rebuild the figures and generated parts of README.md and docs/ from data/"),
     "profile": ("profile", "record a decode step and attribute its time, or open a trace of your own"),
     "scrub": ("scrub_command", "copy a trace without the private data it holds"),
     "constraints": ("constraints", "resolve requirements*.txt anew and pin all that they bring in constraints.txt"),
@@ -50,20 +52,10 @@ def _interrupt() -> None:
 def parser(name: str | None = None, module=None) -> argparse.ArgumentParser:
     """The tree of commands; `name` is the one whose arguments `module` adds."""
     top = argparse.ArgumentParser(prog="gdn-lab", description="A workbook for Gated Delta Network kernels.")
-    top.add_argument("--version", action="version", version=f"gdn-lab {version()}")
+    top.add_argument("--version", action="version", version=f"gdn-lab {__version__}")
     commands = top.add_subparsers(required=True, metavar="command")
     for command, (_, meaning) in COMMANDS.items():
         below = commands.add_parser(command, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         if command == name:
             module.add_arguments(below)
     return top
-
-
-def version() -> str:
-    """Version of the installed package, or "unknown" where it runs without being installed."""
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("gdn_lab")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed)"

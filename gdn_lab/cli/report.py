@@ -2,6 +2,9 @@
 
 A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts the closing marker where it is missing:
 
+    picture                     decode calls of a recorded GPU, by variant
+    which_backend               for each kind of call the variant to use, and what it saves
+    hardware                    for each compute capability what serves, is compiled and is recorded
     studies                     every notebook and its question
     computed:<figure>           a figure that needs no data
     variants                    every kernel variant: pool, role, what it is
@@ -20,7 +23,9 @@ from ..studies import Study, studies
 from ..studies.declaration import Section
 from .run import ROOT, shown
 
-BLOCKS = r"studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|measured:\w+-\w+"
+BLOCKS = (
+    r"picture|which_backend|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|measured:\w+-\w+"
+)
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
 
 
@@ -74,6 +79,8 @@ def fill(page: Path, root: Path) -> list[Path]:
 def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
     """(Markdown, figures written) of one marker; None if nothing makes it."""
     kind, _, rest = block.partition(":")
+    if kind in ("picture", "which_backend", "hardware"):
+        return front(kind, root)
     if kind == "studies":
         return studies_table(), []
     if kind == "variants":
@@ -95,6 +102,22 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
     gpu, _, section = rest.partition("-")
     study = next((each for each in studies() if each.section and each.section_name == section), None)
     return None if study is None else section_of(study, gpu, root)
+
+
+def front(block: str, root: Path) -> tuple[str, list[Path]] | None:
+    """(Markdown, figures written) of a block of front_page.py; None where its rows are not recorded."""
+    from . import front_page
+
+    data = root / "data"
+    if block == "hardware":
+        return front_page.hardware(data), []
+    if not front_page.is_recorded(data):
+        return None
+    if block == "which_backend":
+        return front_page.which_backend(data), []
+    figure = front_page.picture(data)
+    path = save(figure, root / "docs" / "decode_at_a_glance.png")
+    return f"![{title(figure)}](docs/{path.name})", [path]
 
 
 def studies_table() -> str:

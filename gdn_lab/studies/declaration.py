@@ -10,7 +10,7 @@ __all__ = ["Section", "Study", "StudyParameters"]
 
 
 class Section(NamedTuple):
-    """What the README shows of one recorded run. Each text is Markdown.
+    """What docs/results_<gpu>.md shows of one recorded run. Each text is Markdown.
 
     table: placed first, or "". conditions: what the figures hold for, one line. sentences: the answer, a point each.
     not_timed: sentences on what was refused or wrong. figures: {name: matplotlib Figure}, saved as
@@ -29,9 +29,9 @@ class Study:
     """One question of the workbook.
 
     number, name: "02", "decode_kernels": the folder's name, and with the number the notebook's. question: its
-    heading. parameters: what the notebook's parameters cell declares. section(run, rows) -> Section: what the README
-    shows of a run recorded in data/measured/<gpu>/<notebook>/; None: nothing. section_name: the README's marker is
-    `<!-- measured:<gpu>-<section_name> -->`. computed() -> {name: Figure}: README figures that need no data.
+    heading. parameters: what the notebook's parameters cell declares. section(run, rows) -> Section: what a page
+    shows of a run recorded in data/measured/<gpu>/<notebook>/; None: nothing. section_name: the marker on the page is
+    `<!-- measured:<gpu>-<section_name> -->`. computed() -> {name: Figure}: figures that need no data.
     All three callables import what they need when called.
     """
 

@@ -12,12 +12,12 @@ def end_to_end_table() -> pandas.DataFrame:
 
 
 def accuracy_table() -> pandas.DataFrame:
-    """A line for each evaluation, stage and backend: number of runs, mean, least and greatest score, notes."""
+    """A line for each evaluation, stage and backend: runs, mean, least and greatest score, and notes."""
     lines = []
     for (evaluation, stage, backend), rows in published("accuracy").groupby(
         ["evaluation", "stage", "backend"], sort=False
     ):
-        questions = rows.questions.dropna()
+        questions = [f"{count:.0f} questions" for count in rows.questions.dropna().unique()]
         lines.append(
             {
                 "evaluation": evaluation,
@@ -27,8 +27,7 @@ def accuracy_table() -> pandas.DataFrame:
                 "mean": rows.score.mean(),
                 "least": rows.score.min(),
                 "greatest": rows.score.max(),
-                "questions": f"{questions.iloc[0]:.0f}" if len(questions) else "",
-                "note": "; ".join(rows.note.dropna()),
+                "note": "; ".join([*questions, *rows.note.dropna()]),
             }
         )
     return pandas.DataFrame(lines)

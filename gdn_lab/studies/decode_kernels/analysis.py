@@ -285,7 +285,7 @@ def next_to_published(timed: Timed) -> pandas.DataFrame:
 
 
 def ratio_table(timed: Timed) -> pandas.DataFrame:
-    """The README's second table, as text: bandwidth and gathered time of the fastest variant, ratios of the baselines.
+    """The second table of a GPU, as text: bandwidth and gathered time of the fastest variant, ratios of the baselines.
 
     The fastest is that of the largest batch. Ratios are over FlashInfer's, next to those published.
     """
@@ -312,7 +312,7 @@ def ratio_table(timed: Timed) -> pandas.DataFrame:
 
 
 def markdown_tables(timed: Timed) -> str:
-    """The README's two tables: in-place medians in µs by variant, then ratio_table(). Eager PyTorch is left out."""
+    """The two tables of a GPU: in-place medians in µs by variant, then ratio_table(). Eager PyTorch is left out."""
     if not timed:
         return ""
     times = time_table(timed.kernels()).map(lambda us: "" if pandas.isna(us) else f"{us:,.1f}")

@@ -27,7 +27,7 @@ class Parameters(PoolParameters):
 
 
 def section(run: dict, rows: list[dict]) -> Section:
-    """What the README shows of a recorded run."""
+    """What docs/results_<gpu>.md shows of a recorded run."""
     from ...report.timed import Timed
     from . import analysis, figures
 

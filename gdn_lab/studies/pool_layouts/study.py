@@ -23,7 +23,7 @@ class Parameters(PoolParameters):
 
 
 def computed() -> dict:
-    """The README's figures that need no measurement."""
+    """Figures of docs/words.md, which need no measurement."""
     from . import figures
 
     return {"warp_loads": figures.warp_loads(), "slot_bytes": figures.slot_bytes()}

@@ -39,7 +39,7 @@ class Parameters(PoolParameters):
 
 
 def section(run: dict, rows: list[dict]) -> Section:
-    """What the README shows of a recorded run; it names the device itself."""
+    """What docs/results_<gpu>.md shows of a recorded run; it names the device itself."""
     from ...report.timed import Timed
     from . import analysis, figures
 
