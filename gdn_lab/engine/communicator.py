@@ -1,0 +1,85 @@
+"""What a model needs of the other tensor-parallel ranks: sums of activations on the device, and a few words on the host.
+
+A model calls a Communicator and does not know how many ranks there are. Alone is the one of a single GPU.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Communicator:
+    """One rank of `size`. Every rank makes the same calls in the same order, with the same shapes.
+
+    name: as rows and tables show it. all_reduce, all_reduce_add_norm and all_gather can be captured in a CUDA graph once
+    each was called with the same shape outside of one.
+    """
+
+    name: str
+    rank: int = 0
+    size: int = 1
+    device: torch.device
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of x [rows, hidden] over ranks, the same bits on each. It may be x itself, overwritten."""
+        raise NotImplementedError
+
+    def all_reduce_add_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        residual_out: Tensor,
+        y: Tensor,
+        y8: Tensor | None = None,
+        y_scale: Tensor | None = None,
+        *,
+        add_norm: Callable,
+    ) -> None:
+        """add_norm() of the sum of x over ranks: residual_out = sum + residual, y = RMSNorm(residual_out) · (1 + weight).
+
+        add_norm: of layer/kernels/norms.py or layer_reference.py, with these arguments; it runs after the all-reduce
+        where the two are not one kernel. y8, y_scale: y as FP8.
+        """
+        add_norm(self.all_reduce(x), residual, weight, residual_out, y, y8, y_scale)
+
+    def buffer(self, rows: int, hidden: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Memory [rows, hidden] for an x that all_reduce() takes without a copy. Every rank asks for it at the same place."""
+        return torch.empty(rows, hidden, dtype=dtype, device=self.device)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """x of every rank side by side along the last dimension, in the order of ranks."""
+        raise NotImplementedError
+
+    def broadcast_object(self, value, source: int = 0):
+        """The `value` of rank `source`, a picklable object of the host, on every rank."""
+        raise NotImplementedError
+
+    def barrier(self) -> None:
+        """Wait on the host until every rank is here."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what the ranks share. Nothing may be called after it."""
+
+
+class Alone(Communicator):
+    """The only rank: nothing is sent."""
+
+    name = "alone"
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x
+
+    def broadcast_object(self, value, source: int = 0):
+        return value
+
+    def barrier(self) -> None:
+        pass
