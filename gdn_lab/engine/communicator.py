@@ -1,4 +1,4 @@
-"""What a model needs of the other tensor-parallel ranks: sums of activations on the device, and a few words on the host.
+"""What a model needs of other tensor-parallel ranks: sums on the device, and a few words on the host.
 
 A model calls a Communicator and does not know how many ranks there are. Alone is the one of a single GPU.
 """
@@ -12,8 +12,8 @@ from torch import Tensor
 class Communicator:
     """One rank of `size`. Every rank makes the same calls in the same order, with the same shapes.
 
-    name: as rows and tables show it. all_reduce, all_reduce_add_norm and all_gather can be captured in a CUDA graph once
-    each was called with the same shape outside of one.
+    name: as rows and tables show it. all_reduce, all_reduce_add_norm and all_gather can be captured in a CUDA graph
+    once each was called with the same shape outside of one.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Communicator:
         *,
         add_norm: Callable,
     ) -> None:
-        """add_norm() of the sum of x over ranks: residual_out = sum + residual, y = RMSNorm(residual_out) · (1 + weight).
+        """residual_out = residual + sum of x over ranks; y = RMSNorm(residual_out) · (1 + weight).
 
         add_norm: of layer/kernels/norms.py or layer_reference.py, with these arguments; it runs after the all-reduce
         where the two are not one kernel. y8, y_scale: y as FP8.
@@ -45,7 +45,7 @@ class Communicator:
         add_norm(self.all_reduce(x), residual, weight, residual_out, y, y8, y_scale)
 
     def buffer(self, rows: int, hidden: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """Memory [rows, hidden] for an x that all_reduce() takes without a copy. Every rank asks for it at the same place."""
+        """Memory [rows, hidden] for an x that all_reduce() takes without a copy. Every rank asks for it."""
         return torch.empty(rows, hidden, dtype=dtype, device=self.device)
 
     def all_gather(self, x: Tensor) -> Tensor:
