@@ -48,7 +48,7 @@ def serving_rows(
 
 def refused(name="before", concurrency=512, reason="the state pools of 512 requests need 90 GB, and 70 GB are free"):
     row = _case(name, concurrency, 1, "qwen3.5-35b-a3b", False, 0, None, 256)
-    return row | {"status": "refused", "type": "run", "reason": reason}
+    return row | {"status": "refused", "reason": reason}
 
 
 def _case(name, concurrency, tp, model, toy, tokens, acceptance, output):
@@ -71,13 +71,13 @@ def _point(serve, name, concurrency, tp, model, toy, tokens, acceptance, output)
         graph, emitted = 1.4 * graph, sum(acceptance**n for n in range(tokens))
     gap = HOST_GAP * graph
     steps = round((output - 1) / emitted)
-    prefill = PREFILL * steps * (graph + gap)
-    tpot = (steps * (graph + gap) + prefill) / (output - 1)
+    prefill = PREFILL * steps * (graph + gap) if concurrency > 1 else 0.0
+    tpot = (steps * (graph + gap) + prefill * (1 - 1 / concurrency)) / (output - 1)  # one request is new
     first = 0.05
     finished = first + tpot * (output - 1) / 1e6
     start, columns = first, {field: [] for field in FIELDS}
     for index in range(steps):
-        if index == steps // 2:
+        if index == steps // 2 and prefill:
             _step(columns, "prefill", 1, 64, prefill - gap, start, gap)
             start += prefill / 1e6
         _step(columns, "verify" if tokens else "decode", concurrency, concurrency * round(emitted), graph, start, gap)

@@ -172,6 +172,30 @@ def _variants(value):
     return list(dict.fromkeys(chosen))
 
 
+def _precision(name: str) -> str:
+    from ..layer.fp8 import PRECISIONS
+
+    if name not in PRECISIONS:
+        raise ValueError(f"expected one of {', '.join(PRECISIONS)}, got {name!r}")
+    return name
+
+
+def _configurations(value) -> list[str]:
+    """ "auto" -> those made for this device; "before,best" -> ["before", "best"]."""
+    from ..layer import CONFIGURATIONS, made_for
+
+    if value == "auto":
+        return made_for("cuda" if on_gpu() else "cpu")
+    names = list(dict.fromkeys(words_of(value)))
+    for name in names:
+        if name not in CONFIGURATIONS:
+            hint = nearest(name, CONFIGURATIONS)
+            raise ValueError(f"{name!r} is unknown{hint}; choose auto or from {', '.join(CONFIGURATIONS)}")
+    if not names:
+        raise ValueError(f"expected auto or some of {', '.join(CONFIGURATIONS)}, got {value!r}")
+    return names
+
+
 def by_device(cpu: int, gpu: int):
     """A field type: a whole number, of which 0 is `gpu` on a GPU and `cpu` without one."""
     return Annotated[int, Field(ge=0), AfterValidator(lambda value: value or (gpu if on_gpu() else cpu))]
@@ -195,6 +219,8 @@ def _recorded_gpu(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_model)]
 Dtype = Annotated[Any, BeforeValidator(_dtype)]  # holds a torch.dtype
 Variants = Annotated[Any, BeforeValidator(_variants)]  # holds "all" or full names
+Precision = Annotated[str, AfterValidator(_precision)]
+Configurations = Annotated[list[str], BeforeValidator(_configurations)]
 Samples = by_device(cpu=CPU_SAMPLES, gpu=GPU_SAMPLES)
 Seed = Annotated[int, Field(ge=0)]
 RecordedGPU = Annotated[str, AfterValidator(_recorded_gpu)]  # a GPU's name, or the path of a run folder

@@ -7,8 +7,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from ..declaration import Section, Study
 from ..parameters import (
     CPU_SAMPLES,
+    Configurations,
     ModelName,
     ModelParameters,
+    Precision,
     RecordedGPU,
     Seed,
     by_device,
@@ -22,30 +24,6 @@ SAMPLES = {"gpu": 200, "cpu": CPU_SAMPLES}
 HEATMAP_SAMPLES = {"gpu": 20, "cpu": 3}  # at most
 HEATMAP_MODELS = ("qwen3.5-397b-a17b", "qwen3.5-35b-a3b", "qwen3.5-27b")  # with the model asked for
 HEATMAP_TPS, HEATMAP_BATCHES = (1, 4, 8), (16, 64, 256)
-
-
-def _precision(name: str) -> str:
-    from ...layer.fp8 import PRECISIONS
-
-    if name not in PRECISIONS:
-        raise ValueError(f"expected one of {', '.join(PRECISIONS)}, got {name!r}")
-    return name
-
-
-def _configurations(value) -> list[str]:
-    """ "auto" -> those made for this device; "before,best" -> ["before", "best"]."""
-    from ...layer import CONFIGURATIONS, made_for
-
-    if value == "auto":
-        return made_for("cuda" if on_gpu() else "cpu")
-    names = list(dict.fromkeys(words_of(value)))
-    for name in names:
-        if name not in CONFIGURATIONS:
-            hint = nearest(name, CONFIGURATIONS)
-            raise ValueError(f"{name!r} is unknown{hint}; choose auto or from {', '.join(CONFIGURATIONS)}")
-    if not names:
-        raise ValueError(f"expected auto or some of {', '.join(CONFIGURATIONS)}, got {value!r}")
-    return names
 
 
 def _heat_models(value, info: ValidationInfo) -> list[str]:
@@ -85,10 +63,10 @@ class Parameters(ModelParameters):
 
     tp: int = Field(8, ge=1, description="tensor-parallel GPUs that share a layer; this machine plays one of them")
     batch: by_device(cpu=4, gpu=256) = Field(0, description="requests in the step; 0 is 256 on a GPU, 4 on a CPU")
-    precision: Annotated[str, AfterValidator(_precision)] = Field(
+    precision: Precision = Field(
         "fp8", description="of projections and experts: fp8 (e4m3, scales for 128 x 128 blocks) or bf16"
     )
-    configurations: Annotated[list[str], BeforeValidator(_configurations)] = Field(
+    configurations: Configurations = Field(
         "auto", description="comma-separated names in gdn_lab.layer.CONFIGURATIONS; auto: those made for this device"
     )
     heat_models: Annotated[list[ModelName], BeforeValidator(_heat_models)] = Field(

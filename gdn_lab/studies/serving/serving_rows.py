@@ -11,8 +11,8 @@ Every row has phase "serving" and `type`. A serving run of the engine's loop has
     "requests"  all requests of the run, a list for each field: id, input_tokens, output_tokens, arrival_s, admitted_s,
                 first_token_s, finished_s, outcome
 
-status is "fact"; a point that does not fit or failed has one row of status "refused" with its reason, and CASE.
-Steps and requests are columns of one row, so that a run of thousands of steps is a file of kilobytes.
+status is "fact"; a point that does not fit or failed has one row of status "refused", with CASE and a reason but no
+type. Steps and requests are columns of one row, so that a run of thousands of steps is a file of kilobytes.
 """
 
 from collections.abc import Iterable

@@ -1,0 +1,53 @@
+"""The recorded run of serving that a page is about: the same model, tensor-parallel size and GPU, or none.
+
+A whole model's time does not carry over to another model or number of GPUs, so the nearest other run is no answer.
+Imports no torch.
+"""
+
+from pathlib import Path
+
+from ...report.nearest import candidate_runs
+from ...report.recorded import DATA
+from ...report.text import listed
+from .serving_rows import PHASE, RUN
+
+NOTEBOOK = "09_serving"
+
+
+def recorded_serving(gpu: str, model: str, tp: int, precision: str = "fp8", data: Path = DATA) -> tuple[dict, list]:
+    """(run, rows) of the recorded run with the most points; ({}, []) where there is none. gpu: as candidate_runs()."""
+    found = [
+        (run, own)
+        for run, rows in candidate_runs(gpu, NOTEBOOK, data).values()
+        if len(own := _of(rows, model, tp, precision))
+    ]
+    return max(found, key=lambda one: sum(row.get("type") == RUN for row in one[1]), default=({}, []))
+
+
+def _of(rows: list[dict], model: str, tp: int, precision: str) -> list[dict]:
+    """The rows of one setting at real size; [] where nothing was served in it."""
+    case = {"model": model, "tp": tp, "precision": precision, "toy": False}
+    served = {
+        row["serve"]
+        for row in rows
+        if row.get("type") == RUN and "serve" in row and all(row[name] == value for name, value in case.items())
+    }
+    return [
+        row
+        for row in rows
+        if row.get("phase") == PHASE
+        and served
+        and (row.get("serve") in served or ("serve" not in row and row["model"] == model and row["tp"] == tp))
+    ]
+
+
+def nothing_recorded(gpu: str, model: str, tp: int, precision: str = "fp8", data: Path = DATA) -> str:
+    """One sentence: that no such run is recorded, and what is."""
+    settings = {
+        f"{row['model']} at tp {row['tp']}"
+        for run, rows in candidate_runs(gpu, NOTEBOOK, data).values()
+        for row in rows
+        if row.get("type") == RUN and not row.get("toy")
+    }
+    others = f"; recorded are {listed(sorted(settings))}" if settings else ""
+    return f"No serving of {model} at tp {tp} with {precision} weights is recorded on {gpu.upper()}{others}."

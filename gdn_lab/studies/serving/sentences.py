@@ -1,0 +1,174 @@
+"""The answer of notebook 09 in sentences, made of ServingRows; a function returns None where the rows do not tell."""
+
+from ...report.text import listed, micro, percent
+from . import analysis
+from .analysis import BEST, FAIR, worth
+from .serving_rows import GDN_LAYER, Point, ServingRows
+from .tpot import GOAL, breakdown, gap_share
+
+BUSY = 32  # concurrency from which the aims for `best` and for host gaps hold
+GAP_GOAL = 0.03  # of a step
+
+
+def answers(rows: ServingRows) -> list[str]:
+    """What the rows answer to the question of notebook 09, a sentence each."""
+    if not rows:
+        return ["No request was served, so nothing is answered.", *not_served(rows)]
+    if rows.toy:
+        return [checked(rows), *not_served(rows)]
+    sentences = (
+        most_tokens(rows),
+        what_it_is_worth(rows),
+        why(rows),
+        best_over_fair(rows),
+        adds_up(rows),
+        host_gaps(rows),
+        layer_to_tpot(rows),
+        speculation(rows),
+        partial(rows),
+    )
+    return [sentence for sentence in sentences if sentence] + not_served(rows)
+
+
+def checked(rows: ServingRows) -> str:
+    """What a toy run shows: that every request got its tokens."""
+    points = list(rows.points.values())
+    made = sum(point.run["output_tokens"] for point in points)
+    names = listed(f"`{name}`" for name in rows.configurations)
+    return (
+        f"A toy model served {sum(point.run['requests'] for point in points)} requests and {made} tokens with {names} "
+        f"at C = {listed(map(str, rows.concurrencies))}; at this size times rank nothing."
+    )
+
+
+def most_tokens(rows: ServingRows) -> str:
+    """Tokens per second of each configuration at the largest concurrency."""
+    concurrency = rows.concurrencies[-1]
+    each = [
+        f"`{name}` {point.run['output_throughput']:,.0f} tokens/s at a TPOT of {point.run['tpot_ms']:.2f} ms"
+        for name, point in rows.at(concurrency).items()
+    ]
+    return f"At C = {concurrency} ({rows.place()}): {listed(each)}."
+
+
+def what_it_is_worth(rows: ServingRows) -> str | None:
+    """The change of TPOT from the first of the compared configurations to the second, at each concurrency."""
+    pair = analysis.compared(rows)
+    if pair is None:
+        return None
+    each = [f"{signed(one.change)} at C = {one.concurrency}" for one in worth(rows, *pair)]
+    return f"`{pair[0]}` → `{pair[1]}` changes TPOT by {listed(each)}."
+
+
+def why(rows: ServingRows) -> str | None:
+    """The share of the GDN kernels in TPOT, which bounds what a faster one is worth."""
+    pair = analysis.compared(rows)
+    found = [one for one in worth(rows, *pair) if one.kernel_share is not None] if pair else []
+    if not found:
+        return None
+    most = found[-1]
+    return (
+        f"Why: at C = {most.concurrency} the GDN kernels are {percent(most.kernel_share)} of the TPOT of `{pair[0]}`, "
+        f"more than which no kernel can save; `{pair[1]}` runs them {most.kernel_speed:.2f}× as fast, which alone is "
+        f"{signed(most.expected)} of TPOT; measured: {signed(most.change)}."
+    )
+
+
+def best_over_fair(rows: ServingRows) -> str | None:
+    """`best` against `before-32` at each concurrency from BUSY up."""
+    found = [one for one in worth(rows, FAIR, BEST) if one.concurrency >= BUSY]
+    if not found:
+        return None
+    each = [f"{signed(one.change)} at C = {one.concurrency}" for one in found]
+    ahead = "ahead at each" if all(one.change < 0 for one in found) else "not ahead at each"
+    return f"`{BEST}` changes the TPOT of `{FAIR}` by {listed(each)}: {ahead}."
+
+
+def adds_up(rows: ServingRows) -> str | None:
+    """By how much TPOT differs from the sum of its measured parts, at worst."""
+    worst = analysis.largest_unexplained(rows)
+    if worst is None:
+        return None
+    share, point = worst
+    within = "within" if abs(share) <= GOAL else "outside"
+    return (
+        f"TPOT less the sum of its measured parts is {signed(share)} of it at most (`{point.configuration}`, "
+        f"C = {point.concurrency}): {within} {percent(GOAL)}."
+    )
+
+
+def host_gaps(rows: ServingRows) -> str | None:
+    """The largest share of a step in which the GPU waits for the host, from BUSY up."""
+    found = [
+        (share, point)
+        for point in rows.points.values()
+        if point.concurrency >= BUSY and (share := gap_share(point)) is not None
+    ]
+    if not found:
+        return None
+    share, point = max(found, key=lambda one: one[0])
+    return (
+        f"Between two steps the GPU waits for the host at most {percent(share)} of a step from C = {BUSY} up "
+        f"(`{point.configuration}`, C = {point.concurrency}); the aim is less than {percent(GAP_GOAL)}."
+    )
+
+
+def layer_to_tpot(rows: ServingRows) -> str | None:
+    """From one GDN layer to TPOT at the point that the waterfall shows."""
+    point = analysis.shown_point(rows)
+    if point is None or GDN_LAYER not in point.parts:
+        return None
+    us, count = point.parts[GDN_LAYER]
+    largest = sorted(
+        ((name, us) for name, us in breakdown(point).items() if name not in ("GDN kernels", "GDN layers without them")),
+        key=lambda part: -part[1],
+    )[:3]
+    rest = listed(f"{name} {us / 1000:.2f} ms" for name, us in largest)
+    return (
+        f"From a layer to TPOT (`{point.configuration}`, C = {point.concurrency}): one GDN layer takes {micro(us)}, "
+        f"{count} of them {us * count / 1000:.2f} ms of {point.run['tpot_ms']:.2f} ms; next come {rest}."
+    )
+
+
+def speculation(rows: ServingRows) -> str | None:
+    """The best number of draft tokens, and where drafts cost more than they bring."""
+    table = analysis.speculation_table(rows)
+    if table.empty or table["speed-up"].isna().all():
+        return None
+    best, least = table.loc[table["speed-up"].idxmax()], table.loc[table["speed-up"].idxmin()]
+    text = f"Draft tokens, at best {best['speed-up']:.2f}× the tokens per second ({_drafts(best)})"
+    return f"{text}, at worst {least['speed-up']:.2f}× ({_drafts(least)})."
+
+
+def _drafts(line) -> str:
+    return f"`{line.configuration}`, C = {line.C}, T = {line['T']}, acceptance {percent(line.acceptance)}"
+
+
+def partial(rows: ServingRows) -> str | None:
+    """That one GPU played one of several ranks, where it did."""
+    row = rows.first
+    if row["ranks"] == row["tp"]:
+        return None
+    return f"{row['ranks']} of {row['tp']} ranks ran: no time here includes an all-reduce."
+
+
+def not_served(rows: ServingRows) -> list[str]:
+    """What was refused, a sentence for each reason."""
+    found: dict[str, dict] = {}
+    for row in rows.refused:
+        found.setdefault(row["reason"].rstrip("."), {})[f"{row['configuration']} at C = {row['concurrency']}"] = None
+    return [f"Not served: {listed(points)}: {reason}." for reason, points in found.items()]
+
+
+def advice(point: Point) -> str:
+    """A line for `gdn-lab advise`: what one point measured."""
+    run = point.run
+    return (
+        f"`{point.configuration}` at C = {point.concurrency}: {run['output_throughput']:,.0f} tokens/s, TPOT "
+        f"{run['tpot_ms']:.2f} ms, {run['tokens_per_s_user']:.0f} tokens/s for each user"
+    )
+
+
+def signed(share: float) -> str:
+    """A change with its sign and a decimal: "−2.6%", "+0.3%"."""
+    return f"{share:+.1%}".replace("-", "−")

@@ -1,0 +1,114 @@
+"""TPOT of one serving run, built up from its parts: time of a step on the GPU, host gaps, prefill between steps.
+
+Each request in flight waits for every step, so a step counts once for each request in it: means are weighted by batch.
+
+    parts        µs of one x count, timed alone at the run's concurrency (rows of type "part")
+    inside       the whole graph of a full step takes longer or shorter than its parts alone: gaps, cache, clocks
+    smaller      steps with fewer requests than the concurrency: at the beginning and at the end of a run
+    host gaps    from one step's end to the next one's, less the time that the GPU works
+    prefill      steps that take prompts while these requests wait
+    rest         what is left of the measured TPOT
+"""
+
+from typing import NamedTuple
+
+from .serving_rows import ALL_REDUCES, ATTENTION_LAYER, GDN_KERNEL, GDN_LAYER, Point
+
+DECODE, VERIFY, PREFILL = "decode", "verify", "prefill"
+KERNELS, LAYERS = "GDN kernels", "GDN layers without them"
+INSIDE, SMALLER, GAPS, PREFILL_WAIT, REST = (
+    "inside the graph",
+    "smaller batches",
+    "host gaps",
+    "prefill between steps",
+    "rest",
+)
+UNEXPLAINED = (INSIDE, REST)  # not measured as a part of their own
+NAMES = {GDN_LAYER: "GDN layers", ATTENTION_LAYER: "attention layers", ALL_REDUCES: "all-reduces"}
+GOAL = 0.03  # of TPOT that may stay unexplained
+
+
+class Steps(NamedTuple):
+    """Means over the steps of one run, µs, weighted by batch; `full` over those with all requests in flight."""
+
+    gpu: float
+    full: float
+    gap: float
+    prefill: float
+
+
+def steps(point: Point) -> Steps | None:
+    """The means of a run's steps; None where it has no decode step."""
+    columns = point.steps
+    if not columns:
+        return None
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    tokens = gpu = gap = waited = 0.0
+    full, full_tokens = 0.0, 0
+    for number, row in enumerate(rows):
+        before = rows[number - 1]["end_s"] if number else row["start_s"]
+        period = 1e6 * (row["end_s"] - before)
+        if row["kind"] == PREFILL:
+            following = next((later["batch"] for later in rows[number + 1 :] if later["kind"] != PREFILL), 0)
+            waited += max(0, following - row["batch"]) * period
+            continue
+        made = row["batch"]
+        tokens += made
+        gpu += made * row["gpu_us"]
+        gap += made * (period - row["gpu_us"])
+        if row["batch"] == point.concurrency:
+            full += made * row["gpu_us"]
+            full_tokens += made
+    if not tokens:
+        return None
+    mean = gpu / tokens
+    return Steps(mean, full / full_tokens if full_tokens else mean, gap / tokens, waited / tokens)
+
+
+def breakdown(point: Point) -> dict[str, float]:
+    """{part: µs of TPOT}, in order; they add up to the measured TPOT. {} without steps or parts, or with drafts."""
+    means = steps(point)
+    if means is None or not point.parts or point.run["draft_tokens"]:
+        return {}
+    found = {}
+    for part in point.parts:
+        if part == GDN_KERNEL:
+            continue
+        found[NAMES.get(part, part)] = point.part_us(part)
+        if part == GDN_LAYER and GDN_KERNEL in point.parts:
+            kernels = point.part_us(GDN_KERNEL)
+            del found[NAMES[GDN_LAYER]]
+            found |= {KERNELS: kernels, LAYERS: point.part_us(GDN_LAYER) - kernels}
+    found[INSIDE] = means.full - sum(found.values())
+    found |= {SMALLER: means.gpu - means.full, GAPS: means.gap, PREFILL_WAIT: means.prefill}
+    return found | {REST: point.tpot_us - sum(found.values())}
+
+
+def unexplained(point: Point) -> float | None:
+    """The share of TPOT that no measured part explains, with its sign; None where there is no breakdown."""
+    parts = breakdown(point)
+    return sum(parts[name] for name in UNEXPLAINED) / point.tpot_us if parts else None
+
+
+def gap_share(point: Point) -> float | None:
+    """Host gaps as a share of a decode step, from one step's end to the next one's."""
+    means = steps(point)
+    return means.gap / (means.gpu + means.gap) if means else None
+
+
+def kernel_share(point: Point) -> float | None:
+    """The GDN kernels of all layers as a share of TPOT; None where they were not timed."""
+    return point.part_us(GDN_KERNEL) / point.tpot_us if GDN_KERNEL in point.parts else None
+
+
+def step_spread(point: Point) -> tuple[float, float] | None:
+    """p20 and p80 of the time of full decode steps on the GPU, µs."""
+    columns = point.steps
+    if not columns:
+        return None
+    times = sorted(
+        us
+        for kind, batch, us in zip(columns["kind"], columns["batch"], columns["gpu_us"], strict=True)
+        if kind != PREFILL and batch == point.concurrency
+    )
+    return (times[int(0.2 * (len(times) - 1))], times[int(0.8 * (len(times) - 1))]) if times else None

@@ -1,0 +1,186 @@
+"""What rows of serving say, from made-up ones: TPOT from its parts, what a kernel is worth, sentences, figures."""
+
+import json
+
+import pytest
+from synthetic_serving import GDN, RUN, part_us, refused, serving_rows
+
+from gdn_lab.report.style import title_of
+from gdn_lab.studies.serving import analysis, figures, recorded_serving, sentences, tpot
+from gdn_lab.studies.serving.serving_rows import Point, ServingRows
+
+BUSY = (1, 32, 256)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return ServingRows([*serving_rows(concurrencies=BUSY, draft_tokens=(2, 8)), refused()], RUN)
+
+
+def a_point(steps, parts=None, concurrency=2, tpot_ms=0.0):
+    """steps: (kind, batch, gpu_us, start_s, end_s)."""
+    columns = {"kind": [], "batch": [], "gpu_us": [], "start_s": [], "end_s": []}
+    for step in steps:
+        for name, value in zip(columns, step, strict=True):
+            columns[name].append(value)
+    run = {"configuration": "best", "concurrency": concurrency, "tpot_ms": tpot_ms, "draft_tokens": 0}
+    return Point(run, parts or {}, columns)
+
+
+def test_steps_are_weighted_by_batch_by_hand():
+    """Two full steps of 100 µs with 10 µs of gap, a prefill of 50 µs for which one waits, one step of one request."""
+    point = a_point(
+        [
+            ("decode", 2, 100.0, 0.0, 100e-6),
+            ("decode", 2, 100.0, 110e-6, 210e-6),
+            ("prefill", 1, 45.0, 215e-6, 260e-6),
+            ("decode", 2, 100.0, 260e-6, 365e-6),
+            ("decode", 1, 60.0, 365e-6, 430e-6),
+        ]
+    )
+    means = tpot.steps(point)
+    assert means.gpu == pytest.approx((3 * 2 * 100 + 60) / 7) and means.full == pytest.approx(100)
+    assert means.gap == pytest.approx((2 * 0 + 2 * 10 + 2 * 5 + 1 * 5) / 7)
+    assert means.prefill == pytest.approx((2 - 1) * 50 / 7)
+    assert tpot.step_spread(point) == (100.0, 100.0)
+    assert tpot.steps(a_point([])) is None and tpot.steps(a_point([("prefill", 1, 1.0, 0.0, 1e-6)])) is None
+
+
+def test_the_parts_add_up_to_the_measured_tpot(rows):
+    for (name, concurrency), point in rows.points.items():
+        parts = tpot.breakdown(point)
+        assert sum(parts.values()) == pytest.approx(point.tpot_us)
+        assert parts["GDN kernels"] == pytest.approx(30 * part_us(name, concurrency)["GDN kernel"])
+        assert abs(tpot.unexplained(point)) < 0.005 and 0.005 < tpot.gap_share(point) < 0.015
+
+
+def test_what_is_not_explained_is_shown(rows):
+    point = rows.points["best", 256]
+    point = Point(point.run, point.parts | {"attention layer": (0.0, 10)}, point.steps)
+    missing = 10 * part_us("best", 256)["attention layer"]
+    assert tpot.breakdown(point)["inside the graph"] > missing
+    assert tpot.unexplained(point) == pytest.approx(missing / point.tpot_us, abs=0.005)
+
+
+def test_a_run_without_parts_has_no_breakdown():
+    without = [row for row in serving_rows(("best",), (8,)) if row["type"] != "part"]
+    rows = ServingRows(without, RUN)
+    assert tpot.breakdown(rows.points["best", 8]) == {} and analysis.shown_point(rows) is None
+    assert analysis.breakdown_table(rows).empty and title_of(figures.waterfall(rows)).startswith("No run has times")
+    assert "differs" not in " ".join(sentences.answers(rows))
+
+
+def test_worth_by_hand(rows):
+    """The GDN kernel is the only part in which before and after differ."""
+    for one in analysis.worth(rows):
+        before, after = (rows.points[name, one.concurrency] for name in ("before", "after"))
+        assert one.change == pytest.approx(after.run["tpot_ms"] / before.run["tpot_ms"] - 1)
+        assert one.kernel_share == pytest.approx(30 * part_us("before", one.concurrency)["GDN kernel"] / before.tpot_us)
+        assert one.expected == pytest.approx(one.change, abs=0.012) and one.kernel_speed > 1
+        assert abs(one.change) < one.kernel_share, "no kernel saves more than its share"
+
+
+def test_other_configurations_are_compared_where_the_published_ones_are_not_there():
+    rows = ServingRows(serving_rows(("before-32", "best"), (8,)), RUN)
+    assert analysis.compared(rows) == ("before-32", "best")
+    assert analysis.compared(ServingRows(serving_rows(("best",), (8,)), RUN)) is None
+
+
+def test_the_answer_names_numbers_gpus_and_what_was_refused(rows):
+    text = " ".join(sentences.answers(rows))
+    point = rows.points["best", 256]
+    assert f"`best` {point.run['output_throughput']:,.0f} tokens/s" in text
+    assert "NVIDIA H100 80GB HBM3, qwen3.5-35b-a3b, tp 1" in text and "ahead at each" in text and "within 3%" in text
+    assert "Not served: before at C = 512: the state pools of 512 requests need 90 GB" in text
+    assert "nan" not in text and "None" not in text
+    assert all(sentence.endswith(".") for sentence in sentences.answers(rows))
+
+
+def test_a_best_that_is_behind_is_called_that():
+    found = [
+        row | {"tpot_ms": 1.2 * row["tpot_ms"]} if row.get("configuration") == "best" and row["type"] == "run" else row
+        for row in serving_rows(concurrencies=(64,))
+    ]
+    assert "not ahead at each" in sentences.best_over_fair(ServingRows(found, RUN))
+
+
+def test_a_toy_ranks_nothing():
+    rows = ServingRows(serving_rows(("best",), (1, 8), toy=True), RUN)
+    (sentence,) = sentences.answers(rows)
+    assert "served 9 requests and 2304 tokens" in sentence and "rank nothing" in sentence
+    assert "this workbook" not in set(analysis.published_table(rows).source)
+
+
+def test_one_rank_of_several_says_so():
+    rows = ServingRows([row | {"ranks": 1} if "ranks" in row else row for row in serving_rows(tp=8)], RUN)
+    assert sentences.partial(rows) == "1 of 8 ranks ran: no time here includes an all-reduce."
+    assert "without all-reduces" in rows.conditions()
+
+
+def test_speculation_is_compared_with_the_same_concurrency(rows):
+    table = analysis.speculation_table(rows)
+    assert set(table["T"]) == {2, 8} and set(table.C) == {256} and len(table) == 2 * len(GDN)
+    line = table.iloc[0]
+    assert line["speed-up"] == line["output tokens/s"] / rows.points["before", 256].run["output_throughput"]
+    assert "T = 8, acceptance 80%" in sentences.speculation(rows)
+    assert not [point for point in rows.points.values() if point.run["draft_tokens"]]
+
+
+@pytest.mark.parametrize("name", ["waterfall", "throughput", "pareto", "worth", "speculation"])
+def test_figures_name_gpu_model_and_tp_and_can_be_empty(rows, name):
+    assert "NVIDIA H100 80GB HBM3, qwen3.5-35b-a3b, tp 1" in title_of(getattr(figures, name)(rows))
+    assert title_of(getattr(figures, name)(ServingRows([refused()], RUN)))
+
+
+def test_recorded_figures_say_so(rows):
+    recorded = ServingRows(rows.all_rows, RUN | {"recorded_on": "h100"})
+    assert "(recorded: H100, qwen3.5-35b-a3b, tp 1)" in title_of(figures.throughput(recorded))
+
+
+def test_all_reduces_are_a_part_with_several_gpus():
+    rows = ServingRows(serving_rows(("best",), (64,), tp=2), RUN)
+    parts = tpot.breakdown(rows.points["best", 64])
+    assert parts["all-reduces"] == pytest.approx(80 * part_us("best", 64, 2)["all-reduces"])
+    assert rows.place().startswith("2 × NVIDIA H100") and "all-reduce: nccl" in rows.conditions()
+
+
+# ---- what others published, what is recorded
+
+
+def test_published_figures_have_a_source_and_say_what_differs():
+    table = analysis.published_serving()
+    assert {"1 × H100", "1 × H200", "8 × H100", "8 × B200"} <= set(table.gpus)
+    assert table.source.str.startswith("https://").all() and table.what_differs.str.len().min() > 10
+    pr = table[table.source.str.endswith("/19150")].set_index("tpot_ms")
+    assert pr.output_tokens_per_s.to_dict() == {21.51: 5638, 20.96: 5741} and set(pr.concurrency) == {256}
+    theirs = table[table.source.str.endswith("/1544")].set_index("concurrency")
+    assert theirs.total_tokens_per_s_gpu[256] == 1316.4 and theirs.tokens_per_s_user[64] == 52.2
+
+
+def test_published_figures_of_the_model_come_with_ours(rows):
+    table = analysis.published_table(rows)
+    assert set(table.model) == {"qwen3.5-35b-a3b"} and "1 × H200" in set(table.GPUs)
+    ours = table[table.source == "this workbook"].set_index("C")
+    assert ours["TPOT, ms"][256] == rows.points["best", 256].run["tpot_ms"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    for folder, rows in (("09_serving", serving_rows(("best",), (8,))), ("09_serving_tp2", serving_rows(tp=2))):
+        path = tmp_path / "measured" / "h100" / folder
+        path.mkdir(parents=True)
+        (path / "run.json").write_text(json.dumps(RUN))
+        (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_recorded_serving_is_of_the_same_model_and_tp_or_none(data):
+    run, rows = recorded_serving.recorded_serving("h100", "qwen3.5-35b-a3b", 2, data=data)
+    served = ServingRows(rows, run)
+    assert run["recorded_on"] == "h100" and len(served.points) == 16 and served.first["tp"] == 2
+    assert tpot.breakdown(served.points["best", 256])
+    assert recorded_serving.recorded_serving("h100", "qwen3.5-27b", 1, data=data) == ({}, [])
+    assert recorded_serving.nothing_recorded("h100", "qwen3.5-27b", 1, data=data) == (
+        "No serving of qwen3.5-27b at tp 1 with fp8 weights is recorded on H100; recorded are qwen3.5-35b-a3b at tp 1 "
+        "and qwen3.5-35b-a3b at tp 2."
+    )
