@@ -109,7 +109,7 @@ def _prose(cell, links: dict[str, str]) -> str:
     text = markdown(cell.source, attachments=cell.get("attachments", {}))
     for name, target in links.items():
         text = text.replace(f"<code>{name}</code>", f'<a href="{escaping.escape(target)}"><code>{name}</code></a>')
-    return _scrolling(text)
+    return _scrolling(text).replace('class="scroll"', 'class="scroll words"')  # tables of prose hold words
 
 
 def _code(cell, number: int) -> str:

@@ -6,17 +6,22 @@ from ..backends.registry import variant
 from .text import listed
 from .timed import name_of
 
+WHOLE = "step"  # the part of a step that is all of it
 SIZES = {"batch": "B", "tokens": "T"}
 ERRORS = {"largest error of o": "max_abs_error", "largest error of the state": "max_abs_error_state"}
 
 
 def check_table(rows: list[dict]) -> pandas.DataFrame:
-    """Return a line for each kernel and call that ran: sizes, verdict, largest errors, and on what inputs."""
+    """Return a line for each kernel and call that ran: sizes, verdict, largest errors, and on what inputs.
+
+    A step's line is of all its parts, which are checked together. A column that says nothing of any line is left out.
+    """
     lines = {}
     for row in rows:
-        if row["status"] in ("ok", "wrong"):
+        if row["status"] in ("ok", "wrong") and row.get("part", WHOLE) == WHOLE:
             lines.setdefault((_name(row), _call(row)), []).append(row)
-    return pandas.DataFrame([{"kernel": name, "call": call} | _line(same) for (name, call), same in lines.items()])
+    table = pandas.DataFrame([{"kernel": name, "call": call} | _line(same) for (name, call), same in lines.items()])
+    return table.drop(columns=[name for name in table if table[name].isin(["", float("nan")]).all()])
 
 
 def check_caption(rows: list[dict]) -> str:
