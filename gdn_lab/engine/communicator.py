@@ -6,7 +6,7 @@ A model calls a Communicator and does not know how many ranks there are. Alone i
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class Communicator:
@@ -83,3 +83,33 @@ class Alone(Communicator):
 
     def barrier(self) -> None:
         pass
+
+
+class Grouped(Communicator):
+    """One rank of torch.distributed's default process group, joined before (ranks.join). Sums with its all_reduce.
+
+    On a GPU that is NCCL's, on a CPU gloo's. The host's words always go over gloo.
+    """
+
+    def __init__(self, device: torch.device | str):
+        self.device = torch.device(device)
+        self.name = distributed.get_backend()
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self._host = distributed.new_group(backend="gloo")
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        distributed.all_reduce(x)
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        gathered = torch.empty(self.size, *x.shape, dtype=x.dtype, device=x.device)
+        distributed.all_gather_into_tensor(gathered, x.contiguous())
+        return gathered.movedim(0, -2).flatten(-2)
+
+    def broadcast_object(self, value, source: int = 0):
+        values = [value]
+        distributed.broadcast_object_list(values, src=source, group=self._host)
+        return values[0]
+
+    def barrier(self) -> None:
+        distributed.barrier(group=self._host)

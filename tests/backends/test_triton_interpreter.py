@@ -19,6 +19,7 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
         ("prefill_interpreter_cases.py", 10),
         ("layer_interpreter_cases.py", 18),
         ("experts_interpreter_cases.py", 30),
+        ("all_reduce_interpreter_cases.py", 16),
     ],
 )
 def test_every_kernel_in_the_interpreter(name, fewest):

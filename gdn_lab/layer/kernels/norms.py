@@ -28,6 +28,38 @@ def store_fp8(x, data_at, scale_at, mask, GROUP: tl.constexpr, MAX: tl.constexpr
 
 
 @triton.jit
+def store_normed(
+    total,
+    gain,
+    row,
+    columns,
+    mask,
+    groups,
+    residual_out,
+    y,
+    y8,
+    y_scale,
+    hidden,
+    scale_group,
+    GROUP: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    EPS: tl.constexpr,
+    MAX: tl.constexpr,
+    SMALLEST: tl.constexpr,
+):
+    """Store a row `total` [groups, GROUP] at residual_out and its norm times `gain` at y; with QUANTIZE as FP8 too."""
+    tl.store(residual_out + row * hidden + columns, total.to(residual_out.dtype.element_ty), mask=mask)
+    mean_square = tl.sum(tl.sum(total * total, axis=1)) / hidden
+    normed = total * tl.rsqrt(mean_square + EPS) * gain
+    tl.store(y + row * hidden + columns, normed.to(y.dtype.element_ty), mask=mask)
+    if QUANTIZE:
+        inside = groups < tl.cdiv(hidden, GROUP)
+        store_fp8(
+            normed, y8 + row * hidden + columns, y_scale + groups * scale_group + row, inside, GROUP, MAX, SMALLEST
+        )
+
+
+@triton.jit
 def add_norm_kernel(
     x,
     residual,
@@ -54,7 +86,6 @@ def add_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     # [groups, GROUP] of the row
     groups = tl.arange(0, BLOCK // GROUP)
-    inside = groups < tl.cdiv(hidden, GROUP)
     columns = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     mask = columns < hidden
     gain = 1.0 + tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
@@ -64,14 +95,25 @@ def add_norm_kernel(
     total += tl.load(residual + row * hidden + columns, mask=mask, other=0.0).to(tl.float32)
     if OVERLAP:
         gdc_launch_dependents()
-    tl.store(residual_out + row * hidden + columns, total.to(residual_out.dtype.element_ty), mask=mask)
-    mean_square = tl.sum(tl.sum(total * total, axis=1)) / hidden
-    normed = total * tl.rsqrt(mean_square + EPS) * gain
-    tl.store(y + row * hidden + columns, normed.to(y.dtype.element_ty), mask=mask)
-    if QUANTIZE:
-        store_fp8(
-            normed, y8 + row * hidden + columns, y_scale + groups * scale_group + row, inside, GROUP, MAX, SMALLEST
-        )
+    store_normed(
+        total,
+        gain,
+        row,
+        columns,
+        mask,
+        groups,
+        residual_out,
+        y,
+        y8,
+        y_scale,
+        hidden,
+        scale_group,
+        GROUP,
+        QUANTIZE,
+        EPS,
+        MAX,
+        SMALLEST,
+    )
 
 
 @triton.jit
