@@ -1,6 +1,6 @@
 # Everything happens in .venv: nothing is installed or set outside this folder.
 # Each target is a short name for a command of .venv/bin/gdn-lab (see gdn-lab --help) or of a development tool.
-#   PYTHON=python3.12   the Python that makes .venv (3.11 or 3.12)
+#   PYTHON=python3.12   the Python that makes .venv (3.12, or 3.11.2 or newer of 3.11)
 #   ARGS="..."          passed on: make run ARGS="-p seed 1", make test ARGS="-k pool", make lab ARGS="--no-browser"
 #   CAPTURE=file        a trace of Nsight Systems or Kineto, for profile and capture-scrub
 #   SECONDS=600 SEED=0  of make fuzz; CASE=calls:123 repeats one case
@@ -114,9 +114,9 @@ clean:  ## remove .venv and caches; runs/ is kept
 
 $(READY): requirements.txt requirements-dev.txt requirements-cuda13.txt constraints.txt pyproject.toml
 	@command -v "$$PYTHON" > /dev/null || { \
-		echo "There is no $$PYTHON here; install Python 3.11 or 3.12, or name one: make PYTHON=/path/to/python3.12"; exit 1; }
-	@"$$PYTHON" -c 'import os, sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 13) else \
-		os.environ["PYTHON"] + f" is Python {v[0]}.{v[1]}; this workbook needs 3.11 or 3.12. Name one: make PYTHON=python3.12")'
+		echo "There is no $$PYTHON here; install Python 3.11.2 or newer, or 3.12, or name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@"$$PYTHON" -c 'import os, sys; v = sys.version_info; sys.exit(None if (3, 11, 2) <= v < (3, 13) else \
+		os.environ["PYTHON"] + f" is Python {v[0]}.{v[1]}.{v[2]}; this workbook needs 3.11 from 3.11.2 on, or 3.12. Name one: make PYTHON=python3.12")'
 	@"$$PYTHON" -c 'import ensurepip, venv' 2> /dev/null || { \
 		echo "$$PYTHON has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@if [ -e $(FILLING) ] || ! $(IN_VENV) -c 'import pip' 2> /dev/null; then rm -rf $(VENV); fi

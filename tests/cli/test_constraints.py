@@ -55,6 +55,12 @@ def test_what_is_installed_serves_the_oldest_python():
     assert not refused
 
 
+def test_make_and_the_package_refuse_what_the_pins_do_not_serve():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={constraints.OLDEST},<3.13"
+    assert f"({constraints.OLDEST.replace('.', ', ')}) <= v < (3, 13)" in (ROOT / "Makefile").read_text()
+
+
 @own_torch
 def test_pip_check_finds_nothing():
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)

@@ -45,7 +45,7 @@ MAKE_ALONE = {"help": "prints", "clean": "removes .venv"}
 ELSEWHERE = {
     "nsys stats": "the name of a program of Nsight Systems",
     "nvidia-smi lists …, but torch … cannot use it": "a sentence of gdn_lab/cli/run.py",
-    "python3 is Python 3.13": "a sentence of the Makefile",
+    "python3 is Python 3.13.1": "a sentence of the Makefile",
 }
 
 
@@ -218,7 +218,7 @@ def test_every_rule_is_needed():
     assert set(EXECUTED) | set(PARSED) <= used
     assert not set(EXECUTED) & set(PARSED)
     assert set(ELSEWHERE) <= set(SHOWN), "a sentence that is no longer shown"
-    for said in ("lists {gpu}, but torch {torch.__version__} cannot use it", "is Python {v[0]}.{v[1]}"):
+    for said in ("lists {gpu}, but torch {torch.__version__} cannot use it", "is Python {v[0]}.{v[1]}.{v[2]}"):
         assert said in (ROOT / "gdn_lab" / "cli" / "run.py").read_text() + (ROOT / "Makefile").read_text()
 
 
