@@ -103,7 +103,7 @@ class Grouped(Communicator):
 
     def all_gather(self, x: Tensor) -> Tensor:
         gathered = torch.empty(self.size, *x.shape, dtype=x.dtype, device=x.device)
-        distributed.all_gather_into_tensor(gathered, x.contiguous())
+        distributed.all_gather(list(gathered.unbind()), x.contiguous())
         return gathered.movedim(0, -2).flatten(-2)
 
     def broadcast_object(self, value, source: int = 0):

@@ -1,0 +1,39 @@
+"""What the tests of ranks run in each process."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+
+def collectives(communicator):
+    """What each call of a communicator returns for rank-dependent inputs."""
+    x = communicator.buffer(2, 4).fill_(communicator.rank + 1.0)
+    gathered = communicator.all_gather(torch.arange(4.0).view(2, 2) + 10 * communicator.rank)
+    words = communicator.broadcast_object(f"from {communicator.rank}", source=communicator.size - 1)
+    communicator.barrier()
+    return communicator.name, communicator.rank, communicator.all_reduce(x), gathered, words
+
+
+def raising(communicator):
+    """Rank 1 raises; rank 0 waits for it."""
+    print(f"rank {communicator.rank} works", flush=True)
+    if communicator.rank == 1:
+        raise ValueError("x: expected less, got more")
+    communicator.barrier()
+
+
+def killed(communicator):
+    """Rank 0 is killed; rank 1 waits for it."""
+    if communicator.rank == 0:
+        print("about to add", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    communicator.barrier()
+
+
+def sleeping(communicator, folder):
+    """Leave the process id in `folder`, and sleep."""
+    Path(folder, f"pid-{communicator.rank}").write_text(str(os.getpid()))
+    time.sleep(600)
