@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import dtype_name
+from .memory import first_sharing, shares_memory
 from .models import GDNShape
 from .pool import StatePool, checks_values
 
@@ -29,6 +30,7 @@ def check_call(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend,
     try:
         fits = _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens) and type(backend) is str
         fits = fits and (scale is None or isinstance(scale, Real))
+        fits = fits and _memory_is_apart(pool.state, out, v, (q, k, a, b, A_log, dt_bias, indices, cu_seqlens))
     except NOT_AS_EXPECTED:
         fits = False
     if not fits:
@@ -36,14 +38,16 @@ def check_call(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend,
         named |= {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
         named |= {} if out is None else {"out": out}
         _refuse_call(dims, named, pool, backend, scale)
-    if out is not None:
-        _check_memory_of_out(out, pool, q, k, v, a, b, A_log, dt_bias, indices, cu_seqlens)
     if checks_values():
         check_slots(pool, indices)
     elif indices.get_device() < 0 and not indices.is_meta:  # on a CPU a value costs nothing to read
         _check_range(pool, indices)
-    if cu_seqlens is not None and (checks_values() or pool.device.type == "cpu"):
-        _check_bounds(cu_seqlens, q.size(0))
+    if cu_seqlens is not None:
+        tokens, sequences = q.shape[0], indices.shape[0]
+        if tokens and not sequences:
+            raise ValueError(f"cu_seqlens: expected sequences that cover the {tokens} tokens of q, got none")
+        if checks_values() or pool.device.type == "cpu":
+            _check_bounds(cu_seqlens, tokens)
 
 
 def _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens) -> bool:
@@ -65,23 +69,23 @@ def _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens) -
         dtype.is_floating_point
         and q.shape == qk_shape
         and q.get_device() == gpu
-        and (q.stride(-1) == 1 or not q.numel())
+        and (q.stride()[-1] == 1 or not q.numel())
         and k.shape == qk_shape
         and k.dtype is dtype
         and k.get_device() == gpu
-        and (k.stride(-1) == 1 or not k.numel())
+        and (k.stride()[-1] == 1 or not k.numel())
         and v.shape == v_shape
         and v.dtype is dtype
         and v.get_device() == gpu
-        and (v.stride(-1) == 1 or not v.numel())
+        and (v.stride()[-1] == 1 or not v.numel())
         and a.shape == gate_shape
         and a.dtype is dtype
         and a.get_device() == gpu
-        and (a.stride(-1) == 1 or not a.numel())
+        and (a.stride()[-1] == 1 or not a.numel())
         and b.shape == gate_shape
         and b.dtype is dtype
         and b.get_device() == gpu
-        and (b.stride(-1) == 1 or not b.numel())
+        and (b.stride()[-1] == 1 or not b.numel())
         and A_log.shape == (HV,)
         and A_log.dtype is torch.float32
         and A_log.get_device() == gpu
@@ -100,7 +104,7 @@ def _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens) -
 
 
 def _is_like(x, dtype, state) -> bool:
-    return x.dtype is dtype and x.device == state.device and x.is_contiguous()
+    return x.dtype is dtype and x.device == state.device and x.is_contiguous() and not x.requires_grad
 
 
 def _is_bounds(cu_seqlens, state) -> bool:
@@ -151,7 +155,7 @@ def _refuse_call(dims: int, named: dict, pool, backend, scale):
         strided = name in INPUTS
         if x.shape != shape or x.dtype not in dtypes or x.device != pool.device or not _has_strides(x, strided):
             _refuse(name, x, shape, x.dtype if x.dtype in dtypes else dtypes[0], pool.device)
-    raise ValueError("decode, verify or prefill: the arguments do not fit each other")
+    _refuse_memory(named, pool.state)
 
 
 def _expected(dims: int, named: dict, shape: GDNShape) -> dict:
@@ -203,48 +207,40 @@ def _refuse(name, x, shape, dtype, device):
 # ---- memory that is shared ------------------------------------------------------------------------------------------
 
 
-def _check_memory_of_out(out, pool, q, k, v, a, b, A_log, dt_bias, indices, cu_seqlens):
-    """Refuse an `out` that shares memory with the pool or an argument, other than one that is v itself.
+def _memory_is_apart(state, out, v, others) -> bool:
+    """Whether no argument lies in the pool, and `out` shares memory with none but a v that it is.
 
     A kernel reads q, k, a and b for one value head after it has written another's output; v it reads only where it
-    then writes, so out may be v.
+    then writes, so out may be v. others: the other tensors that the call reads, or None.
     """
+    start = state.data_ptr()
+    if not start:  # on meta
+        return True
+    end = start + state.nbytes
+    if start <= v.data_ptr() < end:
+        return False
+    for x in others:
+        if x is not None and start <= x.data_ptr() < end:
+            return False
+    if out is None:
+        return True
+    if v.data_ptr() != out.data_ptr() or not v.is_contiguous():
+        others = (v, *others)
+    return first_sharing(out, (state, *others)) is None
+
+
+def _refuse_memory(named: dict, state: Tensor):
+    """Raise the ValueError of the first argument whose memory is not its own. named: as in _refuse_call()."""
+    for name, x in named.items():
+        if shares_memory(x, state):
+            raise ValueError(f"{name}: lies in pool.state, which the call updates; pass memory of its own")
+    out = named["out"]
     if out.requires_grad:
         raise ValueError("out: expected a tensor that requires no gradient; pass out.detach()")
-    start = out.data_ptr()
-    end = start + out.numel() * out.itemsize
-    for x in (pool.state, q, k, v, a, b, A_log, dt_bias, indices, cu_seqlens):
-        if x is None:
-            continue
-        first = x.data_ptr()
-        # Cheap first: x lies behind out, or ends ahead of it even if it took all of its storage.
-        if first < end and (first >= start or first + x.untyped_storage().nbytes() > start) and shares_memory(out, x):
-            break
-    else:
-        return
-    if shares_memory(out, pool.state):
-        raise ValueError("out: lies in pool.state, which the call updates; pass memory of its own")
-    named = {"q": q, "k": k, "a": a, "b": b, "A_log": A_log, "dt_bias": dt_bias, "indices": indices}
-    for name, x in (named | {"cu_seqlens": cu_seqlens}).items():
-        if x is not None and shares_memory(out, x):
+    for name, x in named.items():
+        if name not in ("v", "out") and shares_memory(out, x):
             raise ValueError(f"out: shares memory with {name}, which the call still reads; pass memory of its own")
-    if v.data_ptr() != start or not v.is_contiguous():
-        raise ValueError("out: shares memory with v and is not v itself; pass v or memory of its own")
-
-
-def shares_memory(x: Tensor, y: Tensor) -> bool:
-    """Whether the memory from x's first to its last element overlaps y's. False for tensors without memory (meta)."""
-    first_x, first_y = x.data_ptr(), y.data_ptr()
-    if first_x == 0 or first_y == 0 or x.device != y.device:
-        return False
-    return first_x < first_y + _span(y) and first_y < first_x + _span(x)
-
-
-def _span(x: Tensor) -> int:
-    """Bytes from a tensor's first element to the end of its last."""
-    if not x.numel():
-        return 0
-    return (sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1) * x.itemsize
+    raise ValueError("out: shares memory with v and is not v itself; pass v or memory of its own")
 
 
 def check_intermediate_states(states: Tensor, pool: StatePool, rows: int, tokens: int, others) -> None:
@@ -253,9 +249,8 @@ def check_intermediate_states(states: Tensor, pool: StatePool, rows: int, tokens
     others: the call's other tensors, or None for one that it does not have.
     """
     pool.check_intermediate_states(states, rows, tokens)
-    if rows and tokens and any(x is not None and shares_memory(states, x) for x in (pool.state, *others)):
-        whose = "pool.state" if shares_memory(states, pool.state) else "another argument"
-        raise ValueError(f"intermediate_states: shares memory with {whose}; pass memory of its own")
+    if first_sharing(states, others) is not None:
+        raise ValueError("intermediate_states: shares memory with another argument; pass memory of its own")
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
@@ -292,8 +287,9 @@ def check_slots(pool, indices):
 
 
 def _check_range(pool, indices):
-    outside = [slot for slot in indices.tolist() if slot >= pool.slots]
-    if outside:
+    slots = indices.tolist()
+    if slots and max(slots) >= pool.slots:
+        outside = [slot for slot in slots if slot >= pool.slots]
         raise ValueError(f"indices: expected slots below {pool.slots} or negative for padding, got {outside}")
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import State, usable_device
+from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
 
 LAYOUTS = ("VK", "KV")
@@ -112,15 +113,16 @@ class StatePool:
         """
         if type(n) is not int or n < 0:
             raise ValueError(f"n: expected an int of at least 0, got {n!r}")
-        with self._lock:
-            if n > self.free:
-                raise RuntimeError(
-                    f"the pool is full: acquire({n}) with {self.free} of {self.slots - 1} slots free; "
-                    "release slots first or build the pool with more"
-                )
-            kept = len(self._free) - n
-            taken, self._free[kept:] = self._free[kept:][::-1], []
+        taken = []
         try:
+            with self._lock:
+                if n > self.free:
+                    raise RuntimeError(
+                        f"the pool is full: acquire({n}) with {self.free} of {self.slots - 1} slots free; "
+                        "release slots first or build the pool with more"
+                    )
+                kept = len(self._free) - n
+                taken, self._free[kept:] = self._free[kept:][::-1], []
             indices = torch.tensor(taken, dtype=torch.int32, device=self.device)
             self.state[indices] = 0
             self.conv[indices] = 0
@@ -236,6 +238,7 @@ class StatePool:
             raise ValueError(
                 f"draft_inputs: expected the last dimension contiguous, got strides {list(draft_inputs.stride())}"
             )
+        self._check_memory("draft_inputs", draft_inputs)
         self._check_tensor("indices", indices, (rows,), (torch.int32, torch.int64))
         self._check_tensor("accepted", accepted, (rows,), (torch.int32, torch.int64))
         if checks_values() or self.device.type == "cpu":
@@ -274,11 +277,14 @@ class StatePool:
         """Raise ValueError unless `states` can hold the state after each of `tokens` tokens of `rows` rows."""
         expected = (rows, tokens, *self.state.shape[1:])
         self._check_tensor("intermediate_states", states, expected, (self.dtype,))
-        if rows and not states[0].is_contiguous() or rows > 1 and states.stride(0) < states[0].numel():
+        row, *inner = states.stride()
+        whole = tuple(inner) == self.state.stride() or not rows or states[0].is_contiguous()
+        if not whole or rows > 1 and row < tokens * self.state.stride()[0]:
             raise ValueError(
                 f"intermediate_states: expected {list(expected)} contiguous but for its first dimension, its rows "
                 f"apart, got strides {list(states.stride())}"
             )
+        self._check_memory("intermediate_states", states)
 
     def _check_tensor(self, name, x, shape, dtypes) -> None:
         strided = isinstance(x, Tensor) and x.layout is torch.strided
@@ -287,6 +293,11 @@ class StatePool:
             raise ValueError(f"{name}: expected {names} {list(shape)} on {self.device}, got {_seen(x)}")
         if x.requires_grad:
             raise ValueError(f"{name}: expected a tensor that requires no gradient; pass {name}.detach()")
+
+    def _check_memory(self, name, x) -> None:
+        for own, memory in (("state", self.state), ("conv", self.conv)):
+            if shares_memory(x, memory):
+                raise ValueError(f"{name}: lies in pool.{own}, which the call updates; pass memory of its own")
 
     def _check_accepted(self, indices: Tensor, accepted: Tensor, tokens: int) -> None:
         """Check the values of commit()'s arguments. Synchronises with a GPU."""

@@ -10,8 +10,9 @@ from against_reference import filled_pool, row_slots, same_bits
 from prefill_against_reference import bounds_of
 
 from gdn_lab import GDNShape, StatePool, checks, decode, prefill, verify
-from gdn_lab.arguments import check_call, shares_memory
+from gdn_lab.arguments import check_call
 from gdn_lab.backends.registry import backends
+from gdn_lab.memory import shares_memory
 from gdn_lab.ops import decode_gathered, make_inputs
 from gdn_lab.pool import checks_values
 
@@ -106,6 +107,31 @@ def test_an_output_in_the_pool_or_over_an_input_is_refused(phase):
 
 
 @PHASES
+def test_an_input_that_lies_in_the_pool_is_refused(phase):
+    pool = filled_pool(SHAPE, 6, layout="VK", dtype=BF16)
+    inputs = make_inputs(SHAPE, 6 if phase == "prefill" else 3, tokens=2 if phase == "verify" else None)
+    before = pool.state.clone()
+    for name in "qkvab":
+        x = getattr(inputs, name)
+        inside = pool.state.view(-1)[-x.numel() :].view(x.shape)
+        refused(lambda name=name, x=inside: call_of(phase, pool=pool, **{name: x}), f"{name}: lies in pool.state")
+    assert same_bits(pool.state, before)
+
+
+def test_drafts_that_lie_in_the_pool_are_refused():
+    pool = filled_pool(SHAPE, 6, layout="VK", dtype=BF16)
+    pool.reserve_drafts(2, 2)
+    slots, accepted = torch.tensor([4, 5]), torch.tensor([1, 2])
+    states = pool.state.view(-1)[: pool.intermediate_states.numel()].view(pool.intermediate_states.shape)
+    inputs = pool.conv.view(-1)[: pool.draft_inputs.numel()].view(pool.draft_inputs.shape)
+    before = pool.state.clone(), pool.conv.clone()
+    for name, value in (("intermediate_states", states), ("draft_inputs", inputs)):
+        drafts = {"intermediate_states": pool.intermediate_states, "draft_inputs": pool.draft_inputs} | {name: value}
+        refused(lambda drafts=drafts: pool.commit(slots, accepted, **drafts), f"{name}: lies in pool.")
+    assert same_bits(pool.state, before[0]) and same_bits(pool.conv, before[1])
+
+
+@PHASES
 def test_the_output_may_be_v(phase):
     v = make_inputs(SHAPE, 6 if phase == "prefill" else 3, tokens=2 if phase == "verify" else None).v.contiguous()
     expected, taken = call_of(phase, v=v.clone()), v.clone()
@@ -122,9 +148,7 @@ def test_intermediate_states_that_overlap_are_refused():
         sentence = "intermediate_states: expected [3, 2, 4, 16, 16] contiguous but for its first dimension"
         refused(lambda states=states: call_of("verify", pool=pool, intermediate_states=states), sentence)
     inside = pool.state.view(-1)[: 3 * row].view(shape)
-    refused(
-        lambda: call_of("verify", pool=pool, intermediate_states=inside), "intermediate_states: shares memory with pool"
-    )
+    refused(lambda: call_of("verify", pool=pool, intermediate_states=inside), "intermediate_states: lies in pool.state")
     out = buffer[: 3 * 2 * 4 * 16].view(3, 2, 4, 16)
     states = buffer[: 3 * row].view(shape)
     sentence = "intermediate_states: shares memory with another argument"
@@ -234,6 +258,14 @@ def test_bounds_that_do_not_cover_the_tokens_are_refused_on_the_host(bounds):
     before = pool.state.clone()
     refused(lambda: call_of("prefill", pool=pool, cu_seqlens=torch.tensor(bounds)), "cu_seqlens: expected 0 to 6")
     assert same_bits(pool.state, before)
+
+
+def test_tokens_of_no_sequence_are_refused_on_any_device():
+    pool = StatePool(SHAPE, 4, device="meta")
+    inputs = make_inputs(SHAPE, 3, device="meta")
+    none, bounds = torch.zeros(0, dtype=torch.int32, device="meta"), torch.zeros(1, dtype=torch.int32, device="meta")
+    options = inputs.gates() | {"pool": pool, "indices": none, "cu_seqlens": bounds}
+    refused(lambda: prefill(*inputs.arguments(), **options), "cu_seqlens: expected sequences that cover the 3 tokens")
 
 
 @PHASES

@@ -12,7 +12,7 @@ import gdn_lab
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gdn_lab"
 LEVELS = (
-    ("files", "names", "models", "minimum_versions", "tolerances", "reference", "costs"),
+    ("files", "names", "memory", "models", "minimum_versions", "tolerances", "reference", "costs"),
     ("backends",),
     ("pool_kernels", "pool"),
     ("arguments",),

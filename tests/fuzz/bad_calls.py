@@ -77,8 +77,7 @@ def bad_argument(random: Random, phase: str, arguments: dict):
     changes += [lambda: x.to(torch.complex64), lambda: x.bool(), lambda: x.to(torch.int16), lambda: x.double()]
     if x.shape[-1] > 1:
         changes.append(lambda: x.repeat_interleave(2, -1)[..., ::2])
-    if name in ("out", "intermediate_states"):
-        changes += [lambda: inside(arguments["pool"].state, x)] * 2
+    changes += [lambda: inside(arguments["pool"].state, x)] * (2 if optional else 1)
     if name == "intermediate_states":
         changes += [lambda: x.as_strided(x.shape, (random.choice([0, x.stride(0) - 1]), *x.stride()[1:]))] * 2
     if name == "indices":

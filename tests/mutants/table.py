@@ -4,6 +4,7 @@ Each replaces one text, which occurs once in its file, by another.
 """
 
 from .mutant import Mutant
+from .mutants_of_calls import MUTANTS_OF_CALLS
 
 REFERENCE = "test_reference.py"
 TOLERANCES = "test_tolerances.py"
@@ -11,16 +12,9 @@ MODELS = "test_models.py"
 COSTS = "test_costs.py"
 CONFIG = "test_config.py"
 FILES = "test_files.py"
-DECODE = "backends/test_decode_torch.py"
-VERIFY = "test_verify.py"
-PREFILL = "test_prefill.py"
 POOL = "test_pool.py"
 REFUSALS = "test_refusals.py"
 BACKENDS = "backends/test_backend_refusals.py"
-HARD = "test_hard_inputs.py"
-TRITON_DECODE = "interpreter_cases.py"
-TRITON_VERIFY = "verify_interpreter_cases.py"
-TRITON_PREFILL = "prefill_interpreter_cases.py"
 TIMERS = "bench/test_timers.py"
 CUPTI = "bench/test_cupti.py"
 RESULTS = "bench/test_results.py"
@@ -30,7 +24,6 @@ AGREEMENT = "bench/test_agreement.py"
 CLOCKS = "bench/test_clocks.py"
 ROOF = "bench/test_roof.py"
 DECODE_SWEEP = "studies/test_decode_sweep.py bench/test_sweep.py"
-VERIFY_SWEEP = "studies/test_verify_sweep.py"
 READERS = "trace/test_readers.py"
 GRAPHS = "trace/test_graphs.py trace/test_positions.py"
 SCRUBBER = "trace/test_scrubber.py"
@@ -114,155 +107,6 @@ MUTANTS = [
         "    finally:\n        os.replace(partial, path)\n",
         FILES,
     ),
-    # ---- the pool
-    Mutant("pool.py", "range(slots - 1, 0, -1)", "range(slots - 1, -1, -1)", POOL),
-    Mutant("pool.py", "reversed(given)", "given", POOL),
-    Mutant("pool.py", "self.state[indices] = 0", "pass", POOL),
-    Mutant("pool.py", "self.conv[indices] = 0", "pass", POOL),
-    Mutant("pool.py", "({0} | set(", "(set(", POOL),
-    Mutant(
-        "pool.py",
-        'state if self.layout == "VK" else state.transpose(-1, -2)\n        return torch.where',
-        "state\n        return torch.where",
-        POOL,
-    ),
-    Mutant("pool.py", "torch.where((slots >= 0)[:, None, None, None], state, 0.0)", "state", POOL + " " + VERIFY),
-    Mutant(
-        "pool.py",
-        "intermediate_states[row, accepted - 1]",
-        "intermediate_states[row, accepted.clamp(max=tokens - 1)]",
-        VERIFY,
-    ),
-    Mutant("pool.py", "torch.where(accepted > 0, indices, 0).long()", "indices.clamp(min=0).long()", VERIFY),
-    Mutant(
-        "pool.py",
-        "window = accepted[:, None] + torch.arange",
-        "window = accepted[:, None].clamp(max=2) + torch.arange",
-        VERIFY,
-    ),
-    Mutant("pool.py", "if not 0 <= n <= tokens", "if not 0 <= n <= tokens + 1", VERIFY),
-    Mutant("pool.py", "other.conv.copy_(self.conv)", "pass", POOL),
-    Mutant("pool.py", "if slot >= self.slots]", "if slot > self.slots]", POOL + " " + REFUSALS),
-    Mutant("pool_kernels.py", "(count - 1) * ELEMENTS", "count * ELEMENTS", TRITON_VERIFY + " -k commit"),
-    Mutant("pool_kernels.py", "tl.where(count + 1 < WINDOW", "tl.where(count < WINDOW", TRITON_VERIFY + " -k commit"),
-    Mutant(
-        "pool_kernels.py",
-        "if slot >= 0:\n        if count > 0:\n            last",
-        "if slot >= 0:\n        if count >= 0:\n            last",
-        TRITON_VERIFY + " -k commit",
-    ),
-    # ---- checks of calls
-    Mutant("ops.py", "DRAFT_TOKENS = (2, 16)", "DRAFT_TOKENS = (1, 16)", VERIFY),
-    Mutant(
-        "ops.py",
-        "scale=pool.shape.scale if scale is None else scale,\n            use_qk_l2norm=use_qk_l2norm,\n"
-        "            out=out,\n            update",
-        "scale=scale or pool.shape.scale,\n            use_qk_l2norm=use_qk_l2norm,\n"
-        "            out=out,\n            update",
-        "test_fuzz.py -k test_calls",
-    ),
-    Mutant("ops.py", "slots.count(slot) > 1", "slots.count(slot) > 2", REFUSALS),
-    Mutant("ops.py", "if 0 in slots:", "if -1 in slots:", REFUSALS),
-    Mutant("ops.py", "bounds[0] != 0 or", "", PREFILL + " " + REFUSALS),
-    Mutant("ops.py", "bounds != sorted(bounds)", "False", PREFILL),
-    Mutant(
-        "ops.py",
-        "outside = [slot for slot in slots if slot >= pool.slots]",
-        "outside = [slot for slot in slots if slot > pool.slots]",
-        REFUSALS,
-    ),
-    Mutant("ops.py", "scratch.slots <= len(indices)", "scratch.slots < len(indices)", REFUSALS + " " + DECODE),
-    Mutant("ops.py", "k.dtype is not dtype or", "", REFUSALS),
-    Mutant("ops.py", "batch = scratch.state[1 : len(indices) + 1]", "batch = scratch.state[: len(indices)]", DECODE),
-    # ---- torch
-    Mutant("backends/torch.py", "_live(indices, o))", "o)", DECODE),
-    Mutant("backends/torch.py", "(q * scale).repeat_interleave", "q.repeat_interleave", DECODE),
-    Mutant(
-        "backends/torch.py",
-        "CHUNK = 64",
-        "CHUNK = 48",
-        PREFILL,
-        equivalent="any length of a chunk gives the same result",
-    ),
-    Mutant("backends/torch.py", ".clamp(min=MIN_LOG_DECAY)", "", PREFILL),
-    Mutant(
-        "backends/torch.py", "tril().bool(), difference, -torch.inf", "tril(-1).bool(), difference, -torch.inf", PREFILL
-    ),
-    Mutant("backends/torch.py", "o = torch.exp(G)[:, :, None] * (q @ S", "o = (q @ S", PREFILL),
-    Mutant(
-        "backends/torch.py",
-        "if slot < 0:\n            out[tokens] = 0.0\n            continue\n",
-        "if slot < 0:\n            continue\n",
-        PREFILL,
-    ),
-    Mutant(
-        "backends/torch.py",
-        "state.intermediate[:, t] = S.transpose(-1, -2) if transpose else S",
-        "state.intermediate[:, t] = S",
-        VERIFY,
-    ),
-    Mutant("backends/torch.py", "    if update_state:\n", "    if True:\n", VERIFY),
-    Mutant(
-        "backends/torch.py",
-        "slots = indices.clamp(min=0).long()",
-        "slots = indices.abs().clamp(max=len(state) - 1).long()",
-        DECODE,
-    ),
-    # ---- Triton, interpreted
-    Mutant(
-        "backends/triton/recurrent.py",
-        "u = beta * (v_vec - g * Sk)",
-        "u = beta * (v_vec - Sk)",
-        TRITON_DECODE + " -k state_dtypes",
-    ),
-    Mutant("backends/triton/recurrent.py", "if slot < 0:", "if slot < -1:", TRITON_DECODE + " -k state_dtypes"),
-    Mutant(
-        "backends/triton/recurrent.py",
-        "slot = tl.load(indices + row).to(tl.int64)",
-        "slot = tl.load(indices + row)",
-        TRITON_DECODE + " -k beyond",
-    ),
-    Mutant(
-        "backends/triton/recurrent.py",
-        "row * k_row + key_head * k_head",
-        "row * q_row + key_head * q_head",
-        TRITON_DECODE + " -k strides",
-    ),
-    Mutant(
-        "backends/triton/recurrent.py",
-        "tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)",
-        "tl.rsqrt(tl.sum(k_vec * k_vec))",
-        TRITON_DECODE + " -k near_zero",
-    ),
-    Mutant(
-        "backends/triton/recurrent.py",
-        "q_next = tl.load(q_at + (t + 1) * q_token)",
-        "q_next = tl.load(q_at + t * q_token)",
-        TRITON_VERIFY + " -k test_tokens",
-    ),
-    Mutant(
-        "backends/triton/prefill.py",
-        "if first >= end:\n        return\n    if tl.load(indices",
-        "if first > end:\n        return\n    if tl.load(indices",
-        TRITON_PREFILL + " -k lengths",
-        equivalent="a chunk of no tokens writes zeros to scratch of its own",
-    ),
-    Mutant(
-        "backends/triton/prefill.py",
-        "tl.where(cs[:, None] >= cs[None, :], G",
-        "tl.where(cs[:, None] > cs[None, :], G",
-        TRITON_PREFILL + " -k lengths",
-    ),
-    Mutant("backends/triton/prefill.py", "tl.maximum(log_g, MIN_LOG)", "log_g", TRITON_PREFILL + " -k limits"),
-    Mutant(
-        "backends/triton/prefill.py",
-        "tl.exp(G_end - G) * (k_norm / key_size)",
-        "tl.exp(G_end - G) / key_size",
-        TRITON_PREFILL + " -k lengths",
-    ),
-    Mutant(
-        "backends/triton/prefill.py", "zeros, mask=(first + cs < end)[None, :]", "zeros", TRITON_PREFILL + " -k padding"
-    ),
     # ---- registry
     Mutant("backends/registry.py", "reason is None and isolated and call.phase in variant.leaks", "False", BACKENDS),
     Mutant(
@@ -310,7 +154,7 @@ MUTANTS = [
         RESULTS,
     ),
     Mutant("bench/results.py", 'NULLABLE = {"max_abs_error"}', 'NULLABLE = {"max_abs_error", "median_us"}', RESULTS),
-    Mutant("bench/results.py", "not math.isfinite(value)]", "math.isnan(value)]", RESULTS),
+    Mutant("bench/results.py", "not math.isfinite(value)", "math.isnan(value)", RESULTS),
     Mutant(
         "bench/run_folder.py",
         "if number < len(lines) or line.endswith",
@@ -391,4 +235,5 @@ MUTANTS = [
     Mutant("report/text.py", "if us >= 10_000:", "if us >= 1_000:", TEXT),
     Mutant("layer/fp8.py", "E4M3_MAX = 448.0", "E4M3_MAX = 240.0", EXPERTS + " " + LAYER),
     Mutant("layer/layer_reference.py", "inputs[..., 1:]", "inputs[..., :-1]", LAYER),
+    *MUTANTS_OF_CALLS,
 ]
