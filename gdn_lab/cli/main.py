@@ -20,6 +20,7 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "backends": ("installed", "the kernels: what is installed, what can run here, and why not the rest"),
     "report": ("report", "rebuild the figures and generated parts of README.md and docs/ from data/"),
     "profile": ("profile", "record a decode step and attribute its time, or open a trace of your own"),
+    "stats": ("stats", "the summaries of nsys stats of a trace, without nsys"),
     "scrub": ("scrub_command", "copy a trace without the private data it holds"),
     "constraints": ("constraints", "resolve requirements*.txt anew and pin all that they bring in constraints.txt"),
     "smoke": ("smoke", "run one small call of every kernel and check it, as make sanitize does"),

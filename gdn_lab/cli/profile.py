@@ -68,8 +68,11 @@ def record(words: dict[str, str], runs: Path) -> None:
         batch.values(notebook, own_words[notebook])
     batch.check_writable(runs)
     nsys = shutil.which("nsys")
-    if reason := _why_not_nsight(nsys):
-        batch.say(reason)
+    if not _gpu_is_here():
+        batch.say("torch finds no GPU here, so nothing can be recorded: notebook 04 shows the newest trace there is.")
+        return batch.run_notebooks([analysis], own_words[analysis], runs)
+    if nsys is None:
+        batch.say("There is no nsys on PATH, so Kineto records the step instead of Nsight Systems.")
         before = _folders(runs)
         batch.run_notebooks([step], own_words[step], runs)
         folder = _newest(runs, before, step)
@@ -80,14 +83,10 @@ def record(words: dict[str, str], runs: Path) -> None:
     batch.run_notebooks([analysis], own_words[analysis] | given, runs)
 
 
-def _why_not_nsight(nsys: str | None) -> str | None:
+def _gpu_is_here() -> bool:
     import torch
 
-    if not torch.cuda.is_available():
-        return "torch finds no GPU here, so nothing can be recorded: notebook 04 shows the newest trace there is."
-    if nsys is None:
-        return "There is no nsys on PATH, so Kineto records the step instead of Nsight Systems."
-    return None
+    return torch.cuda.is_available()
 
 
 def _recorded_path(path: Path) -> str:

@@ -1,14 +1,13 @@
 """Take the steps out of a trace: how long each is, which part keeps the GPU busy, and where nothing runs.
 
 A step is a range with work of a GPU that occurs many times: "decode step" if there is one, else the most frequent range
-of two kernels or more. In a trace without ranges each launch of a CUDA graph is a step, or the whole trace is one. The
-parts of a step are the ranges directly inside it.
+of two kernels or more. In a trace without ranges each launch of a CUDA graph is a step, or each period of the kernels,
+or the whole trace is one (choose_steps.py). The parts of a step are the ranges directly inside it.
 
 Within a step a kernel counts from when those before it have all ended, so parts and gaps add up to the step, from the
 start of its first kernel to the end of its last.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ import pandas
 from ..names import readable
 from . import graphs, limits, read
 from .build import Trace, labels
-from .ranges import EAGER, GRAPH, STEP, WARM_UP
+from .choose_steps import WITHOUT_RANGES, choose, part_of_kernel
+from .ranges import EAGER, GRAPH
 
-LAUNCH, WHOLE = "(launch of a CUDA graph)", "(whole trace)"  # the steps of traces without ranges
 REST = "(outside the parts)"
 GAPS = "gaps"  # what tables of parts call the time between kernels, so no part
 MODES = {"graph": "replayed as a CUDA graph", "eager": "launched kernel by kernel"}
@@ -69,8 +68,8 @@ NO_TRACE = StepTrace(
 def read_steps(path, step_range: str = "") -> StepTrace:
     """Read a trace file and find its steps; NO_TRACE for None.
 
-    step_range: name of the range that is a step; "" chooses one. Errors are those of trace.read(); ValueError too if no
-    range of that name has work of a GPU.
+    step_range: name of the range that is a step, or names separated by commas; "" chooses. Errors are those of
+    trace.read(); ValueError too if no range of such a name has work of a GPU.
     """
     if path is None:
         return NO_TRACE
@@ -81,9 +80,13 @@ def read_steps(path, step_range: str = "") -> StepTrace:
 
 def _step_trace(path, trace: Trace, step_range: str) -> StepTrace:
     unfolded, notes = _unfolded(trace)
-    step, owner = _step_of_each_kernel(unfolded, step_range)
+    step, owner, about_steps = choose(unfolded, step_range)
+    notes += about_steps
     kernels = _kernels(unfolded, owner)
-    kernels["part"] = kernels["name"].map(short_name) if step in (LAUNCH, WHOLE) else _parts(unfolded, kernels)
+    if step in WITHOUT_RANGES:
+        kernels["part"] = [part_of_kernel(name, short_name(name)) for name in kernels["name"]]
+    else:
+        kernels["part"] = _parts(unfolded, kernels)
     if left_out := sorted(set(unfolded.kernels["device"]) - set(kernels["device"])):
         notes.append(f"steps are those of GPU {kernels['device'].iloc[0]}; others in the trace: {left_out}")
     steps = _step_rows(kernels)
@@ -114,52 +117,6 @@ def _unfolded(trace: Trace) -> tuple[Trace, list[str]]:
         "the trace does not say when its CUDA graphs were captured, so their kernels have only the ranges around the "
         "launch; capture the graph while Nsight Systems records with --cuda-graph-trace=node"
     ]
-
-
-def _step_of_each_kernel(trace: Trace, wanted: str) -> tuple[str, numpy.ndarray]:
-    """Return (name of a step, for each kernel the row of the range that is its step, or -1). The innermost counts."""
-    ranges, pairs = trace.ranges, trace.enclosing()
-    warm_up = ranges["path"].astype(str).str.split(" / ").str[0] == WARM_UP
-    pairs = pairs[~warm_up.to_numpy()[pairs["range"]]]
-    names = labels(ranges["domain"], ranges["name"])
-    named = pairs.assign(name=numpy.array(names, dtype=object)[pairs["range"]])
-    counts = named.groupby("name").agg(ranges=("range", "nunique"), kernels=("kernel", "count"))
-    if wanted and wanted not in counts.index:
-        raise limits.TraceError(_no_such_range(wanted, counts))
-    if not len(counts):
-        return _step_without_ranges(trace)
-    step = wanted or _likely_step(counts)
-    owner = numpy.full(len(trace.kernels), -1)
-    inside = named[named["name"] == step].sort_values("range")  # inner ranges begin later, and are written last
-    owner[inside["kernel"].to_numpy()] = inside["range"].to_numpy()
-    return step, owner
-
-
-def _likely_step(counts: pandas.DataFrame) -> str:
-    """Return STEP if there is one, else the most frequent range of two kernels or more."""
-    if STEP in counts.index:
-        return STEP
-    several = counts[counts["kernels"] >= 2 * counts["ranges"]]
-    return (several if len(several) else counts).sort_values(["ranges", "kernels"], ascending=False).index[0]
-
-
-def _no_such_range(wanted: str, counts: pandas.DataFrame) -> str:
-    near = difflib.get_close_matches(wanted, counts.index, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    known = ", ".join(counts.sort_values("ranges", ascending=False).index[:8]) or "none"
-    return f"has no range {wanted!r} with work of a GPU (step_range){hint}; the ranges that have: {known}"
-
-
-def _step_without_ranges(trace: Trace) -> tuple[str, numpy.ndarray]:
-    """Return the same for a trace without ranges: the number of the graph's launch, or 0 for every kernel."""
-    kernels = trace.kernels
-    in_graph = numpy.flatnonzero(kernels["graph"])
-    if not len(in_graph):
-        return WHOLE, numpy.zeros(len(kernels), numpy.int64)
-    owner = numpy.full(len(kernels), -1)
-    calls = pandas.MultiIndex.from_frame(kernels.loc[in_graph, ["process", "correlation"]])
-    owner[in_graph], _ = pandas.factorize(calls)
-    return LAUNCH, owner
 
 
 def _kernels(trace: Trace, owner) -> pandas.DataFrame:

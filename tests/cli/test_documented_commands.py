@@ -27,7 +27,15 @@ TRACE = ROOT / "data" / "measured" / "h100" / "04_nsight_systems" / "capture.sql
 NO_TRACES = ("mine.nsys-rep", "mine.sqlite", "file")  # stand for a trace of the reader's
 
 # gdn-lab commands that are executed: status, if not 0 alone.
-EXECUTED = {"advise": (0,), "backends": (0,), "clean": (0,), "compare": (0, 3), "list": (0,), "scrub": (0,)}
+EXECUTED = {
+    "advise": (0,),
+    "backends": (0,),
+    "clean": (0,),
+    "compare": (0, 3),
+    "list": (0,),
+    "scrub": (0,),
+    "stats": (0,),
+}
 # Those whose words are parsed, parameters of notebooks included, and why no more.
 PARSED = {
     "run": "a notebook takes 5 to 30 s; tests/cli/test_notebooks.py executes each",

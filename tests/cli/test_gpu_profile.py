@@ -70,8 +70,7 @@ def test_kineto(kineto):
 def test_nsight_systems(kineto, tmp_path):
     nsys = shutil.which("nsys")
     if nsys is None:  # not every machine with a GPU has it
-        assert "so Kineto records the step" in profile._why_not_nsight(nsys)
-        return
+        pytest.skip("there is no nsys here")
     report, here = tmp_path / "capture.nsys-rep", os.path.dirname(__file__)
     program = [sys.executable, "-c", PROGRAM, str(tmp_path), here]
     subprocess.run(

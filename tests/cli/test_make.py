@@ -12,7 +12,9 @@ from gdn_lab.cli.main import COMMANDS
 
 def make(*words, options=("-n",)) -> subprocess.CompletedProcess:
     """make -n, as from a shell and not as from the make that runs the tests."""
-    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    alone = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS")
+    }
     return subprocess.run(["make", *options, *words], cwd=batch.ROOT, capture_output=True, text=True, env=alone)
 
 

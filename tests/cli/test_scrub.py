@@ -40,7 +40,9 @@ def test_make_target(trace):
     out = trace.with_name("shared copy.sqlite")
     words = [f"CAPTURE={trace}", f"OUT={out}", f"GDN_LAB={sys.executable} -m gdn_lab", "READY="]
     # as from a shell, not as from the make that runs the tests
-    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    alone = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS")
+    }
     root = Path(__file__).parents[2]
     done = subprocess.run(["make", "capture-scrub", *words], cwd=root, capture_output=True, text=True, env=alone)
     assert done.returncode == 0, done.stderr

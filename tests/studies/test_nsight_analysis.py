@@ -7,8 +7,9 @@ from recorded_traces import MAIN, Program, eager_and_graph, two_steps, write_kin
 from gdn_lab.report import recorded
 from gdn_lab.studies.nsight_systems import analysis, figures, sentences
 from gdn_lab.studies.nsight_systems.find_trace import find_trace
+from gdn_lab.trace.choose_steps import COMMUNICATION, LAUNCH, PERIOD, WHOLE
 from gdn_lab.trace.ranges import WARM_UP
-from gdn_lab.trace.steps import LAUNCH, NO_TRACE, REST, WHOLE, read_steps, short_name
+from gdn_lab.trace.steps import NO_TRACE, REST, read_steps, short_name
 
 FIGURES = (figures.timeline, figures.gap_sizes, figures.where_time_goes)
 
@@ -178,10 +179,63 @@ def test_a_trace_without_ranges(tmp_path, graphs):
     program = eager_and_graph(nodes=False, eager=0) if graphs else server()
     program.ranges.clear()
     trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
-    assert trace.step == (LAUNCH if graphs else WHOLE) and len(trace.steps) == (3 if graphs else 1)
+    assert trace.step == (LAUNCH if graphs else PERIOD) and len(trace.steps) == (3 if graphs else 4)
     assert set(trace.kernels["part"]) >= ({"gdn_kernel"} if graphs else {"flash", "rope", "sample"})
-    assert len(trace.notes) == graphs
+    assert len(trace.notes) == 1
     assert all(isinstance(figure(trace), Figure) for figure in FIGURES) and sentences.answers(trace)
+
+
+def test_a_period_of_the_kernels_is_a_step(tmp_path):
+    """Without ranges and graphs: seven kernels that follow each other, from the longest gap on; others are left out."""
+    program = server(steps=6)
+    program.ranges.clear()
+    for call in (900, 901):  # before the first step
+        program.launch(-9000 + call, -8999 + call, call)
+        program.kernel("ncclDevKernel_AllReduce_Sum", -8990 + call, -8980 + call, call)
+    trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
+    assert trace.step == PERIOD and len(trace.steps) == 6 and set(trace.steps["kernels"]) == {7}
+    assert "the same 7 kernels follow each other 6 times" in trace.notes[0]
+    assert [trace.kernels["name"].iloc[row] for row in (0, 6)] == ["flash<128>", "sample"]
+    names = trace.kernels["name"].to_numpy().reshape(6, 7)
+    assert (names == names[0]).all()
+
+
+def test_kernels_that_do_not_repeat_are_one_step(tmp_path):
+    program = Program()
+    for call in range(40):
+        program.launch(1000 * call, 1000 * call + 10, call)
+        name = "ncclDevKernel_AllReduce" if call == 7 else f"kernel_{call * call % 17}"
+        program.kernel(name, 1000 * call + 100, 1000 * call + 200, call)
+    trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
+    assert trace.step == WHOLE and len(trace.steps) == 1
+    assert (trace.kernels["part"] == COMMUNICATION).sum() == 1
+
+
+def test_replayed_and_launched_ranges_are_paired_and_others_are_named(tmp_path):
+    program, call = Program(), 0
+    for number in range(5):
+        for name, offset, graph in (
+            ("eager step", 0, False),
+            ("graph step", 20_000, True),
+            ("sampling", 40_000, False),
+        ):
+            start = 100_000 * number + offset
+            call += 1
+            program.range(name, start, start + 9000)
+            program.launch(start + 10, start + 20, call)
+            kernels = 2 if name == "sampling" else 4
+            for kernel in range(kernels):
+                at = start + 1000 * kernel + 100
+                program.kernel(f"k{kernel}", at, at + 500, call, node=10 + kernel if graph else None)
+    path = write_nsys(tmp_path / "c.sqlite", program)
+    trace = read_steps(path)
+    assert trace.step == "eager step and graph step" and trace.modes == ["graph", "eager"]
+    assert any("'eager step' × 5 and 'graph step' × 5" in note and "'sampling' × 5" in note for note in trace.notes)
+    assert analysis.eager_over_replayed(trace) == pytest.approx(1.0)
+    asked = read_steps(path, "eager step, sampling")
+    assert asked.step == "eager step and sampling" and len(asked.steps) == 10
+    with pytest.raises(ValueError, match="did you mean 'sampling'"):
+        read_steps(path, "eager step, samplin")
 
 
 def test_replays_that_cannot_be_attributed_are_reported(tmp_path):

@@ -9,13 +9,15 @@ from recorded_traces import GRAPH_NODES, MAIN, SCHEMA, global_pid, global_tid
 
 KERNELS, PER_RANGE, RANGES_PER_STEP, NODES = 1_000_000, 10, 10, 1000
 READ = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 from gdn_lab.trace import graphs, range_table, read, table
 start = time.process_time()
 trace = graphs.unfolded(read(sys.argv[1]))
 rows, ranges = table(trace), range_table(trace)
 seconds = time.process_time() - start
-print(json.dumps({"seconds": seconds, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+kib = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))  # ru_maxrss has the parent's
+print(json.dumps({"seconds": seconds, "kib": kib,
                   "instances": int(ranges["instances"].sum()), "count": int(rows["count"].sum()), "rows": len(rows),
                   "paths": sorted(set(rows["path"]))}))
 """
