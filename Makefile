@@ -3,6 +3,7 @@
 #   PYTHON=python3.12   the Python that makes .venv (3.12, or 3.11.2 or newer of 3.11)
 #   ARGS="..."          passed on: make run ARGS="-p seed 1", make test ARGS="-k pool", make lab ARGS="--no-browser"
 #   CAPTURE=file        a trace of Nsight Systems or Kineto, for profile and capture-scrub
+#   STUDY=serving GPUS=2  of make record
 #   SECONDS=600 SEED=0  of make fuzz; CASE=calls:123 repeats one case
 
 PYTHON ?= python3
@@ -13,6 +14,8 @@ OUT ?=
 SECONDS ?= 600
 SEED ?= 0
 CASE ?=
+STUDY ?=
+GPUS ?=
 # What a user gives is taken as it stands: make expands no $ in it, and names reach the shell as variables.
 override PYTHON := $(value PYTHON)
 override ARGS := $(value ARGS)
@@ -21,7 +24,9 @@ override OUT := $(value OUT)
 override SECONDS := $(value SECONDS)
 override SEED := $(value SEED)
 override CASE := $(value CASE)
-export PYTHON CAPTURE OUT SECONDS SEED CASE
+override STUDY := $(value STUDY)
+override GPUS := $(value GPUS)
+export PYTHON CAPTURE OUT SECONDS SEED CASE STUDY GPUS
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
 GDN_LAB := $(VENV)/bin/gdn-lab
@@ -33,7 +38,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run advise bench profile lab compare list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
+.PHONY: help run record advise bench profile lab compare list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -41,6 +46,9 @@ help:  ## this list
 
 run: $(READY)  ## set up, then run every notebook: pages, figures and rows in runs/
 	@$(GDN_LAB) run $(ARGS)
+
+record: $(READY)  ## measure STUDY (serving) on GPUS (1) within nine minutes; again: goes on [ARGS="-p model qwen3.5-27b"]
+	@$(GDN_LAB) record "$$STUDY" $${GPUS:+--gpus "$$GPUS"} $(ARGS)
 
 advise: $(READY)  ## which backend for a model: ARGS="--model qwen3-next-80b-a3b --tp 4 --batch 96"
 	@$(GDN_LAB) advise $(ARGS)

@@ -32,7 +32,9 @@ class Study:
     heading. parameters: what the notebook's parameters cell declares. section(run, rows) -> Section: what a page
     shows of a run recorded in data/measured/<gpu>/<notebook>/; None: nothing. section_name: the marker on the page is
     `<!-- measured:<gpu>-<section_name> -->`. computed() -> {name: Figure}: figures that need no data.
-    All three callables import what they need when called.
+    record(parameters, run, earlier): what `gdn-lab record` calls to measure without the notebook; appends rows to
+    `run` and leaves out what the rows `earlier` have; None: only the notebook measures. gpus: the parameter that says
+    on how many GPUs. All callables import what they need when called.
     """
 
     number: str
@@ -42,6 +44,8 @@ class Study:
     section: Callable[[dict, list[dict]], Section] | None = None
     section_name: str = ""
     computed: Callable[[], dict[str, object]] = field(default=dict)
+    record: Callable[[StudyParameters, object, list[dict]], None] | None = None
+    gpus: str = "tp"
 
     @property
     def notebook(self) -> str:

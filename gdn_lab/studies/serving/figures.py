@@ -32,9 +32,18 @@ def looks(configuration: str) -> dict:
     return {"color": colour(kernel), "marker": marker(kernel), "markersize": 5.5, "linewidth": 1.7}
 
 
+def nothing(rows: ServingRows) -> Figure:
+    """A figure that says why there are no times to draw: nothing was served, or a toy, whose times rank nothing."""
+    if rows.toy:
+        return empty_figure("No times to show: a toy model was served, which ranks nothing", [rows.conditions()])
+    return empty_figure("Nothing was served", not_served(rows))
+
+
 @rc_context(STYLE)
 def waterfall(rows: ServingRows) -> Figure:
     """From one GDN layer to TPOT, part by part, for the last configuration at its largest concurrency."""
+    if rows and rows.toy:
+        return nothing(rows)
     point = analysis.shown_point(rows)
     if point is None:
         return empty_figure("No run has times of its parts", [*not_served(rows), rows.conditions()])
@@ -79,8 +88,8 @@ def _waterfall_title(point: Point) -> str:
 @rc_context(STYLE)
 def throughput(rows: ServingRows) -> Figure:
     """Output tokens per second and TPOT against concurrency, a line for each configuration."""
-    if not rows:
-        return empty_figure("Nothing was served", not_served(rows))
+    if not rows or rows.toy:
+        return nothing(rows)
     notes = [rows.conditions(), *not_served(rows)]
     fig, axes = new_figure(rows.titled(_throughput_title(rows)), 12.5, 4.6, 2, notes)
     panels = (
@@ -117,8 +126,8 @@ def _throughput_title(rows: ServingRows) -> str:
 @rc_context(STYLE)
 def pareto(rows: ServingRows) -> Figure:
     """Output tokens/s/GPU against tokens/s/user, a line for each configuration, a point for each concurrency."""
-    if not rows:
-        return empty_figure("Nothing was served", not_served(rows))
+    if not rows or rows.toy:
+        return nothing(rows)
     fig, (ax,) = new_figure(rows.titled(_pareto_title(rows)), 10.5, 5.0, 1, [rows.conditions(), *not_served(rows)])
     for name in rows.configurations:
         points = [rows.points[name, c] for c in rows.concurrencies if (name, c) in rows.points]
@@ -154,6 +163,8 @@ def _pareto_title(rows: ServingRows) -> str:
 @rc_context(STYLE)
 def worth(rows: ServingRows) -> Figure:
     """The change of TPOT between the compared configurations against concurrency, and what the kernel alone makes."""
+    if rows and rows.toy:
+        return nothing(rows)
     pair = analysis.compared(rows)
     if pair is None:
         return empty_figure("No two configurations were served at the same concurrency", not_served(rows))
@@ -179,6 +190,8 @@ def worth(rows: ServingRows) -> Figure:
 @rc_context(STYLE)
 def speculation(rows: ServingRows) -> Figure:
     """Tokens per second with draft tokens over those without, against T, a line for each acceptance rate."""
+    if rows and rows.toy:
+        return nothing(rows)
     table = analysis.speculation_table(rows)
     if table.empty or table["speed-up"].isna().all():
         return empty_figure("Nothing was served with draft tokens", [rows.conditions(), *not_served(rows)])

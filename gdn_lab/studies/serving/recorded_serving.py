@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...report.nearest import candidate_runs
 from ...report.recorded import DATA
-from ...report.text import listed
+from ...report.text import listed, provenance
 from .serving_rows import PHASE, RUN
 
 NOTEBOOK = "09_serving"
@@ -22,6 +22,13 @@ def recorded_serving(gpu: str, model: str, tp: int, precision: str = "fp8", data
         if len(own := _of(rows, model, tp, precision))
     ]
     return max(found, key=lambda one: sum(row.get("type") == RUN for row in one[1]), default=({}, []))
+
+
+def recorded_line(recorded: tuple[dict, list], p) -> str:
+    """One sentence: what is recorded for the model, tp and GPU that parameters `p` name, or that nothing is."""
+    if not recorded[1]:
+        return nothing_recorded(p.gpu_reference, p.model, p.tp, p.precision)
+    return f"Recorded for {p.model} at tp {p.tp}: {provenance(recorded[0])}."
 
 
 def _of(rows: list[dict], model: str, tp: int, precision: str) -> list[dict]:
