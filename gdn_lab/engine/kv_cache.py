@@ -42,6 +42,7 @@ class PagedCache:
         self.kv_heads, self.head_dim = kv_heads, head_dim
         self.k, self.v = (torch.zeros(*sizes.values(), dtype=dtype, device=device) for _ in range(2))
         self._free = list(range(pages - 1, -1, -1))  # handed out from the end: lowest page first
+        self._held: set[int] = set()
 
     @property
     def free(self) -> int:
@@ -71,13 +72,16 @@ class PagedCache:
                 f"the KV cache is full: acquire({n}) with {self.free} of {self.pages} pages free; "
                 "release pages first or build the cache with more"
             )
-        return [self._free.pop() for _ in range(n)]
+        pages = [self._free.pop() for _ in range(n)]
+        self._held.update(pages)
+        return pages
 
     def release(self, pages: list[int]) -> None:
         """Take pages back. ValueError, with nothing released, for one that was not handed out or comes twice."""
         if len(set(pages)) < len(pages):
             raise ValueError(f"pages: expected each page once, got {pages}")
-        wrong = sorted(set(pages) - (set(range(self.pages)) - set(self._free)))
+        wrong = sorted(set(pages) - self._held)
         if wrong:
             raise ValueError(f"pages: expected pages that were handed out, got {wrong}")
+        self._held.difference_update(pages)
         self._free.extend(reversed(pages))
