@@ -59,8 +59,8 @@ bench: $(READY)  ## run the decode benchmark alone (notebook 02)
 profile: $(READY)  ## record a decode step (notebook 03) and attribute its time (04); or open the trace CAPTURE=file
 	@$(GDN_LAB) profile $${CAPTURE:+"$$CAPTURE"} $(ARGS)
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	@$(IN_VENV) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
+lab: $(READY)  ## open the notebooks in JupyterLab, at 00_start_here
+	@$(GDN_LAB) lab $(ARGS)
 
 compare: $(READY)  ## two runs, folders or recorded GPUs: settings and times that differ; ARGS="h100 h200"
 	@$(GDN_LAB) compare $(ARGS)
@@ -117,7 +117,7 @@ constraints: $(READY)  ## resolve requirements*.txt anew and pin all that they b
 	@$(GDN_LAB) constraints $(PYTHONS)
 
 clean:  ## remove .venv and caches; runs/ is kept
-	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) .jupyter .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find gdn_lab tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(READY): requirements.txt requirements-dev.txt requirements-cuda13.txt constraints.txt pyproject.toml

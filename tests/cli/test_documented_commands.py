@@ -42,6 +42,7 @@ PARSED = {
     "profile": "executes notebook 04; tests/cli/test_profile.py does so",
     "report": "takes 10 s; tests/cli/test_readme.py calls it",
     "smoke": "needs a GPU",
+    "lab": "starts a server; tests/cli/test_lab.py looks at its words",
     "constraints": "downloads several GB",
 }
 ALL_THE_SAME = ("run 00 -p batch 8",)  # executed although others of that name are parsed alone
@@ -172,8 +173,6 @@ def of_python(words) -> None:
         assert subprocess.run([sys.executable, "-m", "ruff", *words], cwd=ROOT).returncode == 0
     elif tool in ("fuzz", "mutants"):
         assert only_parsed(importlib.import_module(f"{tool}.__main__").main, words)
-    elif tool == "jupyterlab":
-        known_to_jupyterlab(words)
     else:
         pytest.fail(f"no rule here knows python -m {tool}")
 
@@ -201,21 +200,6 @@ def only_parsed(main, words):
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         main(words)
     return found.value.args[0]
-
-
-def known_to_jupyterlab(words) -> None:
-    from jupyterlab.labapp import LabApp
-
-    for word in words:
-        name, _, _ = word.lstrip("-").partition("=")
-        if not word.startswith("-"):
-            assert (ROOT / word).is_file(), word
-        elif "." in name:
-            owner, trait = name.split(".")
-            classes = {each.__name__: each for each in LabApp.mro() + list(LabApp.classes)}
-            assert classes[owner].class_traits().get(trait), word
-        else:
-            assert name in LabApp.flags or name in LabApp.aliases, word
 
 
 # ---- the rules themselves -------------------------------------------------------------------------------------------
