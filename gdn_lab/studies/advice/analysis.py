@@ -14,6 +14,7 @@ from ...report.recorded import DATA
 from . import engine_flags
 from .memory_need import memory_need
 from .recorded_calls import INTERPOLATED, KERNEL, NEAREST, RECORDED, Estimate, Series, all_series, called
+from .server import server_rows
 from .step_share import STEP_DTYPE, StepShare, step_share
 from .study import Parameters
 
@@ -75,7 +76,8 @@ class Saving:
 class Advice:
     """The answer. comparison: None where no row of this dtype is recorded. elsewhere: variants that were not compared
     at these heads, at other heads with as many states. backend: of the engine, fastest of those that it accepts, or
-    None. chosen: the variant that stands for it. refusals: {setting: sentence}."""
+    None. chosen: the variant that stands for it. refusals: {setting: sentence}. server: rows of server.py, [] where no
+    serving of this model at this tp is recorded."""
 
     p: Parameters
     shape: GDNShape
@@ -89,6 +91,7 @@ class Advice:
     flags: str
     refusals: dict[str, str]
     not_measured: list[str]
+    server: list[dict]
 
 
 def advise(p: Parameters, data: Path = DATA) -> Advice:
@@ -99,6 +102,7 @@ def advise(p: Parameters, data: Path = DATA) -> Advice:
     elsewhere = wider_comparison(usable, shape, p.batch, comparison)
     machine = recorded_machine(found)
     backend, chosen = engine_choice(comparison, p.dtype, machine)
+    server = server_rows(p.gpu_reference, p.model, p.tp, p.batch, p.dtype, data)
     return Advice(
         p=p,
         shape=shape,
@@ -111,7 +115,8 @@ def advise(p: Parameters, data: Path = DATA) -> Advice:
         chosen=chosen,
         flags=engine_flags.flags(engine_flags.settings_for(backend, p.dtype)) if backend else "",
         refusals=engine_flags.refusals(p.dtype, machine),
-        not_measured=not_measured(p, comparison, found),
+        not_measured=not_measured(p, comparison, found, server),
+        server=server,
     )
 
 
@@ -188,7 +193,7 @@ def engine_choice(comparison: Comparison | None, dtype: str, machine: Machine) -
     return None, None
 
 
-def not_measured(p: Parameters, comparison: Comparison | None, found: list[Series]) -> list[str]:
+def not_measured(p: Parameters, comparison: Comparison | None, found: list[Series], server: list[dict]) -> list[str]:
     """What the answer does not rest on a measurement of; never empty."""
     sentences, names = [], comparison.names if comparison else []
     known = {name for series in found for name in series.times}
@@ -201,10 +206,10 @@ def not_measured(p: Parameters, comparison: Comparison | None, found: list[Serie
     own = [name for name in names if name not in ENGINE_OWN and name.partition("/")[0] in BACKENDS]
     if own:
         sentences.append(f"The engine's own kernels: {', '.join(own)} are this workbook's, of the same backend's name.")
-    sentences.append(
-        "A whole model: attention layers, output head, all-reduces and scheduling are in no time here; savings per "
-        "token are one layer's times the number of GDN layers."
-    )
+    whole = "Attention layers, output head, all-reduces and scheduling are in no time here but those of the server; "
+    if not server:
+        whole = "A whole model: attention layers, output head, all-reduces and scheduling are in no time here; "
+    sentences.append(f"{whole}savings per token are one layer's times the number of GDN layers.")
     return sentences
 
 
@@ -260,6 +265,7 @@ def as_json(advice: Advice) -> dict:
         "step": step,
         "memory": advice.memory,
         "engine": {"backend": advice.backend, "variant": advice.chosen, "flags": advice.flags},
+        "server": advice.server,
         "refusals": advice.refusals,
         "not_measured": advice.not_measured,
     }

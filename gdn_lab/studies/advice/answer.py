@@ -2,6 +2,7 @@
 
 from ...models import model
 from ...report.text import byte_size, listed, micro, percent
+from . import server
 from .analysis import ENGINE_DEFAULTS, Advice, Comparison
 from .recorded_calls import INTERPOLATED, NEAREST, called
 from .step_share import BEFORE, LAST, STEP_DTYPE, StepShare
@@ -10,12 +11,17 @@ NEXT = 3  # variants named after the fastest
 
 
 def sections(advice: Advice) -> list[tuple[str, list[str]]]:
-    """[(heading, sentences)]: what was asked, backend, saving, memory, flags, refusals, and what was not measured."""
+    """[(heading, sentences)]: what was asked, backend, saving, memory, flags, refusals, and what was not measured.
+
+    A whole server's tokens per second come after the saving where serving is recorded.
+    """
     refused = [f"{sentence}." for sentence in dict.fromkeys(advice.refusals.values())]
+    measured = [("Server", server.sentences(advice.server, advice.p))] if advice.server else []
     return [
         ("Asked", [asked(advice)]),
         ("Backend", backend(advice)),
         ("Saving", saving(advice)),
+        *measured,
         ("Memory", memory(advice)),
         ("Flags", flags(advice)),
         ("Refused", refused or ["No rule of the engine refuses triton, cutedsl or flashinfer on this GPU."]),

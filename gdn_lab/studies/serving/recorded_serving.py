@@ -9,18 +9,14 @@ from pathlib import Path
 from ...report.nearest import candidate_runs
 from ...report.recorded import DATA
 from ...report.text import listed, provenance
-from .serving_rows import PHASE, RUN
 
 NOTEBOOK = "09_serving"
+PHASE, RUN = "serving", "run"  # of serving_rows.py, which imports torch
 
 
 def recorded_serving(gpu: str, model: str, tp: int, precision: str = "fp8", data: Path = DATA) -> tuple[dict, list]:
     """(run, rows) of the recorded run with the most points; ({}, []) where there is none. gpu: as candidate_runs()."""
-    found = [
-        (run, own)
-        for run, rows in candidate_runs(gpu, NOTEBOOK, data).values()
-        if len(own := _of(rows, model, tp, precision))
-    ]
+    found = [(run, own) for run, rows in _runs(gpu, data) if len(own := _of(rows, model, tp, precision))]
     return max(found, key=lambda one: sum(row.get("type") == RUN for row in one[1]), default=({}, []))
 
 
@@ -29,6 +25,14 @@ def recorded_line(recorded: tuple[dict, list], p) -> str:
     if not recorded[1]:
         return nothing_recorded(p.gpu_reference, p.model, p.tp, p.precision)
     return f"Recorded for {p.model} at tp {p.tp}: {provenance(recorded[0])}."
+
+
+def _runs(gpu: str, data: Path) -> list[tuple[dict, list]]:
+    """Recorded runs of serving; none in the folder of another notebook's run."""
+    try:
+        return list(candidate_runs(gpu, NOTEBOOK, data).values())
+    except ValueError:
+        return []
 
 
 def _of(rows: list[dict], model: str, tp: int, precision: str) -> list[dict]:
@@ -52,7 +56,7 @@ def nothing_recorded(gpu: str, model: str, tp: int, precision: str = "fp8", data
     """One sentence: that no such run is recorded, and what is."""
     settings = {
         f"{row['model']} at tp {row['tp']}"
-        for run, rows in candidate_runs(gpu, NOTEBOOK, data).values()
+        for _, rows in _runs(gpu, data)
         for row in rows
         if row.get("type") == RUN and not row.get("toy")
     }
