@@ -2,10 +2,11 @@
 
 model_sizes.py      sizes of a model's layers on one tensor-parallel rank, bytes of its weights
 model_weights.py    random weights of all layers, embedding and head
-cache.py            the paged KV cache of the full-attention layers
+kv_cache.py         the paged KV cache of the full-attention layers
 served_model.py     ServedModel: prefill, decode in CUDA graphs, verify and commit
 requests.py         prompts and answer lengths: drawn, or from a trace
 serve.py            the loop: admission, prefill, decode or verify, one host read a step (in_flight.py, step_inputs.py)
 speculation.py      drafts at a given acceptance rate
 metrics.py          TPOT, ITL, TTFT and throughput as engines define them
+capacity.py         how many requests fit into a GPU
 """

@@ -246,8 +246,9 @@ class Loop:
         return chunks, counts, self.inputs.on_device(counts)
 
     def step_row(self, kind: str, batch: int, padded: int, tokens: int) -> dict:
-        index, self.steps_made = self.steps_made, self.steps_made + 1
-        return {"type": "step", "index": index, "kind": kind, "batch": batch, "padded": padded, "tokens": tokens}
+        self.steps_made += 1
+        row = {"type": "step", "index": self.steps_made - 1, "kind": kind, "batch": batch}
+        return row | {"padded": padded, "tokens": tokens}
 
     def extend(self, one: InFlight, tokens: int) -> None:
         """Give a request the pages that its first `tokens` tokens need; they were promised, so they are there."""
