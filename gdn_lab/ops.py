@@ -59,26 +59,8 @@ def decode(
     """
     check_call(1, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale)
     call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
-    launch = launch_for(backend, call)
-    if out is None:
-        out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    if q.size(0):
-        q, k, v, a, b, A_log, dt_bias = without_autograd(q, k, v, a, b, A_log, dt_bias)
-        launch(
-            q,
-            k,
-            v,
-            a,
-            b,
-            A_log=A_log,
-            dt_bias=dt_bias,
-            state=pool.launch_state,
-            indices=indices,
-            scale=pool.shape.scale if scale is None else scale,
-            use_qk_l2norm=use_qk_l2norm,
-            out=out,
-        )
-    return out
+    inputs = (q, k, v, a, b, A_log, dt_bias)
+    return _launched(call, backend, inputs, pool.launch_state, indices, scale, use_qk_l2norm, out)
 
 
 def verify(
@@ -122,27 +104,9 @@ def verify(
     else:
         mode = "output" if intermediate_states is None else "intermediate"
     call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode)
-    launch = launch_for(backend, call)
-    if out is None:
-        out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    if q.size(0):
-        q, k, v, a, b, A_log, dt_bias = without_autograd(q, k, v, a, b, A_log, dt_bias)
-        launch(
-            q,
-            k,
-            v,
-            a,
-            b,
-            A_log=A_log,
-            dt_bias=dt_bias,
-            state=pool.launch_state._replace(intermediate=intermediate_states),
-            indices=indices,
-            scale=pool.shape.scale if scale is None else scale,
-            use_qk_l2norm=use_qk_l2norm,
-            out=out,
-            update_state=update_state,
-        )
-    return out
+    state = pool.launch_state._replace(intermediate=intermediate_states)
+    inputs = (q, k, v, a, b, A_log, dt_bias)
+    return _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out, update_state=update_state)
 
 
 def prefill(
@@ -177,11 +141,20 @@ def prefill(
         raise ValueError("cu_seqlens: expected where each sequence begins and the last ends, int32 [n + 1], got None")
     check_call(1, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale, cu_seqlens)
     call = Call("prefill", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
+    inputs, state = (q, k, v, a, b, A_log, dt_bias), pool.launch_state
+    return _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out, cu_seqlens=cu_seqlens)
+
+
+def _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out, **of_phase):
+    """Launch a call that has been checked, unless it is empty, and return its output.
+
+    inputs: q, k, v, a, b, A_log, dt_bias. of_phase: what only this phase's launch takes.
+    """
     launch = launch_for(backend, call)
+    q, k, v, a, b, A_log, dt_bias = without_autograd(*inputs)
     if out is None:
         out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    if q.size(0):
-        q, k, v, a, b, A_log, dt_bias = without_autograd(q, k, v, a, b, A_log, dt_bias)
+    if q.shape[0]:
         launch(
             q,
             k,
@@ -190,12 +163,12 @@ def prefill(
             b,
             A_log=A_log,
             dt_bias=dt_bias,
-            state=pool.launch_state,
+            state=state,
             indices=indices,
-            cu_seqlens=cu_seqlens,
-            scale=pool.shape.scale if scale is None else scale,
+            scale=call.shape.scale if scale is None else scale,
             use_qk_l2norm=use_qk_l2norm,
             out=out,
+            **of_phase,
         )
     return out
 

@@ -87,8 +87,6 @@ class FlashInferBackend(Backend):
         return None
 
     def decode_launch(self, variant, call):
-        from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
-
         alignment = ALIGNMENT[call.state_dtype]
         gates_too = call.state_dtype is torch.bfloat16
 
@@ -97,23 +95,8 @@ class FlashInferBackend(Backend):
             _check_alignment(alignment, q=q, k=k, v=v, indices=indices, out=out)
             if gates_too:
                 _check_alignment(alignment, A_log=A_log, dt_bias=dt_bias)
-            # [B, heads, dim] -> [B, 1, heads, dim], views
-            gated_delta_rule_decode_pretranspose(
-                q=q.unsqueeze(1),
-                k=k.unsqueeze(1),
-                v=v.unsqueeze(1),
-                state=None,
-                A_log=A_log,
-                a=a.unsqueeze(1),
-                dt_bias=dt_bias,
-                b=b.unsqueeze(1),
-                scale=scale,
-                output=out.unsqueeze(1),
-                use_qk_l2norm=use_qk_l2norm,
-                initial_state=state.data,
-                initial_state_indices=indices,
-                backend="flashinfer",
-            )
+            q, k, v, a, b = (x.unsqueeze(1) for x in (q, k, v, a, b))  # [B, heads, dim] -> [B, 1, heads, dim], views
+            _recurrent(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out.unsqueeze(1))
 
         return launch
 
@@ -176,8 +159,6 @@ def no_prefill(capability_major: int) -> str | None:
 
 
 def _verify(alignment, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state):
-    from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
-
     check_rows(q=q, k=k, v=v, a=a, b=b)
     _check_alignment(alignment, q=q, k=k, v=v, indices=indices, out=out)
     intermediate_states = state.intermediate
@@ -188,6 +169,13 @@ def _verify(alignment, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, 
                 "intermediate_states: backend 'flashinfer' takes a contiguous buffer; this one has strides "
                 f"{list(intermediate_states.stride())}; reserve as many draft tokens as the call has"
             )
+    _recurrent(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state)
+
+
+def _recurrent(q, k, v, a, b, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state=True):
+    """Take T tokens for each row: q, k [B, T, HK, K]; v, out [B, T, HV, V]; a, b [B, T, HV]."""
+    from flashinfer.gdn_decode import gated_delta_rule_decode_pretranspose
+
     gated_delta_rule_decode_pretranspose(
         q=q,
         k=k,
@@ -202,7 +190,7 @@ def _verify(alignment, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, 
         use_qk_l2norm=use_qk_l2norm,
         initial_state=state.data,
         initial_state_indices=indices,
-        intermediate_states_buffer=intermediate_states,
+        intermediate_states_buffer=state.intermediate,
         disable_state_update=not update_state,
         backend="flashinfer",
     )

@@ -34,6 +34,7 @@ def machine(monkeypatch):
         """decode: FlashInfer's function, or what importing it raises. kernels: of its CuTe DSL; None: did not load."""
         forget()
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None or amd)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(capability is not None or amd))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.version, "hip", "6.4" if amd else None)
         find_version, find_spec = importlib.metadata.version, importlib.util.find_spec

@@ -54,10 +54,8 @@ MUTANTS_OF_CALLS = [
     Mutant("ops.py", "DRAFT_TOKENS = (2, 16)", "DRAFT_TOKENS = (1, 16)", VERIFY),
     Mutant(
         "ops.py",
-        "scale=pool.shape.scale if scale is None else scale,\n            use_qk_l2norm=use_qk_l2norm,\n"
-        "            out=out,\n            update",
-        "scale=scale or pool.shape.scale,\n            use_qk_l2norm=use_qk_l2norm,\n"
-        "            out=out,\n            update",
+        "call.shape.scale if scale is None else scale",
+        "scale or call.shape.scale",
         "test_fuzz.py -k test_calls",
     ),
     Mutant("arguments.py", "if times > 1)", "if times > 2)", REFUSALS),
