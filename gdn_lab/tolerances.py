@@ -44,6 +44,15 @@ E4M3, E4M3_SUBNORMAL = 2.0**-4, 2.0**-10
 EXPERTS, EXPERTS_MEAN = 2.0**-4, 2.0**-7
 
 
+def sum_allowed(magnitudes: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
+    """The largest allowed error of a sum of `terms` over ranks; magnitudes: the sum of the terms' magnitudes, float64.
+
+    A library may round each partial sum to the dtype of the terms, by half a unit in the last place of what it then
+    has, and larger terms may follow that cancel it.
+    """
+    return terms * ROUNDING[dtype] * magnitudes
+
+
 def allowed(expected: torch.Tensor, dtype: torch.dtype, arithmetic: float = ARITHMETIC, rounding=None) -> torch.Tensor:
     """The largest allowed error of each element of `expected`, float64 as it is, for a result stored in dtype.
 

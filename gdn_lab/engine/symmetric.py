@@ -15,6 +15,7 @@ from .all_reduce_launch import HALVES, Norm, Peers, empty, refusal, scratch_elem
 from .communicator import Grouped
 
 os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
+SHARED: dict[int, object] = {}  # of every buffer() of this process: {address of its storage: torch's handle}
 
 
 def shared_by_all(elements: int, dtype: torch.dtype, device: torch.device):
@@ -30,16 +31,15 @@ class TorchSymmetric(Grouped):
         super().__init__(device)
         self.name = "torch-two-shot" if two_shot else "torch-one-shot"
         self._two_shot, self._group = two_shot, distributed.group.WORLD.group_name
-        self._shared: dict[int, object] = {}  # address of the storage: torch's handle
         self._copy = self.buffer(rows, hidden, dtype)
 
     def buffer(self, rows: int, hidden: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         memory, handle = shared_by_all(rows * hidden, dtype, self.device)
-        self._shared[memory.untyped_storage().data_ptr()] = handle
+        SHARED[memory.untyped_storage().data_ptr()] = handle
         return memory.view(rows, hidden)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        if x.untyped_storage().data_ptr() not in self._shared or not x.is_contiguous():
+        if x.untyped_storage().data_ptr() not in SHARED or not x.is_contiguous():
             if x.numel() > self._copy.numel():
                 raise ValueError(f"x: made for up to {self._copy.numel()} elements, got {x.numel()}; take a buffer()")
             x = self._copy.view(-1)[: x.numel()].view(x.shape).copy_(x)
