@@ -14,6 +14,7 @@ from .. import __version__
 COMMANDS = {  # name: (module of this folder, what --help says)
     "run": ("run", "execute notebooks, all unless named, each into a folder under runs/"),
     "record": ("record_command", "measure what a study records, within a time limit; the same command again goes on"),
+    "serve": ("serve_command", "serve requests with a whole model: tokens per second, TPOT, ITL, TTFT, host gaps"),
     "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),
     "lab": ("lab", "open the notebooks in JupyterLab; what follows is passed on to it"),
     "compare": ("compare", "two runs: which settings differ, and which times beyond the noise"),

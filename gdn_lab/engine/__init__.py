@@ -9,4 +9,5 @@ serve.py            the loop: admission, prefill, decode or verify, one host rea
 speculation.py      drafts at a given acceptance rate
 metrics.py          TPOT, ITL, TTFT and throughput as engines define them
 capacity.py         how many requests fit into a GPU
+serve_ranks.py      what `gdn-lab serve` does on each rank; row_log.py writes its rows
 """

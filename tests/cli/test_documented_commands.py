@@ -42,6 +42,7 @@ PARSED = {
     "profile": "executes notebook 04; tests/cli/test_profile.py does so",
     "report": "takes 10 s; tests/cli/test_readme.py calls it",
     "smoke": "needs a GPU",
+    "serve": "needs a GPU but for --toy; tests/cli/test_serve_command.py serves with that",
     "lab": "starts a server; tests/cli/test_lab.py looks at its words",
     "constraints": "downloads several GB",
 }

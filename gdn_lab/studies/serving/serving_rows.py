@@ -12,7 +12,7 @@ Every row has phase "serving" and `type`. A serving run of the engine's loop has
                 first_token_s, finished_s, outcome
 
 status is "fact"; a point that does not fit or failed has one row of status "refused", with CASE and a reason but no
-type. Steps and requests are columns of one row, so that a run of thousands of steps is a file of kilobytes.
+type. Steps and requests are columns of a few rows, so that a run of thousands of steps is a file of kilobytes.
 """
 
 from collections.abc import Iterable
@@ -109,9 +109,9 @@ class ServingRows:
             if row["type"] == PART:
                 point.parts[row["part"]] = row["us"], row["count"]
             elif row["type"] == STEPS:
-                point.steps = {name: row[name] for name in STEP_FIELDS}
+                point.steps = _continued(point.steps, row, STEP_FIELDS)
             elif row["type"] == REQUESTS:
-                point.requests = {name: row[name] for name in REQUEST_FIELDS}
+                point.requests = _continued(point.requests, row, REQUEST_FIELDS)
         every = list(served.values())
         plain = [point for point in every if not point.run["draft_tokens"]]
         self.points = {(point.configuration, point.concurrency): point for point in plain}
@@ -176,3 +176,8 @@ class ServingRows:
             f" · closed loop, {row['input_tokens_each']} tokens in and {row['output_tokens_each']} out each · all"
             f"-reduce: {row['communicator'] or 'none'}"
         )
+
+
+def _continued(columns: dict[str, list], row: dict, names: tuple[str, ...]) -> dict[str, list]:
+    """Columns with those of one more row below them: a run may have several rows of steps or requests."""
+    return {name: [*columns.get(name, []), *row[name]] for name in names}

@@ -1,0 +1,229 @@
+"""What one tensor-parallel rank does: weights once, a model for each configuration, a run for each concurrency.
+
+Every rank calls serve_on_rank() with the same Plan; rank 0 writes rows and prints.
+"""
+
+import gc
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..bench.results import Run
+from ..layer.configurations import configuration
+from ..models import STATE_BYTES
+from .capacity import RESERVE, RequestMemory, request_memory
+from .model_weights import ModelWeights
+from .requests import Request, drawn, from_trace
+from .row_log import RowLog
+from .serve import serve
+from .served import ServingInterrupted, across_ranks
+from .served_model import ServedModel
+from .speculation import Speculation
+
+PAGE = 64  # tokens
+WARM_TOKENS = 4  # of each request of the run before, which compiles kernels and captures graphs
+
+
+class Plan(NamedTuple):
+    """What to serve. requests: for each concurrency; None: two rounds. input, output, spread: of drawn requests.
+
+    trace: a JSONL file of lengths, in place of these. draft_tokens 0: no speculation. layers: only the first so many.
+    communicator: a name that connect() knows.
+    """
+
+    model: str
+    tp: int
+    concurrencies: list[int]
+    configurations: list[str]
+    precision: str = "fp8"
+    state_dtype: str = "bfloat16"
+    toy: bool = False
+    layers: int | None = None
+    requests: int | None = None
+    input: int = 64
+    output: int = 256
+    spread: float = 0.0
+    trace: str | None = None
+    prefill: str = "steps"
+    chunk: int | None = None
+    draft_tokens: int = 0
+    acceptance: float = 0.8
+    communicator: str = "fastest"
+    seed: int = 0
+
+
+def serve_on_rank(communicator, plan: Plan, folder: tuple | None) -> list[dict]:
+    """Serve all that the plan names; return the rows of type "run" and those refused.
+
+    folder: (path, run.json's content) of the Run that rank 0 appends to; None writes nothing. ServingInterrupted on
+    Ctrl-C, with all rows written.
+    """
+    run = Run(Path(folder[0]), folder[1]) if folder and communicator.rank == 0 else None
+    say = print if communicator.rank == 0 else _silent
+    rows, weights = [], _weights(communicator, plan)
+    communicator = _connected(communicator, plan, weights.sizes.step.hidden)
+    for name in plan.configurations:
+        rows += _serve_configuration(communicator, weights, plan, name, run, len(rows), say)
+        gc.collect()
+        if communicator.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+def _connected(communicator, plan: Plan, hidden: int):
+    """The communicator that the plan names, for sums of up to a verify step of all requests in flight."""
+    if communicator.size == 1:
+        return communicator
+    from .communicator_connect import connect  # symmetric memory, which one rank does without
+
+    rows = max(plan.concurrencies) * max(1, plan.draft_tokens)
+    return connect(plan.communicator, communicator.device, rows=rows, hidden=hidden)
+
+
+def _silent(*words, **options) -> None:
+    pass
+
+
+def _weights(communicator, plan: Plan) -> ModelWeights:
+    return ModelWeights.random(
+        plan.model,
+        rank=communicator.rank,
+        tp=plan.tp,
+        precision=plan.precision,
+        device=communicator.device,
+        seed=plan.seed,
+        toy=plan.toy,
+        layers=plan.layers,
+    )
+
+
+def _serve_configuration(communicator, weights, plan, name, run, serves, say) -> list[dict]:
+    """The rows of one configuration: one for each concurrency, or one that says why it cannot run."""
+    rows = []
+
+    def add(row: dict) -> None:
+        rows.append(row)
+        if run is not None:
+            run.append(row)
+
+    vocab = weights.sizes.vocab
+    lists = {concurrency: requests_of(plan, concurrency, vocab) for concurrency in plan.concurrencies}
+    try:
+        model = _model(communicator, weights, plan, name, lists, say)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        reason = "it needs more memory than is free" if isinstance(error, torch.OutOfMemoryError) else str(error)
+        say(f"{name}: refused: {reason}", flush=True)
+        for concurrency in plan.concurrencies:
+            add(case(communicator, plan, name, concurrency) | {"status": "refused", "reason": reason})
+        return rows
+    for concurrency, requests in lists.items():
+        common = {"phase": "serving", "serve": serves + len(rows)}
+        drafting = Speculation(plan.draft_tokens, plan.acceptance, vocab, plan.seed) if plan.draft_tokens else None
+        options = {"prefill": plan.prefill, "chunk": plan.chunk, "speculation": drafting}
+        warm = [one._replace(output_length=min(WARM_TOKENS, one.output_length)) for one in requests[:concurrency]]
+        serve(model, warm, concurrency, **options)
+        with RowLog(run.append if run is not None else _silent, common) as log:
+            try:
+                served = across_ranks(serve(model, requests, concurrency, on_row=log, **options), communicator)
+            except ServingInterrupted as interrupt:
+                add(_run_row(communicator, plan, name, concurrency, interrupt.served, common))
+                raise
+        add(_run_row(communicator, plan, name, concurrency, served, common))
+        say(f"{name}, C = {concurrency}: {short(rows[-1])}", flush=True)
+    return rows
+
+
+def _run_row(communicator, plan, name, concurrency, served, common) -> dict:
+    return (
+        {"status": "fact", "type": "run"}
+        | case(communicator, plan, name, concurrency)
+        | common
+        | served.summary(communicator.size)
+    )
+
+
+def requests_of(plan: Plan, concurrency: int, vocab: int) -> list[Request]:
+    """The requests of one run: those of the trace, or as many as the plan names, drawn."""
+    if plan.trace is not None:
+        return from_trace(plan.trace, vocab=vocab, seed=plan.seed)[: plan.requests]
+    count = plan.requests or 2 * concurrency
+    return drawn(count, plan.input, plan.output, vocab=vocab, seed=plan.seed, spread=plan.spread)
+
+
+def _model(communicator, weights, plan: Plan, name: str, lists: dict, say) -> ServedModel:
+    """A model with slots and pages for all requests in flight, or for as many as fit into the GPU's memory."""
+    most, drafts = max(plan.concurrencies), max(1, plan.draft_tokens)
+    longest = max(request.length for requests in lists.values() for request in requests) + drafts
+    fit = most
+    if communicator.device.type == "cuda" and not plan.toy:
+        each = request_memory(plan.model, plan.tp, plan.state_dtype, plan.draft_tokens, longest, PAGE)
+        fit = communicator.broadcast_object(min(most, _fitting(each, communicator.device)))
+    if fit < most:
+        say(f"{name}: {fit} of {most} requests fit into memory at once; the others wait for a slot.", flush=True)
+    padded = sorted({2**n for n in range(int(math.log2(most)) + 1)} | set(plan.concurrencies))
+    return ServedModel(
+        weights,
+        name,
+        max_batch=most,
+        slots=max(1, fit) + 1,
+        pages=max(1, fit) * -(-longest // PAGE),
+        page_size=PAGE,
+        max_length=longest,
+        state_dtype=getattr(torch, plan.state_dtype),
+        communicator=communicator,
+        batch_sizes=tuple(padded),
+    )
+
+
+def _fitting(each: RequestMemory, device) -> int:
+    """Requests that fit into the memory that is free now."""
+    return max(0, (torch.cuda.mem_get_info(device)[0] - RESERVE) // each.total)
+
+
+def case(communicator, plan: Plan, name: str, concurrency: int) -> dict:
+    """The fields that say what was served."""
+    entry = configuration(name)
+    backend, variant = entry.gdn.split("/")
+    return {
+        "phase": "serving",
+        "model": plan.model,
+        "tp": plan.tp,
+        "ranks": communicator.size,
+        "precision": plan.precision,
+        "state_dtype": plan.state_dtype,
+        "toy": plan.toy,
+        "configuration": name,
+        "backend": backend,
+        "variant": variant,
+        "layout": entry.layout,
+        "communicator": communicator.name if communicator.size > 1 else "",
+        "concurrency": concurrency,
+        "draft_tokens": plan.draft_tokens,
+        "acceptance": plan.acceptance if plan.draft_tokens else None,
+        "input_tokens_each": plan.input,
+        "output_tokens_each": plan.output,
+        "spread": plan.spread,
+        "trace": plan.trace,
+        "prefill": plan.prefill,
+        "seed": plan.seed,
+    }
+
+
+def short(row: dict) -> str:
+    """One line of a run."""
+    if not row.get("tpot_ms"):
+        return f"{row['requests']} requests, {row['output_tokens']} tokens"
+    gap = f", host gaps {row['host_gap_share']:.1%}" if row["host_gap_share"] is not None else ""
+    return f"{row['output_throughput']:,.0f} tokens/s, TPOT {row['tpot_ms']:.2f} ms{gap}"
+
+
+def check(plan: Plan) -> None:
+    """ValueError, one sentence, for what can be seen before any weight is made."""
+    for name in plan.configurations:
+        configuration(name)
+    if plan.state_dtype not in STATE_BYTES:
+        raise ValueError(f"dtype: expected one of {', '.join(STATE_BYTES)}, got {plan.state_dtype!r}")
+    if plan.draft_tokens:
+        Speculation(plan.draft_tokens, plan.acceptance, 1).check()
