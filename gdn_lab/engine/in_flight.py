@@ -51,6 +51,16 @@ class InFlight:
         } | more
 
 
+def never_fits(one: InFlight, cached: int, model) -> str | None:
+    """One sentence why the model can never hold a request of `cached` tokens in its pages; None if it can."""
+    number, most, pages = one.request.id, model.max_length, model.cache.pages
+    if cached > most:
+        return f"request {number} needs {cached} tokens of KV cache, and max_length is {most}; raise it"
+    if one.promised > pages:
+        return f"request {number} needs {one.promised} pages of KV cache, and there are {pages}; make more"
+    return None
+
+
 class Launched(NamedTuple):
     """A step on its way: its row, and the requests that get tokens.
 

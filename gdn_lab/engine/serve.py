@@ -10,13 +10,14 @@ which pages it needs. So nothing waits for the host but where it takes longer th
 tensor-parallel ranks decide alike: no decision depends on a clock or on a token.
 """
 
+import gc
 from collections import deque
 
 import numpy as np
 import torch
 
 from .energy import energy_j
-from .in_flight import INTERRUPTED, REFUSED, InFlight, Launched
+from .in_flight import INTERRUPTED, REFUSED, InFlight, Launched, never_fits
 from .interrupts import held_interrupts
 from .metrics import FINISHED
 from .served import Served, ServingInterrupted
@@ -81,7 +82,10 @@ class Loop:
         self.flying: dict[int, InFlight] = {}  # those admitted of which not all tokens are received, by id
         self.promised = self.steps_made = 0
         self.request_rows, self.step_rows, self.tokens = [], [], {}
-        self.inputs, self.clock = StepInputs(model.buffers), StepClock(model.buffers.tokens.device)
+        self.inputs, self.clock = (
+            StepInputs(model.buffers, model.cache.page_size),
+            StepClock(model.buffers.tokens.device),
+        )
         self.wall_s, self.joules = 0.0, None
 
     def run(self, interrupt) -> None:
@@ -90,6 +94,7 @@ class Loop:
             self.model.reserve_drafts(self.concurrency, self.width)
         device = self.model.buffers.tokens.device
         before = energy_j(device)
+        gc.disable()  # a collection walks all of torch's objects, which takes longer than a step
         self.clock.start()
         for _ in range(self.concurrency):
             self.arrive()
@@ -118,20 +123,11 @@ class Loop:
             cached = request.length + self.width - 2  # tokens in its pages at the end: not the last one, but all drafts
             drafts, pages = self.drafting and self.drafting.of(request), self.model.cache.pages_for(cached)
             one = InFlight(request, self.clock.now(), drafts, promised=pages)
-            if reason := self.never_fits(one, cached):
+            if reason := never_fits(one, cached, self.model):
                 self.record(self.request_rows, one.row(REFUSED, reason=reason))
                 continue
             self.waiting.append(one)
             return
-
-    def never_fits(self, one: InFlight, cached: int) -> str | None:
-        """One sentence why the model can never hold a request; None if it can."""
-        number, most, pages = one.request.id, self.model.max_length, self.model.cache.pages
-        if cached > most:
-            return f"request {number} needs {cached} tokens of KV cache, and max_length is {most}; raise it"
-        if one.promised > pages:
-            return f"request {number} needs {one.promised} pages of KV cache, and there are {pages}; make more"
-        return None
 
     def admit(self) -> None:
         """Give a slot to those that wait, in order, as long as there are slots and pages for all that was promised."""
@@ -205,11 +201,9 @@ class Loop:
     def decode(self) -> Launched:
         """One step of all rows: a token for each, or with drafts as many as are accepted."""
         rows, batch = self.rows, len(self.rows)
-        for row, one in enumerate(rows):
-            had = len(one.pages)
-            self.extend(one, int(self.inputs.positions[row]) + self.width)
-            for number in range(had, len(one.pages)):
-                self.inputs.append_page(row, number, one.pages[number])
+        for row in self.inputs.short_of_pages(self.width):
+            self.extend(rows[row], int(self.inputs.positions[row]) + self.width)
+            self.inputs.set_pages(row, rows[row].pages)
         self.inputs.upload()
         chunks, counts, drafts = self.chosen(rows) if self.drafting else ([[] for _ in rows], np.ones(batch), None)
         began = self.clock.mark()
@@ -252,8 +246,8 @@ class Loop:
 
     def extend(self, one: InFlight, tokens: int) -> None:
         """Give a request the pages that its first `tokens` tokens need; they were promised, so they are there."""
-        if missing := self.model.cache.pages_for(tokens) - len(one.pages):
-            one.pages += self.model.cache.acquire(missing) if missing > 0 else []
+        missing = self.model.cache.pages_for(tokens) - len(one.pages)
+        one.pages += self.model.cache.acquire(max(0, missing))
 
     def release(self, one: InFlight) -> None:
         """Take back slot and pages of a request whose last step is launched: whatever uses them next comes after it."""
@@ -296,6 +290,7 @@ class Loop:
             self.tokens[one.request.id] = one.tokens
             self.record(self.request_rows, one.row(INTERRUPTED))
         self.flying, self.waiting = {}, deque()
+        gc.enable()
         if self.drafting:
             self.model.reserve_drafts(0, 0)
 

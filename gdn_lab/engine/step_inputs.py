@@ -12,11 +12,12 @@ from torch import Tensor
 class StepInputs:
     """Slots, positions and pages of the requests in flight. rows: how many there are."""
 
-    def __init__(self, buffers):
-        self._buffers, self._pinned = buffers, buffers.tokens.is_cuda
+    def __init__(self, buffers, page_size: int):
+        self._buffers, self._pinned, self._page_size = buffers, buffers.tokens.is_cuda, page_size
         most, max_pages = buffers.page_table.shape
         self.rows, self.positions = 0, np.zeros(most, np.int32)
         self._indices, self._page_table = np.full(most, -1, np.int32), np.zeros((most, max_pages), np.int32)
+        self._room = np.zeros(most, np.int32)  # tokens that a row's pages hold
         self._changed = True
 
     def add(self, slots: list[int], positions: list[int], pages: list[list[int]], tokens: Tensor) -> None:
@@ -24,13 +25,18 @@ class StepInputs:
         new = slice(self.rows, self.rows + len(slots))
         self._indices[new], self.positions[new] = slots, positions
         for row, own in enumerate(pages, self.rows):
-            self._page_table[row, : len(own)] = own
+            self.set_pages(row, own)
         self._buffers.tokens[new].copy_(tokens)
         self.rows, self._changed = new.stop, True
 
-    def append_page(self, row: int, number: int, page: int) -> None:
-        """Make `page` the row's page of that number."""
-        self._page_table[row, number], self._changed = page, True
+    def set_pages(self, row: int, pages: list[int]) -> None:
+        """Make `pages` the row's, in order."""
+        self._page_table[row, : len(pages)] = pages
+        self._room[row], self._changed = len(pages) * self._page_size, True
+
+    def short_of_pages(self, tokens: int) -> list[int]:
+        """Rows whose pages do not hold `tokens` more tokens."""
+        return np.flatnonzero(self.positions[: self.rows] + tokens > self._room[: self.rows]).tolist()
 
     def remove(self, gone: list[int]) -> list[int]:
         """Remove rows; the last ones take their places. Returns the old row of each row that is left."""
@@ -39,7 +45,7 @@ class StepInputs:
             order[row] = order[-1]
             order.pop()
         left = len(order)
-        for array in (self._indices, self.positions, self._page_table):
+        for array in (self._indices, self.positions, self._page_table, self._room):
             array[:left] = array[order]
         self._indices[left:] = -1
         if order != list(range(left)):
