@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from device_served_model import DeviceModel
 from fake_served_model import VOCAB, FakeModel, answer
 
 from gdn_lab.engine.requests import Request, drawn
@@ -152,6 +153,26 @@ def test_one_token_a_step_is_plain_decoding():
     model, requests = FakeModel(), some(5)
     all_answered(serve(model, requests, 3, speculation=Speculation(1, 0.9, VOCAB)), requests, model)
     assert {kind for kind, *_ in model.calls} == {"prefill", "decode"}
+
+
+# ---- on a device that runs behind the host
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_nothing_is_overwritten_that_the_device_has_yet_to_read(device, tokens):
+    """On a GPU every step waits 0.2 ms before it reads its inputs, and the host is a step ahead."""
+    count = 1000 if device == "cuda" else 60
+    model, requests = DeviceModel(device, max_batch=16, pages=90), some(count, input_length=6, output_length=8)
+    speculation = Speculation(tokens, 0.7, VOCAB)
+    served = serve(model, requests, 16, speculation=speculation)
+    for request in requests:
+        expected = with_drafts(request, speculation) if tokens > 1 else answer(request.prompt, request.output_length)
+        assert served.tokens[request.id] == expected
+    everything_is_free(model)
+    if device == "cuda":
+        decodes = [step for step in served.steps if step["kind"] != "prefill"]
+        assert all(step["gpu_us"] > 100 for step in decodes)
 
 
 # ---- interrupts and errors
