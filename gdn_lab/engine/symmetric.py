@@ -15,7 +15,7 @@ from .all_reduce_launch import HALVES, Norm, Peers, empty, refusal, scratch_elem
 from .communicator import Grouped
 
 os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
-SHARED: dict[int, object] = {}  # of every buffer() of this process: {address of its storage: torch's handle}
+SHARED: dict[int, tuple] = {}  # {address of the storage: memory and torch's handle} of every buffer(), kept for good
 
 
 def shared_by_all(elements: int, dtype: torch.dtype, device: torch.device):
@@ -35,7 +35,7 @@ class TorchSymmetric(Grouped):
 
     def buffer(self, rows: int, hidden: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         memory, handle = shared_by_all(rows * hidden, dtype, self.device)
-        SHARED[memory.untyped_storage().data_ptr()] = handle
+        SHARED[memory.untyped_storage().data_ptr()] = memory, handle
         return memory.view(rows, hidden)
 
     def all_reduce(self, x: Tensor) -> Tensor:
