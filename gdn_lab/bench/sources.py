@@ -1,8 +1,8 @@
 """Hashes of the kernels' sources, so that a recorded run says whether the kernels have changed since.
 
-A room is a backend ("triton", "cutedsl", "flashinfer", …), "layer" (kernels of the decode step) or "pool". Its hash
-covers the code of its files and not their prose: comments, docstrings, messages, imports and what a Variant says of
-itself do not count, nor in which file of the room or in which order a definition stands.
+A room is a backend ("triton", "cutedsl", "flashinfer", …), "layer" (kernels of the decode step), "engine" (of the whole
+model) or "pool". Its hash covers the code of its files and not their prose: comments, docstrings, messages, imports and
+what a Variant says of itself do not count, nor in which file of the room or in which order a definition stands.
 """
 
 import ast
@@ -70,6 +70,8 @@ def _room(path: str) -> str | None:
         return _MOVED.get(name, name)
     if path.startswith("layer/kernels/") or re.fullmatch(r"step/\w+_kernels\.py", path):
         return "layer"
+    if re.fullmatch(r"engine/\w+_kernels\.py", path):
+        return "engine"
     return "pool" if path in ("pool_kernels.py", "commit_kernels.py") else None
 
 

@@ -40,6 +40,7 @@ def compilations(architecture: str) -> list[Compilation]:
         gdn_launches(recorder)
         gate_launches(recorder)
         commit_launches(recorder)
+        all_reduce_launches(recorder)
         for name, tp, precision in product(MODELS, (1, 2, 4, 8), ("fp8", "bf16")):
             layer_launches(recorder, name, tp, precision)
     return recorder.compilations
@@ -140,6 +141,22 @@ def commit_launches(recorder) -> None:
             empty(rows, tokens, HV, V, K, dtype=dtype),
             empty(rows, shape.conv_dim, tokens, dtype=torch.bfloat16),
         )
+
+
+def all_reduce_launches(recorder) -> None:
+    """Launch the sums over 2, 4 and 8 GPUs, alone and with residual, norm and FP8, for rows of 4,096 and 5,120."""
+    from ..engine import all_reduce_launch
+    from ..layer.gdn_layer import Activation
+
+    recorder.what = "all-reduce"
+    for ranks, hidden in product((2, 4, 8), (4096, 5120)):
+        scratch = empty(2, all_reduce_launch.scratch_elements(512, hidden, ranks), dtype=torch.int16)
+        addresses, counter = empty(ranks, dtype=torch.int64), empty(1, dtype=torch.int32)
+        peers = all_reduce_launch.Peers(1, ranks, scratch, addresses, counter, multiprocessors=132)
+        x, made = empty(512, hidden, dtype=torch.bfloat16), Activation(512, hidden, True, "meta")
+        norm = all_reduce_launch.Norm(x, x[0], x, *made.quantized().values())
+        for launch, follows in product((all_reduce_launch.one_shot, all_reduce_launch.two_shot), (None, norm)):
+            launch(x, made.live, peers=peers, norm=follows)
 
 
 def layer_launches(recorder, name: str, tp: int, precision: str) -> None:

@@ -25,7 +25,6 @@ SMALLEST = {
     "03_decode_step": {"tp": 8, "batch": 2, "heat_batches": "1", "samples": 1},
     "05_verify": {"tp": 16, "tokens": "2,3", "samples": 1, "backends": "torch"},
     "06_prefill": {"tp": 16, "second_tp": 0, "workloads": "1x70", "samples": 1, "backends": "torch"},
-    "08_all_reduce": {"ranks": "2", "rows": "1", "hidden": "128", "samples": 1},
 }
 each_study = pytest.mark.parametrize("study", studies(), ids=lambda study: study.notebook)
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -16,13 +16,25 @@ from gdn_lab.backends.triton import gates, prefill, recurrent, verify  # noqa: E
 from gdn_lab.cli import main, resources  # noqa: E402
 from gdn_lab.cli.catalogue import ARCHITECTURES, compilations  # noqa: E402
 from gdn_lab.cli.launches import compiled, recording  # noqa: E402
+from gdn_lab.engine import all_reduce_kernels, all_reduce_launch  # noqa: E402
 from gdn_lab.layer.kernels import conv, experts_kernels, norms, projections  # noqa: E402
 
-KERNEL_FILES = (pool_kernels, gates, prefill, recurrent, verify, conv, experts_kernels, norms, projections)
+KERNEL_FILES = (
+    all_reduce_kernels,
+    pool_kernels,
+    gates,
+    prefill,
+    recurrent,
+    verify,
+    conv,
+    experts_kernels,
+    norms,
+    projections,
+)
 ROOM = {"sm_90a": 227 << 10, "sm_100a": 227 << 10, "sm_120a": 99 << 10}  # shared memory that a block may have
 
 
-GROUPS = ("decode", "verify", "prefill", "gates", "commit", "layer", "linear", "experts")
+GROUPS = ("decode", "verify", "prefill", "gates", "commit", "layer", "linear", "experts", "all-reduce")
 
 
 def find(words: str, architecture: str = "sm_90a", **constants):
@@ -96,7 +108,10 @@ def compiled_here(words: str, architecture: str):
     return [
         x
         for x in find(words, architecture)
-        if architecture == "sm_90a" or " inputs" not in x.label and x.constants.get("SPLIT", 1) in (1, 8)
+        if architecture == "sm_90a"
+        or " inputs" not in x.label
+        and x.constants.get("SPLIT", 1) in (1, 8)
+        and x.constants.get("RANKS", 2) == 2
     ]
 
 
@@ -113,7 +128,12 @@ def test_no_spills(words, architecture):
 
 
 def spills_allowed(label: str) -> int:
-    """Bytes a thread: of verify alone. float32 inputs multiply as three TF32 products each, which takes registers."""
+    """Bytes a thread: of verify, and of a sum over eight GPUs, whose rows one program holds.
+
+    float32 inputs multiply as three TF32 products each, which takes registers.
+    """
+    if label.startswith("all-reduce"):
+        return 320 if "RANKS=8" in label else 16
     if not label.startswith("verify"):
         return 0
     return 128 if " on float32 inputs" in label else 80 if " float32:" in label and " UPDATE" in label else 0
@@ -131,6 +151,18 @@ def test_state_travels_in_pieces_of_16_bytes(variant, tile):
     pieces = tile * 128 * 2 // 16 // (32 * compilation.num_warps)
     for instruction in ("ld", "st"):
         assert len(re.findall(rf"{instruction}\.global[.\w]*\.v4\.b32", ptx)) >= pieces, ptx
+
+
+@pytest.mark.parametrize("ranks, norm", [(2, False), (4, True)])
+def test_all_programs_of_a_sum_run_at_once_and_wait_for_16_bytes_at_a_time(ranks, norm):
+    """Programs wait for each other, so none may wait for a place: WARPS_PER_SM warps leave a thread 128 registers."""
+    for compilation in find("all-reduce", RANKS=ranks, NORM=norm, BLOCK=4096):
+        found = resources.resources(compilation, "sm_90a")
+        warps = all_reduce_launch.WARPS_PER_SM
+        assert found.registers * 32 * warps <= 65536 and found.shared_bytes * warps // compilation.num_warps < 227 << 10
+        ptx = compiled(compilation, 90).asm["ptx"]
+        assert "ld.volatile.global.v4.b32" in ptx and not re.search(r"ld\.volatile\.global\.(b16|u16|b32)", ptx)
+        assert "st.global.v4.b32" in ptx and not re.search(r"st\.global\.(b16|u16)", ptx)
 
 
 def test_weights_go_to_the_tensor_cores_as_they_are_stored():
