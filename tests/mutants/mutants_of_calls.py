@@ -62,7 +62,7 @@ MUTANTS_OF_CALLS = [
     Mutant("arguments.py", "if 0 in slots:", "if -1 in slots:", REFUSALS),
     Mutant("arguments.py", "bounds[0] != 0 or", "", PREFILL + " " + REFUSALS),
     Mutant("arguments.py", "any(end < start for start, end in pairwise(bounds))", "False", PREFILL),
-    Mutant("arguments.py", "max(slots) >= pool.slots", "max(slots) > pool.slots", REFUSALS),
+    Mutant("arguments.py", "max(slots) >= pool.slots", "max(slots) > pool.slots", ARGUMENTS),
     Mutant("ops.py", "scratch.slots <= len(indices)", "scratch.slots < len(indices)", REFUSALS + " " + DECODE),
     Mutant("arguments.py", "and k.dtype is dtype\n", "\n", REFUSALS),
     Mutant("ops.py", "batch = scratch.state[1 : len(indices) + 1]", "batch = scratch.state[: len(indices)]", DECODE),
