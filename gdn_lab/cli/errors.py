@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class UsageError(Exception):
     """The command names something that is not there. One sentence: what, and the choices."""
@@ -54,8 +56,25 @@ def discard_output() -> None:
     os.close(nowhere)
 
 
+class _CtrlC:
+    """Raise KeyboardInterrupt, as Python does, and remember that: Python drops what is raised while a __del__ runs."""
+
+    came = False
+
+    def __call__(self, *_):
+        self.came = True
+        raise KeyboardInterrupt
+
+    def if_it_came(self) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+
+
+ctrl_c = _CtrlC()
+
+
 @contextmanager
-def as_ctrl_c(handler=signal.default_int_handler, signals=(signal.SIGTERM, signal.SIGHUP)):
+def as_ctrl_c(handler=ctrl_c, signals=SIGNALS):
     """Have SIGTERM (timeout, Slurm, docker stop) and SIGHUP (a closed terminal) handled as Ctrl-C is.
 
     One that is ignored, as nohup has SIGHUP ignored, stays so. Nothing changes outside of the main thread.

@@ -26,7 +26,6 @@ from . import pages
 from .errors import BatchError, Interrupted, as_ctrl_c, discard_output
 from .run import ROOT, as_it_is, say, shown
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESEND_S = 1.5  # a kernel ignores Ctrl-C until it has begun the cell: one that is still in it then gets another
 ENDED = {  # how a notebook ended: (its file's suffix, the status of its run)
     None: (".ipynb", None),
@@ -180,7 +179,7 @@ class _Stop:
 @contextmanager
 def _signals():
     stop = _Stop()
-    with as_ctrl_c(stop, SIGNALS):
+    with as_ctrl_c(stop):
         yield stop
     if stop.again:
         stop.again.cancel()

@@ -33,13 +33,14 @@ COMMANDS = {  # name: (module of this folder, what --help says)
 
 def main(words: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted."""
-    from .errors import as_ctrl_c, exit_status
+    from .errors import as_ctrl_c, ctrl_c, exit_status
 
     words = sys.argv[1:] if words is None else words
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an encoding without µ or × gets escapes in their place
             stream.reconfigure(errors="backslashreplace")
     name = next((word for word in words if word in COMMANDS), None)
+    ctrl_c.came = False
     with as_ctrl_c():
         try:
             module = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}") if name else None

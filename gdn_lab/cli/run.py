@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError, nearest
-from .errors import BatchError, Interrupted, UsageError, discard_output
+from .errors import BatchError, Interrupted, UsageError, ctrl_c, discard_output
 
 __all__ = ["BatchError", "Interrupted", "UsageError"]
 
@@ -219,6 +219,7 @@ def run_notebooks(paths: list[Path], words: dict[str, str], root: Path = RUNS) -
     from ..bench.results import new_folder
     from .execute import execute
 
+    ctrl_c.if_it_came()  # during imports, where it may have been dropped
     began, folders, status = time.monotonic(), [], "failed"
     together = new_folder(root, "together") if len(paths) > 1 else None
     try:

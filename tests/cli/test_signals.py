@@ -175,3 +175,19 @@ def test_a_locale_without_the_letter_gets_an_escape():
     done = subprocess.run([sys.executable, "-c", code], cwd=batch.ROOT, env=plain, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "5 \\xb5s\n"
     assert done.stderr.startswith("gdn-lab: there is no notebook '99'")
+
+
+def test_ctrl_c_that_python_drops_ends_the_command(monkeypatch, tmp_path, capfd):
+    """An exception in a __del__ is printed and forgotten, and imports run many of them."""
+
+    class Dropping:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the handler runs here
+
+    monkeypatch.setattr(batch, "gpu_unseen", lambda: Dropping() and None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    (tmp_path / "tiny.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
+    assert main(["run", str(tmp_path / "tiny.ipynb"), "--runs", str(tmp_path / "runs")]) == 130
+    assert capfd.readouterr().err == "gdn-lab: interrupted\n"
+    assert not list((tmp_path / "runs").glob("2*"))

@@ -107,7 +107,7 @@ def test_a_wrong_variant_is_reported_and_not_timed(run, monkeypatch, fault, fini
 
 
 def test_what_a_wrong_variant_leaves_is_cleared(monkeypatch):
-    """NaN that it wrote into its pool, in more slots than hard inputs take, would stop the sweep after timing others."""
+    """NaN that it wrote into its pool, in more slots than hard inputs take, would stop the sweep after timing."""
     decode = ops.decode
 
     def faulty(*arguments, pool, indices, **options):
