@@ -11,6 +11,8 @@ from gdn_lab.engine import serve_ranks
 
 __all__ = ["serve_fake"]
 
+ANNOUNCED = 50  # decode step in which rank 0 prints a line
+
 
 class SummedModel(FakeModel):
     def __init__(self, communicator, dies_at, **arguments):
@@ -20,6 +22,8 @@ class SummedModel(FakeModel):
     def decode(self, batch):
         assert self.communicator.all_reduce(torch.ones(1, 1)).item() == self.communicator.size
         self.decodes += 1
+        if self.communicator.rank == 0 and self.decodes == ANNOUNCED:
+            print("in the middle", flush=True)
         if self.communicator.rank == 1 and self.decodes == self.dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().decode(batch)

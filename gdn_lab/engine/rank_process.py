@@ -77,6 +77,9 @@ def main(folder: Path, parent: int) -> None:
         value = run_rank(pickle.loads((folder / "call.pickle").read_bytes()))
         with replacing(folder / f"value-{rank}") as path:
             path.write_bytes(pickle.dumps(value))
+    except KeyboardInterrupt:  # the process that started this one says so
+        sys.stdout.flush()
+        os._exit(130)
     except BaseException:
         with replacing(folder / f"failed-{rank}") as path:
             path.write_text(str(time.time()), encoding="utf-8")

@@ -22,6 +22,7 @@ from pathlib import Path
 from .rank_process import Call, failures, folder_results, run_rank
 
 KEPT_LINES = 40
+INTERRUPT_S = 3.0  # after which ranks that Ctrl-C did not end are killed
 GRACE_S = 0.5  # within which other ranks fail because one did
 # No multicast, in torch's symmetric memory and in NCCL; gloo talks to this host alone.
 ENVIRONMENT = {
@@ -96,6 +97,9 @@ class _Processes:
             for rank in range(self.count):
                 self._start(rank, port)
             self._wait(None if timeout_s is None else time.monotonic() + timeout_s, timeout_s)
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
         finally:
             self._kill()
         return folder_results(self.folder, self.count)
@@ -167,6 +171,15 @@ class _Processes:
     def _last(self, rank: int) -> str:
         self.readers[rank].join(GRACE_S)
         return f". Last line of rank {rank}: {self.lines[rank][-1]}" if self.lines[rank] else ""
+
+    def _interrupt(self) -> None:
+        """Pass Ctrl-C on, and give the ranks time to write what they have."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        end = time.monotonic() + INTERRUPT_S
+        while time.monotonic() < end and any(process.poll() is None for process in self.processes):
+            time.sleep(0.01)
 
     def _kill(self) -> None:
         """End what still runs, with what it started."""

@@ -1,5 +1,8 @@
 """Two processes serve together, and what is left when one of them is killed."""
 
+import os
+import signal
+
 import pytest
 from serving_rank_cases import serve_fake
 
@@ -33,3 +36,17 @@ def test_a_rank_that_is_killed_ends_in_a_sentence_and_the_rows_are_kept(tmp_path
     kept = {row["type"]: row for row in rows}
     assert info["status"] == "failed" and info["rows"] == len(rows)
     assert len(kept["steps"]["kind"]) >= 10 and "interrupted" in kept["requests"]["outcome"]
+
+
+def test_ctrl_c_reaches_the_ranks_which_write_their_rows(tmp_path):
+    def press(line):
+        if line == "in the middle":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), Run.create("serve", {}, root=tmp_path) as run:
+        plan, folder = PLAN._replace(concurrencies=[4], requests=400), (str(run.folder), run.info)
+        ranks.start(2, serve_fake, plan, folder, device="cpu", timeout_s=120, on_line=press)
+    info, rows = load(run.folder)
+    (last,) = [row for row in rows if row["type"] == "run"]
+    outcomes = sum((row["outcome"] for row in rows if row["type"] == "requests"), [])
+    assert info["status"] == "interrupted" and last["requests_unfinished"] == outcomes.count("interrupted") == 4
