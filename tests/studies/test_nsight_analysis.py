@@ -1,15 +1,17 @@
 """Steps, tables, sentences and figures of notebook 04, from made-up traces whose parts and gaps are known."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from recorded_traces import MAIN, Program, eager_and_graph, two_steps, write_kineto, write_nsys
 
 from gdn_lab.report import recorded
 from gdn_lab.studies.nsight_systems import analysis, figures, sentences
-from gdn_lab.studies.nsight_systems.find_trace import find_trace
+from gdn_lab.studies.nsight_systems.find_trace import find_trace, origin, traced
 from gdn_lab.trace.choose_steps import COMMUNICATION, LAUNCH, PERIOD, WHOLE
 from gdn_lab.trace.ranges import WARM_UP
-from gdn_lab.trace.steps import NO_TRACE, REST, read_steps, short_name
+from gdn_lab.trace.steps import MODES, NO_TRACE, REST, read_steps, short_name
 
 FIGURES = (figures.timeline, figures.gap_sizes, figures.where_time_goes)
 
@@ -35,16 +37,16 @@ def test_steps_and_their_parts(both):
         assert table["gaps %"].tolist() == pytest.approx([100 * 3 / 13, 60.0])
         assert table["launching on the CPU µs"][0] == pytest.approx(0.15)  # 0.3 us for a graph of two steps
         parts = analysis.part_table(trace)
-        assert parts["part"].tolist() == ["norm", "gdn", "mlp", "gaps"]
-        assert parts["graph: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 3.0])
-        assert parts["eager: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 15.0])
+        assert parts["part"].tolist() == ["norm", "gdn", "mlp", "gaps", "the whole step"]
+        assert parts["graph: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 3.0, 13.0])
+        assert parts["eager: µs"].tolist() == pytest.approx([2.0, 5.0, 3.0, 15.0, 25.0])
         gaps = analysis.gap_table(trace)
         assert list(zip(gaps["after"], gaps["before"], strict=True)) == [
             ("norm", "gdn"),
             ("gdn", "gdn"),
             ("gdn", "mlp"),
         ]
-        assert gaps["µs in a step"].tolist() == pytest.approx([1.0] * 3)
+        assert gaps["µs in the step"].tolist() == pytest.approx([1.0] * 3)
         kernels = analysis.kernel_table(trace)
         assert kernels["kernel"].tolist() == ["gdn_kernel", "mm_kernel", "norm_kernel", "copy_kernel"]
         assert analysis.eager_over_replayed(trace) == pytest.approx(25 / 13)
@@ -66,6 +68,72 @@ def test_parts_and_gaps_add_up_where_kernels_overlap(tmp_path):
     times = analysis.part_times(trace, "eager")
     assert times.to_dict() == pytest.approx({"a": 1.5, "b": 0.9, "c": 0.0, "gaps": 0.5})
     assert times.sum() == pytest.approx(trace.steps["step_us"][0])
+
+
+def check_sums(trace):
+    """Every table, and the sentence of each mode, is of one step, to whose length its parts and gaps add up."""
+    steps, parts = analysis.step_table(trace), analysis.part_table(trace)
+    for mode, line in zip(trace.modes, steps.to_dict("records"), strict=True):
+        assert line["kernels µs"] + line["gaps µs"] == pytest.approx(line["step µs"], abs=1e-6)
+        assert line["gaps %"] == pytest.approx(100 * line["gaps µs"] / line["step µs"])
+        assert analysis.parts_of_step(trace, mode).sum() == pytest.approx(line["step µs"], abs=1e-6)
+        column = parts[f"{mode}: µs"]
+        assert column.iloc[:-1].sum() == pytest.approx(column.iloc[-1]) == pytest.approx(line["step µs"])
+        assert parts[f"{mode}: %"].iloc[:-1].sum() == pytest.approx(100)
+        assert parts[f"{mode}: kernels"].iloc[-1] == line["kernels"]
+        text = next(each for each in sentences.answers(trace) if each.startswith(f"A step {MODES[mode]} takes"))
+        assert f"takes {line['step µs']:,.1f} µs; kernels run for {line['kernels µs']:,.1f} µs" in text
+        if line["gaps"] > 1:
+            assert (
+                f"{line['gaps']} gaps, {line['gaps µs']:,.1f} µs together, the longest {line['longest gap µs']:,.1f}"
+                in text
+            )
+    first = steps.iloc[0]
+    where = analysis.gap_table(trace, most=10**6)
+    assert where["gaps"].sum() == first["gaps"] and where["µs in the step"].sum() == pytest.approx(first["gaps µs"])
+    kernels = analysis.kernel_table(trace, most=10**6)
+    assert kernels["kernels"].sum() == first["kernels"] and kernels["% of kernels"].sum() == pytest.approx(100)
+
+
+STORED = recorded.DATA / "measured" / "h100" / "04_nsight_systems" / "capture.sqlite"
+
+
+@pytest.mark.parametrize("step_range", ["", "eager", "gdn"])
+def test_the_stored_trace_adds_up(step_range):
+    check_sums(read_steps(STORED, step_range))
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 900), st.integers(1, 900)), min_size=1, max_size=6),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_any_trace_adds_up(tmp_path, steps):
+    """Steps of kernels of parts a, b, c: (part, ns after the one before it began, ns it runs), overlapping or not."""
+    program, call = Program(), 0
+    for number, kernels in enumerate(steps):
+        begin = start = 100_000 * number
+        program.range("decode step", begin, begin + 50_000)
+        for place, (part, after, runs) in enumerate(kernels):
+            call, start = call + 1, start + after
+            program.range(part, begin + 100 * place + 10, begin + 100 * place + 90)
+            program.launch(begin + 100 * place + 20, begin + 100 * place + 30, call)
+            program.kernel(f"{part}_kernel", start + 1000, start + 1000 + runs, call)
+    path = tmp_path / "c.sqlite"
+    path.unlink(missing_ok=True)
+    check_sums(read_steps(write_nsys(path, program)))
+
+
+def test_titles_name_what_a_trace_is_of(both, tmp_path):
+    trace = both[0]
+    assert origin(trace, traced(STORED)) == "recorded: H100, qwen3.5-397b-a17b, tp 8, B = 256"
+    assert origin(trace, traced(tmp_path / "n.sqlite")) == "recorded: NVIDIA H100 80GB HBM3, n.sqlite"
+    assert origin(read_steps(None), traced(None)) == ""
+    for figure in FIGURES:
+        assert title(figure(trace, origin(trace, None))).endswith("(recorded: NVIDIA H100 80GB HBM3, n.sqlite)")
 
 
 def test_agreement(both):
@@ -105,9 +173,10 @@ def test_a_part_that_is_rare_has_a_median_of_zero(tmp_path):
                 f"{kernel}_kernel", begin + 2000 * (place + 1), begin + 2000 * (place + 1) + 1000, calls + place
             )
     trace = read_steps(write_nsys(tmp_path / "c.sqlite", program))
-    gaps = analysis.gap_table(trace)
-    assert gaps["before"].tolist() == ["b", "rare"] and gaps["µs in a step"].tolist() == [1.0, 0.0]
-    assert gaps["gaps in a step"].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert analysis.part_times(trace, "eager").to_dict() == {"a": 1.0, "b": 1.0, "rare": 0.0, "gaps": 1.0}
+    parts = analysis.part_table(trace, most=1)
+    assert parts["part"].tolist() == ["a", "(other parts)", "gaps", "the whole step"]
+    assert parts["eager: µs"].tolist() == [1.0, 1.0, 1.0, 3.0] and check_sums(trace) is None
     program.kernels = program.kernels[:1]
     alone = read_steps(write_nsys(tmp_path / "one.sqlite", program))
     assert analysis.gap_table(alone).empty and sentences.answers(alone)
@@ -281,14 +350,18 @@ def test_titles_state_what_was_found(both):
     assert title(figures.timeline(trace)) == (
         "Replayed step: 3.0 µs of 13.0 µs are gaps; eager step: 15.0 µs of 25.0 µs are gaps"
     )
-    assert (
-        title(figures.gap_sizes(trace)) == "Median gap between kernels: 1.00 µs replayed, 5.00 µs launched one by one"
+    assert title(figures.gap_sizes(trace)) == (
+        "Replayed step: 3 gaps, 3.0 µs together, the longest 1.0 µs; eager step: 3 gaps, 15.0 µs together, the longest "
+        "5.0 µs"
     )
-    assert title(figures.where_time_goes(trace)) == (
-        "Replayed step: 13.0 µs, 1.92× if launched kernel by kernel; 23% is gaps, 38% gdn"
+    assert title(figures.where_time_goes(trace, "recorded: H100")) == (
+        "Replayed step: 13.0 µs, 1.92× if launched kernel by kernel; 23% is gaps, 38% gdn (recorded: H100)"
     )
     text = " ".join(sentences.answers(trace))
-    assert "takes 13.0 µs; kernels run for 10.0 µs of it (77%), the rest is 3 gaps of 1.00 µs" in text
+    assert (
+        "takes 13.0 µs; kernels run for 10.0 µs of it (77%), the rest is 3 gaps, 3.0 µs together, the longest 1.0"
+        in text
+    )
     assert "gdn 5.0 µs (50%)" in text and "1.92× as long as replayed" in text
 
 

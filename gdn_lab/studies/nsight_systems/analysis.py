@@ -1,6 +1,7 @@
 """Tables and rows of notebook 04: what a StepTrace says of its steps, parts, kernels and gaps.
 
-Every time in one step is a median over the steps, so the parts of a step need not add up to its median exactly.
+Tables, sentences and figures of one trace show one step, that of median length, so its parts and gaps add up to it.
+Rows, and what compares two traces, are medians over all steps, which add up nearly.
 """
 
 import math
@@ -12,46 +13,71 @@ from ...trace import range_table
 from ...trace.steps import MODES, StepTrace, short_name
 
 
+def median_step(trace: StepTrace, mode: str) -> pandas.Series:
+    """Return the row of trace.steps that has the median length; of two in the middle the shorter."""
+    steps = trace.steps_of(mode).sort_values("step_us", kind="stable")
+    return steps.iloc[(len(steps) - 1) // 2]
+
+
+def kernels_of_step(trace: StepTrace, mode: str) -> pandas.DataFrame:
+    """Return the rows of trace.kernels of the step of median length."""
+    return trace.kernels[trace.kernels["step"] == median_step(trace, mode).name]
+
+
 def step_table(trace: StepTrace) -> pandas.DataFrame:
-    """Return a line for each mode: steps, kernels, and medians in µs: step, kernels, gaps, launching on the CPU."""
+    """Return a line for each mode: how many steps, p20 and p80 of their length, and the step of median length, µs."""
     lines = []
     for mode in trace.modes:
-        steps = trace.steps_of(mode)
+        steps, step = trace.steps_of(mode), median_step(trace, mode)
+        between = gaps(trace, mode)["gap_us"]
         lines.append(
             {
                 "step": MODES[mode],
                 "steps": len(steps),
-                "kernels": steps["kernels"].median(),
-                "step µs": steps["step_us"].median(),
                 "p20 µs": steps["step_us"].quantile(0.2),
                 "p80 µs": steps["step_us"].quantile(0.8),
-                "kernels µs": steps["busy_us"].median(),
-                "gaps µs": steps["gap_us"].median(),
+                "step µs": step["step_us"],
+                "kernels": int(step["kernels"]),
+                "kernels µs": step["busy_us"],
+                "gaps": int((between > 0).sum()),
+                "gaps µs": step["gap_us"],
                 "gaps %": 100 * gap_share(trace, mode),
-                "launching on the CPU µs": steps["host_us"].median(),
+                "longest gap µs": between.max() if len(between) else 0.0,
+                "launching on the CPU µs": step["host_us"],
             }
         )
     return pandas.DataFrame(lines)
 
 
 def gap_share(trace: StepTrace, mode: str) -> float:
-    """Return the share of a step in which nothing runs: the median gap time over the median step."""
-    steps = trace.steps_of(mode)
-    return steps["gap_us"].median() / max(steps["step_us"].median(), 1e-12)
+    """Return the share of the step of median length in which nothing runs."""
+    step = median_step(trace, mode)
+    return step["gap_us"] / max(step["step_us"], 1e-12)
 
 
 def eager_over_replayed(trace: StepTrace) -> float | None:
     """Return a step launched kernel by kernel over one replayed; None if the trace does not have both."""
     if len(trace.modes) < 2:
         return None
-    replayed, eager = (trace.steps_of(mode)["step_us"].median() for mode in ("graph", "eager"))
+    replayed, eager = (median_step(trace, mode)["step_us"] for mode in ("graph", "eager"))
     return eager / replayed
 
 
+def parts_of_step(trace: StepTrace, mode: str) -> pandas.Series:
+    """Return {part: µs of its kernels} of the step of median length, and "gaps" last. They add up to the step.
+
+    In the order of part_times(); a part that only other steps have takes 0.
+    """
+    times = kernels_of_step(trace, mode).groupby("part")["busy_us"].sum()
+    times = times.reindex(part_times(trace, mode).index, fill_value=0.0)
+    times["gaps"] = median_step(trace, mode)["gap_us"]
+    return times
+
+
 def part_times(trace: StepTrace, mode: str) -> pandas.Series:
-    """Return {part: median µs of its kernels in one step}, in the order in which parts begin, "gaps" last."""
+    """Return {part: median over the steps of µs of its kernels}, in the order in which parts begin, "gaps" last."""
     kernels = trace.kernels_of(mode)
-    medians = _median_in_a_step(kernels, ["part"], "busy_us", len(trace.steps_of(mode)))
+    medians = _median_in_a_step(kernels, len(trace.steps_of(mode)))
     order = kernels.assign(place=kernels.groupby("step").cumcount()).groupby("part")["place"].median().sort_values()
     times = medians[order.index]
     times["gaps"] = trace.steps_of(mode)["gap_us"].median()
@@ -59,21 +85,31 @@ def part_times(trace: StepTrace, mode: str) -> pandas.Series:
 
 
 def part_table(trace: StepTrace, most: int = 100) -> pandas.DataFrame:
-    """Return a line for each part: for each mode its kernels and µs in one step, and its share of the kernels' µs.
+    """Return a line for each part: for each mode its kernels, µs and % of the step of median length.
 
-    At most so many parts: the longest.
+    At most `most` parts, the longest; the others are one line. The last lines are the gaps and the step, their sum.
     """
     if not trace.modes:
         return pandas.DataFrame()
     columns, order = {}, {}
     for mode in trace.modes:
-        times, kernels = part_times(trace, mode), trace.kernels_of(mode)
-        counts = kernels.groupby("part").size() / kernels["step"].nunique()
-        columns[f"{mode}: kernels"] = counts.reindex(times.index)
-        columns[f"{mode}: µs"] = times
-        columns[f"{mode}: % of kernels"] = (100 * times / times.drop("gaps").sum()).where(times.index != "gaps")
+        times, kernels = parts_of_step(trace, mode), kernels_of_step(trace, mode)
+        counts = kernels.groupby("part").size().reindex(times.index[:-1], fill_value=0)
+        columns[f"{mode}: kernels"], columns[f"{mode}: µs"] = counts, times
         order |= dict.fromkeys(_longest(times, most).index)
-    return pandas.DataFrame(columns).loc[[*order, "gaps"]].rename_axis("part").reset_index()
+    every = pandas.DataFrame(columns)
+    shown = every.loc[[*order, "gaps"]]
+    others = every.drop(index=shown.index)
+    lines = [shown.iloc[:-1], *([_sum_line(others, "(other parts)")] if len(others) else []), shown.iloc[-1:]]
+    table = pandas.concat([*lines, _sum_line(every, "the whole step")])
+    for mode in trace.modes:
+        times = table[f"{mode}: µs"]
+        table.insert(table.columns.get_loc(times.name) + 1, f"{mode}: %", 100 * times / max(times.iloc[-1], 1e-12))
+    return table.rename_axis("part").reset_index()
+
+
+def _sum_line(table: pandas.DataFrame, name: str) -> pandas.DataFrame:
+    return table.sum().to_frame(name).T
 
 
 def _longest(times: pandas.Series, most: int = 100) -> pandas.Series:
@@ -83,73 +119,63 @@ def _longest(times: pandas.Series, most: int = 100) -> pandas.Series:
 
 
 def gaps(trace: StepTrace, mode: str) -> pandas.DataFrame:
-    """Return a row for each two kernels that follow each other in a step: step, after, before (parts), gap_us."""
-    kernels = trace.kernels_of(mode)
-    after = kernels.groupby("step")["part"].shift()
-    rows = kernels[["step", "gap_us"]].assign(after=after, before=kernels["part"])
-    return rows.loc[after.notna(), ["step", "after", "before", "gap_us"]].reset_index(drop=True)
+    """Return a row for each two kernels that follow each other in the step of median length.
+
+    after, before: their parts. gap_us: 0 if the second starts before the first ends.
+    """
+    kernels = kernels_of_step(trace, mode)
+    rows = kernels[["gap_us"]].assign(after=kernels["part"].shift(), before=kernels["part"])
+    return rows.loc[rows["after"].notna(), ["after", "before", "gap_us"]].reset_index(drop=True)
 
 
 def gap_table(trace: StepTrace, most: int = 15) -> pandas.DataFrame:
     """Return where nothing runs in a step of the first mode: after and before which part, and for how long."""
     if not trace.modes:
         return pandas.DataFrame()
-    mode = trace.modes[0]
-    rows = _in_a_step(gaps(trace, mode), ["after", "before"], "gap_us", trace.steps_of(mode).index)
-    rows["% of gaps"] = 100 * rows["in a step"] / max(rows["in a step"].sum(), 1e-12)
-    rows = rows[["after", "before", "count", "median", "in a step", "% of gaps"]].head(most)
-    return rows.rename(columns={"count": "gaps in a step", "median": "median µs", "in a step": "µs in a step"})
+    rows = gaps(trace, trace.modes[0])
+    rows = _sums(rows[rows["gap_us"] > 0], ["after", "before"], "gap_us")
+    names = {"count": "gaps", "sum": "µs in the step", "max": "longest µs", "%": "% of gaps"}
+    return rows[["after", "before", *names]].head(most).rename(columns=names)
 
 
 def kernel_table(trace: StepTrace, most: int = 40) -> pandas.DataFrame:
-    """Return the kernels of a step of the first mode, longest first: part, how many, µs of one and of all, share."""
+    """Return the kernels of a step of the first mode, longest first: part, how many, their own µs, share of the sum."""
     if not trace.modes:
         return pandas.DataFrame()
-    mode = trace.modes[0]
-    kernels = trace.kernels_of(mode)
+    kernels = kernels_of_step(trace, trace.modes[0])
     kernels = kernels.assign(us=(kernels["end_ns"] - kernels["start_ns"]) / 1e3)
-    rows = _in_a_step(kernels, ["part", "name"], "us", trace.steps_of(mode).index)
-    rows["%"] = 100 * rows["in a step"] / max(rows["in a step"].sum(), 1e-12)
+    rows = _sums(kernels, ["part", "name"], "us")
     rows["name"] = [short_name(name) for name in rows["name"]]
-    rows = rows[["part", "name", "count", "median", "min", "max", "in a step", "%"]].head(most)
-    return rows.rename(
-        columns={
-            "name": "kernel",
-            "count": "kernels in a step",
-            "median": "median µs",
-            "min": "least µs",
-            "max": "most µs",
-            "in a step": "µs in a step",
-        }
-    )
+    names = {
+        "name": "kernel",
+        "count": "kernels",
+        "sum": "µs in the step",
+        "min": "shortest µs",
+        "max": "longest µs",
+        "%": "% of kernels",
+    }
+    return rows[["part", *names]].head(most).rename(columns=names)
 
 
-def _in_a_step(rows: pandas.DataFrame, keys: list[str], column: str, steps) -> pandas.DataFrame:
-    """Return for each value of `keys`: count in a step, median, min and max of one, and the median of a step's sum.
+def _sums(rows: pandas.DataFrame, keys: list[str], column: str) -> pandas.DataFrame:
+    """Return for each value of `keys`: count, sum, min, max and % of the whole sum. The largest sum first."""
+    groups = rows.groupby(keys, sort=False)[column].agg(["count", "sum", "min", "max"]).reset_index()
+    groups["%"] = 100 * groups["sum"] / max(groups["sum"].sum(), 1e-12)
+    return groups.sort_values("sum", ascending=False, ignore_index=True, kind="stable")
 
-    steps: the numbers of all steps; one without such rows counts as 0 µs. The longest in a step first.
+
+def _median_in_a_step(kernels: pandas.DataFrame, steps: int) -> pandas.Series:
+    """Return for each part the median over all steps of a step's sum of busy_us.
+
+    A step without the part counts as 0. There may be as many parts as kernels: no table of steps by parts is made.
     """
-    groups = rows.groupby(keys, sort=False)[column].agg(["count", "median", "min", "max"]).reset_index()
-    groups["count"] /= len(steps)
-    if not len(groups):
-        return groups.assign(**{"in a step": 0.0})
-    medians = _median_in_a_step(rows, keys, column, len(steps)).rename("in a step").reset_index()
-    return groups.merge(medians, on=keys).sort_values("in a step", ascending=False, ignore_index=True, kind="stable")
-
-
-def _median_in_a_step(rows: pandas.DataFrame, keys: list[str], column: str, steps: int) -> pandas.Series:
-    """Return for each value of `keys` the median over all steps of a step's sum; values are 0 or more.
-
-    A step without such rows counts as 0. There may be as many keys as rows: no table of steps by keys is made.
-    """
-    sums = rows.groupby([*keys, "step"])[column].sum().rename("sum").reset_index()
-    sums = sums.sort_values([*keys, "sum"], ignore_index=True)
-    groups = sums.groupby(keys, sort=False)["sum"]
-    count = groups.count()
-    first = count.cumsum() - count  # the row of each key's least sum
+    sums = kernels.groupby(["part", "step"])["busy_us"].sum().rename("sum").reset_index()
+    sums = sums.sort_values(["part", "sum"], ignore_index=True)
+    count = sums.groupby("part", sort=False)["sum"].count()
+    first = count.cumsum() - count  # the row of each part's least sum
     middle = []
     for place in ((steps - 1) // 2, steps // 2):
-        row = place - (steps - count)  # among the key's sums, before which all zeros come
+        row = place - (steps - count)  # among the part's sums, before which all zeros come
         values = sums["sum"].to_numpy()[(first + row.clip(lower=0)).to_numpy()]
         middle.append(numpy.where(row >= 0, values, 0.0))
     return pandas.Series((middle[0] + middle[1]) / 2, index=count.index)
@@ -183,7 +209,7 @@ def common_mode(one: StepTrace, other: StepTrace) -> str | None:
 
 
 def agreement(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> pandas.DataFrame:
-    """Return the parts of two traces of the same step: µs in one step of each, and the difference in %.
+    """Return the parts of two traces of the same step: median µs in one step of each, and the difference in %.
 
     The 100 longest parts that last at least `least_us` in either trace; NaN where a trace does not have the part.
     Empty without a common mode.

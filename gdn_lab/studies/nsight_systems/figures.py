@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 from ...report.style import GREY, OTHER_COLOURS, PART_COLOURS, STYLE, empty_figure, ink_on, new_figure
 from ...report.text import cut, micro, percent
 from ...trace.steps import MODES, REST, StepTrace
-from .analysis import eager_over_replayed, gap_share, gap_table, gaps, part_times
+from .analysis import eager_over_replayed, gap_share, gap_table, gaps, kernels_of_step, median_step, parts_of_step
 from .sentences import MODE_NOUNS, conditions
 
 GAP = "#000000"  # gaps have a lane of their own, below the kernels
@@ -22,18 +22,18 @@ _MODE_WORDS = {"graph": "replayed", "eager": "launched one by one"}
 
 
 @rc_context(STYLE)
-def timeline(trace: StepTrace) -> Figure:
+def timeline(trace: StepTrace, origin: str = "") -> Figure:
     """Draw the step of median length of each mode: parts on top, kernels by stream below, gaps at the bottom."""
     if not trace.modes:
         return empty_figure("Nothing to draw", trace.notes)
-    shown = {mode: _median_step(trace, mode) for mode in trace.modes}
+    shown = {mode: kernels_of_step(trace, mode) for mode in trace.modes}
     title = "; ".join(
         f"{MODE_NOUNS[mode]}: {micro(kernels['gap_us'].sum())} of {micro(_length(kernels))} are gaps"
         for mode, kernels in shown.items()
     )
     lanes = [2.4 + min(kernels["stream"].head(DRAWN).nunique(), STREAMS) for kernels in shown.values()]
     fig, axes = new_figure(
-        title[0].upper() + title[1:],
+        _titled(title[0].upper() + title[1:], origin),
         12.5,
         1.7 + 0.55 * sum(lanes),
         notes=[conditions(trace), *trace.notes],
@@ -52,12 +52,6 @@ def timeline(trace: StepTrace) -> Figure:
     return fig
 
 
-def _median_step(trace: StepTrace, mode: str):
-    """Return the kernels of the step of median length."""
-    steps = trace.steps_of(mode).sort_values("step_us")
-    return trace.kernels[trace.kernels["step"] == steps.index[(len(steps) - 1) // 2]]
-
-
 def _length(kernels) -> float:
     return (kernels["end_ns"].max() - kernels["start_ns"].min()) / 1e3
 
@@ -67,7 +61,7 @@ def _drawn_parts(trace: StepTrace) -> tuple[dict[str, str], dict[str, str]]:
 
     No colour stands for two parts: the longest parts get those that are left.
     """
-    times = part_times(trace, trace.modes[0]).drop("gaps")
+    times = parts_of_step(trace, trace.modes[0]).drop("gaps")
     parts = list(dict.fromkeys([*times.index, *trace.kernels["part"]]))
     colours = {part: PART_COLOURS[part] for part in parts if part in PART_COLOURS}
     unknown = [part for part in parts if part not in colours and part != REST]
@@ -121,7 +115,7 @@ def _stretches(parts: list[str]) -> list[tuple[int, int, str]]:
 
 
 @rc_context(STYLE)
-def gap_sizes(trace: StepTrace) -> Figure:
+def gap_sizes(trace: StepTrace, origin: str = "") -> Figure:
     """Draw how long the gaps between two kernels of a step are, and between which parts those lie that cost most."""
     if not trace.modes:
         return empty_figure("Nothing to draw", trace.notes)
@@ -129,12 +123,25 @@ def gap_sizes(trace: StepTrace) -> Figure:
     sizes = {mode: gap for mode, gap in sizes.items() if len(gap)}
     if not sizes:
         return empty_figure("A step of one kernel has no gaps", [conditions(trace)])
-    medians = [f"{numpy.median(gap):.2f} µs {_MODE_WORDS[mode]}" for mode, gap in sizes.items()]
-    title = f"Median gap between kernels: {', '.join(medians)}"
+    found = [f"{MODE_NOUNS[mode]}: {_gap_words(gap)}" for mode, gap in sizes.items()]
+    title = "; ".join(found)
+    title = _titled(title[0].upper() + title[1:], origin)
     fig, (left, right) = new_figure(title, 12.5, 4.8, 2, [conditions(trace), *trace.notes])
     _draw_sizes(left, sizes)
     _draw_places(right, trace)
     return fig
+
+
+def _titled(finding: str, origin: str) -> str:
+    return f"{finding} ({origin})" if origin else finding
+
+
+def _gap_words(sizes: numpy.ndarray) -> str:
+    """Say how many gaps there are, their sum and the longest. sizes: µs, 0 where the next kernel did not wait."""
+    count = int((sizes > 0).sum())
+    if count < 2:
+        return f"one gap of {micro(sizes.max())}" if count else "no gap"
+    return f"{count:,} gaps, {micro(sizes.sum())} together, the longest {micro(sizes.max())}"
 
 
 def _draw_sizes(ax, sizes: dict[str, numpy.ndarray]) -> None:
@@ -146,43 +153,47 @@ def _draw_sizes(ax, sizes: dict[str, numpy.ndarray]) -> None:
     ax.set_xticks(_GAP_TICKS, [f"{us:g}" for us in _GAP_TICKS])
     ax.set_xlim(0, max(1.0, 1.2 * max(gap[-1] for gap in sizes.values())))
     ax.minorticks_off()
-    ax.set(xlabel="gap, µs", ylabel="% of gaps not longer", ylim=(0, 102), title="how long")
+    ax.set(
+        xlabel="gap between two kernels of the step, µs",
+        ylabel="% of pairs of kernels with no longer gap",
+        ylim=(0, 102),
+        title="how long",
+    )
     ax.legend(frameon=False, loc="lower right", fontsize=9)
 
 
 def _draw_places(ax, trace: StepTrace) -> None:
     mode = trace.modes[0]
-    rows = gap_table(trace, 10)
-    rows = rows[rows["µs in a step"] > 0][::-1]
-    bars = ax.barh(range(len(rows)), rows["µs in a step"], color=_MODE_COLOURS[mode])
-    ax.bar_label(bars, [f" {us:.2f}" for us in rows["µs in a step"]], fontsize=9)
+    rows = gap_table(trace, 10)[::-1]
+    bars = ax.barh(range(len(rows)), rows["µs in the step"], color=_MODE_COLOURS[mode])
+    ax.bar_label(bars, [f" {us:.2f}" for us in rows["µs in the step"]], fontsize=9)
     places = [
         f"{cut(after, 26)} → {cut(before, 26)}" for after, before in zip(rows["after"], rows["before"], strict=True)
     ]
     ax.set_yticks(range(len(rows)), places, fontsize=9)
-    ax.set(xlabel="µs of gaps in a step", title=f"between which parts, {_MODE_WORDS[mode]}")
-    ax.set_xlim(0, max(0.1, 1.15 * rows["µs in a step"].max() if len(rows) else 0.1))
+    ax.set(xlabel="µs of gaps in the step", title=f"between which parts, {_MODE_WORDS[mode]}")
+    ax.set_xlim(0, max(0.1, 1.15 * rows["µs in the step"].max() if len(rows) else 0.1))
     ax.grid(axis="y", visible=False)
 
 
 @rc_context(STYLE)
-def where_time_goes(trace: StepTrace) -> Figure:
+def where_time_goes(trace: StepTrace, origin: str = "") -> Figure:
     """Draw a step of each mode as one bar: the kernels of its parts, then the gaps."""
     if not trace.modes:
         return empty_figure("Nothing to draw", trace.notes)
-    times = {mode: part_times(trace, mode) for mode in trace.modes}
+    times = {mode: parts_of_step(trace, mode) for mode in trace.modes}
     drawn, colours = _drawn_parts(trace)
     height = max(1.9 + 0.9 * len(times), 1.4 + 0.23 * len(colours))
-    fig, (ax,) = new_figure(_where_title(trace), 12.5, height, notes=[conditions(trace), *trace.notes])
+    fig, (ax,) = new_figure(_titled(_where_title(trace), origin), 12.5, height, notes=[conditions(trace), *trace.notes])
     longest = max(each.sum() for each in times.values())
     for number, (mode, each) in enumerate(times.items()):
         _draw_bar(ax, number, each.rename(index=drawn), colours, longest)
-        step = micro(trace.steps_of(mode)["step_us"].median())
+        step = micro(median_step(trace, mode)["step_us"])
         ax.text(each.sum(), number, f"  {step}", va="center", fontsize=10)
     ax.set_yticks(range(len(times)), [MODES[mode] for mode in times])
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12 * longest)
-    ax.set_xlabel("µs in one step, medians")
+    ax.set_xlabel("µs in the step of median length")
     ax.grid(axis="y", visible=False)
     handles = [Patch(facecolor=ink, label=cut(part, 40)) for part, ink in colours.items()]
     handles.append(Patch(facecolor="white", edgecolor="black", hatch="////", label="gaps"))
@@ -206,7 +217,7 @@ def _draw_bar(ax, y: int, times, colours, longest: float) -> None:
 def _where_title(trace: StepTrace) -> str:
     """State the first mode's step, its gaps and its longest part."""
     mode = trace.modes[0]
-    step, parts = trace.steps_of(mode)["step_us"].median(), part_times(trace, mode).drop("gaps")
+    step, parts = median_step(trace, mode)["step_us"], parts_of_step(trace, mode).drop("gaps")
     title = f"{MODE_NOUNS[mode].capitalize()}: {micro(step)}"
     if ratio := eager_over_replayed(trace):
         title += f", {ratio:.2f}× if launched kernel by kernel"

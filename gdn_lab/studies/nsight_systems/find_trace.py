@@ -1,10 +1,13 @@
-"""Find the trace that notebook 04 analyses."""
+"""Find the trace that notebook 04 analyses, and what it is a trace of."""
 
 from pathlib import Path
 
-from ...bench.run_folder import newest_first
+from ...bench.run_folder import load, newest_first
 from ...names import readable
+from ...report.nearest import gpu_name
 from ...report.recorded import DATA
+from ...report.text import cut
+from ...trace.steps import StepTrace
 from ..decode_step.record import KINETO_FILE, NSIGHT_FILE
 
 
@@ -38,6 +41,35 @@ def find_trace(given: str, runs: Path, gpu: str, data: Path = DATA) -> Path | No
         "a GPU."
     )
     return None
+
+
+def traced(path: Path | None) -> dict | None:
+    """Return model, tp and batch (0 or none: not known) of the step that a trace in a run's folder is of, and "gpu".
+
+    A run of notebook 03 has them among its parameters; one of 04, which keeps the trace of such a run, in "traced" of
+    its run.json. None for a trace that lies in no run's folder, or if the run does not say.
+    """
+    if path is None or not (path.parent / "run.json").is_file():
+        return None
+    run, _ = load(path.parent)
+    found = run.get("traced") or run.get("parameters", {})
+    if not {"model", "tp"} <= set(found):
+        return None
+    return {"model": found["model"], "tp": found["tp"], "batch": found.get("batch"), "gpu": gpu_name(run)}
+
+
+def origin(trace: StepTrace, step: dict | None) -> str:
+    """Return what titles of figures say of a trace: "recorded: H100, qwen3.5-397b-a17b, tp 8, B = 256".
+
+    step: what traced() returned. Without it the GPU and the name of the file.
+    """
+    if not trace.modes:
+        return ""
+    if step is None:
+        gpus = ", ".join(dict.fromkeys(trace.recorded.gpus)) or "GPU not recorded"
+        return f"recorded: {cut(gpus, 60)}, {cut(trace.name, 60)}"
+    batch = f", B = {step['batch']}" if step["batch"] else ""
+    return f"recorded: {step['gpu']}, {step['model']}, tp {step['tp']}{batch}"
 
 
 def _trace_in(folder: Path) -> Path | None:

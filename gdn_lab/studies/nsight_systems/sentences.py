@@ -2,7 +2,7 @@
 
 from ...report.text import cut, listed, percent
 from ...trace.steps import MODES, StepTrace
-from .analysis import agreement, common_mode, eager_over_replayed, gap_table, gaps, part_times
+from .analysis import agreement, common_mode, eager_over_replayed, gap_table, gaps, median_step, parts_of_step
 
 MODE_NOUNS = {"graph": "replayed step", "eager": "eager step"}
 
@@ -14,7 +14,7 @@ def conditions(trace: StepTrace) -> str:
     gpu = ", ".join(dict.fromkeys(trace.recorded.gpus)) or "GPU not recorded"
     counts = ", ".join(f"{len(trace.steps_of(mode))} {MODES[mode]}" for mode in trace.modes)
     gpu, name, step = (cut(text, 120) for text in (gpu, trace.name, trace.step))
-    return f"{gpu} · recorded by {trace.recorded.profiler}: {name} · steps: {step}, {counts}; medians"
+    return f"{gpu} · recorded by {trace.recorded.profiler}: {name} · steps: {step}, {counts}; shown: of median length"
 
 
 def answers(trace: StepTrace) -> list[str]:
@@ -23,7 +23,7 @@ def answers(trace: StepTrace) -> list[str]:
         return list(trace.notes)
     sentences = [_step(trace, mode) for mode in trace.modes]
     if ratio := eager_over_replayed(trace):
-        busy = {mode: trace.steps_of(mode)["busy_us"].median() for mode in MODES}
+        busy = {mode: median_step(trace, mode)["busy_us"] for mode in MODES}
         sentences.append(
             f"Launched kernel by kernel a step takes {ratio:.2f}× as long as replayed, its kernels "
             f"{busy['eager'] / busy['graph']:.2f}×; the rest of the difference is the GPU waiting for launches."
@@ -32,20 +32,21 @@ def answers(trace: StepTrace) -> list[str]:
 
 
 def _step(trace: StepTrace, mode: str) -> str:
-    steps, between = trace.steps_of(mode), gaps(trace, mode)
-    step, busy = steps["step_us"].median(), steps["busy_us"].median()
-    between = between[between["gap_us"] > 0]
-    text = f"A step {MODES[mode]} takes {step:,.1f} µs; kernels run for {busy:,.1f} µs of it ({percent(busy / step)})"
-    if not len(between):
+    step, between = median_step(trace, mode), gaps(trace, mode)["gap_us"]
+    whole, busy, count = step["step_us"], step["busy_us"], int((between > 0).sum())
+    text = f"A step {MODES[mode]} takes {whole:,.1f} µs; kernels run for {busy:,.1f} µs of it ({percent(busy / whole)})"
+    if not count:
         return f"{text}, without a gap between two kernels."
-    count = between.groupby("step").size().reindex(steps.index, fill_value=0).median()
-    number = f"{count:,.0f} gap{'' if count == 1 else 's'}"
-    return f"{text}, the rest is {number} of {between['gap_us'].median():.2f} µs (median)."
+    if count == 1:
+        return f"{text}, the rest is one gap of {between.max():,.1f} µs."
+    return (
+        f"{text}, the rest is {count:,} gaps, {step['gap_us']:,.1f} µs together, the longest {between.max():,.1f} µs."
+    )
 
 
 def _parts(trace: StepTrace) -> list[str]:
     mode = trace.modes[0]
-    times = part_times(trace, mode).drop("gaps")
+    times = parts_of_step(trace, mode).drop("gaps")
     shares = {part: f"{cut(part)} {us:,.1f} µs ({percent(us / times.sum())})" for part, us in times.items()}
     longest = times.sort_values(ascending=False).index[:3]
     sentences = [f"The longest parts of the {MODE_NOUNS[mode]}: {', '.join(shares[part] for part in longest)}."]
@@ -56,7 +57,7 @@ def _parts(trace: StepTrace) -> list[str]:
 
 def _gaps(trace: StepTrace) -> list[str]:
     where = gap_table(trace, 1)
-    if not len(where) or where["µs in a step"][0] <= 0:
+    if not len(where):
         return []
     longest = where.iloc[0]
     after, before = cut(longest["after"]), cut(longest["before"])
@@ -64,7 +65,7 @@ def _gaps(trace: StepTrace) -> list[str]:
         f"between kernels of {after}" if longest["after"] == longest["before"] else f"after {after} and before {before}"
     )
     share = percent(longest["% of gaps"] / 100)
-    return [f"Of the time in gaps, {share} lies {place}: {longest['µs in a step']:,.1f} µs in a step."]
+    return [f"Of the time in gaps, {share} lies {place}: {longest['µs in the step']:,.1f} µs."]
 
 
 def comparison(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> str:
