@@ -49,13 +49,29 @@ def send(bits, scratches, peer, at, mask):
 
 
 @triton.jit
-def receive(at, mask, FLOAT: tl.constexpr):
-    """Wait for the elements at the pointers `at`, take them as float32 and leave EMPTY behind."""
-    bits = tl.load(at, mask=mask, other=0, volatile=True)
-    while tl.max((bits == EMPTY).to(tl.int32)) > 0:
-        bits = tl.load(at, mask=mask, other=0, volatile=True)
-    tl.store(at, tl.full(bits.shape, EMPTY, tl.int16), mask=mask)
-    return bits.to(FLOAT, bitcast=True).to(tl.float32)
+def arrived(at, apart, mask, COUNT: tl.constexpr, FLOAT: tl.constexpr):
+    """The sum of the elements at COUNT places, as the bits of a float32; EMPTY where one of them has not come yet."""
+    total = tl.zeros(mask.shape, tl.float32)
+    empty = tl.zeros(mask.shape, tl.int1)
+    for place in tl.static_range(COUNT):
+        bits = tl.load(at + place * apart, mask=mask, other=0, volatile=True)
+        empty = empty | (bits == EMPTY)
+        total += bits.to(FLOAT, bitcast=True).to(tl.float32)
+    return tl.where(empty, EMPTY, total.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def receive(at, apart, mask, COUNT: tl.constexpr, FLOAT: tl.constexpr):
+    """Wait for the elements at the pointers `at` and at COUNT - 1 further places, each `apart` from the one before.
+
+    Return their float32 sum, added up in that order, and leave EMPTY behind. No sum has the bits of EMPTY.
+    """
+    sums = arrived(at, apart, mask, COUNT, FLOAT)
+    while tl.max((sums == EMPTY).to(tl.int32)) > 0:
+        sums = arrived(at, apart, mask, COUNT, FLOAT)
+    for place in tl.static_range(COUNT):
+        tl.store(at + place * apart, tl.full(mask.shape, EMPTY, tl.int16), mask=mask)
+    return sums.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -155,12 +171,11 @@ def one_shot_kernel(
             for other in tl.static_range(1, RANKS + 1):
                 send(bits, scratches, (rank + other) % RANKS, at, mask)
     if LAST == ADD:
-        sources = tl.arange(0, RANKS)[:, None, None]
+        apart = rows.to(tl.int64) * hidden
         for row in range(first, rows, step):
             if NORM:
                 before = tl.load(residual + row * hidden + columns, mask=mask, other=0.0).to(tl.float32)
-            at = scratch + half + (sources.to(tl.int64) * rows + row) * hidden + columns[None, :, :]
-            total = tl.sum(receive(at, tl.broadcast_to(mask[None, :, :], at.shape), FLOAT), axis=0)
+            total = receive(scratch + half + row * hidden + columns, apart, mask, RANKS, FLOAT)
             if NORM:
                 total += before
             finish(
@@ -236,13 +251,12 @@ def two_shot_kernel(
             at = half + (rank.to(tl.int64) * owned + row // RANKS) * hidden + columns
             send(bits, scratches, row % RANKS, at, mask)
     if (FIRST <= ADD) & (LAST >= ADD):
-        sources = tl.arange(0, RANKS)[:, None, None]
+        apart = owned.to(tl.int64) * hidden
         for index in range(first, tl.cdiv(rows - rank, RANKS), step):
             row = index * RANKS + rank
             if NORM:
                 before = tl.load(residual + row * hidden + columns, mask=mask, other=0.0).to(tl.float32)
-            at = scratch + half + (sources.to(tl.int64) * owned + index) * hidden + columns[None, :, :]
-            total = tl.sum(receive(at, tl.broadcast_to(mask[None, :, :], at.shape), FLOAT), axis=0)
+            total = receive(scratch + half + index * hidden + columns, apart, mask, RANKS, FLOAT)
             if NORM:
                 total += before
             bits = total.to(FLOAT).to(tl.int16, bitcast=True)
@@ -251,7 +265,7 @@ def two_shot_kernel(
     if LAST == RECEIVE:
         for row in range(first, rows, step):
             finish(
-                receive(scratch + sums + row * hidden + columns, mask, FLOAT),
+                receive(scratch + sums + row * hidden + columns, 0, mask, 1, FLOAT),
                 row,
                 columns,
                 mask,
