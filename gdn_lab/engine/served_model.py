@@ -55,7 +55,7 @@ class ServedModel:
     ValueError with a sentence for a configuration that cannot run here.
 
     Attributes: slots (Slots), cache (PagedCache), buffers (Buffers), batch_sizes, pools (a StatePool for each GDN
-    layer), max_pages (of a request).
+    layer), max_pages (of a request); max_batch, max_length and prefill_tokens as given; vocab; drafts.
     """
 
     def __init__(
