@@ -46,14 +46,14 @@ PHASES = pytest.mark.parametrize("phase", ["decode", "verify", "prefill"])
 
 
 @PHASES
-def test_a_pool_keeps_no_graph(phase):
+@pytest.mark.parametrize("name", ["q", "k", "v", "a", "b", "A_log", "dt_bias"])
+def test_a_pool_keeps_no_graph(phase, name):
     pool, plain = (filled_pool(SHAPE, 6, layout="VK", dtype=BF16) for _ in range(2))
-    gates = make_inputs(SHAPE, 3).gates()
-    learned = {name: torch.nn.Parameter(value) for name, value in gates.items()}
-    q = make_inputs(SHAPE, 6 if phase == "prefill" else 3, tokens=2 if phase == "verify" else None).q
+    inputs = make_inputs(SHAPE, 6 if phase == "prefill" else 3, tokens=2 if phase == "verify" else None)
+    x = getattr(inputs, name)
     for _ in range(2):
-        out = call_of(phase, pool=pool, q=q.clone().requires_grad_(), **learned)
-        same = call_of(phase, pool=plain, q=q, **gates)
+        out = call_of(phase, pool=pool, **{name: torch.nn.Parameter(x.clone())})
+        same = call_of(phase, pool=plain, **{name: x})
     assert not pool.state.requires_grad and pool.state.grad_fn is None
     assert not out.requires_grad
     assert same_bits(out, same) and same_bits(pool.state, plain.state)
