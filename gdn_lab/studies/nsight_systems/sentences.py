@@ -47,7 +47,8 @@ def _step(trace: StepTrace, mode: str) -> str:
 def _parts(trace: StepTrace) -> list[str]:
     mode = trace.modes[0]
     times = parts_of_step(trace, mode).drop("gaps")
-    shares = {part: f"{cut(part)} {us:,.1f} µs ({percent(us / times.sum())})" for part, us in times.items()}
+    total = times.sum() or 1.0  # damaged times: kernels that take none
+    shares = {part: f"{cut(part)} {us:,.1f} µs ({percent(us / total)})" for part, us in times.items()}
     longest = times.sort_values(ascending=False).index[:3]
     sentences = [f"The longest parts of the {MODE_NOUNS[mode]}: {', '.join(shares[part] for part in longest)}."]
     if "gdn" in times.index and "gdn" not in longest:
