@@ -52,6 +52,9 @@ def serve(
     with held_interrupts() as interrupt:
         try:
             loop.run(interrupt)
+        except Exception:  # after Ctrl-C: another rank has stopped first, and sums with it fail
+            if not interrupt.came:
+                raise
         finally:
             loop.stop()
     if interrupt.came:
@@ -92,8 +95,7 @@ class Loop:
         """Serve until nothing is left, or an interrupt has come."""
         if self.drafting:
             self.model.reserve_drafts(self.concurrency, self.width)
-        device = self.model.buffers.tokens.device
-        before = energy_j(device)
+        before = energy_j(self.clock.device)
         gc.disable()  # a collection walks all of torch's objects, which takes longer than a step
         self.clock.start()
         for _ in range(self.concurrency):
@@ -112,7 +114,7 @@ class Loop:
             free = f"{self.model.slots.free} slots and {self.model.cache.free} of {self.model.cache.pages} pages"
             raise RuntimeError(f"no request can be admitted although none is in flight: {free} are free")
         self.wall_s = self.clock.now()
-        after = energy_j(device)
+        after = energy_j(self.clock.device)
         self.joules = after - before if before is not None and after is not None else None
 
     # ---- requests come and are admitted

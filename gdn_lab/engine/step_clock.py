@@ -9,7 +9,7 @@ class StepClock:
     """Seconds since start(). Marks are in the order of the device's stream; read them in the order they were made."""
 
     def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
+        self.device, self._cuda = device, device.type == "cuda"
         self.start()
 
     def start(self) -> None:

@@ -195,6 +195,19 @@ def test_ctrl_c_ends_between_steps_with_all_rows():
     all_answered(serve(model, some(10), 8), some(10), model)
 
 
+def test_an_error_after_ctrl_c_is_that_of_a_rank_that_stopped_first():
+    model = FakeModel()
+
+    def gone(batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("connection closed by peer")
+
+    model.decode = gone
+    with pytest.raises(ServingInterrupted):
+        serve(model, some(10), 8)
+    everything_is_free(model)
+
+
 def test_an_error_of_the_model_gives_slots_and_pages_back():
     model = FakeModel()
     model.decode = lambda batch: (_ for _ in ()).throw(RuntimeError("out of memory"))
