@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from gdn_lab.engine.communicator_connect import connect
+
 
 def collectives(communicator):
     """What each call of a communicator returns for rank-dependent inputs."""
@@ -15,6 +17,15 @@ def collectives(communicator):
     words = communicator.broadcast_object(f"from {communicator.rank}", source=communicator.size - 1)
     communicator.barrier()
     return communicator.name, communicator.rank, communicator.all_reduce(x), gathered, words
+
+
+def connected(communicator):
+    """What each name connects to, and the sentence of one that is not here."""
+    names = {name: connect(name, communicator, rows=4, hidden=128).name for name in ("gloo", "fastest")}
+    try:
+        connect("nccl", communicator, rows=4, hidden=128)
+    except ValueError as error:
+        return names, str(error)
 
 
 def raising(communicator):

@@ -3,27 +3,32 @@
 import torch
 from torch import Tensor
 
-from .communicator import Grouped
+from .communicator import Communicator, Grouped
 from .communicator_choice import ADD_NORM, DEFAULT, SUM, Choice
 from .communicator_variants import VARIANTS, variants_on
 from .symmetric import PeerPointers, TorchSymmetric
 
+FASTEST = "fastest"
 
-def connect(name: str, device: torch.device, *, rows: int, hidden: int, choice: Choice = DEFAULT) -> Grouped:
-    """A Communicator of the joined ranks that sums with one variant on `device`, or, as "fastest", with several.
 
-    rows, hidden: of the largest sum that must not be refused. choice: of "fastest", which a CPU has not.
+def connect(name: str, joined: Communicator, *, rows: int, hidden: int, choice: Choice = DEFAULT) -> Communicator:
+    """A Communicator of all ranks that sums with one variant, or, as "fastest", with the fastest for each size.
+
+    joined: what ranks.start() gives a function; returned as it is where there is one rank. rows, hidden: of the largest
+    sum that must not be refused. choice: of "fastest" on GPUs; CPUs have gloo alone.
     ValueError: an unknown name, or one of another device.
     """
-    known = [*variants_on(device.type), *(["fastest"] if device.type == "cuda" else [])]
-    if name not in known:
-        raise ValueError(f"communicator: {name!r} is not one of {', '.join(known)}, which {device.type} has")
-    if name == "fastest":
-        return Fastest(device, choice, rows=rows, hidden=hidden)
-    if name in ("nccl", "gloo"):
-        return Grouped(device)
+    known = variants_on(joined.device.type)
+    if name not in (*known, FASTEST):
+        raise ValueError(f"communicator: {name!r} is not one of {', '.join(known)} and {FASTEST}, which are here")
+    if joined.size == 1:
+        return joined
+    if name == FASTEST and len(known) > 1:
+        return Fastest(joined, choice, rows=rows, hidden=hidden)
+    if name in ("nccl", "gloo", FASTEST):
+        return joined
     made = PeerPointers if VARIANTS[name].fused else TorchSymmetric
-    return made(device, rows=rows, hidden=hidden, two_shot=name.endswith("two-shot"))
+    return made(joined.device, rows=rows, hidden=hidden, two_shot=name.endswith("two-shot"))
 
 
 class Fastest(Grouped):
@@ -32,11 +37,11 @@ class Fastest(Grouped):
     An x larger than rows · hidden goes to NCCL, as a prefill's does.
     """
 
-    def __init__(self, device: torch.device, choice: Choice, *, rows: int, hidden: int):
-        super().__init__(device)
-        self.name, self.choice, self._largest = "fastest", choice, rows * hidden
+    def __init__(self, joined: Communicator, choice: Choice, *, rows: int, hidden: int):
+        super().__init__(joined.device)
+        self.name, self.choice, self._largest = FASTEST, choice, rows * hidden
         names = {name for steps in choice.fastest.values() for _, name in steps} | {"nccl"}
-        self._connected = {name: connect(name, device, rows=rows, hidden=hidden) for name in sorted(names)}
+        self._connected = {name: connect(name, joined, rows=rows, hidden=hidden) for name in sorted(names)}
 
     def _for(self, operation: str, x: Tensor) -> Grouped:
         name = self.choice.variant(operation, x.nbytes) if x.numel() <= self._largest else "nccl"

@@ -49,6 +49,12 @@ def test_two_ranks_with_gloo():
         assert torch.equal(gathered, torch.tensor([[0.0, 1, 10, 11], [2, 3, 12, 13]]))
 
 
+def test_a_variant_is_connected_by_name():
+    sentence = "communicator: 'nccl' is not one of gloo and fastest, which are here"
+    assert ranks.start(2, rank_functions.connected, **CPU) == [({"gloo": "gloo", "fastest": "gloo"}, sentence)] * 2
+    assert ranks.start(1, rank_functions.connected, **CPU) == [({"gloo": "alone", "fastest": "alone"}, sentence)]
+
+
 def test_one_rank_is_alone():
     [(name, _, total, _, words)] = ranks.start(1, rank_functions.collectives, **CPU)
     assert (name, words) == ("alone", "from 0") and (total == 1).all()

@@ -2,7 +2,7 @@
 
 import pandas
 
-from ...engine.communicator_choice import ADD_NORM, SUM
+from ...engine.communicator_choice import ADD_NORM, DEFAULT, SUM, Choice, chosen
 from ...engine.communicator_variants import VARIANTS
 from ...report.nearest import candidate_runs
 from ...report.recorded import DATA
@@ -22,6 +22,13 @@ def recorded_rows(gpu: str, data=DATA) -> tuple[dict, list[dict]]:
     runs = list(candidate_runs(gpu, NOTEBOOK, data).values())
     run = max(runs, key=lambda one: len(one[1]), default=({}, []))[0]
     return run, [row for _, rows in runs for row in rows]
+
+
+def recorded_choice(gpu: str, ranks: int, data=DATA) -> Choice:
+    """The fastest variant for each size as recorded on a number of GPUs; the default where that is not recorded."""
+    _, rows = recorded_rows(gpu, data)
+    measured = {row["operation"] for row in rows if "median_us" in row and row["ranks"] == ranks}
+    return chosen(rows, ranks, f"recorded on {ranks} {gpu.upper()}") if measured == {SUM, ADD_NORM} else DEFAULT
 
 
 def timed(rows: list[dict]) -> pandas.DataFrame:

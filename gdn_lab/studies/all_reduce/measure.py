@@ -177,7 +177,7 @@ def measure_point(operation: Operation, calls: int, samples: int) -> dict:
 def measure(communicator, variant: str, points: list[Point], *, calls: int, samples: int, seed: int) -> None:
     """Measure all points with one variant; rank 0 prints a row as JSON after each."""
     most = {"rows": max(point.rows for point in points), "hidden": max(point.hidden for point in points)}
-    connected = connect(variant, communicator.device, **most)
+    connected = connect(variant, communicator, **most)
     for point in points:
         try:
             fields = measure_point(Operation(connected, point, seed), calls, samples)
