@@ -49,28 +49,31 @@ def send(bits, scratches, peer, at, mask):
 
 
 @triton.jit
-def arrived(at, apart, mask, COUNT: tl.constexpr, FLOAT: tl.constexpr):
-    """The sum of the elements at COUNT places, as the bits of a float32; EMPTY where one of them has not come yet."""
+def arrived(at, apart, own, rank, columns, mask, COUNT: tl.constexpr, FLOAT: tl.constexpr):
+    """The sum of COUNT rows, as the bits of a float32; EMPTY where an element of another rank has not come yet."""
     total = tl.zeros(mask.shape, tl.float32)
     empty = tl.zeros(mask.shape, tl.int1)
     for place in tl.static_range(COUNT):
-        bits = tl.load(at + place * apart, mask=mask, other=0, volatile=True)
-        empty = empty | (bits == EMPTY)
+        row = tl.multiple_of(tl.where(place == rank, own, at + place * apart), 16)
+        bits = tl.load(row + columns, mask=mask, other=0, volatile=True)
+        empty = empty | ((bits == EMPTY) & (place != rank))
         total += bits.to(FLOAT, bitcast=True).to(tl.float32)
     return tl.where(empty, EMPTY, total.to(tl.int32, bitcast=True))
 
 
 @triton.jit
-def receive(at, apart, mask, COUNT: tl.constexpr, FLOAT: tl.constexpr):
-    """Wait for the elements at the pointers `at` and at COUNT - 1 further places, each `apart` from the one before.
+def receive(at, apart, own, rank, columns, mask, COUNT: tl.constexpr, FLOAT: tl.constexpr):
+    """Wait for COUNT rows in the scratch, the first at the pointer `at`, each `apart` from the one before.
 
-    Return their float32 sum, added up in that order, and leave EMPTY behind. No sum has the bits of EMPTY.
+    That of `rank` is not there but at `own`. Return their float32 sum [mask's shape], added up in the order of ranks,
+    and leave EMPTY behind. No sum has the bits of EMPTY.
     """
-    sums = arrived(at, apart, mask, COUNT, FLOAT)
+    sums = arrived(at, apart, own, rank, columns, mask, COUNT, FLOAT)
     while tl.max((sums == EMPTY).to(tl.int32)) > 0:
-        sums = arrived(at, apart, mask, COUNT, FLOAT)
+        sums = arrived(at, apart, own, rank, columns, mask, COUNT, FLOAT)
     for place in tl.static_range(COUNT):
-        tl.store(at + place * apart, tl.full(mask.shape, EMPTY, tl.int16), mask=mask)
+        if place != rank:
+            tl.store(at + place * apart + columns, tl.full(mask.shape, EMPTY, tl.int16), mask=mask)
     return sums.to(tl.float32, bitcast=True)
 
 
@@ -168,14 +171,15 @@ def one_shot_kernel(
         for row in range(first, rows, step):
             bits = tl.load(x + row * x_row + columns, mask=mask, other=0)
             at = half + (rank.to(tl.int64) * rows + row) * hidden + columns
-            for other in tl.static_range(1, RANKS + 1):
+            for other in tl.static_range(1, RANKS):
                 send(bits, scratches, (rank + other) % RANKS, at, mask)
     if LAST == ADD:
         apart = rows.to(tl.int64) * hidden
         for row in range(first, rows, step):
             if NORM:
                 before = tl.load(residual + row * hidden + columns, mask=mask, other=0.0).to(tl.float32)
-            total = receive(scratch + half + row * hidden + columns, apart, mask, RANKS, FLOAT)
+            at = scratch + half + row * hidden
+            total = receive(at, apart, x + row * x_row, rank, columns, mask, RANKS, FLOAT)
             if NORM:
                 total += before
             finish(
@@ -249,14 +253,16 @@ def two_shot_kernel(
         for row in range(first, rows, step):
             bits = tl.load(x + row * x_row + columns, mask=mask, other=0)
             at = half + (rank.to(tl.int64) * owned + row // RANKS) * hidden + columns
-            send(bits, scratches, row % RANKS, at, mask)
+            if row % RANKS != rank:
+                send(bits, scratches, row % RANKS, at, mask)
     if (FIRST <= ADD) & (LAST >= ADD):
         apart = owned.to(tl.int64) * hidden
         for index in range(first, tl.cdiv(rows - rank, RANKS), step):
             row = index * RANKS + rank
             if NORM:
                 before = tl.load(residual + row * hidden + columns, mask=mask, other=0.0).to(tl.float32)
-            total = receive(scratch + half + index * hidden + columns, apart, mask, RANKS, FLOAT)
+            at = scratch + half + index * hidden
+            total = receive(at, apart, x + row * x_row, rank, columns, mask, RANKS, FLOAT)
             if NORM:
                 total += before
             bits = total.to(FLOAT).to(tl.int16, bitcast=True)
@@ -265,7 +271,7 @@ def two_shot_kernel(
     if LAST == RECEIVE:
         for row in range(first, rows, step):
             finish(
-                receive(scratch + sums + row * hidden + columns, 0, mask, 1, FLOAT),
+                receive(scratch + sums + row * hidden, 0, x, -1, columns, mask, 1, FLOAT),
                 row,
                 columns,
                 mask,
