@@ -25,7 +25,8 @@ from ..layer.kernels.norms import store_normed
 
 EMPTY = tl.constexpr(-1)  # 0xFFFF: a NaN in bfloat16 and float16
 OTHER_NAN = tl.constexpr(0x7FFF)
-CALLS = tl.constexpr(1 << 16)  # the counter: calls above, programs that joined this call below
+CALLS = tl.constexpr(16)  # the counter's bits from here on count calls, and may wrap
+ONE_CALL, JOINED = tl.constexpr(1 << 16), tl.constexpr((1 << 16) - 1)  # below them: programs that joined this call
 SEND, ADD, RECEIVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -34,11 +35,11 @@ def turn_of(counter, capacity, JOIN: tl.constexpr):
     """Offset of the half of every scratch that this call uses. The last program to JOIN starts the next call's turn."""
     if JOIN:
         joined = tl.atomic_add(counter, 1, sem="relaxed")
-        if joined % CALLS == tl.num_programs(0) - 1:
-            tl.atomic_add(counter, -tl.num_programs(0) + CALLS, sem="relaxed")
+        if (joined & JOINED) == tl.num_programs(0) - 1:
+            tl.atomic_add(counter, -tl.num_programs(0) + ONE_CALL, sem="relaxed")
     else:
         joined = tl.load(counter)
-    return ((joined // CALLS) & 1).to(tl.int64) * capacity
+    return ((joined >> CALLS) & 1).to(tl.int64) * capacity
 
 
 @triton.jit
