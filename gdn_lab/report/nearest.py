@@ -107,18 +107,27 @@ def candidate_runs(gpu: str, notebook: str, data: Path = DATA) -> dict[str, tupl
 
     run["recorded_on"] says where. ValueError if the run folder is another notebook's.
     """
-    if (gpu, notebook) not in recorded_runs(data) and (folder := run_folder(gpu, data.parent)):
+    names, found = {name for other, name in recorded_runs(data) if other == gpu}, {}
+    for folder in recorded_folders(gpu, data):
         run, rows = load(folder)
-        if run["notebook"] != notebook:
+        if run.get("notebook") == notebook:
+            where = gpu if folder.name in names else gpu_name(run)
+            found[folder.name] = (run | {"recorded_on": where}, rows)
+        elif folder.name not in names:
             raise ValueError(f"{gpu} is a run of {run['notebook']}, not of {notebook}")
-        return {folder.name: (run | {"recorded_on": gpu_name(run)}, rows)}
-    found = {}
-    for other, name in recorded_runs(data):
-        if other == gpu:
-            run, rows = load(data / "measured" / gpu / name)
-            if run.get("notebook") == notebook:
-                found[name] = (run | {"recorded_on": gpu}, rows)
     return found
+
+
+def recorded_folders(gpu: str, data: Path = DATA) -> list[Path]:
+    """The folders of all runs recorded on a GPU; or the one run folder that `gpu` is; [] if it is neither."""
+    recorded = [data / "measured" / gpu / name for other, name in recorded_runs(data) if other == gpu]
+    folder = None if recorded else run_folder(gpu, data.parent)
+    return [folder] if folder else recorded
+
+
+def heads_distance(one: GDNShape | Setting, other: GDNShape | Setting) -> tuple[float, float]:
+    """How far the heads on a GPU are apart, in octaves: value heads, which the state has, then query and key heads."""
+    return _octaves(one.num_v_heads, other.num_v_heads), _octaves(one.num_k_heads, other.num_k_heads)
 
 
 def gpu_name(run: dict) -> str:
@@ -147,7 +156,7 @@ def _records(rows: list[dict], whole_step: bool) -> dict[tuple, list[dict]]:
 def _distance(asked: Asked, setting: Setting, key: tuple, rows: list[dict]) -> tuple:
     """How far a record is from what was asked, the most important first."""
     there = Setting(*key[:5])
-    heads = sum(_octaves(mine, theirs) for mine, theirs in zip(setting.heads, there.heads, strict=True))
+    heads = heads_distance(setting, there)
     dtype = (setting.dtype != there.dtype) + _octaves(_itemsize(setting.dtype), _itemsize(there.dtype))
     model, tp = setting.model != there.model, _octaves(setting.tp, there.tp or setting.tp)
     batches = {row["batch"] for row in rows}

@@ -77,6 +77,7 @@ def origin(run: dict | None, rows: list[dict]) -> str:
     models, tps, dtypes = (
         list(dict.fromkeys(row[field] for row in rows if row.get(field))) for field in ("model", "tp", "state_dtype")
     )
+    tps = sorted(tps)
     models = listed(models) if len(models) < 3 else f"{len(models)} models"
     parts = [gpu.upper(), models] + ([f"tp {listed(map(str, tps))}"] if tps else [])
     parts += [f"{listed(dtypes)} state"] if set(dtypes) - {"bfloat16"} else []

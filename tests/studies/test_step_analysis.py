@@ -205,7 +205,7 @@ def test_each_is_drawn_with_and_without_rows(draw, step, tmp_path):
 
 def test_titles_hold_the_numbers_of_the_rows(step):
     assert title(figures.waterfall(step)) == ("before 541 → best 452 µs (−16%): gdn −56, shared expert −12, gaps −9 µs")
-    assert title(figures.parts(step)) == "experts 73%, GDN 10% and gaps 0.7% of a step of best"
+    assert title(figures.parts(step)) == "In a step of best: experts 73%, GDN 10% and gaps 0.7%"
     assert title(figures.against_published(step)) == (
         "Saved, published: 37 µs (14 GDN, 23 rest); here: 50 µs (50 GDN, 0 rest)"
     )

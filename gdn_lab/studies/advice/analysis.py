@@ -4,12 +4,12 @@ Imports no torch, so that `gdn-lab advise` answers at once. A number of other he
 in the place of theirs: `Comparison.same_heads` says which it is, and savings are made of the same heads only.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...config import BACKENDS, Machine
 from ...models import STATE_BYTES, GDNShape, model
+from ...report.nearest import heads_distance
 from ...report.recorded import DATA
 from . import engine_flags
 from .memory_need import memory_need
@@ -134,8 +134,7 @@ def best_comparison(found: list[Series], shape: GDNShape, batch: int) -> Compari
 def _distance(one: Comparison, shape: GDNShape) -> tuple:
     series = one.series
     return (
-        abs(math.log2(series.shape.num_v_heads / shape.num_v_heads)),
-        abs(math.log2(series.shape.num_k_heads / shape.num_k_heads)),
+        heads_distance(series.shape, shape),
         len(one.estimates) < 2,
         HOW_ORDER.index(one.how),
         series.source != KERNEL,

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from ...bench.run_folder import load
 from ...models import GDNShape
-from ...report.recorded import DATA, recorded_runs, run_folder
+from ...report.nearest import recorded_folders
+from ...report.recorded import DATA
 from ...report.text import device_name
 
 KERNEL_TIMER, PART_TIMER = "cuda_graph_replay", "cupti_kernel"
@@ -108,13 +109,6 @@ def estimate(by_batch: dict[int, Times], batch: float) -> Estimate:
     return Estimate(Times(*(low + part * (high - low) for low, high in pairs)), INTERPOLATED, (below, above))
 
 
-def folders(gpu: str, data: Path = DATA) -> dict[str, Path]:
-    """{notebook: folder} of what is recorded of a GPU, or of the one run whose folder `gpu` is."""
-    known = {notebook: data / "measured" / gpu / notebook for name, notebook in recorded_runs(data) if name == gpu}
-    folder = None if known else run_folder(gpu)
-    return known if folder is None else {load(folder)[0]["notebook"]: folder}
-
-
 def called(gpu: str) -> str:
     """What sentences and titles call it: the GPU's name, or the name of the run's folder."""
     return Path(gpu).name
@@ -123,9 +117,10 @@ def called(gpu: str) -> str:
 def all_series(gpu: str, data: Path = DATA) -> list[Series]:
     """Every series recorded of a GPU, or of one run's folder; [] if there is none."""
     found = []
-    for notebook, folder in folders(gpu, data).items():
+    for folder in recorded_folders(gpu, data):
         info, rows = load(folder)
-        found += series_of(recording(called(gpu), notebook, info), rows)
+        name = folder.name if folder.parent.name == gpu else info["notebook"]  # of a run's folder that is its time
+        found += series_of(recording(called(gpu), name, info), rows)
     return found
 
 

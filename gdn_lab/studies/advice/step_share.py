@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from ...bench.run_folder import load
 from ...models import MODELS, GDNShape
+from ...report.nearest import recorded_folders
 from ...report.recorded import DATA
-from .recorded_calls import Recording, Times, called, estimate, folders, recording
+from .recorded_calls import Recording, Times, called, estimate, recording
 
 STEPS = "03_decode_step"
 STEP_DTYPE = "bfloat16"
@@ -40,10 +41,8 @@ class StepShare(NamedTuple):
 
 def step_share(gpu: str, model: str, tp: int, batch: int, data: Path = DATA) -> StepShare | None:
     """The step of `model` at `tp`; where that was not recorded, of a model with the same heads; None if of none."""
-    folder = folders(gpu, data).get(STEPS)
-    if folder is None:
-        return None
-    info, rows = load(folder)
+    loaded = ((folder.name, *load(folder)) for folder in recorded_folders(gpu, data))
+    info, rows = next(((run, rows) for name, run, rows in loaded if run.get("notebook", name) == STEPS), ({}, []))
     points, precisions = step_points(rows)
     shape, found = GDNShape.from_model(model, tp), []
     for (other, other_tp), times in points.items():

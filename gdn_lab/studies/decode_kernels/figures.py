@@ -153,8 +153,8 @@ def launch_gap(timed: Timed) -> Figure:
     ]
     batches = sorted({batch for by_batch in gaps.values() for batch in by_batch})
     first = sorted((by_batch[batches[0]], name) for name, by_batch in gaps.items() if batches[0] in by_batch)
-    each = dict.fromkeys(f"{_signed(us, 1)} µs ({label(name)})" for us, name in (first[0], first[-1]))
-    title = f"At B = {batches[0]} replay exceeds kernel-only time by {' to '.join(each)}"
+    each = dict.fromkeys(f"{_signed(us, 2)} µs ({label(name)})" for us, name in (first[0], first[-1]))
+    title = f"At B = {batches[0]} replay less kernel-only time is {' to '.join(each)}"
     fig, (ax,) = new_figure(timed.titled(title), 9.0, 4.4, 1, notes)
     ends = plot_lines(ax, gaps, lambda us: f"{_signed(us, 2)} µs")
     ax.axhline(0, color=GREY, linewidth=1)

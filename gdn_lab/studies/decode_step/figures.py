@@ -176,7 +176,7 @@ def _parts_title(step: StepRows) -> str:
     if largest == GDN:
         del shares[largest]
     takes = [f"{part} {percent(us / total)}" for part, us in shares.items()]
-    return f"{listed(takes)} of a step of {name}"
+    return f"In a step of {name}: {listed(takes)}"
 
 
 @rc_context(STYLE)

@@ -89,7 +89,9 @@ def difference(step: StepRows, name: str, base: str) -> str:
 def largest_changes(step: StepRows) -> str | None:
     """The parts that save most between the first and the last configuration, and those that cost more."""
     changes = main_changes(step)
-    saved = [f"{part} saves {signed(-us)}" for part, us in changes.items() if us < 0][:3]
+    saved = [f"{part} {'save' if part == GAPS else 'saves'} {signed(-us)}" for part, us in changes.items() if us < 0][
+        :3
+    ]
     added = [f"{part} adds {signed(us)}" for part, us in reversed(changes.items()) if us > 0][:3]
     if not saved and not added:
         return None
