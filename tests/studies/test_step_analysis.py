@@ -9,6 +9,7 @@ from synthetic_step import CHANGES, CPU, MODEL, RUN, heatmap_rows, parts_of, ste
 
 from gdn_lab.cli.report import report
 from gdn_lab.layer import CONFIGURATIONS, Configuration
+from gdn_lab.studies import parameters
 from gdn_lab.studies.decode_step import analysis, figures, sentences, study, tables
 from gdn_lab.studies.decode_step.analysis import Saving, StepRows
 
@@ -174,8 +175,8 @@ def test_a_new_configuration_is_one_record(monkeypatch):
     """It appears in the parameter, the tables and the figures, with no other file changed."""
     mine = Configuration("mine", "torch/vk", "VK", "of my own", label="my kernels", device="cpu")
     monkeypatch.setitem(CONFIGURATIONS, "mine", mine)
-    assert "mine" in study._configurations("auto") or study.on_gpu()
-    assert study._configurations("mine, torch") == ["mine", "torch"]
+    assert "mine" in parameters._configurations("auto") or parameters.on_gpu()
+    assert parameters._configurations("mine, torch") == ["mine", "torch"]
     assert tables.configuration_table(["mine"])["what it is"].tolist() == ["of my own"]
     rows = [row | {"configuration": "mine"} if row.get("configuration") == "best" else row for row in step_rows()]
     step = StepRows(rows, RUN)
