@@ -96,6 +96,37 @@ def test_conv_updates_the_windows_of_its_rows_alone(conv_dim):
     assert torch.equal(window[[0, 2, 4]], before[[0, 2, 4]])
 
 
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+@pytest.mark.parametrize("conv_dim", [256, 384])
+def test_conv_of_sequences_equals_one_token_at_a_time(conv_dim, draft_tokens):
+    """Sequences of 1 to 6 tokens, an empty one, one of a padding slot, and padding rows; or drafts of one length."""
+    lengths = [draft_tokens] * 4 if draft_tokens else [1, 6, 0, 2, 3]
+    indices = torch.tensor([3, 5, 2, -1, 1][: len(lengths)], dtype=torch.int32)
+    sequence = [n for n, length in enumerate(lengths) for _ in range(length)] + [-1, -1]
+    starts = torch.tensor([sum(lengths[:n]) for n in range(len(lengths) + 1)], dtype=torch.int32)
+    mixed, weight = random(len(sequence), conv_dim + 128, seed=2)[:, :conv_dim], random(conv_dim, 4, seed=1)
+    window, out = random(6, conv_dim, 3), torch.full((len(sequence), conv_dim), torch.nan, dtype=BF16)
+    expected_window, expected = window.clone(), torch.zeros(out.shape, dtype=torch.float64)
+    for n, slot in enumerate(indices.tolist()):
+        for t in range(starts[n], starts[n + 1]) if slot >= 0 else ():
+            y, updated = layer_reference.causal_conv(mixed[[t]], expected_window[[slot]], weight, torch.float64)
+            expected[t], expected_window[slot] = y[0], updated[0]
+    drafts = torch.zeros(4, conv_dim, draft_tokens + 1, dtype=BF16)[:, :, :draft_tokens] if draft_tokens else None
+    before = window.clone()
+    sequence = torch.tensor(sequence, dtype=torch.int32)
+    eager = window.clone(), torch.empty_like(out), None if drafts is None else drafts.clone()
+    elementwise.conv_sequences(mixed, window, weight, indices, sequence, starts, out, drafts)
+    layer_reference.conv_sequences(mixed, eager[0], weight, indices, sequence, starts, *eager[1:])
+    assert_close(out, expected)
+    assert_close(eager[1], expected)
+    if draft_tokens:
+        assert torch.equal(window, before) and torch.equal(eager[0], before) and torch.equal(drafts, eager[2])
+        live = (indices >= 0).nonzero()[:, 0]
+        assert torch.equal(drafts[live], mixed[:12].view(4, 3, conv_dim).transpose(1, 2)[live])
+    else:
+        assert torch.equal(window, expected_window) and torch.equal(eager[0], expected_window)
+
+
 def test_four_tokens_one_by_one_equal_a_convolution():
     weight, tokens = random(128, 4), random(5, 128, seed=1)
     window, out = torch.zeros(2, 128, 3, dtype=BF16), torch.empty(1, 128, dtype=BF16)

@@ -43,6 +43,9 @@ def compilations(architecture: str) -> list[Compilation]:
         all_reduce_launches(recorder)
         for name, tp, precision in product(MODELS, (1, 2, 4, 8), ("fp8", "bf16")):
             layer_launches(recorder, name, tp, precision)
+        recorder.what = "attention"
+        for name in (LARGEST, "qwen3.5-27b"):  # 16 and 6 query heads share a key head
+            attention_launches(MODELS[name])
     return recorder.compilations
 
 
@@ -196,6 +199,11 @@ def elementwise_launches(entry, shape: GDNShape, batch: int, precision: str, ove
     window, weight = bf16(batch + 1, shape.conv_dim, CONV_WINDOW), bf16(shape.conv_dim, CONV_WINDOW + 1)
     indices = empty(batch, dtype=torch.int32)
     elementwise.conv_update(qkvz[:, : shape.conv_dim], window, weight, indices, mixed, overlap=overlap)
+    starts, drafts = empty(2, dtype=torch.int32), bf16(1, shape.conv_dim, batch)
+    for given in (None, drafts):
+        elementwise.conv_sequences(
+            qkvz[:, : shape.conv_dim], window, weight, indices[:1], indices, starts, mixed, drafts=given
+        )
     gate_up = bf16(batch, 2 * width)
     if fp8:
         elementwise.quantize(rows, hidden.y8, hidden.scale, overlap=overlap)
@@ -204,6 +212,29 @@ def elementwise_launches(entry, shape: GDNShape, batch: int, precision: str, ove
     else:
         elementwise.gated_norm(z, z, bf16(V), o.live, overlap=overlap)
         elementwise.silu_mul(gate_up, up.live, overlap=overlap)
+
+
+def attention_launches(entry) -> None:
+    """Launch full attention for decode, draft tokens and prompts, of short and long requests."""
+    from ..engine import attention_kernels
+    from ..engine.model_sizes import HEAD_DIM, ROTARY
+    from ..engine.token_rows import TokenRows
+    from ..layer.gdn_layer import Activation
+    from ..layer.workspace import Workspace
+
+    ints, bf16 = functools.partial(empty, dtype=torch.int32), functools.partial(empty, dtype=torch.bfloat16)
+    HQ, HKV, page_size = entry.attn_q_heads, entry.attn_kv_heads, 64
+    pages, norm = bf16(1024, page_size, HKV, HEAD_DIM), bf16(HEAD_DIM)
+    for sequences, tokens, length in [(1, 1, 1 << 17), (256, 1, 4096), (256, 4, 4096), (4, 512, 4096)]:
+        N = sequences * tokens
+        rows = TokenRows(ints(N), ints(N), ints(sequences + 1), ints(sequences), ints(sequences, length), tokens)
+        qkv, q = bf16(N, 2 * (HQ + HKV) * HEAD_DIM), bf16(N, HQ, HEAD_DIM)
+        table = empty(length, ROTARY // 2), empty(length, ROTARY // 2)
+        attention_kernels.store_qkv(qkv, norm, norm, table, rows, q, pages, pages)
+        for fp8 in (False, True):
+            y = Activation(N, HQ * HEAD_DIM, fp8, "meta")
+            options = {"take": Workspace("meta").take, "max_length": length}
+            attention_kernels.attend(q, qkv, pages, pages, rows, y.live, **y.quantized(), **options)
 
 
 def linear_weight(*shape: int, precision: str):

@@ -16,6 +16,7 @@ from torch.nn.functional import silu
 
 from .experts_tilings import cdiv, has_room, hidden_buffer, power_of_2, tilings
 from .fp8 import Linear, dequantize, dequantize_rows, quantize_rows, random_weight
+from .workspace import Workspace
 
 
 class ExpertWeights(NamedTuple):
@@ -130,10 +131,18 @@ def expert_rows(x, weights: ExpertWeights, quantized, dtype):
 # ---- launches --------------------------------------------------------------------------------------------------------
 
 
-def experts_on(weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
+def experts_on(
+    weights: ExpertWeights,
+    top_k: int,
+    batch: int,
+    *,
+    fused: bool,
+    overlap: bool,
+    workspace: Workspace | None = None,
+):
     """Return Experts, in Triton, for weights on a GPU or under Triton's interpreter, else TorchExperts."""
     if weights.router.device.type == "cuda" or kernels_interpreted():
-        return Experts(weights, top_k, batch, fused=fused, overlap=overlap)
+        return Experts(weights, top_k, batch, fused=fused, overlap=overlap, workspace=workspace)
     return TorchExperts(weights, top_k, batch, fused=fused)
 
 
@@ -185,14 +194,24 @@ class TorchExperts:
 
 
 class Experts:
-    """Buffers and launches of one layer's experts for `batch` tokens; a step allocates nothing.
+    """Buffers and launches of one layer's experts for `batch` tokens; a step allocates nothing. Layers that run one
+    after the other may share a workspace.
 
     fused: the shared expert runs in the same launches as the others. overlap: every kernel here uses programmatic
     dependent launch (PDL). After route(), ids and weights [B, top_k] hold each token's experts, largest weight first.
     ValueError where the weights cannot be fused, or for a top_k that is out of range.
     """
 
-    def __init__(self, weights: ExpertWeights, top_k: int, batch: int, *, fused: bool, overlap: bool):
+    def __init__(
+        self,
+        weights: ExpertWeights,
+        top_k: int,
+        batch: int,
+        *,
+        fused: bool,
+        overlap: bool,
+        workspace: Workspace | None = None,
+    ):
         E, H = weights.router.shape
         inner, shared_inner = weights.w13.data.shape[2], weights.shared_w13.data.shape[2]
         if fused and not weights.can_fuse:
@@ -211,17 +230,17 @@ class Experts:
         # Upper bound on the blocks of tokens: each expert may have one that is not full
         self.slots = min(batch * top_k, E + batch * top_k // self.tiling[0].block_m)
 
-        rows, device = batch * (top_k + 1), weights.router.device
-        options = dict(dtype=torch.int32, device=device)
-        self.ids = torch.zeros(batch, top_k, **options)
-        self.weights = torch.zeros(batch, top_k, dtype=torch.float32, device=device)
+        rows = batch * (top_k + 1)
+        take = (workspace or Workspace(weights.router.device)).take
+        self.ids = take("expert ids", batch, top_k, dtype=torch.int32)
+        self.weights = take("expert weights", batch, top_k, dtype=torch.float32)
         # Must be zero before each step: combine(), the last of a step, resets them
-        self.counts = torch.zeros(E + 1, **options)
-        self.work = torch.zeros(self.slots, **options)
-        self.lists = torch.zeros(E, batch, **options)
-        self.h = hidden_buffer(self.tiling[0], rows, inner, device)
-        self.shared_h = self.h if fused else hidden_buffer(self.shared_tiling[0], rows, shared_inner, device)
-        self.y = torch.empty(rows, H, dtype=torch.bfloat16, device=device)
+        self.counts = take("expert counts", E + 1, dtype=torch.int32)
+        self.work = take("expert work", self.slots, dtype=torch.int32)
+        self.lists = take("expert lists", E, batch, dtype=torch.int32)
+        self.h = hidden_buffer(self.tiling[0], rows, inner, take)
+        self.shared_h = self.h if fused else hidden_buffer(self.shared_tiling[0], rows, shared_inner, take, "shared h")
+        self.y = take("expert rows", rows, H)
 
     def route(self, logits: torch.Tensor) -> None:
         """Choose each token's experts. logits [B, E] bf16 or float32, the last dimension contiguous."""

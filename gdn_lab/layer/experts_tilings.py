@@ -63,11 +63,11 @@ def tilings(slots: int, tokens: float, hidden: int, inner: int, fp8: bool, roomy
     return gate_up, Down(tile, tiles, inner)
 
 
-def hidden_buffer(gate_up: GateUp, rows: int, inner: int, device) -> torch.Tensor:
-    """Allocate h, which gate_up_kernel writes and down_kernel reads."""
+def hidden_buffer(gate_up: GateUp, rows: int, inner: int, take, name: str = "h") -> torch.Tensor:
+    """Take h, which gate_up_kernel writes and down_kernel reads, from a workspace."""
     if gate_up.split == 1:
-        return torch.empty(rows, inner, dtype=torch.bfloat16, device=device)
-    return torch.empty(gate_up.split, rows, 2, inner, dtype=torch.float32, device=device)
+        return take(name, rows, inner)
+    return take(name, gate_up.split, rows, 2, inner, dtype=torch.float32)
 
 
 def has_room(device: torch.device) -> bool:

@@ -25,6 +25,7 @@ from ..models import GDNShape
 from ..pool import StatePool
 from . import layer_reference
 from .fp8 import BLOCK, E4M3, Linear, blocks, random_weight
+from .workspace import Workspace
 
 LAYER_PARTS = ("input norm", "in_proj qkvz", "in_proj ba", "split", "conv", "gdn", "gated norm", "out_proj")
 CONV_WIDTH = 4
@@ -91,9 +92,12 @@ class LayerWeights(NamedTuple):
 
 
 class Projection:
-    """y = x Wᵀ for few rows: bf16 [rows, N], rows a multiple of 16. by: what computes it, "torch" or "triton"."""
+    """y = x Wᵀ for few rows: bf16 [rows, N], rows a multiple of 16. by: what computes it, "torch" or "triton".
 
-    def __init__(self, weight: Linear, kernels: Kernels, rows: int):
+    workspace: for what the product keeps while it runs. A call allocates its result unless it is given `out`.
+    """
+
+    def __init__(self, weight: Linear, kernels: Kernels, rows: int, workspace: Workspace | None = None):
         self.weight, self.overlap, self.by = weight, kernels.overlap, "torch"
         fp8 = weight.scale is not None
         if kernels.elementwise is layer_reference:
@@ -102,7 +106,7 @@ class Projection:
         from .kernels.projections import Scratch, linear, worth_it
 
         if fp8 and not kernels.torch_fp8 or kernels.fused and worth_it(rows, *weight.data.shape):
-            self.linear, self.scratch, self.by = linear, Scratch.of(rows, weight), "triton"
+            self.linear, self.scratch, self.by = linear, Scratch.of(rows, weight, workspace), "triton"
             self.run = self._triton
         elif fp8:
             # [N / 128, K / 128] with rows padded to a multiple of 4, given transposed: cuBLAS's form
@@ -112,16 +116,16 @@ class Projection:
         else:
             self.run = self._bf16
 
-    def __call__(self, x: Tensor, x8: Tensor | None = None, x_scale: Tensor | None = None) -> Tensor:
-        return self.run(x, x8, x_scale)
+    def __call__(self, x: Tensor, x8: Tensor | None = None, x_scale: Tensor | None = None, out: Tensor | None = None):
+        return self.run(x, x8, x_scale, out=out)
 
-    def _bf16(self, x, x8, x_scale):
-        return x @ self.weight.data.T
+    def _bf16(self, x, x8, x_scale, out=None):
+        return torch.mm(x, self.weight.data.T, out=out)
 
-    def _scaled(self, x, x8, x_scale):
+    def _scaled(self, x, x8, x_scale, out=None):
         from torch.nn.functional import ScalingType, scaled_mm
 
-        return scaled_mm(
+        y = scaled_mm(
             x8,
             self.weight.data.T,
             x_scale,
@@ -130,28 +134,40 @@ class Projection:
             ScalingType.BlockWise128x128,
             output_dtype=torch.bfloat16,
         )
+        return y if out is None else out.copy_(y)  # scaled_mm has no out
 
-    def _triton(self, x, x8, x_scale):
-        out = torch.empty(len(x), self.weight.data.shape[0], dtype=torch.bfloat16, device=x.device)
+    def _triton(self, x, x8, x_scale, out=None):
+        if out is None:
+            out = torch.empty(len(x), self.weight.data.shape[0], dtype=torch.bfloat16, device=x.device)
         x = x if self.weight.scale is None else x8
         return self.linear(x, x_scale, self.weight, out, scratch=self.scratch, overlap=self.overlap)
 
 
 class Activation:
-    """Buffers for an activation of `rows` tokens, padded to a multiple of 16 rows; the padding stays zero.
+    """Buffers for an activation of `rows` tokens, padded to a multiple of 16 rows, whose contents never matter.
 
     y [padded, N] bf16; with FP8 also y8 [padded, N] e4m3 and scale [padded, N / 128] float32, the token fastest in
     memory.
     """
 
-    def __init__(self, rows: int, columns: int, fp8: bool, device=None):
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        fp8: bool,
+        device=None,
+        *,
+        workspace: Workspace | None = None,
+        name: str = "activation",
+    ):
         padded = -(-rows // ROWS) * ROWS
+        take = (workspace or Workspace(device)).take
         self.rows = rows
-        self.y = torch.zeros(padded, columns, dtype=torch.bfloat16, device=device)
+        self.y = take(name, padded, columns)
         self.y8 = self.scale = None
         if fp8:
-            self.y8 = torch.zeros(padded, columns, dtype=torch.uint8, device=device).view(E4M3)
-            self.scale = torch.ones(blocks(columns), padded, device=device).T
+            self.y8 = take(f"{name} fp8", padded, columns, dtype=torch.uint8).view(E4M3)
+            self.scale = take(f"{name} scale", blocks(columns), padded, dtype=torch.float32).fill_(1).T
 
     @property
     def live(self) -> Tensor:
@@ -176,31 +192,46 @@ class Activation:
 class GDNLayer:
     """The layer for one batch. Running `stages` in order runs it; each part's result stays in an attribute.
 
-    x, residual [B, hidden] bf16: the output of the layer before. indices [B] int32: slots of `pool`.
+    x, residual [B, hidden] bf16: the output of the layer before. indices [B] int32: slots of `pool`. sequences: how
+    rows are several tokens of a slot (sequences.py); None: B rows are B slots' next tokens. workspace: shared by layers
+    that run one after the other; by default its own. memory [B padded to 16, hidden]: for the result.
     residual_out and result [B, hidden] bf16: this layer's output; result is this rank's share, before the all-reduce.
     """
 
-    def __init__(self, weights: LayerWeights, kernels: Kernels, pool: StatePool, indices, x: Tensor, residual: Tensor):
+    def __init__(
+        self,
+        weights: LayerWeights,
+        kernels: Kernels,
+        pool: StatePool,
+        indices,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        sequences=None,
+        workspace: Workspace | None = None,
+        memory: Tensor | None = None,
+    ):
         batch, hidden = x.shape
         shape, device, fp8 = pool.shape, x.device, weights.in_qkvz.scale is not None
         HV, V = shape.num_v_heads, shape.head_v_dim
         if fp8 and V != BLOCK:
             raise ValueError(f"head_v_dim: expected {BLOCK}, the channels that share an FP8 scale, got {V}")
         self.weights, self.kernels, self.pool, self.indices = weights, kernels, pool, indices
-        self.x, self.residual, self.batch = x, residual, batch
-
-        def zeros(*size):
-            return torch.zeros(*size, dtype=torch.bfloat16, device=device)
-
-        self.residual_out = zeros(batch, hidden)
-        self.normed, self.gated = Activation(batch, hidden, fp8, device), Activation(batch, HV * V, fp8, device)
-        self.mixed, self.z = zeros(batch, shape.conv_dim), zeros(batch, HV * V)
-        self.b, self.a = zeros(batch, HV), zeros(batch, HV)
-        self.conv_out, self.o = zeros(batch, shape.conv_dim), zeros(batch, HV, V)
-        self.qkvz = self.ba = self.projected = None  # written by the products, new tensors each time
+        self.x, self.residual, self.batch, self.sequences, self.memory = x, residual, batch, sequences, memory
+        workspace = workspace or Workspace(device)
+        take = workspace.take
+        self.residual_out = take("residual", batch, hidden)
+        self.normed = Activation(batch, hidden, fp8, workspace=workspace, name="normed")
+        self.gated = Activation(batch, HV * V, fp8, workspace=workspace, name="gated")
+        self.mixed, self.z = take("mixed", batch, shape.conv_dim), take("z", batch, HV * V)
+        self.b, self.a = take("b", batch, HV), take("a", batch, HV)
+        self.conv_out, self.o = take("conv", batch, shape.conv_dim), take("o", batch, HV, V)
+        self.channels = shape.conv_dim, HV * V
+        self.forget()
         rows = len(self.normed.y)
         self.in_qkvz, self.in_ba, self.out = (
-            Projection(weight, kernels, rows) for weight in (weights.in_qkvz, Linear(weights.in_ba), weights.out)
+            Projection(weight, kernels, rows, workspace)
+            for weight in (weights.in_qkvz, Linear(weights.in_ba), weights.out)
         )
         self.gdn = partial(
             ops.decode,
@@ -213,9 +244,11 @@ class GDNLayer:
         )
         self.stages = self._stages()
 
-    @property
-    def result(self) -> Tensor:
-        return self.projected[: self.batch]
+    def forget(self) -> None:
+        """Drop the results that products allocate in each run, for the next layer to use their memory."""
+        self.qkvz = self.ba = self.projected = self.result = None
+        if self.kernels.fused:
+            self.mixed = self.z = self.b = self.a = None  # views of them
 
     def _stages(self) -> tuple[Stage, ...]:
         w, elementwise = self.weights, self.kernels.elementwise
@@ -250,6 +283,8 @@ class GDNLayer:
                 elementwise.split(self.qkvz, self.ba, self.mixed, self.z, self.b, self.a)
 
         def conv():
+            if self.sequences is not None:
+                return self.sequences.conv(self)
             elementwise.conv_update(self.mixed, self.pool.conv, w.conv, self.indices, self.conv_out, overlap=overlap)
 
         def gated_norm():
@@ -260,15 +295,18 @@ class GDNLayer:
         def out_proj():
             if fp8 and not fused:
                 elementwise.quantize(self.gated.live, self.gated.y8, self.gated.scale)
-            self.projected = self.out(*self.gated.padded)
+            self.projected = self.out(*self.gated.padded, out=self.memory)
+            self.result = self.projected[: self.batch]
 
         parts = (input_norm, in_qkvz, in_ba, split, conv, self._gdn, gated_norm, out_proj)
         return tuple(zip(LAYER_PARTS, parts, strict=True))
 
     def _take_views(self):
-        self.mixed, self.z = self.qkvz[: self.batch].split([self.mixed.shape[1], self.z.shape[1]], dim=1)
+        self.mixed, self.z = self.qkvz[: self.batch].split(self.channels, dim=1)
 
     def _gdn(self):
+        if self.sequences is not None:
+            return self.sequences.gdn(self)
         q, k, v = self.qkv()
         self.gdn(q, k, v, self.a, self.b)
 

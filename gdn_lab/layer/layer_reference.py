@@ -89,7 +89,31 @@ def silu_mul(gate_up, y=None, y8=None, y_scale=None, *, overlap=False):
         quantize(product, y8, y_scale)
 
 
-def project(x, x8, x_scale, weight):
+def conv_sequences(mixed, window, weight, indices, sequence, starts, out, drafts=None):
+    slots = indices.long()
+    live = sequence >= 0
+    live &= slots[sequence.clamp(min=0).long()] >= 0
+    row = sequence.clamp(min=0).long()
+    at = torch.arange(len(mixed), device=mixed.device) - starts[row]  # of each token in its sequence
+    total = torch.zeros(mixed.shape, device=mixed.device)
+    for back in range(4):
+        here = mixed.roll(back, 0)
+        old = window[slots[row].clamp(min=0), :, (3 + at - back).clamp(0, 2).long()]
+        total += torch.where((at >= back)[:, None], here, old).float() * weight[:, 3 - back].float()
+    out.copy_(torch.where(live[:, None], silu(total), 0.0))
+    if drafts is not None:
+        drafts[row[live], :, at[live].long()] = mixed[live]
+        return
+    lengths = starts.diff()
+    for i, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            first, length = int(starts[i]), int(lengths[i])
+            inputs = torch.cat((window[slot], mixed[first : first + length].T), 1)
+            window[slot] = inputs[:, -3:]
+
+
+def project(x, x8, x_scale, out=None, *, weight):
     """x Wᵀ as bf16, of the bf16 rows x or, for an FP8 weight, of the rows that x8 and x_scale represent."""
     rows = x if weight.scale is None else dequantize_rows(x8, x_scale)
-    return linear(rows, weight).to(torch.bfloat16)
+    y = linear(rows, weight).to(torch.bfloat16)
+    return y if out is None else out.copy_(y)

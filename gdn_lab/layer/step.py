@@ -20,13 +20,10 @@ from ..pool import StatePool
 from ..trace.ranges import STEP, nvtx_range
 from . import layer_reference
 from .configurations import Configuration, configuration
-from .experts import experts_on
-from .fp8 import Linear
-from .gdn_layer import LAYER_PARTS, Activation, GDNLayer, Kernels, Projection, Stage
+from .feed_forward import DENSE_PARTS, EXPERT_PARTS, FeedForward
+from .gdn_layer import LAYER_PARTS, GDNLayer, Kernels, Stage
 from .weights import StepWeights
 
-EXPERT_PARTS = ("post norm", "router", "experts", "shared expert", "combine")
-DENSE_PARTS = ("post norm", "feed-forward")
 PARTS = LAYER_PARTS + EXPERT_PARTS + DENSE_PARTS[1:]
 MAX_LAYERS = 16  # in one CUDA graph
 
@@ -75,13 +72,9 @@ class Step:
             torch.randn(batch, hidden, generator=generator).to(self.device, torch.bfloat16) for _ in range(2)
         )
         self.layer = GDNLayer(weights.layer, self.kernels, pool, indices, x, residual)
-        self.post = Activation(batch, hidden, self.fp8, self.device)
-        self.residual_out = torch.zeros_like(residual)
-        self.out = torch.zeros_like(residual)  # [B, hidden]: this rank's share, before the all-reduce
-        self.logits = self.gate_up = None
+        self.feed_forward = FeedForward(weights, self.kernels, self.layer, batch)
         self.wrong_parts: list[str] = []  # what the last check() found
-        feed_forward = self._expert_stages() if weights.experts else self._dense_stages()
-        self.stages: tuple[Stage, ...] = self.layer.stages + feed_forward
+        self.stages: tuple[Stage, ...] = self.layer.stages + self.feed_forward.stages
         self.parts = tuple(part for part, _ in self.stages)
 
     @staticmethod
@@ -103,71 +96,19 @@ class Step:
                     run()
 
     @property
+    def out(self) -> torch.Tensor:
+        """This rank's share of the output [B, hidden], before the all-reduce."""
+        return self.feed_forward.out
+
+    @property
+    def residual_out(self) -> torch.Tensor:
+        """The residual [B, hidden] that the next layer takes."""
+        return self.feed_forward.residual_out
+
+    @property
     def experts_hit(self) -> int:
         """Experts that at least one token of the last run chose; 0 for a dense model. Synchronises."""
-        return 0 if self.weights.dense else self.experts.experts_hit()
-
-    def _post_norm(self) -> None:
-        self.kernels.elementwise.add_norm(
-            self.layer.result,
-            self.layer.residual_out,
-            self.weights.post_norm,
-            self.residual_out,
-            self.post.live,
-            **(self.post.quantized() if self.kernels.fused else {}),
-            overlap=self.kernels.overlap,
-        )
-
-    def _quantize_post(self) -> None:
-        if self.fp8 and not self.kernels.fused:
-            self.kernels.elementwise.quantize(self.post.live, self.post.y8, self.post.scale)
-
-    def _expert_stages(self) -> tuple[Stage, ...]:
-        self.experts = experts_on(
-            self.weights.experts,
-            self.weights.sizes.top_k,
-            self.batch,
-            fused=self.kernels.fused,
-            overlap=self.kernels.overlap,
-        )
-        self.router = Projection(Linear(self.weights.experts.router), self.kernels, len(self.post.y))
-        popularity = self.weights.popularity
-
-        def router():
-            self.logits = self.router(self.post.y)
-            if popularity is not None:
-                self.logits += popularity
-            self.experts.route(self.logits[: self.batch])
-
-        def experts():
-            self._quantize_post()
-            self.experts.routed(*self.post.unpadded)
-
-        def shared():
-            self.experts.shared(*self.post.unpadded)  # launches nothing where it is one of the experts
-
-        def combine():
-            self.experts.combine(self.post.live, out=self.out)
-
-        return tuple(zip(EXPERT_PARTS, (self._post_norm, router, experts, shared, combine), strict=True))
-
-    def _dense_stages(self) -> tuple[Stage, ...]:
-        rows = len(self.post.y)
-        self.up, self.down = (Projection(weight, self.kernels, rows) for weight in self.weights.dense)
-        self.hidden = Activation(self.batch, self.weights.sizes.shared, self.fp8, self.device)
-        elementwise, fused, overlap = self.kernels.elementwise, self.kernels.fused, self.kernels.overlap
-
-        def feed_forward():
-            self._quantize_post()
-            self.gate_up = self.up(*self.post.padded)
-            outputs = (fused and self.hidden.quantized()) or {"y": self.hidden.live}
-            elementwise.silu_mul(self.gate_up[: self.batch], **outputs, overlap=overlap)
-            if self.fp8 and not fused:
-                elementwise.quantize(self.hidden.live, self.hidden.y8, self.hidden.scale)
-            self.out_padded = self.down(*self.hidden.padded)
-            self.out = self.out_padded[: self.batch]
-
-        return tuple(zip(DENSE_PARTS, (self._post_norm, feed_forward), strict=True))
+        return 0 if self.weights.dense else self.feed_forward.experts.experts_hit()
 
     def check(self):
         """Run the step once and compare every part's result with float64: see step_check.py."""
@@ -177,9 +118,9 @@ class Step:
 
     def products(self) -> dict[str, str]:
         """{part: "torch" or "triton"}: what computes each part's product with a weight, except the experts'."""
-        layer = self.layer
+        layer, forward = self.layer, self.feed_forward
         projections = {"in_proj qkvz": layer.in_qkvz, "in_proj ba": layer.in_ba, "out_proj": layer.out}
-        projections |= {"feed-forward": self.up} if self.weights.dense else {"router": self.router}
+        projections |= {"feed-forward": forward.up} if self.weights.dense else {"router": forward.router}
         return {part: projection.by for part, projection in projections.items()}
 
     def bytes(self) -> dict[str, int]:

@@ -106,40 +106,40 @@ def differences(step) -> list[Difference]:
         compare("gated norm", layer.gated.y[rows], gated)
     quantized("gated norm", layer.gated, gated)
     product("out_proj", layer.projected, layer.gated, w.layer.out)
-    normed("post norm", layer.result, layer.residual_out, w.post_norm, step.residual_out, step.post)
+    normed("post norm", layer.result, layer.residual_out, w.post_norm, step.residual_out, step.feed_forward.post)
     found += _dense(step, rows, compare, product, quantized) if w.dense else _experts(step, rows, compare)
     return found
 
 
 def _experts(step, rows, compare) -> list[Difference]:
     """Check the choice of experts, their weights, and their combined output."""
-    w = step.weights.experts
-    logits = step.post.y[rows].double() @ w.router.double().T
+    w, forward = step.weights.experts, step.feed_forward
+    logits = forward.post.y[rows].double() @ w.router.double().T
     if step.weights.popularity is not None:
         logits += step.weights.popularity
-    compare("router", step.logits[rows], logits, PRODUCT)
-    ids = step.experts.ids[rows].long()
-    chosen = step.logits[rows].double().gather(1, ids)
-    others = step.logits[rows].double().scatter(1, ids, -torch.inf).max(1).values
+    compare("router", forward.logits[rows], logits, PRODUCT)
+    ids = forward.experts.ids[rows].long()
+    chosen = forward.logits[rows].double().gather(1, ids)
+    others = forward.logits[rows].double().scatter(1, ids, -torch.inf).max(1).values
     distinct = all(len(set(row)) == len(row) for row in ids.tolist())
     choice = Difference("router choice", distinct and bool((chosen.min(1).values >= others).all()), 0.0)
-    compare("router weights", step.experts.weights[rows], torch.softmax(chosen, -1))
-    x = step.post.y[rows]
-    quantized = (step.post.y8[rows], step.post.scale[rows]) if step.fp8 else None
-    expected = experts.reference(x, w, ids, step.experts.weights[rows], quantized)
+    compare("router weights", forward.experts.weights[rows], torch.softmax(chosen, -1))
+    x = forward.post.y[rows]
+    quantized = (forward.post.y8[rows], forward.post.scale[rows]) if step.fp8 else None
+    expected = experts.reference(x, w, ids, forward.experts.weights[rows], quantized)
     compare("experts", step.out[rows], expected, EXPERTS, EXPERTS_MEAN)
     return [choice]
 
 
 def _dense(step, rows, compare, product, quantized) -> list[Difference]:
-    gate_up, down = step.weights.dense
-    product("feed-forward", step.gate_up, step.post, gate_up)
-    gate, up = step.gate_up[rows].double().chunk(2, 1)
+    (gate_up, down), forward = step.weights.dense, step.feed_forward
+    product("feed-forward", forward.gate_up, forward.post, gate_up)
+    gate, up = forward.gate_up[rows].double().chunk(2, 1)
     hidden = torch.nn.functional.silu(gate) * up
     if not (step.kernels.fused and step.fp8):
-        compare("feed-forward", step.hidden.y[rows], hidden)
-    quantized("feed-forward", step.hidden, hidden)
-    product("feed-forward", step.out_padded, step.hidden, down)
+        compare("feed-forward", forward.hidden.y[rows], hidden)
+    quantized("feed-forward", forward.hidden, hidden)
+    product("feed-forward", forward.out_padded, forward.hidden, down)
     return []
 
 

@@ -17,9 +17,10 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
         ("interpreter_cases.py", 40),
         ("verify_interpreter_cases.py", 40),
         ("prefill_interpreter_cases.py", 10),
-        ("layer_interpreter_cases.py", 18),
+        ("layer_interpreter_cases.py", 22),
         ("experts_interpreter_cases.py", 30),
         ("all_reduce_interpreter_cases.py", 16),
+        ("attention_interpreter_cases.py", 6),
     ],
 )
 def test_every_kernel_in_the_interpreter(name, fewest):

@@ -16,8 +16,8 @@ from gdn_lab.backends.triton import gates, prefill, recurrent, verify  # noqa: E
 from gdn_lab.cli import main, resources  # noqa: E402
 from gdn_lab.cli.catalogue import ARCHITECTURES, compilations  # noqa: E402
 from gdn_lab.cli.launches import compiled, recording  # noqa: E402
-from gdn_lab.engine import all_reduce_kernels, all_reduce_launch  # noqa: E402
-from gdn_lab.layer.kernels import conv, experts_kernels, norms, projections  # noqa: E402
+from gdn_lab.engine import all_reduce_kernels, all_reduce_launch, attention_kernels  # noqa: E402
+from gdn_lab.layer.kernels import conv, conv_sequences, experts_kernels, norms, projections  # noqa: E402
 
 KERNEL_FILES = (
     all_reduce_kernels,
@@ -27,14 +27,27 @@ KERNEL_FILES = (
     recurrent,
     verify,
     conv,
+    conv_sequences,
     experts_kernels,
     norms,
     projections,
+    attention_kernels,
 )
 ROOM = {"sm_90a": 227 << 10, "sm_100a": 227 << 10, "sm_120a": 99 << 10}  # shared memory that a block may have
 
 
-GROUPS = ("decode", "verify", "prefill", "gates", "commit", "layer", "linear", "experts", "all-reduce")
+GROUPS = (
+    "decode",
+    "verify",
+    "prefill",
+    "gates",
+    "commit",
+    "layer",
+    "linear",
+    "experts",
+    "all-reduce",
+    "attention",
+)
 
 
 def find(words: str, architecture: str = "sm_90a", **constants):

@@ -75,13 +75,13 @@ def test_an_error_is_reported_at_the_part_that_makes_it(monkeypatch, name, part,
 
 def test_a_wrong_choice_of_experts_is_found(monkeypatch):
     step = Step(toy(), "torch", 4)
-    route = step.experts.route
+    route = step.feed_forward.experts.route
 
     def second_best(logits):
         route(logits)
-        step.experts.ids[0, 0] = logits[0].argmin()
+        step.feed_forward.experts.ids[0, 0] = logits[0].argmin()
 
-    step.experts.route = second_best
+    step.feed_forward.experts.route = second_best
     found = differences(step)
     assert {difference.part for difference in found if not difference.right} >= {"router choice"}
     assert not step.check().right
@@ -152,7 +152,7 @@ def test_bytes_of_a_step():
     assert nbytes["in_proj qkvz"] == 2 * ((conv_dim + value) * H + B * (H + conv_dim + value))
     assert nbytes["gdn"] == B * (2 * HV * D * D * 2 + (2 * HK * D + 2 * HV * D + 2 * HV) * 2 + 4) + 2 * HV * 4
     assert nbytes["split"] == 0
-    hit = step.experts.ids.unique().numel()
+    hit = step.feed_forward.experts.ids.unique().numel()
     assert step.experts_hit == hit <= B * 2
     assert nbytes["experts"] == 2 * (hit * 3 * 128 * H + B * (H + 2 * (2 * 128 + H)))
     assert tuple(nbytes) == step.parts
@@ -202,7 +202,7 @@ def test_routing_of_random_weights_is_spread_evenly():
     """With 8 experts and top 2 of many tokens, each expert gets about a quarter of the tokens."""
     step = Step(toy(), "torch", 512)
     step()
-    counts = torch.bincount(step.experts.ids.flatten().long(), minlength=8)
+    counts = torch.bincount(step.feed_forward.experts.ids.flatten().long(), minlength=8)
     share = counts / counts.sum()
     assert (share - 1 / 8).abs().max() < 6 * math.sqrt(1 / 8 / 1024), share
 
@@ -211,7 +211,7 @@ def test_a_skewed_routing_prefers_some_experts():
     weights = StepWeights.random(EXPERTS, 8, toy=True, skew=2.0)
     step = Step(weights, "torch", 256)
     assert step.check().right
-    counts = torch.bincount(step.experts.ids.flatten().long(), minlength=8)
+    counts = torch.bincount(step.feed_forward.experts.ids.flatten().long(), minlength=8)
     assert counts.argmax() == weights.popularity.argmax() and counts.max() > 8 * counts.min()
     with pytest.raises(ValueError, match="skew: expected 0 .uniform. or more, got -1"):
         StepWeights.random(EXPERTS, 8, toy=True, skew=-1)

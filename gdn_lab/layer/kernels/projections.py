@@ -16,6 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ...backends.triton.device import prefetch_lines
 from ..fp8 import Linear
+from ..workspace import Workspace
 from .experts_kernels import BLOCK, dot, narrow
 
 AHEAD = 4  # blocks of K prefetched before the wait
@@ -122,21 +123,25 @@ def linear_kernel(
 
 
 class Scratch(NamedTuple):
-    """Buffers of a product split along K; one for each weight, reused by all its calls."""
+    """Buffers of a product split along K, reused by all its calls."""
 
     parts: torch.Tensor  # [split, M, N] float32
     arrived: torch.Tensor  # [tiles] int32, zero between calls
 
     @classmethod
-    def of(cls, rows: int, weight: Linear) -> "Scratch | None":
-        """Buffers for products of `rows` rows with `weight`, or None if they need none."""
+    def of(cls, rows: int, weight: Linear, workspace: Workspace | None = None) -> "Scratch | None":
+        """Buffers for products of `rows` rows with `weight`, or None if they need none.
+
+        Products that run one after the other may share a workspace: each waits for the one before it.
+        """
         N, K = weight.data.shape
         t = tiling(rows, N, K, weight.scale is not None)
         if t.split == 1:
             return None
         tiles = triton.cdiv(N, t.tile) * triton.cdiv(rows, t.block_m)
-        device = weight.data.device
-        return cls(torch.empty(t.split, rows, N, device=device), torch.zeros(tiles, dtype=torch.int32, device=device))
+        take = (workspace or Workspace(weight.data.device)).take
+        parts = take("partial products", t.split, rows, N, dtype=torch.float32)
+        return cls(parts, take("arrived", tiles, dtype=torch.int32))
 
 
 def linear(
