@@ -103,6 +103,15 @@ def test_what_is_recorded_of_a_gpu_is_shown_together(tmp_path):
     assert analysis.recorded_choice("h200", 8, tmp_path) is analysis.recorded_choice("h100", 2, tmp_path) is DEFAULT
 
 
+def test_the_section_of_a_recorded_run_has_a_figure_for_each_number_of_gpus():
+    refused = {"status": "refused", "reason": "it hangs", "variant": "nccl", "ranks": 4, "device": "cuda"}
+    section = study("08").section({"recorded_on": "h200"}, [*made(), *made(ranks=4), refused])
+    assert set(section.figures) == {"all_reduce_2", "all_reduce_4"}
+    assert all(sentence.endswith(".") for sentence in section.sentences)
+    assert section.not_timed == ["nccl on 4 ranks, 1 size not timed: it hangs"]
+    assert "slowest rank of each, median of 50 samples" in section.conditions
+
+
 @on_a_cpu
 def test_parameters():
     parse = study("08").parameters.parse
