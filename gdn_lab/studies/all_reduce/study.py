@@ -105,5 +105,5 @@ STUDY = Study(
     question="What do the two all-reduces of a layer cost on several GPUs, and which is fastest?",
     parameters=Parameters,
     section=section,
-    section_name="all-reduce",
+    section_name="all_reduce",
 )
