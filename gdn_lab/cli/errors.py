@@ -90,3 +90,9 @@ def as_ctrl_c(handler=ctrl_c, signals=SIGNALS):
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def ignore_signals() -> None:
+    """Ignore what as_ctrl_c() handles: a second SIGTERM while Python ends would replace the exit status."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

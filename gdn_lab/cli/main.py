@@ -32,10 +32,16 @@ COMMANDS = {  # name: (module of this folder, what --help says)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted."""
-    from .errors import as_ctrl_c, ctrl_c, exit_status
+    """Run one command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted.
 
-    words = sys.argv[1:] if words is None else words
+    words: of the command, by default those of this process, which then ends: signals no longer change its status.
+    """
+    from .errors import as_ctrl_c, ctrl_c, exit_status, ignore_signals
+
+    if words is None:
+        status = main(sys.argv[1:])
+        ignore_signals()
+        return status
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an encoding without µ or × gets escapes in their place
             stream.reconfigure(errors="backslashreplace")

@@ -191,3 +191,12 @@ def test_ctrl_c_that_python_drops_ends_the_command(monkeypatch, tmp_path, capfd)
     assert main(["run", str(tmp_path / "tiny.ipynb"), "--runs", str(tmp_path / "runs")]) == 130
     assert capfd.readouterr().err == "gdn-lab: interrupted\n"
     assert not list((tmp_path / "runs").glob("2*"))
+
+
+def test_a_signal_while_python_ends_does_not_change_the_exit_status():
+    """As a second SIGTERM does, when the sentence is printed already."""
+    late = "import atexit, os, signal, sys, time; from gdn_lab.cli.main import main\n"
+    late += "def again(): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1)\n"
+    late += "atexit.register(again); sys.argv = ['gdn-lab', 'list', 'none-of-them']; sys.exit(main())"
+    ended = subprocess.run([sys.executable, "-c", late], cwd=batch.ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith("gdn-lab: ")
