@@ -62,8 +62,8 @@ def serve_on_rank(communicator, plan: Plan, folder: tuple | None) -> list[dict]:
     """
     run = Run(Path(folder[0]), folder[1]) if folder and communicator.rank == 0 else None
     say = print if communicator.rank == 0 else _silent
-    rows, weights = [], _weights(communicator, plan)
-    communicator = _connected(communicator, plan, weights.sizes.step.hidden)
+    rows, weights = [], rank_weights(communicator, plan)
+    communicator = connected(communicator, plan, weights.sizes.step.hidden)
     for name in plan.configurations:
         rows += _serve_configuration(communicator, weights, plan, name, run, len(rows), say)
         gc.collect()
@@ -72,21 +72,22 @@ def serve_on_rank(communicator, plan: Plan, folder: tuple | None) -> list[dict]:
     return rows
 
 
-def _connected(communicator, plan: Plan, hidden: int):
+def connected(communicator, plan: Plan, hidden: int):
     """The communicator that the plan names, for sums of up to a verify step of all requests in flight."""
     if communicator.size == 1:
         return communicator
     from .communicator_connect import connect  # symmetric memory, which one rank does without
 
     rows = max(plan.concurrencies) * max(1, plan.draft_tokens)
-    return connect(plan.communicator, communicator.device, rows=rows, hidden=hidden)
+    return connect(plan.communicator, communicator, rows=rows, hidden=hidden)
 
 
 def _silent(*words, **options) -> None:
     pass
 
 
-def _weights(communicator, plan: Plan) -> ModelWeights:
+def rank_weights(communicator, plan: Plan) -> ModelWeights:
+    """The weights of this rank."""
     return ModelWeights.random(
         plan.model,
         rank=communicator.rank,
@@ -111,7 +112,7 @@ def _serve_configuration(communicator, weights, plan, name, run, serves, say) ->
     vocab = weights.sizes.vocab
     lists = {concurrency: requests_of(plan, concurrency, vocab) for concurrency in plan.concurrencies}
     try:
-        model = _model(communicator, weights, plan, name, lists, say)
+        model = new_model(communicator, weights, plan, name, lists, say)
     except (ValueError, torch.OutOfMemoryError) as error:
         reason = "it needs more memory than is free" if isinstance(error, torch.OutOfMemoryError) else str(error)
         say(f"{name}: refused: {reason}", flush=True)
@@ -120,19 +121,31 @@ def _serve_configuration(communicator, weights, plan, name, run, serves, say) ->
         return rows
     for concurrency, requests in lists.items():
         common = {"phase": "serving", "serve": serves + len(rows)}
-        drafting = Speculation(plan.draft_tokens, plan.acceptance, vocab, plan.seed) if plan.draft_tokens else None
-        options = {"prefill": plan.prefill, "chunk": plan.chunk, "speculation": drafting}
-        warm = [one._replace(output_length=min(WARM_TOKENS, one.output_length)) for one in requests[:concurrency]]
-        serve(model, warm, concurrency, **options)
-        with RowLog(run.append if run is not None else _silent, common) as log:
-            try:
-                served = across_ranks(serve(model, requests, concurrency, on_row=log, **options), communicator)
-            except ServingInterrupted as interrupt:
-                add(_run_row(communicator, plan, name, concurrency, interrupt.served, common))
-                raise
-        add(_run_row(communicator, plan, name, concurrency, served, common))
+        rows.append(serve_once(communicator, model, plan, name, concurrency, requests, common, run))
         say(f"{name}, C = {concurrency}: {short(rows[-1])}", flush=True)
     return rows
+
+
+def serve_once(communicator, model, plan: Plan, name, concurrency, requests, common: dict, run: Run | None) -> dict:
+    """Serve `requests`, after a short run that compiles and warms; return the row of type "run", the last of its rows.
+
+    common: fields of all its rows. run: what they are appended to, or None. ServingInterrupted with all rows written.
+    """
+    vocab = model.vocab
+    drafting = Speculation(plan.draft_tokens, plan.acceptance, vocab, plan.seed) if plan.draft_tokens else None
+    options = {"prefill": plan.prefill, "chunk": plan.chunk, "speculation": drafting}
+    warm = [one._replace(output_length=min(WARM_TOKENS, one.output_length)) for one in requests[:concurrency]]
+    append = run.append if run is not None else _silent
+    serve(model, warm, concurrency, **options)
+    with RowLog(append, common) as log:
+        try:
+            served = across_ranks(serve(model, requests, concurrency, on_row=log, **options), communicator)
+        except ServingInterrupted as interrupt:
+            append(_run_row(communicator, plan, name, concurrency, interrupt.served, common))
+            raise
+    row = _run_row(communicator, plan, name, concurrency, served, common)
+    append(row)
+    return row
 
 
 def _run_row(communicator, plan, name, concurrency, served, common) -> dict:
@@ -152,7 +165,7 @@ def requests_of(plan: Plan, concurrency: int, vocab: int) -> list[Request]:
     return drawn(count, plan.input, plan.output, vocab=vocab, seed=plan.seed, spread=plan.spread)
 
 
-def _model(communicator, weights, plan: Plan, name: str, lists: dict, say) -> ServedModel:
+def new_model(communicator, weights, plan: Plan, name: str, lists: dict, say) -> ServedModel:
     """A model with slots and pages for all requests in flight, or for as many as fit into the GPU's memory."""
     most, drafts = max(plan.concurrencies), max(1, plan.draft_tokens)
     longest = max(request.length for requests in lists.values() for request in requests) + drafts

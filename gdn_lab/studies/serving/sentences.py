@@ -30,6 +30,13 @@ def answers(rows: ServingRows) -> list[str]:
     return [sentence for sentence in sentences if sentence] + not_served(rows)
 
 
+def what_ran(rows: ServingRows) -> list[str]:
+    """What this machine served: of a toy that it answered, otherwise what was refused, if anything."""
+    if rows and rows.toy:
+        return [checked(rows), *not_served(rows)]
+    return not_served(rows) or [f"Everything that was asked for was served: {rows.conditions()}."]
+
+
 def checked(rows: ServingRows) -> str:
     """What a toy run shows: that every request got its tokens."""
     points = list(rows.points.values())

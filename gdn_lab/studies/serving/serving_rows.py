@@ -56,7 +56,7 @@ REQUEST_FIELDS = (
 )
 # Parts of a decode step, in order, by the names that ServedModel.time_parts() gives them. The GDN kernel is inside the
 # GDN layer; it is timed alone so that its share of TPOT is known.
-GDN_LAYER, ATTENTION_LAYER, ALL_REDUCES = "GDN layer", "attention layer", "all-reduces"
+GDN_LAYER, ATTENTION_LAYER, ALL_REDUCE = "GDN layer", "attention layer", "all-reduce"
 GDN_KERNEL = "GDN kernel"
 
 
@@ -101,7 +101,9 @@ class ServingRows:
 
     def __init__(self, rows: Iterable[dict], run: dict | None = None):
         self.all_rows, self.run = [row for row in rows if row.get("phase") == PHASE], run
-        served = {row["serve"]: Point(row) for row in self.all_rows if row.get("type") == RUN}
+        # A run that was cut off before any request had two tokens has no TPOT.
+        runs = [row for row in self.all_rows if row.get("type") == RUN and row.get("tpot_ms")]
+        served = {row["serve"]: Point(row) for row in runs}
         for row in self.all_rows:
             point = served.get(row.get("serve"))
             if point is None:

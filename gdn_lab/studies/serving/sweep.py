@@ -1,0 +1,177 @@
+"""The sweep of serving: for each configuration and concurrency a serving run, then times of its parts, in one process.
+
+All configurations share one rank's weights. With several ranks every rank makes the same runs in the same order; rank 0
+decides what is begun and writes the rows.
+"""
+
+import gc
+import time
+from pathlib import Path
+
+import torch
+
+from ...backends.base import dtype_name
+from ...bench.results import Run
+from ...bench.rows import recorded
+from ...engine import ranks
+from ...engine.communicator import Alone
+from ...engine.serve_ranks import (
+    Plan,
+    case,
+    connected,
+    new_model,
+    rank_weights,
+    requests_of,
+    serve_once,
+    short,
+)
+from ...layer.configurations import configuration
+from .plan import Budget, Build, Job, builds
+from .serving_point import part_rows
+from .serving_rows import PHASE
+
+REASONS = {
+    torch.OutOfMemoryError: "it needs more memory than is free",
+    NotImplementedError: "this version has no whole model to serve (engine/served_model.py)",
+}
+AUTO = "auto"
+
+
+def serving_sweep(p, run: Run | None = None, earlier=()) -> list[dict]:
+    """Serve what parameters `p` (study.py) ask for and `earlier` rows lack; return all rows, the new ones appended.
+
+    Rows: serving_rows.py. A point that cannot run is a row of status "refused" with its reason. Prints a line for each
+    point, and at the end what there was no time for. ServingInterrupted on Ctrl-C, RankError if a rank ends: all rows
+    that were made until then are in `run`.
+    """
+    earlier = list(earlier)
+    with recorded(run):
+        folder = None if run is None else (str(run.folder), run.info)
+        if p.ranks == 1:
+            return earlier + serve_rank(Alone("cuda" if torch.cuda.is_available() else "cpu"), p, folder, earlier)
+        return earlier + ranks.start(p.ranks, serve_rank, p, folder, earlier)[0]
+
+
+def serve_rank(communicator, p, folder: tuple | None, earlier: list[dict]) -> list[dict]:
+    """What each rank does; returns the rows that it made. folder: of the Run that rank 0 appends to."""
+    run = Run(Path(folder[0]), folder[1]) if folder and communicator.rank == 0 else None
+    return RankSweep(communicator, p, run, earlier).rows
+
+
+class RankSweep:
+    """The runs of one rank, made when constructed. rows: made so far, without the columns of steps and requests."""
+
+    def __init__(self, communicator, p, run: Run | None, earlier: list[dict]):
+        self.p, self.run, self.rows = p, run, []
+        self.joined, self.connections = communicator, {}
+        self.serves = 1 + max((row["serve"] for row in earlier if "serve" in row), default=-1)
+        self.budget, self.skipped, self.weights = Budget(60 * p.minutes), [], None
+        for build in builds(p, earlier):
+            if self.agreed(self.budget.left > 0):
+                self.serve(build)
+            else:
+                self.skipped += build.jobs
+        if self.skipped:
+            left = "; ".join(map(str, self.skipped))
+            self.say(f"No time was left after {p.minutes:g} minutes; the same command goes on with: {left}.")
+
+    def serve(self, build: Build) -> None:
+        """Serve the jobs of one model. A model that cannot be made refuses all of them."""
+        began = time.monotonic()
+        try:
+            communicator, model = self.model(build)
+        except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
+            if self.joined.size > 1 and isinstance(error, torch.OutOfMemoryError):
+                raise  # the other ranks wait for this one
+            for job in build.jobs:
+                self.refuse(self.joined, job, REASONS.get(type(error)) or str(error))
+            return
+        self.say(f"{build.configuration}: ready after {time.monotonic() - began:.0f} s.")
+        for job in build.jobs:
+            if self.agreed(self.budget.allows(job)):
+                self.job(communicator, model, job)
+            else:
+                self.skipped.append(job)
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def model(self, build: Build):
+        """(communicator, model) of a configuration: weights are made once, connections too."""
+        plan = plan_of(self.p, build.configuration, build.jobs)
+        self.weights = self.weights or rank_weights(self.joined, plan)
+        vocab, name = self.weights.sizes.vocab, plan.communicator
+        if name not in self.connections:
+            largest = plan._replace(concurrencies=self.p.concurrency)
+            self.connections[name] = connected(self.joined, largest, self.weights.sizes.step.hidden)
+        lists = {job.concurrency: requests_of(plan, job.concurrency, vocab) for job in build.jobs}
+        communicator = self.connections[name]
+        return communicator, new_model(communicator, self.weights, plan, build.configuration, lists, self.say)
+
+    def job(self, communicator, model, job: Job) -> None:
+        """One serving run and its parts."""
+        began = time.monotonic()
+        if model.slots.free < job.concurrency:
+            self.refuse(communicator, job, f"only {model.slots.free} requests fit into the memory that is free")
+            return
+        plan = plan_of(self.p, job.configuration, [job])
+        common = {"phase": PHASE, "serve": self.serves}
+        requests = requests_of(plan, job.concurrency, self.weights.sizes.vocab)
+        row = serve_once(communicator, model, plan, job.configuration, job.concurrency, requests, common, self.run)
+        self.rows.append(row)
+        fields = case(communicator, plan, job.configuration, job.concurrency)
+        for part in part_rows(model, job, self.p):
+            self.add({"status": "fact"} | fields | common | part)
+        self.serves += 1
+        self.budget.took(job, time.monotonic() - began)
+        self.say(f"{job}: {short(row)}; {max(0.0, self.budget.left) / 60:.1f} minutes left.")
+
+    def refuse(self, communicator, job: Job, reason: str) -> None:
+        """A row that says why a job cannot run."""
+        plan = plan_of(self.p, job.configuration, [job])
+        fields = case(communicator, plan, job.configuration, job.concurrency)
+        self.add(fields | {"status": "refused", "reason": reason})
+        self.say(f"{job}: refused: {reason}.")
+
+    def add(self, row: dict) -> None:
+        """Keep a row, and write it."""
+        self.rows.append(row)
+        if self.run is not None:
+            self.run.append(row)
+
+    def agreed(self, decision: bool) -> bool:
+        """Rank 0's decision, on every rank."""
+        return self.joined.broadcast_object(decision)
+
+    def say(self, line: str, **options) -> None:
+        """Print a line at once, on rank 0."""
+        if self.joined.rank == 0:
+            print(line, flush=True)
+
+
+def plan_of(p, name: str, jobs: list[Job]) -> Plan:
+    """The engine's Plan of some jobs of one configuration; all jobs of one model have the largest number of drafts."""
+    most = max(jobs, key=lambda job: job.draft_tokens)
+    communicator = p.communicator
+    if communicator == AUTO:  # an engine's is NCCL, `best` takes the fastest for each size
+        here = "nccl" if torch.cuda.is_available() else "gloo"
+        communicator = "fastest" if configuration(name).fused else here
+    return Plan(
+        model=p.model,
+        tp=p.tp,
+        concurrencies=[job.concurrency for job in jobs],
+        configurations=[name],
+        precision=p.precision,
+        state_dtype=dtype_name(p.dtype),
+        toy=p.toy,
+        requests=p.rounds * jobs[0].concurrency if len(jobs) == 1 else None,
+        input=p.input_tokens,
+        output=p.output_tokens,
+        spread=p.spread,
+        prefill=p.prefill,
+        draft_tokens=most.draft_tokens,
+        acceptance=most.acceptance or 0.0,
+        communicator=communicator,
+        seed=p.seed,
+    )
