@@ -16,6 +16,7 @@ FIELDS = (
     *("phase", "sweep", "range", "configuration", "part", "backend", "variant", "indexing", "mode"),
     *("model", "tp", "num_k_heads", "num_v_heads", "state_dtype", "io_dtype", "precision", "skew", "toy", "timer"),
     *("batch", "tokens", "length"),
+    *("draft_tokens", "acceptance"),
 )
 SETTINGS = ("model", "tp", "num_k_heads", "num_v_heads", "state_dtype", "io_dtype", "precision", "skew", "toy")
 NOT_SETTINGS = {"utc"}  # of a run's environment
@@ -141,7 +142,7 @@ def _loaded(folder: Path) -> tuple[dict, list[dict]]:
 
 def compare(a: tuple, b: tuple, names: tuple[str, str] = ("A", "B"), threshold: float = THRESHOLD) -> Comparison:
     """Compare two (run, rows) of one notebook. threshold: a share; smaller changes do not count."""
-    (run_a, rows_a), (run_b, rows_b) = a, b
+    (run_a, rows_a), (run_b, rows_b) = ((run, [timed(row) for row in rows]) for run, rows in (a, b))
     across = _differing_fields(rows_a, rows_b)
     fields = [name for name in FIELDS if name not in {what for what, *_ in across}]
     times_a, times_b = (_times(rows, fields) for rows in (rows_a, rows_b))
@@ -156,6 +157,14 @@ def compare(a: tuple, b: tuple, names: tuple[str, str] = ("A", "B"), threshold: 
         _only(times_a, times_b, rows_b),
         _only(times_b, times_a, rows_a),
     )
+
+
+def timed(row: dict) -> dict:
+    """A row of serving with its time where other rows have theirs: TPOT of a run, µs of a part; others as they are."""
+    us = {"run": 1e3 * (row.get("tpot_ms") or 0.0), "part": row.get("us")}.get(row.get("type"))
+    if row.get("phase") != "serving" or us is None:
+        return row
+    return {"part": "TPOT"} | row | {"batch": row["concurrency"], "length": None, "median_us": us}
 
 
 def is_time(row: dict) -> bool:
