@@ -60,6 +60,7 @@ def test_every_point_has_a_run_its_steps_requests_and_parts(fake, tmp_path, caps
     runs = [row for row in rows if row.get("type") in ("run", "part")]
     assert all(set(CASE) <= set(row) for row in runs) and {row["phase"] for row in rows} == {"serving"}
     assert sentences.what_ran(served)[0].startswith("A toy model served 16 requests and 80 tokens")
+    assert "; 16 of 16 requests got the tokens that they get when served alone" in sentences.what_ran(served)[0]
     assert "torch, C = 3: " in capsys.readouterr().out
 
 

@@ -38,13 +38,16 @@ def what_ran(rows: ServingRows) -> list[str]:
 
 
 def checked(rows: ServingRows) -> str:
-    """What a toy run shows: that every request got its tokens."""
+    """What a toy run shows: that every request got its tokens, whatever was served with it."""
     points = list(rows.points.values())
     made = sum(point.run["output_tokens"] for point in points)
     names = listed(f"`{name}`" for name in rows.configurations)
+    checks = [point.check for point in points if point.check]
+    alike = f"{sum(row['alike'] for row in checks)} of {sum(row['requests'] for row in checks)}"
+    tokens = f"; {alike} requests got the tokens that they get when served alone" if checks else ""
     return (
         f"A toy model served {sum(point.run['requests'] for point in points)} requests and {made} tokens with {names} "
-        f"at C = {listed(map(str, rows.concurrencies))}; at this size times rank nothing."
+        f"at C = {listed(map(str, rows.concurrencies))}{tokens}; at this size times rank nothing."
     )
 
 

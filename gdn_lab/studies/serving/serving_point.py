@@ -1,4 +1,4 @@
-"""What the sweep times besides serving runs: parts of a decode step, and the GDN kernel alone."""
+"""What the sweep does besides serving runs: times of a step's parts and of the GDN kernel alone, a toy's check."""
 
 from functools import partial
 
@@ -6,9 +6,10 @@ import torch
 
 from ... import ops
 from ...bench.timers import time_interleaved
+from ...engine.serve import serve
 from ...layer.configurations import configuration
 from .plan import Job
-from .serving_rows import GDN_KERNEL, PART
+from .serving_rows import CHECK, GDN_KERNEL, PART
 
 KERNEL_SAMPLES = {"cuda": 20, "cpu": 1}
 
@@ -21,6 +22,19 @@ def part_rows(model, job: Job, p) -> list[dict]:
     parts = model.time_parts(job.concurrency, length)
     kernel = {"part": GDN_KERNEL, "us": kernel_us(model, job, p.seed), "count": len(model.pools)}
     return [{"type": PART, "length": length} | row for row in [*parts, kernel]]
+
+
+def check_row(model, requests, concurrency: int) -> dict:
+    """How many requests get the tokens that they get when served alone; a row of type "check".
+
+    Exact where the batch does not change a sum's order, as on a CPU at toy size.
+    """
+    together, alone = (serve(model, requests, count).tokens for count in (concurrency, 1))
+    return {
+        "type": CHECK,
+        "requests": len(requests),
+        "alike": sum(together[one.id] == alone[one.id] for one in requests),
+    }
 
 
 def kernel_us(model, job: Job, seed: int) -> float:

@@ -10,6 +10,7 @@ Every row has phase "serving" and `type`. A serving run of the engine's loop has
                 tokens, host_us, gpu_us, start_s, end_s
     "requests"  all requests of the run, a list for each field: id, input_tokens, output_tokens, arrival_s, admitted_s,
                 first_token_s, finished_s, outcome
+    "check"     of a toy: requests, and alike, of them those that got the tokens that they get when served alone
 
 status is "fact"; a point that does not fit or failed has one row of status "refused", with CASE and a reason but no
 type. Steps and requests are columns of a few rows, so that a run of thousands of steps is a file of kilobytes.
@@ -23,7 +24,7 @@ from ...report.recorded import titled
 from ...report.text import device_name
 
 PHASE = "serving"
-RUN, PART, STEPS, REQUESTS = "run", "part", "steps", "requests"
+RUN, PART, STEPS, REQUESTS, CHECK = "run", "part", "steps", "requests", "check"
 CASE = (
     "model",
     "tp",
@@ -68,6 +69,7 @@ class Point:
     parts: dict[str, tuple[float, int]] = field(default_factory=dict)
     steps: dict[str, list] = field(default_factory=dict)
     requests: dict[str, list] = field(default_factory=dict)
+    check: dict | None = None
 
     @property
     def configuration(self) -> str:
@@ -108,7 +110,9 @@ class ServingRows:
             point = served.get(row.get("serve"))
             if point is None:
                 continue
-            if row["type"] == PART:
+            if row["type"] == CHECK:
+                point.check = row
+            elif row["type"] == PART:
                 point.parts[row["part"]] = row["us"], row["count"]
             elif row["type"] == STEPS:
                 point.steps = _continued(point.steps, row, STEP_FIELDS)

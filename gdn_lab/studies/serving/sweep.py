@@ -27,7 +27,7 @@ from ...engine.serve_ranks import (
 )
 from ...layer.configurations import configuration
 from .plan import Budget, Build, Job, builds
-from .serving_point import part_rows
+from .serving_point import check_row, part_rows
 from .serving_rows import PHASE
 
 REASONS = {
@@ -121,8 +121,11 @@ class RankSweep:
         row = serve_once(communicator, model, plan, job.configuration, job.concurrency, requests, common, self.run)
         self.rows.append(row)
         fields = case(communicator, plan, job.configuration, job.concurrency)
-        for part in part_rows(model, job, self.p):
-            self.add({"status": "fact"} | fields | common | part)
+        more = part_rows(model, job, self.p)
+        if self.p.toy and not job.draft_tokens:
+            more.append(check_row(model, requests, job.concurrency))
+        for each in more:
+            self.add({"status": "fact"} | fields | common | each)
         self.serves += 1
         self.budget.took(job, time.monotonic() - began)
         self.say(f"{job}: {short(row)}; {max(0.0, self.budget.left) / 60:.1f} minutes left.")
