@@ -24,11 +24,11 @@ def part_us(name, concurrency, tp=1):
         "GDN kernel": kernel, "GDN layer": kernel + rest, "attention layer": 100.0 + 0.4 * concurrency,
         "embedding": 4.0, "head and sampler": 260.0 + 0.2 * concurrency,
     }  # fmt: skip
-    return parts | ({"all-reduce": 7.0 + concurrency / 40} if tp > 1 else {})
+    return parts | ({"all-reduces": 7.0 + concurrency / 40} if tp > 1 else {})
 
 
 def counts(tp=1):
-    return COUNTS | {"GDN kernel": 30} | ({"all-reduce": 80} if tp > 1 else {})
+    return COUNTS | {"GDN kernel": 30} | ({"all-reduces": 80} if tp > 1 else {})
 
 
 def serving_rows(

@@ -140,7 +140,7 @@ def test_recorded_figures_say_so(rows):
 def test_all_reduces_are_a_part_with_several_gpus():
     rows = ServingRows(serving_rows(("best",), (64,), tp=2), RUN)
     parts = tpot.breakdown(rows.points["best", 64])
-    assert parts["all-reduces"] == pytest.approx(80 * part_us("best", 64, 2)["all-reduce"])
+    assert parts["all-reduces"] == pytest.approx(80 * part_us("best", 64, 2)["all-reduces"])
     assert rows.place().startswith("2 × NVIDIA H100") and "all-reduce: nccl" in rows.conditions()
 
 

@@ -57,7 +57,7 @@ REQUEST_FIELDS = (
 )
 # Parts of a decode step, in order, by the names that ServedModel.time_parts() gives them. The GDN kernel is inside the
 # GDN layer; it is timed alone so that its share of TPOT is known.
-GDN_LAYER, ATTENTION_LAYER, ALL_REDUCE = "GDN layer", "attention layer", "all-reduce"
+GDN_LAYER, ATTENTION_LAYER, ALL_REDUCES = "GDN layer", "attention layer", "all-reduces"
 GDN_KERNEL = "GDN kernel"
 
 

@@ -12,7 +12,7 @@ Each request in flight waits for every step, so a step counts once for each requ
 
 from typing import NamedTuple
 
-from .serving_rows import ALL_REDUCE, ATTENTION_LAYER, GDN_KERNEL, GDN_LAYER, Point
+from .serving_rows import ALL_REDUCES, ATTENTION_LAYER, GDN_KERNEL, GDN_LAYER, Point
 
 DECODE, VERIFY, PREFILL = "decode", "verify", "prefill"
 KERNELS, LAYERS = "GDN kernels", "GDN layers without them"
@@ -24,7 +24,7 @@ INSIDE, SMALLER, GAPS, PREFILL_WAIT, REST = (
     "rest",
 )
 UNEXPLAINED = (INSIDE, REST)  # not measured as a part of their own
-NAMES = {GDN_LAYER: "GDN layers", ATTENTION_LAYER: "attention layers", ALL_REDUCE: "all-reduces"}
+NAMES = {GDN_LAYER: "GDN layers", ATTENTION_LAYER: "attention layers", ALL_REDUCES: "all-reduces"}
 GOAL = 0.03  # of TPOT that may stay unexplained
 
 
