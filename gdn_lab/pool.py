@@ -50,14 +50,24 @@ class StatePool:
     """Recurrent state and convolution window of one GDN layer for `slots - 1` requests.
 
     shape: heads of the layer on this GPU. slots: slots allocated, slot 0 (the null slot) included; at least 2.
-    layout: "VK" or "KV". dtype: float32, bfloat16 or float16 of the state. device: as torch takes it.
+    layout: "VK" or "KV". dtype: float32, bfloat16 or float16 of the state. device: as torch takes it. memory: zeros for
+    state and conv, a piece of what several layers share; by default new.
 
     state [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV); conv [slots, conv_dim, 3] bf16. Both start as zeros.
     For verify, reserve_drafts() adds intermediate_states and draft_inputs, from which commit() takes the accepted part.
     Raises ValueError for an unknown layout or dtype or too few slots.
     """
 
-    def __init__(self, shape: GDNShape, slots: int, *, layout="VK", dtype=torch.bfloat16, device=None):
+    def __init__(
+        self,
+        shape: GDNShape,
+        slots: int,
+        *,
+        layout="VK",
+        dtype=torch.bfloat16,
+        device=None,
+        memory: tuple[Tensor, Tensor] | None = None,
+    ):
         if not isinstance(shape, GDNShape):
             raise ValueError(f"shape: expected a GDNShape, got {type(shape).__name__}")
         if type(slots) is not int or slots < 2:
@@ -69,8 +79,12 @@ class StatePool:
         self.shape, self.slots, self.layout, self.dtype = shape, slots, layout, dtype
         device = usable_device(device)
         inner = (shape.head_v_dim, shape.head_k_dim) if layout == "VK" else (shape.head_k_dim, shape.head_v_dim)
-        self.state = torch.zeros(slots, shape.num_v_heads, *inner, dtype=dtype, device=device)
-        self.conv = torch.zeros(slots, shape.conv_dim, CONV_WINDOW, dtype=CONV_DTYPE, device=device)
+        if memory is None:
+            memory = (
+                torch.zeros(slots, shape.num_v_heads, *inner, dtype=dtype, device=device),
+                torch.zeros(slots, shape.conv_dim, CONV_WINDOW, dtype=CONV_DTYPE, device=device),
+            )
+        self.state, self.conv = memory
         self.device = self.state.device
         self.launch_state = State(self.state)  # what a backend's launch takes
         self.intermediate_states = self.draft_inputs = None

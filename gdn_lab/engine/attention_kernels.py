@@ -10,9 +10,11 @@ each request's length on the GPU, so a captured launch serves any length; rows o
 attention_reference.py says what they compute, and the sizes.
 """
 
+import torch
 import triton
 import triton.language as tl
 
+from ..layer.experts_tilings import has_room
 from ..layer.fp8 import BLOCK
 from ..layer.kernels.experts_kernels import dot, narrow, quantized
 from ..reference import NORM_EPS
@@ -22,6 +24,7 @@ MOST_SPLITS = 64
 PART = 16  # splits that combine adds at once
 PROGRAMS = 264  # twice an H100's 132 SMs: with fewer programs, keys are split further
 KEYS = 64  # of a tile
+MOST_PAIRS = 256  # (token, query head) pairs of draft tokens; prompts have more
 
 
 @triton.jit(do_not_specialize=["max_pages"])
@@ -252,11 +255,9 @@ def attend(q, qkv, k_pages, v_pages, rows, y, y8=None, y_scale=None, *, take, ma
 
     take: of a workspace, for the parts. max_length: of the longest request, which bounds the number of parts.
     """
-    import torch
-
     (N, HQ, D), HKV, n = q.shape, k_pages.shape[2], len(rows.indices)
     quantize = y8 is not None
-    splits, block_m = tiling(n, HKV, rows.longest * (HQ // HKV), max_length)
+    splits, block_m = tiling(n, HKV, rows.longest * (HQ // HKV), max_length, has_room(q.device))
     parts = take("attention parts", N, HQ, splits, D, dtype=torch.float32)
     sums = take("attention sums", N, HQ, splits, 2, dtype=torch.float32)
     blocks = triton.cdiv(rows.longest * (HQ // HKV), block_m)
@@ -303,13 +304,14 @@ def attend(q, qkv, k_pages, v_pages, rows, y, y8=None, y_scale=None, *, take, ma
     )
 
 
-def tiling(sequences: int, key_heads: int, pairs: int, max_length: int) -> tuple[int, int]:
+def tiling(sequences: int, key_heads: int, pairs: int, max_length: int, roomy: bool = True) -> tuple[int, int]:
     """Return (parts that share a request's keys, (token, query head) pairs of a program).
 
-    pairs: of the longest sequence. Parts of at least four tiles of keys, until there are PROGRAMS programs.
+    pairs: of the longest sequence. Parts of at least four tiles of keys, until there are PROGRAMS programs; prompts,
+    which are many pairs, are not parted. roomy: a block may have 160 KB of shared memory.
     """
-    block_m = 16 if pairs <= 16 else 32 if pairs <= 32 else 64
+    block_m = 16 if pairs <= 16 else 32 if pairs <= 32 or not roomy else 64
     programs, splits = sequences * key_heads * triton.cdiv(pairs, block_m), 1
     while splits < MOST_SPLITS and programs * splits < PROGRAMS and splits * 2 * 4 * KEYS <= max_length:
         splits *= 2
-    return splits, block_m
+    return 1 if pairs > MOST_PAIRS else splits, block_m

@@ -31,7 +31,7 @@ class AttentionSizes(NamedTuple):
 
 
 class ModelSizes(NamedTuple):
-    """step: of a layer on this rank. vocab: of the whole model; vocab_rank: rows of this rank's share of the head."""
+    """step: of a layer on this rank. vocab, kv_heads: of the whole model; vocab_rank: rows of this rank's head."""
 
     name: str
     tp: int
@@ -40,6 +40,7 @@ class ModelSizes(NamedTuple):
     layers: int
     vocab: int
     vocab_rank: int
+    kv_heads: int
 
     @classmethod
     def of(cls, name: str, tp: int, *, toy: bool = False, layers: int | None = None) -> "ModelSizes":
@@ -48,8 +49,9 @@ class ModelSizes(NamedTuple):
         most = TOY_LAYERS if toy else entry.layers
         if layers is not None and (type(layers) is not int or not 1 <= layers <= most):
             raise ValueError(f"layers: expected 1 to {most}, or None for all, got {layers!r}")
-        step = _toy_step(entry.experts is None, tp) if toy else StepSizes.of(name, tp)
-        q, kv = (4, 2 if entry.experts is None else 1) if toy else (entry.attn_q_heads, entry.attn_kv_heads)
+        dense, ranks = entry.experts is None, max(2, tp)
+        step = _toy_step(dense, ranks, tp) if toy else StepSizes.of(name, tp)
+        q, kv = (2 * ranks, 2 if dense else 1) if toy else (entry.attn_q_heads, entry.attn_kv_heads)
         vocab = TOY_VOCAB if toy else entry.vocab
         if kv % tp and tp % kv:
             raise ValueError(f"tp: {name} has {kv} key heads in full attention, which {tp} GPUs cannot share evenly")
@@ -58,7 +60,14 @@ class ModelSizes(NamedTuple):
                 raise ValueError(f"tp: {name} has {size} {what}, which {tp} GPUs cannot share evenly")
         head_dim, rotary = (TOY_HEAD_DIM, TOY_ROTARY) if toy else (HEAD_DIM, ROTARY)
         attention = AttentionSizes(q // tp, max(1, kv // tp), head_dim, rotary)
-        return cls(name, tp, step, attention, layers or most, vocab, vocab // tp)
+        return cls(name, tp, step, attention, layers or most, vocab, vocab // tp, kv)
+
+    def whole_toy(self) -> "ModelSizes":
+        """The sizes of a toy before its ranks share it."""
+        dense, ranks = self.step.experts is None, max(2, self.tp)
+        attention = self.attention._replace(q_heads=2 * ranks, kv_heads=self.kv_heads)
+        step = _toy_step(dense, ranks, 1)
+        return self._replace(tp=1, step=step, attention=attention, vocab_rank=self.vocab)
 
     @property
     def is_attention(self) -> tuple[bool, ...]:
@@ -76,11 +85,11 @@ class ModelSizes(NamedTuple):
         return sum(self.is_attention)
 
 
-def _toy_step(dense: bool, tp: int) -> StepSizes:
-    """A small layer, whose shares are whole FP8 blocks on one rank and on two."""
-    if tp not in (1, 2):
-        raise ValueError(f"tp: a toy model runs on 1 or 2 ranks, got {tp}")
-    shape, width = GDNShape(2 // tp, 4 // tp), 256 // tp
+def _toy_step(dense: bool, ranks: int, tp: int) -> StepSizes:
+    """A share of a small layer made for `ranks` ranks; each rank's is whole heads and FP8 blocks."""
+    if ranks % tp or ranks & (ranks - 1):
+        raise ValueError(f"tp: a toy model runs on a power of 2 ranks, got {tp}")
+    shape, width = GDNShape(ranks // tp, 2 * ranks // tp), 128 * ranks // tp
     if dense:
         return StepSizes(shape, hidden=256, experts=None, top_k=None, routed=None, shared=width)
     return StepSizes(shape, hidden=256, experts=8, top_k=2, routed=width, shared=width)

@@ -14,6 +14,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.base import needs_capability
+from ..backends.registry import refusal
+from ..layer.configurations import configuration as configuration_of
+from ..layer.step import is_eager, kernels_of
+from ..layer.workspace import Workspace
+from .attention_reference import rotary_table
+from .communicator import Alone, Communicator
+from .decoder import ROWS, ModelParts
+from .kv_cache import PagedCache
+from .model_sizes import THETA
+from .model_steps import DecodeStep, VerifyStep
+from .model_weights import ModelWeights
+from .part_times import part_times
+from .prompt_step import PromptStep, rounded
+from .slots import Slots
+from .step_graphs import StepGraphs
+
+MOST_DRAFT_TOKENS = 8
+MOST_PROMPT_TOKENS = 8192  # of one prefill call: the experts' rows are counted in 32 bits
+
 
 class Buffers(NamedTuple):
     """Static inputs and outputs of a decode step, on the device; row i is the i-th request of the batch.
@@ -31,20 +51,6 @@ class Buffers(NamedTuple):
     next_tokens: Tensor
 
 
-class Slots:
-    """Slots of the state pools: slot i is the same request in every layer."""
-
-    free: int
-
-    def acquire(self) -> int:
-        """Hand out a slot, zeroed in every layer. RuntimeError, one sentence, if none is free."""
-        raise NotImplementedError
-
-    def release(self, slot: int) -> None:
-        """Take a slot back. ValueError if it was not handed out."""
-        raise NotImplementedError
-
-
 class ServedModel:
     """The model for up to `max_batch` requests at a time.
 
@@ -60,7 +66,7 @@ class ServedModel:
 
     def __init__(
         self,
-        weights,
+        weights: ModelWeights,
         configuration: str,
         *,
         max_batch: int,
@@ -69,11 +75,71 @@ class ServedModel:
         page_size: int = 64,
         max_length: int = 4096,
         state_dtype: torch.dtype = torch.bfloat16,
-        communicator=None,
+        communicator: Communicator | None = None,
         prefill_tokens: int = 2048,
         batch_sizes: tuple[int, ...] | None = None,
     ):
-        raise NotImplementedError
+        sizes, device = weights.sizes, weights.device
+        self.configuration, self.weights = configuration_of(configuration), weights
+        communicator = communicator or Alone(device)
+        for name, value in (("max_batch", max_batch), ("max_length", max_length), ("prefill_tokens", prefill_tokens)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}: expected a positive int, got {value!r}")
+        if prefill_tokens > MOST_PROMPT_TOKENS:
+            raise ValueError(f"prefill_tokens: expected at most {MOST_PROMPT_TOKENS}, got {prefill_tokens}")
+        if communicator.size != sizes.tp:
+            raise ValueError(f"communicator: expected {sizes.tp} ranks, as the weights have, got {communicator.size}")
+        if reason := self.refusal(configuration, weights, state_dtype):
+            raise ValueError(f"configuration {configuration!r} {reason}")
+        self.max_batch, self.max_length, self.prefill_tokens = max_batch, max_length, prefill_tokens
+        self.vocab = sizes.vocab
+        kernels = kernels_of(self.configuration, device)
+        entry = self.configuration
+        self.slots = Slots(
+            sizes.step.shape, sizes.gdn_layers, slots, layout=entry.layout, dtype=state_dtype, device=device
+        )
+        attention, layers = sizes.attention, max(1, sizes.attention_layers)
+        self.cache = PagedCache(layers, pages, page_size, attention.kv_heads, attention.head_dim, device=device)
+        self.max_pages = self.cache.pages_for(max_length)
+        shares = None
+        if communicator.size > 1:
+            rows = -(-max(max_batch, prefill_tokens) // ROWS) * ROWS
+            shares = tuple(communicator.buffer(rows, sizes.step.hidden) for _ in range(2))
+        table = rotary_table(max_length, attention.rotary, THETA, device)
+        self.parts = ModelParts(weights, kernels, self.slots.pools, self.cache, table, communicator, shares)
+        self.buffers = Buffers(
+            tokens=torch.zeros(max_batch, dtype=torch.int64, device=device),
+            positions=torch.zeros(max_batch, dtype=torch.int32, device=device),
+            indices=torch.full((max_batch,), -1, dtype=torch.int32, device=device),
+            page_table=torch.zeros(max_batch, self.max_pages, dtype=torch.int32, device=device),
+            next_tokens=torch.zeros(max_batch, dtype=torch.int64, device=device),
+        )
+        self.drafts: Tensor | None = None
+        self._verify: dict[int, tuple] = {}
+        self._prompts: dict[int, PromptStep] = {}
+        self._workspace, self.graphs = Workspace(device), StepGraphs(device, eager=is_eager(entry))
+        self.batch_sizes = _padded_sizes(max_batch, batch_sizes)
+        self._decode = {}
+        # The largest of each first, so that the others are views of its memory
+        self._prompt_step(prefill_tokens)
+        for size in sorted(self.batch_sizes, reverse=True):
+            step = DecodeStep(self.parts, self.buffers, size, self._workspace)
+            self._decode[size] = step, self.graphs.captured(step)
+
+    @staticmethod
+    def refusal(configuration: str, weights: ModelWeights, state_dtype=torch.bfloat16) -> str | None:
+        """Why a configuration cannot serve these weights on their device: one sentence, or None."""
+        entry, device, shape = configuration_of(configuration), weights.device, weights.sizes.step.shape
+        for phase, backend in (("decode", entry.gdn), ("prefill", entry.prefill)):
+            options = {"layout": entry.layout, "dtype": state_dtype, "device": device, "phase": phase}
+            if reason := refusal(backend, shape, **options):
+                return f"cannot {phase} with {backend}: it {reason}" if phase != "decode" else reason
+        return None if is_eager(entry) else needs_capability(device, 9)
+
+    @property
+    def pools(self):
+        """The state pool of each GDN layer."""
+        return self.slots.pools
 
     def decode(self, batch: int) -> Tensor:
         """Take one token for each of the first `batch` rows of the buffers; return next_tokens[:batch].
@@ -81,7 +147,9 @@ class ServedModel:
         Rows from `batch` to the padded size must have index -1. Replays a CUDA graph (eager on a CPU), which also
         writes tokens and positions for the next step. Never synchronises.
         """
-        raise NotImplementedError
+        step, run = self._decode[self._padded(batch)]
+        run()
+        return self.buffers.next_tokens[:batch]
 
     def prefill(
         self,
@@ -99,11 +167,38 @@ class ServedModel:
         page_table: each request's pages, enough for all its tokens so far; finished_rows: the pieces that end their
         prompt, by default all. Host values are plain lists, so nothing is read from the device.
         """
-        raise NotImplementedError
+        count, n = len(tokens), len(indices)
+        if not 1 <= count <= self.prefill_tokens:
+            raise ValueError(f"tokens: expected 1 to {self.prefill_tokens} (prefill_tokens), got {count}")
+        if cu_seqlens[0] != 0 or cu_seqlens[-1] != count or len(cu_seqlens) != n + 1:
+            raise ValueError(f"cu_seqlens: expected 0 to {count} in {n} pieces, got {cu_seqlens}")
+        finished = list(range(n)) if finished_rows is None else finished_rows
+        step = self._prompt_step(rounded(count, self.prefill_tokens))
+        return step(tokens, cu_seqlens, starts, indices, page_table, finished)
 
     def reserve_drafts(self, batch: int, tokens: int) -> None:
         """Allocate what verify(batch, tokens) needs until commit(), and make its graphs; 0 frees it."""
-        raise NotImplementedError
+        self._verify, self.drafts = {}, None
+        if batch and not 2 <= tokens <= MOST_DRAFT_TOKENS:
+            raise ValueError(f"tokens: expected 2 to {MOST_DRAFT_TOKENS} draft tokens, got {tokens!r}")
+        rows = self._padded(batch) if batch else 0
+        for pool in self.pools:
+            pool.reserve_drafts(rows, tokens)
+        if not rows:
+            return
+        entry, shape = self.configuration, self.weights.sizes.step.shape
+        options = {"layout": entry.layout, "dtype": self.pools[0].dtype, "device": self.weights.device}
+        if reason := refusal(entry.verify, shape, phase="verify", mode="intermediate", **options):
+            raise ValueError(f"configuration {entry.name!r} cannot verify with {entry.verify}: it {reason}")
+        device = self.weights.device
+        self.drafts = torch.zeros(rows, tokens, dtype=torch.int64, device=device)
+        workspace, graphs = Workspace(device), StepGraphs(device, eager=is_eager(entry))
+        held = self.buffers.indices.clone()
+        self.buffers.indices.fill_(-1)  # the runs before a capture change nothing
+        for size in sorted((size for size in self.batch_sizes if size <= rows), reverse=True):
+            step = VerifyStep(self.parts, self.buffers, self.drafts, size, entry.verify, workspace)
+            self._verify[size] = step, graphs.captured(step), graphs.captured(step.commit)
+        self.buffers.indices.copy_(held)
 
     def verify(self, batch: int, tokens: int) -> Tensor:
         """Take `tokens` (2 to 8) tokens for each row: drafts[:batch, :tokens]; return the next token after each.
@@ -111,23 +206,65 @@ class ServedModel:
         drafts [rows, tokens] int64, an attribute made by reserve_drafts(): the token that decode() would take, then
         the proposals. Returns [batch, tokens] int64. States and positions stay as they are until commit().
         """
-        raise NotImplementedError
+        step, run, _ = self._verify_step(batch)
+        if tokens != step.tokens:
+            raise ValueError(f"tokens: expected {step.tokens}, as reserve_drafts() made room for, got {tokens}")
+        run()
+        return step.chosen[:batch]
 
     def commit(self, batch: int, accepted: Tensor) -> None:
         """Keep the first `accepted` [batch] int32 (1 to tokens) tokens of each row of the last verify().
 
         Afterwards the buffers are as if decode() had taken these tokens one by one.
         """
-        raise NotImplementedError
+        step, _, commit = self._verify_step(batch)
+        step.accepted[:batch].copy_(accepted)
+        commit()
+
+    def _verify_step(self, batch: int) -> tuple:
+        size = self._padded(batch)
+        if size not in self._verify:
+            raise ValueError(f"batch: expected at most {max(self._verify, default=0)} rows, as reserved, got {batch}")
+        return self._verify[size]
+
+    def _padded(self, batch: int) -> int:
+        """The smallest size with a graph that holds `batch` rows."""
+        if type(batch) is not int or not 1 <= batch <= self.max_batch:
+            raise ValueError(f"batch: expected 1 to {self.max_batch} (max_batch), got {batch!r}")
+        return next(size for size in self.batch_sizes if size >= batch)
+
+    def _prompt_step(self, size: int) -> PromptStep:
+        if size not in self._prompts:
+            self._prompts[size] = PromptStep(
+                self.parts, size, self.max_pages, self.configuration.prefill, self._workspace
+            )
+        return self._prompts[size]
 
     def time_parts(self, batch: int, length: int) -> list[dict]:
         """Rows {part, us, count} of one decode step at this batch, every request `length` tokens long.
 
-        Parts: GDN layer, attention layer, embedding, head and sampler, all-reduce; us is of one, of which a step has
-        count. Timed by replays of CUDA graphs of each.
+        Parts: "embedding", "GDN layer", "attention layer", "head and sampler", "all-reduces"; us is of one, of which a
+        step has count. "GDN kernel" is a part of the GDN layers. Timed by replays of CUDA graphs of each, while no
+        request is in flight.
         """
-        raise NotImplementedError
+        return part_times(self, self._decode[self._padded(batch)][0], length)
 
     def memory(self) -> dict[str, int]:
-        """Bytes on this rank: weights by part, "state of a slot", "KV of a token", "drafts of a request"."""
-        raise NotImplementedError
+        """Bytes on this rank: weights by part, of a slot, a token in the KV cache, a draft token, and activations."""
+        found = {f"weights: {part}": nbytes for part, nbytes in self.weights.nbytes.items()}
+        drafts = self.pools[0].draft_nbytes(self.weights.sizes.step.shape, 1, self.pools[0].dtype)
+        return found | {
+            "state of a slot": self.slots.slot_nbytes,
+            "KV of a token": self.cache.token_nbytes if self.weights.sizes.attention_layers else 0,
+            "a draft token of a request": len(self.pools) * sum(drafts.values()),
+            "activations": self._workspace.nbytes,
+        }
+
+
+def _padded_sizes(max_batch: int, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The batch sizes that have graphs, ascending, max_batch the last."""
+    if given is None:
+        given = (1, 2, 4, 8, 16, 32, 48, 64, *range(96, 257, 32), *range(320, max_batch, 64))
+    if any(type(size) is not int or size < 1 for size in given):
+        raise ValueError(f"batch_sizes: expected positive ints, got {given!r}")
+    return (*sorted({size for size in given if size < max_batch}), max_batch)

@@ -11,9 +11,10 @@ class Configuration:
     """One way to run a decode step.
 
     name: what parameters and rows call it. label: what tables and figures call it. gdn: the `backend` that decode()
-    gets. layout: of the pool, "VK" or "KV". description: half a sentence. fused: norms quantise for FP8, nothing is
-    split, the shared expert is one of the experts, launches use programmatic dependent launch (PDL), and products of
-    few rows run this workbook's kernels; otherwise each of these is a launch of its own and products are torch's.
+    gets; prefill, verify: what those of a whole model get. layout: of the pool, "VK" or "KV". description: half a
+    sentence. fused: norms quantise for FP8, nothing is split, the shared expert is one of the experts, launches use
+    programmatic dependent launch (PDL), and products of few rows run this workbook's kernels; otherwise each of these
+    is a launch of its own and products are torch's.
     device: "cuda" or "cpu", where configurations "auto" includes it; "" includes it nowhere.
     """
 
@@ -24,6 +25,8 @@ class Configuration:
     label: str = ""
     fused: bool = False
     device: str = ""
+    prefill: str = "auto"
+    verify: str = "auto"
 
     def __post_init__(self):
         if not self.label:
@@ -51,6 +54,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
             name="after",
             gdn="flashinfer/vk",
             layout="VK",
+            prefill="flashinfer/vk",
+            verify="flashinfer/vk",
             description="SGLang after it: FlashInfer on a VK (K-last) pool, in place",
             device="cuda",
         ),
@@ -65,6 +70,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
         Configuration(
             name="torch-kv",
             gdn="torch/kv",
+            prefill="torch/kv",
+            verify="torch/kv",
             layout="KV",
             description="eager PyTorch on a KV pool, any device",
             device="cpu",
@@ -72,6 +79,8 @@ CONFIGURATIONS: dict[str, Configuration] = {
         Configuration(
             name="torch",
             gdn="torch/vk",
+            prefill="torch/vk",
+            verify="torch/vk",
             layout="VK",
             description="eager PyTorch on a VK (K-last) pool, any device",
             device="cpu",

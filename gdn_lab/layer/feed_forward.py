@@ -1,5 +1,7 @@
 """The second half of a decoder layer on one tensor-parallel rank: norm, then experts or a dense feed-forward."""
 
+from collections.abc import Callable
+
 import torch
 
 from .experts import experts_on
@@ -16,7 +18,8 @@ class FeedForward:
     """Its buffers and its stages for `batch` tokens.
 
     ahead: the layer before it, whose `result` and `residual_out` [B, hidden] bf16 it takes. result: memory for the
-    output, [rows padded to 16, hidden]; by default its own. out [B, hidden]: this rank's share, before the all-reduce.
+    output, [rows padded to 16, hidden]; by default its own. add_norm: in place of elementwise's, where the result is to
+    be summed over ranks first. out [B, hidden]: this rank's share, before the all-reduce.
     """
 
     def __init__(
@@ -28,10 +31,12 @@ class FeedForward:
         *,
         workspace: Workspace | None = None,
         result: torch.Tensor | None = None,
+        add_norm: Callable | None = None,
     ):
         self.weights, self.kernels, self.ahead, self.batch = weights, kernels, ahead, batch
         self.fp8, hidden = weights.precision == "fp8", weights.sizes.hidden
         self.workspace, self.given = workspace or Workspace(weights.device), result
+        self.add_norm = add_norm or kernels.elementwise.add_norm
         self.post = Activation(batch, hidden, self.fp8, workspace=self.workspace, name="post")
         self.residual_out = self.workspace.take("post residual", batch, hidden)
         self.logits = self.gate_up = self.out_padded = None
@@ -42,7 +47,7 @@ class FeedForward:
         self.logits = self.gate_up = self.out_padded = None
 
     def _post_norm(self) -> None:
-        self.kernels.elementwise.add_norm(
+        self.add_norm(
             self.ahead.result,
             self.ahead.residual_out,
             self.weights.post_norm,

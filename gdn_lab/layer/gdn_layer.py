@@ -194,7 +194,8 @@ class GDNLayer:
 
     x, residual [B, hidden] bf16: the output of the layer before. indices [B] int32: slots of `pool`. sequences: how
     rows are several tokens of a slot (sequences.py); None: B rows are B slots' next tokens. workspace: shared by layers
-    that run one after the other; by default its own. memory [B padded to 16, hidden]: for the result.
+    that run one after the other; by default its own. memory [B padded to 16, hidden]: for the result. add_norm: in
+    place of elementwise's, where x is to be summed over ranks first.
     residual_out and result [B, hidden] bf16: this layer's output; result is this rank's share, before the all-reduce.
     """
 
@@ -210,6 +211,7 @@ class GDNLayer:
         sequences=None,
         workspace: Workspace | None = None,
         memory: Tensor | None = None,
+        add_norm: Callable | None = None,
     ):
         batch, hidden = x.shape
         shape, device, fp8 = pool.shape, x.device, weights.in_qkvz.scale is not None
@@ -218,6 +220,7 @@ class GDNLayer:
             raise ValueError(f"head_v_dim: expected {BLOCK}, the channels that share an FP8 scale, got {V}")
         self.weights, self.kernels, self.pool, self.indices = weights, kernels, pool, indices
         self.x, self.residual, self.batch, self.sequences, self.memory = x, residual, batch, sequences, memory
+        self.add_norm = add_norm or kernels.elementwise.add_norm
         workspace = workspace or Workspace(device)
         take = workspace.take
         self.residual_out = take("residual", batch, hidden)
@@ -256,7 +259,7 @@ class GDNLayer:
         fp8 = w.in_qkvz.scale is not None
 
         def input_norm():
-            elementwise.add_norm(
+            self.add_norm(
                 self.x,
                 self.residual,
                 w.norm,

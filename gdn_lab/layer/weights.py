@@ -4,6 +4,7 @@ weights = StepWeights.random("qwen3.5-397b-a17b", tp=8)
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -98,21 +99,24 @@ class StepWeights:
         seed: int = 0,
         toy: bool = False,
         skew: float = 0.0,
+        sizes: StepSizes | None = None,
+        draw_layer=None,
     ) -> "StepWeights":
         """Draw random weights; the same seed gives the same weights on one kind of device.
 
         precision: of projections and experts, "fp8" (e4m3, 128 × 128 block scales) or "bf16"; router, in_proj ba and
         norms are always bf16. toy: small sizes, for a CPU. skew: 0 routes uniformly; s > 0 makes the n-th most popular
-        expert n^-s times as likely as the first, in random order. ValueError for a value that is out of range.
+        expert n^-s times as likely as the first, in random order. sizes: by default the model's. draw_layer: draws the
+        weights before the feed-forward, by default a GDN layer's. ValueError for a value that is out of range.
         """
         if not skew >= 0:
             raise ValueError(f"skew: expected 0 (uniform) or more, got {skew}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-        sizes, device = StepSizes.of(model, tp, toy), torch.device(device or "cpu")
+        sizes, device = sizes or StepSizes.of(model, tp, toy), torch.device(device or "cpu")
         generator = torch.Generator(device).manual_seed(seed)
         options = {"precision": precision, "device": device, "generator": generator}
-        layer = LayerWeights.random(sizes.shape, sizes.hidden, **options)
+        layer = (draw_layer or partial(LayerWeights.random, sizes.shape, sizes.hidden))(**options)
         post_norm = torch.empty(sizes.hidden, device=device).uniform_(-0.5, 0.5, generator=generator).bfloat16()
         experts = dense = popularity = None
         if sizes.experts is None:

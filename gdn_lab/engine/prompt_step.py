@@ -1,0 +1,78 @@
+"""Prefill: packed pieces of prompts, launched kernel by kernel, for a number of tokens rounded up."""
+
+import torch
+from torch import Tensor
+
+from ..layer.sequences import Packed
+from ..layer.workspace import Workspace
+from .decoder import ROWS, Decoder, ModelParts, TokenHead
+from .token_rows import TokenRows
+
+ALIGNED = 4  # int32 elements: pieces of an upload begin at multiples of 16 bytes, so that kernels compile once
+
+
+def rounded(tokens: int, most: int) -> int:
+    """Rows of the step that takes `tokens` tokens: a multiple of 16, of 64 or of 256, at most `most`."""
+    unit = 16 if tokens <= 64 else 64 if tokens <= 512 else 256
+    return min(-(-tokens // unit) * unit, most)
+
+
+class PromptStep:
+    """The layers for up to `size` tokens."""
+
+    def __init__(self, parts: ModelParts, size: int, max_pages: int, backend: str, workspace: Workspace):
+        self.parts, self.size, self.max_pages, self.workspace = parts, size, max_pages, workspace
+        device = parts.weights.device
+        self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
+        none = torch.zeros(1, dtype=torch.int32, device=device)
+        rows = TokenRows(none.expand(size), none.expand(size), none, none, none[None], 1)
+        self.packed = Packed(0, backend, rows.sequence, rows.starts)
+        self.decoder = Decoder(parts, rows, self.tokens, workspace, self.packed)
+        self.heads: dict[int, TokenHead] = {}
+
+    def __call__(self, tokens: Tensor, bounds, starts, indices, page_table, finished) -> Tensor:
+        """The next tokens of the pieces in `finished`; arguments as of ServedModel.prefill()."""
+        count = len(tokens)
+        self.tokens[:count].copy_(tokens, non_blocking=True)
+        rows, last = self._uploaded(count, bounds, starts, indices, page_table, finished)
+        self.decoder.set_rows(rows)
+        self.packed.tokens, self.packed.sequence, self.packed.starts = count, rows.sequence, rows.starts
+        self.decoder()
+        if not finished:
+            return self.tokens.new_empty(0)
+        padded = -(-len(finished) // ROWS) * ROWS
+        if padded not in self.heads:
+            self.heads[padded] = TokenHead(self.parts, padded, self.workspace)
+        hidden = self.workspace.take("last tokens", padded, self.decoder.hidden.y.shape[1])
+        torch.index_select(self.decoder.hidden.y, 0, last, out=hidden[: len(finished)])
+        return self.heads[padded](hidden, len(finished))
+
+    def _uploaded(self, count, bounds, starts, indices, page_table, finished) -> tuple[TokenRows, Tensor]:
+        """The rows on the device, in one copy, and the last row of each piece in `finished`."""
+        n, lengths = len(indices), [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+        padding = self.size - count
+        positions, sequence = [], []
+        for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            positions += range(start, start + length)
+            sequence += [number] * length
+        pages = [[*own, *[0] * (self.max_pages - len(own))] for own in page_table]
+        pieces = (
+            positions + [0] * padding,
+            sequence + [-1] * padding,
+            bounds,
+            indices,
+            [page for own in pages for page in own],
+            [bounds[number + 1] - 1 for number in finished],
+        )
+        packed, spans = [], []
+        for piece in pieces:
+            spans.append((len(packed), len(packed) + len(piece)))
+            packed += [*piece, *[0] * (-len(piece) % ALIGNED)]
+        host = torch.tensor(packed, dtype=torch.int32)
+        device = self.tokens.device
+        host = host.pin_memory() if device.type == "cuda" else host
+        uploaded = host.to(device, non_blocking=True)
+        *pieces, last = (uploaded[begin:end] for begin, end in spans)
+        positions, sequence, bounds, indices, pages = pieces
+        rows = TokenRows(positions, sequence, bounds, indices, pages.view(n, self.max_pages), max(lengths))
+        return rows, last
