@@ -12,14 +12,20 @@ from gdn_lab.layer.layer_reference import causal_conv, gated_rms_norm, linear, r
 DOUBLE = torch.float64
 
 
-def logits(weights, tokens) -> torch.Tensor:
-    """Logits [T, vocab] after each of the tokens. weights: bf16, of one rank."""
+def logits(weights, tokens, ties: list | None = None) -> torch.Tensor:
+    """Logits [T, vocab] after each of the tokens. weights: bf16, of one rank.
+
+    ties: takes of each layer how far the logits of the last expert chosen and of the next one are apart.
+    """
+    ties = [] if ties is None else ties
     x = weights.embedding[tokens].to(DOUBLE)
     for layer, is_attention in zip(weights.layers, weights.sizes.is_attention, strict=True):
         normed = rms_norm(x, layer.layer.norm, DOUBLE)
         x = x + (_attention if is_attention else _gdn)(layer.layer, normed, weights.sizes)
         normed = rms_norm(x, layer.post_norm, DOUBLE)
-        x = x + (_dense(layer.dense, normed) if layer.dense else _experts(layer.experts, normed, layer.sizes.top_k))
+        x = x + (
+            _dense(layer.dense, normed) if layer.dense else _experts(layer.experts, normed, layer.sizes.top_k, ties)
+        )
     return linear(rms_norm(x, weights.final_norm, DOUBLE), weights.head, DOUBLE)
 
 
@@ -61,8 +67,11 @@ def _dense(w, x):
     return linear(torch.nn.functional.silu(gate) * up, w.down, DOUBLE)
 
 
-def _experts(w, x, top_k):
-    ids, shares = experts.route_reference(x @ w.router.to(DOUBLE).T, top_k)
+def _experts(w, x, top_k, ties):
+    routing = x @ w.router.to(DOUBLE).T
+    ids, shares = experts.route_reference(routing, top_k)
+    order = routing.sort(-1, descending=True).values
+    ties.append((order[:, top_k - 1] - order[:, top_k]).min().item())
 
     def feed_forward(index, rows):
         w13, w2 = (dequantize(part, DOUBLE) for part in w.expert(index))
