@@ -111,12 +111,6 @@ def test_a_toy_ranks_nothing():
     assert "this workbook" not in set(analysis.published_table(rows).source)
 
 
-def test_one_rank_of_several_says_so():
-    rows = ServingRows([row | {"ranks": 1} if "ranks" in row else row for row in serving_rows(tp=8)], RUN)
-    assert sentences.partial(rows) == "1 of 8 ranks ran: no time here includes an all-reduce."
-    assert "without all-reduces" in rows.conditions()
-
-
 def test_speculation_is_compared_with_the_same_concurrency(rows):
     table = analysis.speculation_table(rows)
     assert set(table["T"]) == {2, 8} and set(table.C) == {256} and len(table) == 2 * len(GDN)

@@ -3,6 +3,7 @@
 import types
 
 import pytest
+import torch
 from fake_served_model import VOCAB, FakeModel
 
 from gdn_lab.bench.results import Run, load
@@ -81,6 +82,21 @@ def test_fewer_slots_than_requests_is_a_refusal(fake, tmp_path, monkeypatch):
     assert row["concurrency"] == 3 and row["reason"] == "only 2 requests fit into the memory that is free"
 
 
+def test_a_point_that_runs_out_of_memory_is_refused_and_the_others_are_served(fake, tmp_path, monkeypatch):
+    prefill = Model.prefill
+
+    def too_large(self, *arguments):
+        if len(arguments[3]) > 1:
+            raise torch.OutOfMemoryError
+        return prefill(self, *arguments)
+
+    monkeypatch.setattr(Model, "prefill", lambda self, **given: too_large(self, *given.values()))
+    info, rows = serve(tmp_path, configurations="torch")
+    served = ServingRows(rows, info)
+    assert set(served.points) == {("torch", 1)} and info["status"] == "complete"
+    assert [row["reason"] for row in served.refused] == ["it needs more memory than is free"]
+
+
 def test_the_time_limit_leaves_points_out_and_the_next_run_goes_on(fake, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(sweep.Budget, "allows", lambda self, job: asked.append(job) or len(asked) <= 3)
@@ -137,7 +153,7 @@ def test_the_best_takes_the_fastest_communicator_and_the_others_nccl(monkeypatch
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"ranks": 3}, "ranks: expected 0 (as many as tp), 1 or tp (1), got 3"),
+        ({"tp": 3}, "tp: qwen3.5-35b-a3b has 16 key and 32 value heads, which 3 GPUs cannot share evenly"),
         ({"communicator": "ncll"}, "communicator: expected auto, fastest or one of nccl"),
         ({"draft_tokens": "1"}, "draft_tokens: expected whole numbers from 2 to 8"),
         ({"acceptance": "2"}, "acceptance: expected rates from 0 to 1 such as 0.6,0.8, got '2'"),

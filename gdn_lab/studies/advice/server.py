@@ -7,7 +7,7 @@ from ...report.text import listed
 from ..serving.recorded_serving import recorded_serving
 from .recorded_calls import called
 
-FIELDS = ("configuration", "concurrency", "output_throughput", "tpot_ms", "tokens_per_s_user", "precision", "ranks")
+FIELDS = ("configuration", "concurrency", "output_throughput", "tpot_ms", "tokens_per_s_user", "precision")
 
 
 def server_rows(gpu: str, model: str, tp: int, batch: int, dtype: str, data: Path = DATA) -> list[dict]:
@@ -23,14 +23,11 @@ def sentences(rows: list[dict], p) -> list[str]:
     """Tokens per second and TPOT of each configuration, and how far the concurrency is from what was asked."""
     first = rows[0]
     other = f", the recorded concurrency nearest to {p.batch}" if first["concurrency"] != p.batch else ""
-    lines = [
+    return [
         f"Measured, {p.model} whole with random weights ({first['precision']}) at tp {p.tp} on "
         f"{called(p.gpu_reference)}, C = {first['concurrency']} requests in flight{other}: "
         f"{listed(_one(row) for row in rows)}."
     ]
-    if first["ranks"] < p.tp:
-        lines.append(f"{first['ranks']} of {p.tp} ranks ran, so no all-reduce is in these times.")
-    return lines
 
 
 def _one(row: dict) -> str:

@@ -25,7 +25,6 @@ def answers(rows: ServingRows) -> list[str]:
         host_gaps(rows),
         layer_to_tpot(rows),
         speculation(rows),
-        partial(rows),
     )
     return [sentence for sentence in sentences if sentence] + not_served(rows)
 
@@ -152,14 +151,6 @@ def speculation(rows: ServingRows) -> str | None:
 
 def _drafts(line) -> str:
     return f"`{line.configuration}`, C = {line.C}, T = {line['T']}, acceptance {percent(line.acceptance)}"
-
-
-def partial(rows: ServingRows) -> str | None:
-    """That one GPU played one of several ranks, where it did."""
-    row = rows.first
-    if row["ranks"] == row["tp"]:
-        return None
-    return f"{row['ranks']} of {row['tp']} ranks ran: no time here includes an all-reduce."
 
 
 def not_served(rows: ServingRows) -> list[str]:

@@ -176,9 +176,8 @@ class ServingRows:
         if not self.points:
             return "nothing was served"
         row = self.first
-        alone = f", of which {row['ranks']} ran here, without all-reduces" if row["ranks"] < row["tp"] else ""
         return (
-            f"{self.place()}{alone} · whole model with random weights, {row['precision']}, {row['state_dtype']} state"
+            f"{self.place()} · whole model with random weights, {row['precision']}, {row['state_dtype']} state"
             f" · closed loop, {row['input_tokens_each']} tokens in and {row['output_tokens_each']} out each · all"
             f"-reduce: {row['communicator'] or 'none'}"
         )

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..declaration import Section, Study
 from ..parameters import (
@@ -39,13 +39,6 @@ def _acceptance(value) -> list[float]:
     return found
 
 
-def _ranks(ranks: int, info: ValidationInfo) -> int:
-    tp = info.data.get("tp", 1)
-    if ranks not in (0, 1, tp):
-        raise ValueError(f"expected 0 (as many as tp), 1 or tp ({tp}), got {ranks}")
-    return ranks or tp
-
-
 def _communicator(name: str) -> str:
     from ...engine.communicator_variants import VARIANTS
 
@@ -64,10 +57,7 @@ class Parameters(ModelParameters):
     """What notebook 09 and `gdn-lab record serving` take."""
 
     model: ModelName = Field("qwen3.5-35b-a3b", description="a name in the model table, gdn_lab.models.MODELS")
-    tp: int = Field(1, ge=1, description="tensor-parallel GPUs that share the model")
-    ranks: Annotated[int, Field(ge=0), AfterValidator(_ranks)] = Field(
-        0, description="of them that run here: 0 is all; 1 plays one rank alone, without all-reduces"
-    )
+    tp: int = Field(1, ge=1, description="tensor-parallel GPUs of this machine that share the model")
     concurrency: batch_list(cpu=CPU_CONCURRENCIES, gpu=GPU_CONCURRENCIES) = Field(
         "auto", description="requests in flight, comma-separated; auto: seven from 1 to 512 on a GPU, 1,3 on a CPU"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ...backends.base import dtype_name
+from ...bench import clocks
 from ...bench.results import Run
 from ...bench.rows import recorded
 from ...engine import ranks
@@ -44,9 +45,9 @@ def serving_sweep(p, run: Run | None = None, earlier=()) -> list[dict]:
     earlier = list(earlier)
     with recorded(run):
         folder = None if run is None else (str(run.folder), run.info)
-        if p.ranks == 1:
+        if p.tp == 1:
             return earlier + serve_rank(Alone("cuda" if torch.cuda.is_available() else "cpu"), p, folder, earlier)
-        return earlier + ranks.start(p.ranks, serve_rank, p, folder, earlier)[0]
+        return earlier + ranks.start(p.tp, serve_rank, p, folder, earlier)[0]
 
 
 def serve_rank(communicator, p, folder: tuple | None, earlier: list[dict]) -> list[dict]:
@@ -106,32 +107,45 @@ class RankSweep:
         self.weights = self.weights or rank_weights(self.joined, plan)
         vocab, name = self.weights.sizes.vocab, plan.communicator
         if name not in self.connections:
-            largest = plan._replace(concurrencies=self.p.concurrency)
+            drafts = max(self.p.draft_tokens, default=0)
+            largest = plan._replace(concurrencies=self.p.concurrency, draft_tokens=drafts)
             self.connections[name] = connected(self.joined, largest, self.weights.sizes.step.hidden)
         lists = {job.concurrency: requests_of(plan, job.concurrency, vocab) for job in build.jobs}
         communicator = self.connections[name]
         return communicator, new_model(communicator, self.weights, plan, build.configuration, lists, self.say)
 
     def job(self, communicator, model, job: Job) -> None:
-        """One serving run and its parts."""
+        """One serving run and its parts, or a row that says why there is none."""
         began = time.monotonic()
         if model.slots.free < job.concurrency:
             self.refuse(communicator, job, f"only {model.slots.free} requests fit into the memory that is free")
             return
-        plan = plan_of(self.p, job.configuration, [job])
-        common = {"phase": PHASE, "serve": self.serves}
-        requests = requests_of(plan, job.concurrency, self.weights.sizes.vocab)
-        row = serve_once(communicator, model, plan, job.configuration, job.concurrency, requests, common, self.run)
-        self.rows.append(row)
-        fields = case(communicator, plan, job.configuration, job.concurrency)
-        more = part_rows(model, job, self.p)
-        if self.p.toy and not job.draft_tokens:
-            more.append(check_row(model, requests, job.concurrency))
-        for each in more:
-            self.add({"status": "fact"} | fields | common | each)
-        self.serves += 1
+        try:
+            with clocks.sampled(self.joined.device):
+                row = self.measure(communicator, model, job)
+        except torch.OutOfMemoryError:
+            if self.joined.size > 1:  # the other ranks wait for this one
+                raise
+            self.refuse(communicator, job, NO_MEMORY)
+            return
         self.budget.took(job, time.monotonic() - began)
         self.say(f"{job}: {short(row)}; {max(0.0, self.budget.left) / 60:.1f} minutes left.")
+
+    def measure(self, communicator, model, job: Job) -> dict:
+        """Serve a job and time its parts; return the row of type "run"."""
+        name, concurrency = job.configuration, job.concurrency
+        plan = plan_of(self.p, name, [job])
+        common = {"phase": PHASE, "serve": self.serves}
+        self.serves += 1
+        requests = requests_of(plan, concurrency, self.weights.sizes.vocab)
+        run = serve_once(communicator, model, plan, name, concurrency, requests, common, self.run)
+        self.rows.append(run)
+        more = part_rows(model, job, self.p)
+        if self.p.toy and not job.draft_tokens:
+            more.append(check_row(model, requests, concurrency))
+        for row in more:
+            self.add({"status": "fact"} | case(communicator, plan, name, concurrency) | common | row)
+        return run
 
     def refuse(self, communicator, job: Job, reason: str) -> None:
         """A row that says why a job cannot run."""
