@@ -86,7 +86,7 @@ class Parameters(ModelParameters):
     acceptance: Annotated[list[float], BeforeValidator(_acceptance)] = Field(
         "0.8", description="rates at which draft tokens are accepted, comma-separated"
     )
-    minutes: float = Field(9.0, gt=0, description="after which no further point is begun")
+    minutes: float = Field(5.0, gt=0, description="after which no further point is begun")
     seed: Seed = Field(0, description="of the random weights, prompts and lengths")
     gpu_reference: RecordedGPU = Field(
         "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
