@@ -21,6 +21,7 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
         ("experts_interpreter_cases.py", 30),
         ("all_reduce_interpreter_cases.py", 16),
         ("attention_interpreter_cases.py", 6),
+        ("model_interpreter_cases.py", 1),
     ],
 )
 def test_every_kernel_in_the_interpreter(name, fewest):
