@@ -9,7 +9,7 @@ import torch
 from whole_model_reference import logits
 
 from gdn_lab.backends.triton.backend import INTERPRETED
-from gdn_lab.engine import served_model
+from gdn_lab.engine import model_sizes, served_model
 from gdn_lab.engine.model_weights import ModelWeights
 from gdn_lab.engine.served_model import ServedModel
 from gdn_lab.layer.configurations import Configuration
@@ -34,21 +34,22 @@ def build():
         verify="triton/vk",
     )
     kernels = Kernels(entry.gdn, elementwise, fused=True, overlap=False, torch_fp8=False)
-    weights = ModelWeights.random("qwen3.5-27b", precision="fp8", toy=True)
+    weights = ModelWeights.random("qwen3.5-27b", precision="fp8", toy=True, layers=2)
     with (
-        mock.patch.object(served_model, "configuration_of", lambda _: entry),
         mock.patch.object(served_model, "kernels_of", lambda *_: kernels),
         mock.patch.object(ServedModel, "refusal", lambda *_: None),
         mock.patch.object(served_model, "is_eager", lambda _: True),
     ):
         sizes = {"max_batch": 2, "slots": 4, "pages": 8, "page_size": 4, "max_length": 12, "prefill_tokens": 16}
-        model = ServedModel(weights, "interpreted", **sizes, batch_sizes=(2,))
+        model = ServedModel(weights, entry, **sizes, batch_sizes=(2,))
         model.reserve_drafts(2, 2)
     return weights, model
 
 
+@mock.patch.object(model_sizes, "ATTENTION_EVERY", 2)
 def test_prefill_in_pieces_decode_and_verify():
     weights, model = build()
+    assert weights.sizes.is_attention == (False, True)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(0, model.vocab, (length,), generator=generator) for length in LENGTHS]
     slots, pages = [model.slots.acquire() for _ in LENGTHS], [model.cache.acquire(3) for _ in LENGTHS]

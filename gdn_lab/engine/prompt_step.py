@@ -33,7 +33,7 @@ class PromptStep:
     def __call__(self, tokens: Tensor, bounds, starts, indices, page_table, finished) -> Tensor:
         """The next tokens of the pieces in `finished`; arguments as of ServedModel.prefill()."""
         count = len(tokens)
-        self.tokens[:count].copy_(tokens, non_blocking=True)
+        self.tokens[:count].copy_(self._staged(tokens), non_blocking=True)
         rows, last = self._uploaded(count, bounds, starts, indices, page_table, finished)
         self.decoder.set_rows(rows)
         self.packed.tokens, self.packed.sequence, self.packed.starts = count, rows.sequence, rows.starts
@@ -68,11 +68,12 @@ class PromptStep:
         for piece in pieces:
             spans.append((len(packed), len(packed) + len(piece)))
             packed += [*piece, *[0] * (-len(piece) % ALIGNED)]
-        host = torch.tensor(packed, dtype=torch.int32)
-        device = self.tokens.device
-        host = host.pin_memory() if device.type == "cuda" else host
-        uploaded = host.to(device, non_blocking=True)
+        uploaded = self._staged(torch.tensor(packed, dtype=torch.int32)).to(self.tokens.device, non_blocking=True)
         *pieces, last = (uploaded[begin:end] for begin, end in spans)
         positions, sequence, bounds, indices, pages = pieces
         rows = TokenRows(positions, sequence, bounds, indices, pages.view(n, self.max_pages), max(lengths))
         return rows, last
+
+    def _staged(self, host: Tensor) -> Tensor:
+        """In pinned memory, from where a copy to a GPU does not wait."""
+        return host.pin_memory() if self.tokens.is_cuda and not host.is_cuda else host

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backends.base import needs_capability
 from ..backends.registry import refusal
+from ..layer.configurations import Configuration
 from ..layer.configurations import configuration as configuration_of
 from ..layer.step import is_eager, kernels_of
 from ..layer.workspace import Workspace
@@ -54,10 +55,10 @@ class Buffers(NamedTuple):
 class ServedModel:
     """The model for up to `max_batch` requests at a time.
 
-    configuration: a name of layer/configurations.py. slots: of the state pools, the null slot included. pages,
-    page_size, max_length (tokens of the longest request): of the KV cache. state_dtype: of the pools. communicator:
-    sums over ranks; None where there is one. prefill_tokens: most tokens of one prefill call. batch_sizes: padded sizes
-    for which there is a CUDA graph; by default 1, 2, 4, 8, 16, then every 16 to 64, every 32 to 256, every 64.
+    configuration: a record of layer/configurations.py, or its name. slots: of the state pools, the null slot included.
+    pages, page_size, max_length (tokens of the longest request): of the KV cache. state_dtype: of the pools.
+    communicator: sums over ranks; None where there is one. prefill_tokens: most tokens of one prefill call.
+    batch_sizes: padded sizes that have a CUDA graph; by default 1, 2, 4, 8, 16, 32, 48, 64, then every 32 to 256, 64.
     ValueError with a sentence for a configuration that cannot run here.
 
     Attributes: slots (Slots), cache (PagedCache), buffers (Buffers), batch_sizes, pools (a StatePool for each GDN
@@ -67,7 +68,7 @@ class ServedModel:
     def __init__(
         self,
         weights: ModelWeights,
-        configuration: str,
+        configuration: str | Configuration,
         *,
         max_batch: int,
         slots: int,
@@ -80,7 +81,8 @@ class ServedModel:
         batch_sizes: tuple[int, ...] | None = None,
     ):
         sizes, device = weights.sizes, weights.device
-        self.configuration, self.weights = configuration_of(configuration), weights
+        entry = _record(configuration)
+        self.configuration, self.weights = entry, weights
         communicator = communicator or Alone(device)
         for name, value in (("max_batch", max_batch), ("max_length", max_length), ("prefill_tokens", prefill_tokens)):
             if type(value) is not int or value < 1:
@@ -89,12 +91,11 @@ class ServedModel:
             raise ValueError(f"prefill_tokens: expected at most {MOST_PROMPT_TOKENS}, got {prefill_tokens}")
         if communicator.size != sizes.tp:
             raise ValueError(f"communicator: expected {sizes.tp} ranks, as the weights have, got {communicator.size}")
-        if reason := self.refusal(configuration, weights, state_dtype):
-            raise ValueError(f"configuration {configuration!r} {reason}")
+        if reason := self.refusal(entry, weights, state_dtype):
+            raise ValueError(f"configuration {entry.name!r} {reason}")
         self.max_batch, self.max_length, self.prefill_tokens = max_batch, max_length, prefill_tokens
         self.vocab = sizes.vocab
-        kernels = kernels_of(self.configuration, device)
-        entry = self.configuration
+        kernels = kernels_of(entry, device)
         self.slots = Slots(
             sizes.step.shape, sizes.gdn_layers, slots, layout=entry.layout, dtype=state_dtype, device=device
         )
@@ -127,9 +128,9 @@ class ServedModel:
             self._decode[size] = step, self.graphs.captured(step)
 
     @staticmethod
-    def refusal(configuration: str, weights: ModelWeights, state_dtype=torch.bfloat16) -> str | None:
+    def refusal(configuration: str | Configuration, weights: ModelWeights, state_dtype=torch.bfloat16) -> str | None:
         """Why a configuration cannot serve these weights on their device: one sentence, or None."""
-        entry, device, shape = configuration_of(configuration), weights.device, weights.sizes.step.shape
+        entry, device, shape = _record(configuration), weights.device, weights.sizes.step.shape
         for phase, backend in (("decode", entry.gdn), ("prefill", entry.prefill)):
             options = {"layout": entry.layout, "dtype": state_dtype, "device": device, "phase": phase}
             if reason := refusal(backend, shape, **options):
@@ -259,6 +260,10 @@ class ServedModel:
             "a draft token of a request": len(self.pools) * sum(drafts.values()),
             "activations": self._workspace.nbytes,
         }
+
+
+def _record(given: str | Configuration) -> Configuration:
+    return configuration_of(given) if isinstance(given, str) else given
 
 
 def _padded_sizes(max_batch: int, given: tuple[int, ...] | None) -> tuple[int, ...]:
