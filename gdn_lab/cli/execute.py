@@ -27,6 +27,7 @@ from .errors import BatchError, Interrupted, as_ctrl_c, discard_output
 from .run import ROOT, as_it_is, say, shown
 
 RESEND_S = 1.5  # a kernel ignores Ctrl-C until it has begun the cell: one that is still in it then gets another
+GIVE_UP_S = 30  # a kernel that is interrupted while it answers never does; nor does a cell that ignores Ctrl-C
 ENDED = {  # how a notebook ended: (its file's suffix, the status of its run)
     None: (".ipynb", None),
     BatchError: (".failed.ipynb", "failed"),
@@ -142,12 +143,13 @@ class _Kernel(AsyncKernelManager):
 class _Stop:
     """Ctrl-C, SIGTERM or SIGHUP during a notebook: the first stops the cell, a second the notebook.
 
-    The first interrupts the kernel if it is in a cell, which closes the run, and no further cell begins. The second
-    kills the kernel. Nothing is raised where the signal comes, which may be in the middle of anything.
+    The first interrupts the kernel if it is in a cell, which closes the run, and no further cell begins. The second, or
+    GIVE_UP_S without an answer, kills the kernel. Nothing is raised where the signal comes, which may be in the
+    middle of anything.
     """
 
     def __init__(self):
-        self.asked, self.in_cell, self.again = 0, False, None
+        self.asked, self.in_cell, self.later = 0, False, []
 
     def __call__(self, *_):
         self.asked += 1
@@ -158,9 +160,15 @@ class _Stop:
             say("\nInterrupted: stopping the notebook, rows are kept (Ctrl-C again stops it at once).")
         if self.in_cell:
             _Kernel.signal_newest(signal.SIGINT)
-            self.again = threading.Timer(RESEND_S, lambda: self.in_cell and _Kernel.signal_newest(signal.SIGINT))
-            self.again.daemon = True
-            self.again.start()
+            self._later(RESEND_S, signal.SIGINT)
+            self._later(GIVE_UP_S, signal.SIGKILL)
+
+    def _later(self, seconds: float, number: int) -> None:
+        """Send the kernel a signal in so many seconds if it is in a cell then."""
+        timer = threading.Timer(seconds, lambda: self.in_cell and _Kernel.signal_newest(number))
+        timer.daemon = True
+        timer.start()
+        self.later.append(timer)
 
     def if_asked(self) -> None:
         if self.asked:
@@ -179,10 +187,12 @@ class _Stop:
 @contextmanager
 def _signals():
     stop = _Stop()
-    with as_ctrl_c(stop):
-        yield stop
-    if stop.again:
-        stop.again.cancel()
+    try:
+        with as_ctrl_c(stop):
+            yield stop
+    finally:
+        for timer in stop.later:
+            timer.cancel()
 
 
 class _Indented:

@@ -80,6 +80,13 @@ def test_a_second_signal_ends_a_cell_that_does_not_listen(run_cells):
     interrupted(status, files, info, err)
 
 
+def test_a_cell_that_does_not_listen_ends_in_time(run_cells, monkeypatch):
+    """So does one whose answer was lost: the kernel is idle, and nobody else would end the run."""
+    monkeypatch.setattr(execute, "GIVE_UP_S", 1)
+    status, files, info, _, err = run_cells(RUN + DEAF + send("SIGTERM"))
+    interrupted(status, files, info, err)
+
+
 def test_a_kernel_that_is_killed_leaves_a_failed_run(run_cells):
     status, files, info, _, err = run_cells(RUN + "os.kill(os.getpid(), signal.SIGKILL)")
     assert status == 1 and "tiny failed: DeadKernelError: Kernel died; 1 row kept in" in err
@@ -105,7 +112,8 @@ def test_a_cell_that_missed_the_first_interrupt_gets_another(monkeypatch):
     stop = execute._Stop()
     stop.cell_begins()
     stop()
-    stop.again.join()
+    stop.later[0].join()
+    stop.later[1].cancel()
     assert sent == [signal.SIGINT, signal.SIGINT]
     stop.cell_ended()
     with pytest.raises(execute.Interrupted):
