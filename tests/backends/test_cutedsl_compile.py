@@ -108,7 +108,7 @@ def test_a_kernel_is_kept_under_all_that_it_depends_on(different, monkeypatch):
     elif different == "compiler":
         monkeypatch.setattr(cache, "compiler", lambda: "another version")
     else:
-        monkeypatch.setattr(cache.Path, "read_text", lambda path: "another kernel")
+        monkeypatch.setattr(cache.Path, "read_text", lambda path, **_: "another kernel")
     assert cache.fingerprint(build) != before
 
 

@@ -40,6 +40,7 @@ EXECUTED = {
 PARSED = {
     "run": "a notebook takes 5 to 30 s; tests/cli/test_notebooks.py executes each",
     "profile": "executes notebook 04; tests/cli/test_profile.py does so",
+    "record": "measures for minutes; tests/cli/test_record_command.py calls it",
     "report": "takes 10 s; tests/cli/test_readme.py calls it",
     "smoke": "needs a GPU",
     "serve": "needs a GPU but for --toy; tests/cli/test_serve_command.py serves with that",
