@@ -39,12 +39,16 @@ def add_arguments(parser) -> None:
     """Add the command's arguments to an argparse parser."""
     parser.prefix_chars = "\0"  # every word is JupyterLab's, --help too
     parser.add_argument("words", nargs="*", help="options of JupyterLab, such as --no-browser --port 9000")
+    parser.set_defaults(parser=parser)
 
 
 def run(arguments) -> None:
     """Replace this process with JupyterLab."""
     if is_root():
         print("You are root, as in most containers, so JupyterLab gets --allow-root.", flush=True)
+    if arguments.words[:1] in (["-h"], ["--help"]):  # argparse leaves them to the words that follow
+        arguments.parser.print_help()
+        raise SystemExit(0)
     os.execve(sys.executable, command(arguments.words), os.environ | environment())
 
 
