@@ -278,7 +278,8 @@ def table(frame: pandas.DataFrame, caption: str = "", *, digits: int = 1):
     style = frame.style.format(as_html, na_rep="", subset=words)
     for axis in (0, 1):
         style = style.format_index(as_html, axis=axis).format_index_names(as_html, axis=axis)
-    style = style.format("{:,d}", subset=whole).format(precision=digits, thousands=",", na_rep="", subset=rest)
+    style = style.format("{:,d}", subset=whole, na_rep="")
+    style = style.format(precision=digits, thousands=",", na_rep="", subset=rest)
     style = style.format("{:.1e}", na_rep="", subset=[column for column in errors if column in rest])
     style = style.set_properties(subset=words, **{"text-align": "left"})
     left = [{"selector": "th.col_heading", "props": "text-align: left"}]

@@ -56,11 +56,11 @@ def gap_share(trace: StepTrace, mode: str) -> float:
 
 
 def eager_over_replayed(trace: StepTrace) -> float | None:
-    """Return a step launched kernel by kernel over one replayed; None if the trace does not have both."""
+    """Return a step launched kernel by kernel over one replayed; None if the trace does not have both, or no time."""
     if len(trace.modes) < 2:
         return None
     replayed, eager = (median_step(trace, mode)["step_us"] for mode in ("graph", "eager"))
-    return eager / replayed
+    return eager / replayed if replayed else None
 
 
 def parts_of_step(trace: StepTrace, mode: str) -> pandas.Series:
@@ -103,6 +103,7 @@ def part_table(trace: StepTrace, most: int = 100) -> pandas.DataFrame:
     lines = [shown.iloc[:-1], *([_sum_line(others, "(other parts)")] if len(others) else []), shown.iloc[-1:]]
     table = pandas.concat([*lines, _sum_line(every, "the whole step")])
     for mode in trace.modes:
+        table[f"{mode}: kernels"] = table[f"{mode}: kernels"].astype("Int64")  # gaps have none
         times = table[f"{mode}: µs"]
         table.insert(table.columns.get_loc(times.name) + 1, f"{mode}: %", 100 * times / max(times.iloc[-1], 1e-12))
     return table.rename_axis("part").reset_index()

@@ -34,7 +34,8 @@ def answers(trace: StepTrace) -> list[str]:
 def _step(trace: StepTrace, mode: str) -> str:
     step, between = median_step(trace, mode), gaps(trace, mode)["gap_us"]
     whole, busy, count = step["step_us"], step["busy_us"], int((between > 0).sum())
-    text = f"A step {MODES[mode]} takes {whole:,.1f} µs; kernels run for {busy:,.1f} µs of it ({percent(busy / whole)})"
+    share = percent(busy / (whole or 1.0))
+    text = f"A step {MODES[mode]} takes {whole:,.1f} µs; kernels run for {busy:,.1f} µs of it ({share})"
     if not count:
         return f"{text}, without a gap between two kernels."
     if count == 1:
@@ -47,10 +48,12 @@ def _step(trace: StepTrace, mode: str) -> str:
 def _parts(trace: StepTrace) -> list[str]:
     mode = trace.modes[0]
     times = parts_of_step(trace, mode).drop("gaps")
-    total = times.sum() or 1.0  # damaged times: kernels that take none
-    shares = {part: f"{cut(part)} {us:,.1f} µs ({percent(us / total)})" for part, us in times.items()}
+    whole = median_step(trace, mode)["step_us"] or 1.0  # damaged times: kernels that take none
+    shares = {part: f"{cut(part)} {us:,.1f} µs ({percent(us / whole)})" for part, us in times.items()}
     longest = times.sort_values(ascending=False).index[:3]
-    sentences = [f"The longest parts of the {MODE_NOUNS[mode]}: {', '.join(shares[part] for part in longest)}."]
+    sentences = [
+        f"The longest parts of the {MODE_NOUNS[mode]}, with shares of it: {', '.join(map(shares.get, longest))}."
+    ]
     if "gdn" in times.index and "gdn" not in longest:
         sentences.append(f"The GDN kernel: {shares['gdn'].removeprefix('gdn ')}.")
     return sentences
