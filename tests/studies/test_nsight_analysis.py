@@ -71,7 +71,9 @@ def test_parts_and_gaps_add_up_where_kernels_overlap(tmp_path):
 
 def test_titles_name_what_a_trace_is_of(both, tmp_path):
     trace = both[0]
-    assert origin(trace, traced(STORED)) == "recorded: H100, qwen3.5-397b-a17b, tp 8, B = 256"
+    known = {"model": "qwen3.5-397b-a17b", "tp": 8, "batch": 256, "gpu": "H100"}
+    assert origin(trace, known) == "recorded: H100, qwen3.5-397b-a17b, tp 8, B = 256"
+    assert traced(STORED) is None, "the stored run names no model, so titles must not"
     assert origin(trace, traced(tmp_path / "n.sqlite")) == "recorded: NVIDIA H100 80GB HBM3, n.sqlite"
     assert origin(read_steps(None), traced(None)) == ""
     for figure in FIGURES:
