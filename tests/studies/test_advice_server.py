@@ -15,6 +15,8 @@ from gdn_lab.studies.advice.study import Parameters
 @pytest.fixture
 def data(tmp_path):
     shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
+    for recorded in tmp_path.glob("measured/*/09_serving*"):  # made-up rows alone
+        shutil.rmtree(recorded)
     folder = tmp_path / "measured" / "h100" / "09_serving"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(RUN))
