@@ -33,6 +33,11 @@ ENDED = {  # how a notebook ended: (its file's suffix, the status of its run)
     BatchError: (".failed.ipynb", "failed"),
     Interrupted: (".interrupted.ipynb", "interrupted"),
 }
+QUIET_KERNEL = [
+    "--log-level=ERROR",  # it warns that loopback traffic is not encrypted
+    # A signal that comes while the kernel answers is logged with its traceback, though the cell ends as it should.
+    '--IPKernelApp.logging_config={"loggers": {"tornado.general": {"level": "CRITICAL"}}}',
+]
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # the kernel inherits it, and notebook.begin() reads it there
 
 
@@ -78,7 +83,7 @@ def _papermill(path: Path, running: Path, given: dict, folder: Path, stop: "_Sto
             kernel_manager_class=_Kernel,
             on_cell_execute=stop.cell_begins,
             on_cell_executed=stop.cell_ended,
-            extra_arguments=["--log-level=ERROR"],  # it warns that loopback traffic is not encrypted
+            extra_arguments=QUIET_KERNEL,
         )
         stop.if_asked()
     finally:
