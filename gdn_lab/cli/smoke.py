@@ -40,7 +40,7 @@ VERIFY_FLAGS = {  # update_state, with intermediate states
 
 
 def groups() -> list[str]:
-    """Return the groups: each installed backend with kernels of its own, and "step"."""
+    """Return the names of the groups: the installed backends that launch kernels, and "step"."""
     return [r.name for r in backends() if r.installed and any(v.role != "eager" for v in r.variants)] + ["step"]
 
 

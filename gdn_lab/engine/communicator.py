@@ -3,13 +3,14 @@
 A model calls a Communicator and does not know how many ranks there are. Alone is the one of a single GPU.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, distributed
 
 
-class Communicator:
+class Communicator(ABC):
     """One rank of `size`. Every rank makes the same calls in the same order, with the same shapes.
 
     name: as rows and tables show it. all_reduce, all_reduce_add_norm and all_gather can be captured in a CUDA graph
@@ -21,9 +22,9 @@ class Communicator:
     size: int = 1
     device: torch.device
 
+    @abstractmethod
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of x [rows, hidden] over ranks, the same bits on each. It may be x itself, overwritten."""
-        raise NotImplementedError
 
     def all_reduce_add_norm(
         self,
@@ -48,19 +49,19 @@ class Communicator:
         """Memory [rows, hidden] for an x that all_reduce() takes without a copy. Every rank asks for it."""
         return torch.empty(rows, hidden, dtype=dtype, device=self.device)
 
+    @abstractmethod
     def all_gather(self, x: Tensor) -> Tensor:
         """x of every rank side by side along the last dimension, in the order of ranks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def broadcast_object(self, value, source: int = 0):
         """The `value` of rank `source`, a picklable object of the host, on every rank."""
-        raise NotImplementedError
 
+    @abstractmethod
     def barrier(self) -> None:
         """Wait on the host until every rank is here."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most ranks share nothing that needs it
         """Give back what the ranks share. Nothing may be called after it."""
 
 

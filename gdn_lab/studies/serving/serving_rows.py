@@ -19,6 +19,7 @@ type. Steps and requests are columns of a few rows, so that a run of thousands o
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ...engine.row_log import REQUEST_FIELDS, STEP_FIELDS
 from ...layer.configurations import CONFIGURATIONS
 from ...report.recorded import titled
 from ...report.text import device_name
@@ -43,17 +44,6 @@ CASE = (
     "input_tokens_each",
     "output_tokens_each",
     "seed",
-)
-STEP_FIELDS = ("kind", "batch", "padded", "tokens", "host_us", "gpu_us", "start_s", "end_s")
-REQUEST_FIELDS = (
-    "id",
-    "input_tokens",
-    "output_tokens",
-    "arrival_s",
-    "admitted_s",
-    "first_token_s",
-    "finished_s",
-    "outcome",
 )
 # Parts of a decode step, in order, by the names that ServedModel.time_parts() gives them. The GDN kernel is inside the
 # GDN layer; it is timed alone so that its share of TPOT is known.
@@ -185,4 +175,4 @@ class ServingRows:
 
 def _continued(columns: dict[str, list], row: dict, names: tuple[str, ...]) -> dict[str, list]:
     """Columns with those of one more row below them: a run may have several rows of steps or requests."""
-    return {name: [*columns.get(name, []), *row[name]] for name in names}
+    return {name: [*columns.get(name, []), *row[name]] for name in names if name in row}

@@ -5,8 +5,8 @@ probability alpha, given that those before it are, a step yields on average
 
     1 + alpha + … + alpha^(T - 1) = (1 - alpha^T) / (1 - alpha)        tokens
 
-(Leviathan, Kalman, Matias: Fast inference from transformers via speculative decoding, 2023, equation 1.) Then the state
-must be rolled back to the accepted prefix. Two ways, both from a pool as decode leaves it to such a pool:
+(Leviathan, Kalman, Matias: Fast inference from transformers via speculative decoding, 2023, equation 1.) The
+rejected drafts must then leave no trace in the state. Two ways to roll it back:
 
     store     verify stores the state after each token; commit() copies the one after the last accepted token
     replay    verify gives the output only; a second call updates the state by the accepted tokens. It is counted as an
