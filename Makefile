@@ -38,7 +38,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run record serve advise bench profile lab compare list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
+.PHONY: help run record serve advise bench profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -67,6 +67,9 @@ lab: $(READY)  ## open the notebooks in JupyterLab, at 00_start_here
 
 compare: $(READY)  ## two runs, folders or recorded GPUs: settings and times that differ; ARGS="h100 h200"
 	@$(GDN_LAB) compare $(ARGS)
+
+board: $(READY)  ## the best right decode kernel for each GPU, dtype and batch, from data/ and runs/ [ARGS="--gpu h100"]
+	@$(GDN_LAB) board $(ARGS)
 
 list: $(READY)  ## list the notebooks and their questions; ARGS=02 shows the parameters of one
 	@$(GDN_LAB) list $(ARGS)

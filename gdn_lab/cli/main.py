@@ -16,6 +16,10 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "record": ("record_command", "measure what a study records, within a time limit; the same command again goes on"),
     "serve": ("serve_command", "serve requests with a whole model: tokens per second, TPOT, ITL, TTFT, host gaps"),
     "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),
+    "board": (
+        "board_command",
+        "the best right decode kernel for each GPU, dtype and batch, from recorded rows and runs/",
+    ),
     "lab": ("lab", "open the notebooks in JupyterLab; what follows is passed on to it"),
     "compare": ("compare", "two runs: which settings differ, and which times beyond the noise"),
     "list": ("listing", "the studies and their questions; with a name, its parameters; with --runs, the runs"),

@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from .comparison import Comparison, OnlyIn, Time
-from .text import as_html, listed, percent
+from .text import aligned, as_html, listed, percent
 
 POINT = ("batch", "tokens", "length")
 SHORT = {
@@ -115,19 +115,6 @@ def text(comparison: Comparison) -> str:
             lines = "\n".join(f"  {line}" for line in only_lines(comparison, only))
             parts.append(f"Only in {name} ({len(only)}):\n{lines}")
     return "\n\n".join(parts)
-
-
-def aligned(headings: list[str], lines: list[list[str]], right: bool = True) -> str:
-    """A table in columns; all but the first aligned right, or all left."""
-    widths = [max(len(line[n]) for line in (headings, *lines)) for n in range(len(headings))]
-    made = [
-        "  ".join(
-            cell.rjust(width) if n and right else cell.ljust(width)
-            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in (headings, *lines)
-    ]
-    return "\n".join(made)
 
 
 # ---- for a page -----------------------------------------------------------------------------------------------------

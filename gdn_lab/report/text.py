@@ -44,6 +44,19 @@ def listed(words) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def aligned(headings: list[str], lines: list[list[str]], right: bool = True) -> str:
+    """A table in columns; all but the first aligned right, or all left."""
+    widths = [max(len(line[n]) for line in (headings, *lines)) for n in range(len(headings))]
+    made = [
+        "  ".join(
+            cell.rjust(width) if n and right else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (headings, *lines)
+    ]
+    return "\n".join(made)
+
+
 def cut(name: str, width: int = 80) -> str:
     """A name of at most `width` characters; a longer one ends in "…"."""
     return name if len(name) <= width else name[: width - 1] + "…"

@@ -30,6 +30,7 @@ NO_TRACES = ("mine.nsys-rep", "mine.sqlite", "file")  # stand for a trace of the
 EXECUTED = {
     "advise": (0,),
     "backends": (0,),
+    "board": (0,),
     "clean": (0,),
     "compare": (0, 3),
     "list": (0,),
@@ -131,7 +132,7 @@ def gdn_lab(words, tmp_path, capsys) -> None:
         words = ["scrub", str(TRACE), str(tmp_path / "copy.sqlite")]
     words = [str(TRACE) if word in NO_TRACES else word for word in words]
     if name in EXECUTED or " ".join(words) in ALL_THE_SAME:
-        if name in ("run", "clean") or "--runs" in words:
+        if name in ("run", "clean", "board") or "--runs" in words:
             words = [*(word for word in words if word != "--runs"), "--runs", str(tmp_path / "runs")]
         assert main(words) in EXECUTED.get(name, (0,)), capsys.readouterr().err
     else:
