@@ -40,14 +40,7 @@ def part_times(model, step: DecodeStep, length: int) -> list[dict]:
     finally:
         decoder.summed.alone = False
     if decoder.parts.communicator.size > 1:
-        count = 2 * len(decoder.layers)
-        x = decoder.layers[-1].feed_forward.out
-        norms = [_norm(decoder, x) for _ in range(count)]
-        both = _median_us(model.graphs, partial(_each, norms))
-        decoder.summed.alone = True
-        norm = _median_us(model.graphs, partial(_each, norms))
-        decoder.summed.alone = False
-        rows.append({"part": ALL_REDUCES, "us": (both - norm) / count, "count": count})
+        rows.append({"part": ALL_REDUCES} | _all_reduces(model, decoder))
     model.buffers.indices.fill_(-1)
     model.buffers.positions.zero_()
     return rows
@@ -79,15 +72,17 @@ def _head(step: DecodeStep) -> None:
     step.buffers.next_tokens[: step.batch].copy_(token)
 
 
-def _norm(decoder, x):
-    last = decoder.layers[-1].feed_forward
-    weight = decoder.parts.weights.final_norm
-    return partial(decoder.summed, x, last.residual_out, weight, decoder.residual_out, decoder.hidden.live)
-
-
-def _each(runs) -> None:
-    for run in runs:
-        run()
+def _all_reduces(model, decoder) -> dict:
+    """What the sums over ranks add to all layers, where ranks wait for each other: us of one, and count in a step."""
+    layers = partial(decoder.run_layers, decoder.layers)
+    summed = _median_us(model.graphs, layers)
+    decoder.summed.alone = True
+    try:
+        alone = _median_us(model.graphs, layers)
+    finally:
+        decoder.summed.alone = False
+    count = 2 * len(decoder.layers)
+    return {"us": (summed - alone) / (count - 1), "count": count}  # the last sum comes with the final norm
 
 
 def _median_us(graphs, run) -> float:

@@ -46,6 +46,13 @@ def test_steps_are_weighted_by_batch_by_hand():
     assert tpot.steps(a_point([])) is None and tpot.steps(a_point([("prefill", 1, 1.0, 0.0, 1e-6)])) is None
 
 
+def test_only_requests_with_a_first_token_wait_for_prompts():
+    """Three wait for the first of two prefill steps in a row, four for the second, whose request is the fifth."""
+    prompts = [("prefill", 1, 40.0, 0.0, 40e-6), ("prefill", 1, 20.0, 40e-6, 60e-6)]
+    means = tpot.steps(a_point([*prompts, ("decode", 5, 100.0, 60e-6, 160e-6), ("prefill", 2, 9.0, 160e-6, 169e-6)]))
+    assert means.prefill == pytest.approx((3 * 40 + 4 * 20) / 5)
+
+
 def test_the_parts_add_up_to_the_measured_tpot(rows):
     for (name, concurrency), point in rows.points.items():
         parts = tpot.breakdown(point)

@@ -2,12 +2,14 @@
 
 Each request in flight waits for every step, so a step counts once for each request in it: means are weighted by batch.
 
-    parts        µs of one x count, timed alone at the run's concurrency (rows of type "part")
+    parts        µs of one x count, timed alone at the run's concurrency (rows of type "part"); all-reduces by what they
+                 add to the layers
     inside       the whole graph of a full step takes longer or shorter than its parts alone: gaps, cache, clocks
     smaller      steps with fewer requests than the concurrency: at the beginning and at the end of a run
     host gaps    from one step's end to the next one's, less the time that the GPU works
-    prefill      steps that take prompts while these requests wait
-    rest         what is left of the measured TPOT
+    prefill      steps that take prompts while these requests wait; one without its first token does not wait
+    rest         what is left of the measured TPOT; below 0 where the host reads first tokens late, while it launches
+                 the next prefill step
 """
 
 from typing import NamedTuple
@@ -49,8 +51,7 @@ def steps(point: Point) -> Steps | None:
         before = rows[number - 1]["end_s"] if number else row["start_s"]
         period = 1e6 * (row["end_s"] - before)
         if row["kind"] == PREFILL:
-            following = next((later["batch"] for later in rows[number + 1 :] if later["kind"] != PREFILL), 0)
-            waited += max(0, following - row["batch"]) * period
+            waited += _waiting(rows[number:]) * period
             continue
         made = row["batch"]
         tokens += made
@@ -63,6 +64,19 @@ def steps(point: Point) -> Steps | None:
         return None
     mean = gpu / tokens
     return Steps(mean, full / full_tokens if full_tokens else mean, gap / tokens, waited / tokens)
+
+
+def _waiting(rows: list[dict]) -> int:
+    """How many requests have their first token when rows[0], a prefill step, begins, and wait for it.
+
+    Those of the next decode step, less all whose prompts are taken until then: in this step or in one that follows.
+    """
+    joining = 0
+    for row in rows:
+        if row["kind"] != PREFILL:
+            return max(0, row["batch"] - joining)
+        joining += row["batch"]
+    return 0
 
 
 def breakdown(point: Point) -> dict[str, float]:
