@@ -3,7 +3,7 @@
 A case is a variant and how it is run: its indexing, or for verify() its mode.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class SweepOptions:
     io_dtype: of q, k, v, a, b, o. device: by default a GPU if there is one. run: rows are appended to it as they are
     made. timers: of TIMERS, by default all that can run on the device; TimerUnavailable if one of them cannot.
     samples: of each variant and timer. seed: of inputs, states and slots. roof: the measured bandwidth; None measures
-    it first. model, tp: recorded in the rows. progress: show a bar.
+    it first. model, tp: recorded in the rows. progress: show a bar, or what makes one (progress.progress_bar).
     """
 
     variants: str | Sequence[str] = "all"
@@ -38,7 +38,7 @@ class SweepOptions:
     roof: Roof | None = None
     model: str | None = None
     tp: int | None = None
-    progress: bool = True
+    progress: bool | Callable = True
 
     def __post_init__(self):
         self.device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -8,12 +8,16 @@ from tqdm import tqdm
 _FORMAT = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left{postfix}"
 
 
-def progress_bar(iterable=None, what: str = "", *, total: float | None = None, show: bool = True) -> tqdm:
+def progress_bar(iterable=None, what: str = "", *, total: float | None = None, show=True):
     """Make a tqdm bar over `iterable`, or one of `total` steps (fractions too) that update() advances.
 
     On a terminal it redraws in place. In a notebook, and wherever output goes to a log, it is plain ASCII and prints at
-    most every two seconds, because papermill makes a line of each redraw. show=False: the bar prints nothing.
+    most every two seconds, because papermill makes a line of each redraw. show: False prints nothing; a function of
+    `total` returns a bar of its own, a context manager with update(amount) and set_postfix_str(text, refresh) whose
+    KeyboardInterrupt stops what it is a bar of.
     """
+    if callable(show):
+        return show(total)
     notebook = type(sys.stdout).__module__.startswith("ipykernel")  # which shows standard error as an error
     file = sys.stdout if notebook else sys.stderr
     terminal = file.isatty()

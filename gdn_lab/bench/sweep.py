@@ -169,16 +169,15 @@ class Sweep(ABC):
                 self.roof = options.roof or measure_roof(self.device)
                 self.make_pools()
                 total = (1 + len(options.timers)) * sum(self.weight(point) for group in groups for point in group)
-                with progress_bar(what=self.phase, total=total, show=options.progress) as bar:
+                with progress_bar(what=self.phase, total=total, show=options.progress) as self.bar:
                     self._check_untimed(groups[0][0], rows)
                     for group in groups:
-                        self._run_group(group, rows, bar)
+                        self._run_group(group, rows)
         return rows
 
-    def _run_group(self, group: list[Point], rows: Rows, bar) -> None:
-        right = {}
+    def _run_group(self, group: list[Point], rows: Rows) -> None:
+        bar, right = self.bar, {}
         for point in group:
-            bar.set_postfix_str(f"{self.where(point)}, check", refresh=False)
             self.prepare(point)
             right[point] = self._check_point(point, rows)
             bar.update(self.weight(point))
@@ -288,6 +287,7 @@ class Sweep(ABC):
 
     def run_case(self, case: Case, point: Point, inputs, indices, start, parts: list[Part]) -> torch.Tensor | None:
         """Run a case once from `start` and return its output; None if it is another library's and raised."""
+        self.bar.set_postfix_str(f"{self.where(point)}, check {case.name}", refresh=False)
         pool = self.pools[self.pool_layout(case)]
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         pool.write(indices[: len(start)], start)

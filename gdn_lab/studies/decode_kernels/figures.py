@@ -50,7 +50,7 @@ def decode_time(timed: Timed) -> Figure:
     notes = [conditions(timed), *timed.notes_on_copies(), *timed.not_timed(), *timed.outside_tolerance()]
     if not timed:
         return empty_figure("Decode time: nothing was timed", notes)
-    fig, (left, right) = new_figure(timed.titled(_time_title(timed)), 11.5, 5.0, 2, notes)
+    fig, (left, right) = new_figure(timed.titled(time_title(timed)), 11.5, 5.0, 2, notes)
     above = timed.values(lambda row: row["median_us"] - floor_us(row))
     shares = timed.values(lambda row: row["share_of_roof"] * 100)
     for name, rows in timed.by_variant().items():
@@ -86,7 +86,7 @@ def floor_us(row: dict) -> float:
     return row["bytes"] / row["roof_gb_per_s"] / 1e3
 
 
-def _time_title(timed: Timed) -> str:
+def time_title(timed: Timed) -> str:
     """The fastest and the slowest at the largest batch."""
     batch = timed.batches[-1]
     rows = sorted(timed.at(batch).items(), key=lambda item: item[1]["median_us"])
