@@ -30,7 +30,8 @@ def overlaid(entries: list[Entry]) -> Figure:
     """Time and share of the measured bandwidth, in place, by batch: the newest solid, the others dashed and fainter.
 
     entries: the oldest first. Recorded ones are dotted; the newest is the last measured, or where nothing was measured
-    the last. The title is its finding; the others stand in the legend. A colour is a variant's, whatever the entry.
+    the last. The title is its finding; the legend names all. A colour is a variant's, whatever the entry, and its name
+    stands at the newest of its lines.
     """
     entries = [entry._replace(timed=kept) for entry in entries if (kept := entry.timed.kernels())]
     if not entries:
@@ -38,8 +39,8 @@ def overlaid(entries: list[Entry]) -> Figure:
     newest = next((entry for entry in reversed(entries) if not entry.recorded), entries[-1])
     title = newest.timed.titled(time_title(newest.timed))
     fig, (left, right) = new_figure(title, 11.5, 5.2, 2, [newest.timed.conditions(f"T = 1 decode, {newest.name}")])
-    styles, ends = _entry_styles(entries, newest), ([], [])
-    for entry in entries:
+    styles, ends = _entry_styles(entries, newest), ({}, {})
+    for entry in [*(each for each in entries if each is not newest), newest]:
         shares = entry.timed.values(lambda row: row["share_of_roof"] * 100)
         for ax, series, form, found in (
             (left, entry.timed.times(), micro, ends[0]),
@@ -47,9 +48,8 @@ def overlaid(entries: list[Entry]) -> Figure:
         ):
             for name, points in series.items():
                 ax.plot(list(points), list(points.values()), **line_style(name) | styles[entry])
-                if entry is newest:
-                    last = points[max(points)]
-                    found.append((last, f"{short(name)}  {form(last)}", line_style(name)["color"]))
+                last = points[max(points)]
+                found[name] = (last, f"{short(name)}  {form(last)}", line_style(name)["color"])
     left.set_yscale("log")
     plain_log_axis(left.yaxis)
     left.set(ylabel="median time of a call, µs", title="time in place")
@@ -59,10 +59,10 @@ def overlaid(entries: list[Entry]) -> Figure:
     right.set(ylabel="% of the measured bandwidth", title="share of the bandwidth measured with it")
     for ax, labels in ((left, ends[0]), (right, ends[1])):
         batch_axis(ax, {batch for entry in entries for batch in entry.timed.batches})
-        label_ends(ax, labels)
+        label_ends(ax, labels.values())
     if len(entries) > 1:
         handles = [Line2D([], [], color=GREY, label=entry.name, **styles[entry]) for entry in reversed(entries)]
-        left.legend(handles=handles, loc="upper left", fontsize=8, framealpha=0.9)
+        left.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.07), frameon=False, fontsize=9)
     return fig
 
 
