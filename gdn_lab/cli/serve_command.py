@@ -157,7 +157,10 @@ def serve_all(plan, made) -> list[dict]:
     folder = (str(made.folder), made.info)
     if plan.tp == 1:
         return serve_on_rank(Alone("cuda" if torch.cuda.is_available() else "cpu"), plan, folder)
-    return ranks.start(plan.tp, serve_on_rank, plan, folder)[0]
+    from ..studies.all_reduce.analysis import choice_on
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return ranks.start(plan.tp, serve_on_rank, plan, folder, choice_on(name, plan.tp))[0]
 
 
 def table(rows: list[dict]) -> str:

@@ -14,6 +14,7 @@ from ..bench.results import Run
 from ..layer.configurations import configuration
 from ..models import STATE_BYTES
 from .capacity import RESERVE, RequestMemory, request_memory
+from .communicator_choice import DEFAULT, Choice
 from .model_weights import ModelWeights
 from .requests import Request, drawn, from_trace
 from .row_log import RowLog
@@ -54,16 +55,16 @@ class Plan(NamedTuple):
     seed: int = 0
 
 
-def serve_on_rank(communicator, plan: Plan, folder: tuple | None) -> list[dict]:
+def serve_on_rank(communicator, plan: Plan, folder: tuple | None, choice: Choice = DEFAULT) -> list[dict]:
     """Serve all that the plan names; return the rows of type "run" and those refused.
 
-    folder: (path, run.json's content) of the Run that rank 0 appends to; None writes nothing. ServingInterrupted on
-    Ctrl-C, with all rows written.
+    folder: (path, run.json's content) of the Run that rank 0 appends to; None writes nothing. choice: of the fastest
+    all-reduce. ServingInterrupted on Ctrl-C, with all rows written.
     """
     run = Run(Path(folder[0]), folder[1]) if folder and communicator.rank == 0 else None
     say = print if communicator.rank == 0 else _silent
     rows, weights = [], rank_weights(communicator, plan)
-    communicator = connected(communicator, plan, weights.sizes.step.hidden)
+    communicator = connected(communicator, plan, weights.sizes.step.hidden, choice)
     for name in plan.configurations:
         rows += _serve_configuration(communicator, weights, plan, name, run, len(rows), say)
         gc.collect()
@@ -72,14 +73,17 @@ def serve_on_rank(communicator, plan: Plan, folder: tuple | None) -> list[dict]:
     return rows
 
 
-def connected(communicator, plan: Plan, hidden: int):
-    """The communicator that the plan names, for sums of up to a verify step of all requests in flight."""
+def connected(communicator, plan: Plan, hidden: int, choice: Choice = DEFAULT):
+    """The communicator that the plan names, for sums of up to a verify step of all requests in flight.
+
+    choice: of the variant for each size, where the plan names "fastest".
+    """
     if communicator.size == 1:
         return communicator
     from .communicator_connect import connect  # symmetric memory, which one rank does without
 
     rows = max(plan.concurrencies) * max(1, plan.draft_tokens)
-    return connect(plan.communicator, communicator, rows=rows, hidden=hidden)
+    return connect(plan.communicator, communicator, rows=rows, hidden=hidden, choice=choice)
 
 
 def _silent(*words, **options) -> None:

@@ -100,6 +100,8 @@ def test_what_is_recorded_of_a_gpu_is_shown_together(tmp_path):
     assert run["recorded_on"] == "h200" and analysis.ranks_of(rows) == [2, 4]
     assert analysis.recorded_rows("h100", tmp_path) == ({}, [])
     assert analysis.recorded_choice("h200", 4, tmp_path) == chosen(made(ranks=4), 4, "recorded on 4 H200")
+    assert analysis.choice_on("NVIDIA H200", 4, tmp_path) == analysis.recorded_choice("h200", 4, tmp_path)
+    assert analysis.choice_on("NVIDIA H100 80GB HBM3", 4, tmp_path) is analysis.choice_on("", 2, tmp_path) is DEFAULT
     assert analysis.recorded_choice("h200", 8, tmp_path) is analysis.recorded_choice("h100", 2, tmp_path) is DEFAULT
 
 

@@ -5,7 +5,7 @@ import pandas
 from ...engine.communicator_choice import ADD_NORM, DEFAULT, SUM, Choice, chosen
 from ...engine.communicator_variants import VARIANTS
 from ...report.nearest import candidate_runs
-from ...report.recorded import DATA
+from ...report.recorded import DATA, recorded_gpus
 from ...report.text import byte_size, listed, micro
 
 NOTEBOOK = "08_all_reduce"
@@ -29,6 +29,13 @@ def recorded_choice(gpu: str, ranks: int, data=DATA) -> Choice:
     _, rows = recorded_rows(gpu, data)
     measured = {row["operation"] for row in rows if "median_us" in row and row["ranks"] == ranks}
     return chosen(rows, ranks, f"recorded on {ranks} {gpu.upper()}") if measured == {SUM, ADD_NORM} else DEFAULT
+
+
+def choice_on(device_name: str, ranks: int, data=DATA) -> Choice:
+    """The fastest variant for each size on a GPU of this name, as recorded; the default where that is not recorded."""
+    words = device_name.lower().split()
+    gpu = next((name for name in recorded_gpus(data) if name in words), None)
+    return recorded_choice(gpu, ranks, data) if gpu else DEFAULT
 
 
 def timed(rows: list[dict]) -> pandas.DataFrame:

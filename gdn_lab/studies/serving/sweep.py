@@ -16,6 +16,7 @@ from ...bench.results import Run
 from ...bench.rows import recorded
 from ...engine import ranks
 from ...engine.communicator import Alone
+from ...engine.communicator_choice import DEFAULT, Choice
 from ...engine.serve_ranks import (
     Plan,
     case,
@@ -27,6 +28,7 @@ from ...engine.serve_ranks import (
     short,
 )
 from ...layer.configurations import configuration
+from ..all_reduce.analysis import choice_on
 from .plan import Budget, Build, Job, builds
 from .serving_point import check_row, part_rows
 from .serving_rows import PHASE
@@ -109,7 +111,8 @@ class RankSweep:
         if name not in self.connections:
             drafts = max(self.p.draft_tokens, default=0)
             largest = plan._replace(concurrencies=self.p.concurrency, draft_tokens=drafts)
-            self.connections[name] = connected(self.joined, largest, self.weights.sizes.step.hidden)
+            hidden, choice = self.weights.sizes.step.hidden, _choice(self.joined)
+            self.connections[name] = connected(self.joined, largest, hidden, choice)
         lists = {job.concurrency: requests_of(plan, job.concurrency, vocab) for job in build.jobs}
         communicator = self.connections[name]
         return communicator, new_model(communicator, self.weights, plan, build.configuration, lists, self.say)
@@ -168,6 +171,13 @@ class RankSweep:
         """Print a line at once, on rank 0."""
         if self.joined.rank == 0:
             print(line, flush=True)
+
+
+def _choice(joined) -> Choice:
+    """The fastest all-reduce for each size, as recorded on as many GPUs of this kind."""
+    if joined.device.type != "cuda":
+        return DEFAULT
+    return choice_on(torch.cuda.get_device_name(joined.device), joined.size)
 
 
 def plan_of(p, name: str, jobs: list[Job]) -> Plan:
