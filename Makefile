@@ -4,6 +4,7 @@
 #   ARGS="..."          passed on: make run ARGS="-p seed 1", make test ARGS="-k pool", make lab ARGS="--no-browser"
 #   CAPTURE=file        a trace of Nsight Systems or Kineto, for profile and capture-scrub
 #   STUDY=serving GPUS=2  of make record
+#   KERNEL=my_kernel.py  of make bench: kernels of your own in one file
 #   SECONDS=600 SEED=0  of make fuzz; CASE=calls:123 repeats one case
 
 PYTHON ?= python3
@@ -16,6 +17,7 @@ SEED ?= 0
 CASE ?=
 STUDY ?=
 GPUS ?=
+KERNEL ?=
 # What a user gives is taken as it stands: make expands no $ in it, and names reach the shell as variables.
 override PYTHON := $(value PYTHON)
 override ARGS := $(value ARGS)
@@ -26,7 +28,8 @@ override SEED := $(value SEED)
 override CASE := $(value CASE)
 override STUDY := $(value STUDY)
 override GPUS := $(value GPUS)
-export PYTHON CAPTURE OUT SECONDS SEED CASE STUDY GPUS
+override KERNEL := $(value KERNEL)
+export PYTHON CAPTURE OUT SECONDS SEED CASE STUDY GPUS KERNEL
 VENV := .venv
 IN_VENV := $(VENV)/bin/python
 GDN_LAB := $(VENV)/bin/gdn-lab
@@ -56,8 +59,8 @@ serve: $(READY)  ## serve requests with a whole model: tokens/s, TPOT, ITL, TTFT
 advise: $(READY)  ## which backend for a model: ARGS="--model qwen3-next-80b-a3b --tp 4 --batch 96"
 	@$(GDN_LAB) advise $(ARGS)
 
-bench: $(READY)  ## run the decode benchmark alone (notebook 02)
-	@$(GDN_LAB) run 02 $(ARGS)
+bench: $(READY)  ## run the decode benchmark alone (notebook 02) [KERNEL=my_kernel.py]
+	@$(GDN_LAB) run 02 $${KERNEL:+--kernel "$$KERNEL"} $(ARGS)
 
 profile: $(READY)  ## record a decode step (notebook 03) and attribute its time (04); or open the trace CAPTURE=file
 	@$(GDN_LAB) profile $${CAPTURE:+"$$CAPTURE"} $(ARGS)

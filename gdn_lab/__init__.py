@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import backends, reference
+    from .backends.author import variant
     from .models import GDNShape
     from .ops import checks, decode, prefill, verify
     from .pool import StatePool
 
 __version__ = "0.2.0"  # pyproject.toml reads it here
 
-__all__ = ["GDNShape", "StatePool", "backends", "checks", "decode", "prefill", "reference", "verify"]
+__all__ = ["GDNShape", "StatePool", "backends", "checks", "decode", "prefill", "reference", "variant", "verify"]
 
-_MODULE_OF = {"GDNShape": "models", "StatePool": "pool"} | dict.fromkeys(
+_MODULE_OF = {"GDNShape": "models", "StatePool": "pool", "variant": "backends.author"} | dict.fromkeys(
     ("checks", "decode", "prefill", "verify"), "ops"
 )
 

@@ -1,6 +1,7 @@
 """What a backend is: a name, variants, a rule of refusal in sentences, and one launch function for each phase."""
 
 import contextlib
+import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 
 from ..models import GDNShape
 
-ROLES = ("ours", "baseline", "peer", "eager")
+ROLES = ("ours", "baseline", "peer", "eager", "yours")
 UNSET_ORDER = 1000  # of a variant that does not say where it stands: after those that do, by name
 
 
@@ -20,7 +21,8 @@ class Variant:
 
     name: "kv8"; `full_name` is "triton/kv8". backend: set when the backend is registered.
     layout: of the pool, "VK" or "KV". state_dtypes, phases: what it can serve. description: half a sentence.
-    role: "ours"; "baseline", ours as an engine had it before; "peer", another library's; "eager", plain PyTorch.
+    role: "ours"; "baseline", ours as an engine had it before; "peer", another library's; "eager", plain PyTorch;
+        "yours", a kernel from outside of the workbook (author.py).
     label: in tables and figures, by default the full name. order: place among the variants, small first.
     colour ("#rrggbb"), marker (matplotlib's): by default ones of its own that no other variant has.
     note: what a reader must know next to its label, such as "without PDL".
@@ -112,6 +114,13 @@ class Backend(ABC):
     variants: tuple[Variant, ...]
     auto: dict[str, int] = {}  # phase -> rank among the backends that backend="auto" tries, small first; absent: never
 
+    def version(self) -> str | None:
+        """Return the version of what is installed, or None."""
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
     def auto_rank(self, call: Call) -> int | None:
         """Rank of this backend for `call` when backend="auto", small first; None: "auto" does not try it."""
         return self.auto.get(call.phase)
@@ -201,9 +210,9 @@ def assumed_capability(major: int, minor: int = 0):
         _assumed_capability = before
 
 
-def needs_capability(device: torch.device, major: int) -> str | None:
-    """One sentence if `device` is not an NVIDIA GPU of at least compute capability major.0."""
-    needs = f"needs an NVIDIA GPU of compute capability {major}.0 or newer"
+def needs_capability(device: torch.device, major: int, minor: int = 0) -> str | None:
+    """One sentence if `device` is not an NVIDIA GPU of at least compute capability major.minor."""
+    needs = f"needs an NVIDIA GPU of compute capability {major}.{minor} or newer"
     if device.type != "cuda":
         return f"{needs}; this is a {device.type.upper()}"
     if torch.version.hip:
@@ -211,4 +220,4 @@ def needs_capability(device: torch.device, major: int) -> str | None:
     if not (_assumed_capability or torch.cuda.is_available()):
         return f"{needs}; PyTorch finds none here"
     found = capability(device)
-    return None if found >= (major, 0) else f"{needs}; this is {found[0]}.{found[1]}"
+    return None if found >= (major, minor) else f"{needs}; this is {found[0]}.{found[1]}"

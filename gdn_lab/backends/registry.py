@@ -6,7 +6,6 @@ one file is enough.
 
 import functools
 import importlib
-import importlib.metadata
 import itertools
 import pkgutil
 from dataclasses import replace
@@ -17,6 +16,7 @@ import torch
 from ..models import GDNShape
 from .base import UNSET_ORDER, Backend, Call, Launch, NotInstalled, Variant, usable_device
 
+NO_BACKENDS = ("base", "registry", "author", "author_files")  # modules of this folder that hold none
 # Looks for variants that bring none. None of these colours and markers is used by a variant of this folder.
 SPARE_COLOURS = ("#332288", "#AA4499", "#999933", "#661100", "#6699CC", "#117733", "#882255", "#44AA99")
 SPARE_MARKERS = ("h", "<", ">", "d", "H", "8", "1", "2", "3", "4")
@@ -25,7 +25,7 @@ SPARE_MARKERS = ("h", "<", ">", "d", "H", "8", "1", "2", "3", "4")
 def _modules():
     """Names of the modules of this package that may hold a backend, in order of name."""
     package = importlib.import_module(__package__)
-    return [info.name for info in pkgutil.iter_modules(package.__path__) if info.name not in ("base", "registry")]
+    return [info.name for info in pkgutil.iter_modules(package.__path__) if info.name not in NO_BACKENDS]
 
 
 def _registered(name: str) -> Backend | None:
@@ -41,8 +41,11 @@ def _registered(name: str) -> Backend | None:
 
 
 def discover() -> None:
-    """Fill BACKENDS and VARIANTS from the modules in this folder, again if a module was added."""
+    """Fill BACKENDS and VARIANTS from the modules in this folder, again if a module was added, and with authors'."""
     found = [backend for backend in map(_registered, _modules()) if backend is not None]
+    for backend in _authors.values():
+        backend.variants = tuple(replace(variant, backend=backend.name) for variant in backend.variants)
+        found.append(backend)
     first = {backend.name: min((v.order for v in backend.variants), default=UNSET_ORDER) for backend in found}
     BACKENDS.clear()
     BACKENDS.update((backend.name, backend) for backend in sorted(found, key=lambda b: (first[b.name], b.name)))
@@ -60,6 +63,18 @@ def discover() -> None:
     for backend in found:
         backend.variants = tuple(VARIANTS[v.full_name] for v in backend.variants)
     launch_for.cache_clear()
+
+
+def add(backend: Backend) -> None:
+    """Register a backend that is no module of this folder, or register it again after it has changed."""
+    _authors[backend.name] = backend
+    discover()
+
+
+def remove(backend: Backend) -> None:
+    """Take back a backend that was added."""
+    del _authors[backend.name]
+    discover()
 
 
 def _unused(spare, taken):
@@ -117,7 +132,7 @@ class BackendReport(NamedTuple):
     """
 
     name: str
-    version: str | None  # None: not installed
+    version: str | None  # None: not installed; "": it has none, as a file of an author's
     installed: bool
     variants: tuple[Variant, ...]
     reason: str | None
@@ -128,10 +143,7 @@ def backends(device=None) -> list[BackendReport]:
     device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reports = []
     for backend in BACKENDS.values():
-        try:
-            version = importlib.metadata.version(backend.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            version = None
+        version = backend.version()
         reports.append(
             BackendReport(backend.name, version, version is not None, backend.variants, backend.missing(device))
         )
@@ -211,6 +223,7 @@ def _choose(name: str, call: Call, isolated: bool = False) -> tuple[tuple[Backen
     return None, min(refused, key=lambda entry: entry[0])[1] if refused else backend.missing(call.device)
 
 
+_authors: dict[str, Backend] = {}  # added by name
 BACKENDS: dict[str, Backend] = {}  # by name, in the order of tables
 VARIANTS: dict[str, Variant] = {}  # by full name, in the order of tables and figures
 discover()

@@ -55,7 +55,7 @@ def utc() -> str:
 
 
 def _distributions() -> dict[str, str]:
-    known = {"torch", *DISTRIBUTIONS.values()}
+    known = {"torch", "", *DISTRIBUTIONS.values()}  # "": of kernels in files of their authors
     others = {name: backend.distribution for name, backend in BACKENDS.items() if backend.distribution not in known}
     return DISTRIBUTIONS | others
 

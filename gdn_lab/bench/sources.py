@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-_NO_ROOM = {"__init__", "base", "registry", "resources"}  # of backends/
+_NO_ROOM = {"__init__", "base", "registry", "resources", "author", "author_files"}  # of backends/
 _MOVED = {"gates": "triton", "peers": "fla"}  # files of earlier commits whose name is not that of a room
 _ASSEMBLY = re.compile(r"[;%]|\$\d")  # in a string with a space: not prose
 

@@ -286,7 +286,7 @@ class Sweep(ABC):
         return [] if out is None else [self.compare(case, part, out, indices, start) for part in parts]
 
     def run_case(self, case: Case, point: Point, inputs, indices, start, parts: list[Part]) -> torch.Tensor | None:
-        """Run a case once from `start` and return its output; None if it is another library's and raised."""
+        """Run a case once from `start` and return its output; None if it may fail and raised."""
         self.bar.set_postfix_str(f"{self.where(point)}, check {case.name}", refresh=False)
         pool = self.pools[self.pool_layout(case)]
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
@@ -296,7 +296,7 @@ class Sweep(ABC):
         try:
             self.calls_of(case, inputs, [indices], out)[0]()
         except Exception as error:
-            if not case.is_peer:
+            if not case.may_fail:
                 where = self.where(point)
                 raise RuntimeError(f"{case.key} failed at {where}: {type(error).__name__}: {error}") from error
             self.failed[case] = f"failed with {type(error).__name__}: {error}"[:300]
@@ -326,7 +326,7 @@ class Sweep(ABC):
             return self._refusals(point, timer, checked, str(error))
         except RuntimeError as error:  # begins with the key of the case that raised
             named = [case for case in checked if str(error).startswith(f"{case.key} ")]
-            failed = {case: checked[case] for case in named if case.is_peer}
+            failed = {case: checked[case] for case in named if case.may_fail}
             if not failed:
                 raise
             others = {case: check for case, check in checked.items() if case not in failed}

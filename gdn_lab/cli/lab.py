@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 
 from ..files import replacing
+from . import kernel_files
 from .run import NOTEBOOKS, ROOT, RUNS
 
 HOME = ROOT / ".jupyter"
@@ -38,7 +39,7 @@ WITH_OUTPUTS = RUNS / "lab"
 def add_arguments(parser) -> None:
     """Add the command's arguments to an argparse parser."""
     parser.prefix_chars = "\0"  # every word is JupyterLab's, --help too
-    parser.add_argument("words", nargs="*", help="options of JupyterLab, such as --no-browser --port 9000")
+    parser.add_argument("words", nargs="*", help="--kernel FILE, or options of JupyterLab, such as --port 9000")
     parser.set_defaults(parser=parser)
 
 
@@ -49,7 +50,8 @@ def run(arguments) -> None:
     if arguments.words[:1] in (["-h"], ["--help"]):  # argparse leaves them to the words that follow
         arguments.parser.print_help()
         raise SystemExit(0)
-    os.execve(sys.executable, command(arguments.words), os.environ | environment())
+    words = kernel_files.register_from(arguments.words)
+    os.execve(sys.executable, command(words), os.environ | environment())
 
 
 def command(words=()) -> list[str]:

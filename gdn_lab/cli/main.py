@@ -7,6 +7,7 @@ whose message is a sentence for the user.
 
 import argparse
 import importlib
+import os
 import sys
 
 from .. import __version__
@@ -33,6 +34,8 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "smoke": ("smoke", "run one small call of every kernel and check it, as make sanitize does"),
     "resources": ("resources", "compile every kernel and print its registers, shared memory and stack"),
 }
+# Commands that list, check or time variants: they take --kernel, and so does lab, whose words are JupyterLab's.
+TAKE_KERNELS = ("run", "record", "serve", "backends", "profile", "smoke")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -57,7 +60,16 @@ def main(words: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return exit_status(_interrupt)
         arguments = parser(name, module).parse_args(words)
-        return exit_status(lambda: module.run(arguments), getattr(module, "FAILURES", ()))
+        return exit_status(lambda: _run(module, arguments), getattr(module, "FAILURES", ()))
+
+
+def _run(module, arguments) -> int | None:
+    """Register the kernels of --kernel and GDN_LAB_KERNELS, where a command takes them, and run the command."""
+    if getattr(arguments, "kernels", None) or (hasattr(arguments, "kernels") and os.environ.get("GDN_LAB_KERNELS")):
+        from . import kernel_files
+
+        kernel_files.register(arguments.kernels)
+    return module.run(arguments)
 
 
 def _interrupt() -> None:
@@ -73,4 +85,13 @@ def parser(name: str | None = None, module=None) -> argparse.ArgumentParser:
         below = commands.add_parser(command, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
         if command == name:
             module.add_arguments(below)
+        if command == name and command in TAKE_KERNELS:
+            below.add_argument(
+                "--kernel",
+                action="append",
+                default=[],
+                dest="kernels",
+                metavar="FILE",
+                help="register the kernels of a file of your own (docs: gdn_lab.variant); may be repeated",
+            )
     return top

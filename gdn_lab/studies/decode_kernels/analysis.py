@@ -202,7 +202,7 @@ def published_sentence(timed: Timed) -> str | None:
 def pair_sentence(timed: Timed) -> str | None:
     """Every kernel but the baselines over FlashInfer's, small and large batches apart."""
     found, each = timed.ratios_to(PUBLISHED_OVER), []
-    for name in timed.named("ours", "peer"):
+    for name in timed.named("ours", "peer", "yours"):
         by_batch = found.get(name, {})
         small = [ratio for batch, ratio in by_batch.items() if batch <= SMALL]
         large = [ratio for batch, ratio in by_batch.items() if batch >= LARGE]
