@@ -23,3 +23,11 @@ def readable(name) -> str:
 def _escape(found: re.Match) -> str:
     code = ord(found.group())
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def gpu_short_name(name: str) -> str:
+    """A GPU as data/measured names it: "NVIDIA H100 80GB HBM3" -> "h100", "NVIDIA GeForce RTX 4090" -> "rtx-4090"."""
+    if model := re.search(r"\b[A-Z]{1,2}\d{2,4}[A-Z]?\b", name):
+        return model[0].lower()
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return "-".join(word for word in words if word not in ("nvidia", "geforce", "tesla", "quadro"))

@@ -23,6 +23,7 @@ LEVELS = (
     ("engine",),
     ("report",),
     ("studies",),
+    ("cluster",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -1,0 +1,89 @@
+"""The folder of a sweep: what was asked for, and for each job its rows and files.
+
+    <folder>/sweep.json  journal.jsonl  jobs/<id>/{rows.jsonl, run.json, …}
+
+Rows of an attempt that has not ended are in jobs/<id>/attempt-<n>.jsonl; rows.jsonl is of the attempt that was final.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..files import replacing
+from .job import Job
+
+ABOUT = "sweep.json"
+ROWS = "rows.jsonl"
+
+
+class Gathered:
+    """Writes what the hosts send. No row is kept in memory."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def begin(self, job: Job, attempt: int) -> None:
+        """Make room for an attempt; rows of one with the same number, of a driver that was killed, are removed."""
+        folder = self.folder / "jobs" / job.id
+        folder.mkdir(parents=True, exist_ok=True)
+        self._attempt(job.id, attempt).unlink(missing_ok=True)
+
+    def rows(self, job: str, attempt: int, data: bytes) -> None:
+        """Append whole lines to an attempt's rows."""
+        with open(self._attempt(job, attempt), "ab") as file:
+            file.write(data)
+
+    def count(self, job: str, attempt: int) -> int:
+        """Rows of an attempt that are here."""
+        path = self._attempt(job, attempt)
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def end(self, job: str, attempt: int, files: dict[str, bytes], *, final: bool) -> None:
+        """Keep an attempt's files, by name; if it was the last, its rows become the job's. All is on the disk then."""
+        folder = self.folder / "jobs" / job
+        for name, data in files.items():
+            with replacing(folder / Path(name).name) as partial:
+                partial.write_bytes(data)
+        if not final:
+            return
+        path = self._attempt(job, attempt)
+        path.touch()
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, folder / ROWS)
+        for other in folder.glob("attempt-*.jsonl"):
+            other.unlink()
+
+    def _attempt(self, job: str, attempt: int) -> Path:
+        return self.folder / "jobs" / job / f"attempt-{attempt}.jsonl"
+
+
+def write_about(folder: Path, about: dict) -> None:
+    """Write sweep.json: what was asked for, by which command, of which commit."""
+    with replacing(folder / ABOUT) as partial:
+        partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_about(folder: Path) -> dict:
+    """What sweep.json holds. FileNotFoundError or ValueError, a sentence, if it is not a sweep's folder."""
+    path = folder / ABOUT
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a sweep's folder: it has no {ABOUT}; name one of runs/sweeps/")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); begin a new sweep") from error
+
+
+def all_rows(folder: Path, final: dict[str, dict], jobs: dict[str, Job]) -> Iterator[dict]:
+    """Every row of every job that is final, in the order of the jobs' ids, with the job's own fields in front."""
+    for job_id in sorted(final):
+        path, job = folder / "jobs" / job_id / ROWS, jobs.get(job_id)
+        if job is None or not path.is_file():
+            continue
+        common = {"job": job_id, "job_status": final[job_id]["status"], "study": job.study, "gpu": job.gpu}
+        common |= {"commit": job.commit} | {f"asked_{name}": value for name, value in job.parameters.items()}
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                yield common | json.loads(line)

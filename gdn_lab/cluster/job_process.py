@@ -1,0 +1,142 @@
+"""The process of one job: started in a folder of its own, watched without waiting, its rows read as they come."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ..bench.processes import this_process
+from .job import ERROR, FOLDER, INTERRUPTED, OK, REFUSED, TIMEOUT, WRONG
+
+BOOTSTRAP = str(Path(__file__).with_name("die_with_parent.py"))
+GRACE_S = 45.0  # from SIGTERM to SIGKILL: `gdn-lab run` gives a notebook 30 s to stop
+LOG = "log.txt"
+KEPT = ("run.json", "answer.json", ".html", ".ipynb", LOG)  # ends of the files that are gathered beside the rows
+MOST_BYTES = 16 << 20  # of one such file
+READ_BYTES = 1 << 20  # of rows at once
+USAGE_ERROR = 2  # exit status
+
+
+class Task(NamedTuple):
+    """What a host needs to run one attempt of a job. gpus: for CUDA_VISIBLE_DEVICES."""
+
+    job: str
+    attempt: int
+    command: tuple[str, ...]
+    gpus: tuple[str, ...]
+    limit_s: float
+    environment: dict[str, str] = {}
+
+
+class JobProcess:
+    """A running job. No method waits."""
+
+    def __init__(self, task: Task, folder: Path):
+        self.task, self.folder, self.began = task, folder, time.monotonic()
+        self.sent, self.rows, self.statuses, self.status, self.kill_at = 0, 0, set(), None, None
+        words = [word.replace(FOLDER, str(folder)) for word in task.command]
+        with open(folder / LOG, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", BOOTSTRAP, str(this_process()["pid"]), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | task.environment | {"CUDA_VISIBLE_DEVICES": ",".join(task.gpus)},
+                process_group=0,
+            )
+
+    def new_rows(self) -> bytes:
+        """Whole lines of rows.jsonl that were not returned before, about READ_BYTES at most; b"" if there are none."""
+        run = self.run_folder()
+        if run is None:
+            return b""
+        with open(run / "rows.jsonl", "rb") as file:
+            file.seek(self.sent)
+            found = file.read(READ_BYTES)
+            while found and not found.endswith(b"\n") and (more := file.readline()):
+                found += more
+        found = found[: found.rfind(b"\n") + 1]
+        self.sent += len(found)
+        lines = found.splitlines()
+        self.rows += len(lines)
+        self.statuses |= {json.loads(line).get("status", OK) for line in lines}
+        return found
+
+    def run_folder(self) -> Path | None:
+        """Where the job's rows are: its folder, or the one run folder in it; None before there are any."""
+        places = (self.folder, *(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()))
+        return next((place for place in places if (place / "rows.jsonl").is_file()), None)
+
+    def stop(self, status: str) -> None:
+        """Ask the job to stop. status: what it then ends as."""
+        if self.status is None:
+            self.status, self.kill_at = status, time.monotonic() + GRACE_S
+            self._signal(signal.SIGTERM)
+
+    def runs(self) -> bool:
+        """Whether the job still runs; one that has run too long is stopped."""
+        if self.process.poll() is not None:
+            self.seconds = time.monotonic() - self.began
+            self._signal(signal.SIGKILL)  # what it may have left behind
+            return False
+        now = time.monotonic()
+        if now - self.began > self.task.limit_s:
+            self.stop(TIMEOUT)
+        if self.kill_at and now > self.kill_at:
+            self._signal(signal.SIGKILL)
+        return True
+
+    def how(self) -> dict:
+        """Status, reason and seconds of a job that no longer runs and whose rows have been read."""
+        code, seconds = self.process.returncode, self.seconds
+        if self.status == TIMEOUT:
+            reason = f"it took longer than the {self.task.limit_s:.0f} s that it was given"
+            return {"status": TIMEOUT, "reason": reason, "seconds": seconds}
+        status, reason = self.status, "it was stopped"
+        if status is None:
+            status, reason = judged(code, self.statuses, self.last_line())
+        return {"status": status, "reason": reason, "seconds": seconds}
+
+    def last_line(self) -> str:
+        """What the job printed last, or the last line of gdn-lab's own: its sentence on what went wrong."""
+        with suppress(OSError):
+            lines = (self.folder / LOG).read_bytes()[-20_000:].decode(errors="replace").split("\n")
+            lines = [line.strip() for line in lines if line.strip()]
+            own = [line for line in lines if line.startswith("gdn-lab: ")]
+            return (own or lines or [""])[-1].removeprefix("gdn-lab: ")[:2000]
+        return ""
+
+    def files(self) -> dict[str, bytes]:
+        """The job's files to keep, by name."""
+        found = {}
+        for place in filter(None, dict.fromkeys((self.folder, self.run_folder()))):
+            for path in sorted(place.iterdir()):
+                kept = path.is_file() and path.name.endswith(KEPT) and path.name != "index.html"
+                if kept and path.stat().st_size <= MOST_BYTES:
+                    found[path.name] = path.read_bytes()
+        return found
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def judged(code: int, statuses: set[str], last_line: str) -> tuple[str, str]:
+    """(status, reason) of a job that ended by itself. statuses: of its rows. last_line: that it printed."""
+    if code in (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGKILL):
+        name = signal.Signals(-code).name if code < 0 else "an interrupt"
+        return INTERRUPTED, f"its process was ended by {name}"
+    if code == USAGE_ERROR:
+        return REFUSED, last_line
+    if code:
+        return ERROR, last_line or f"it ended with status {code} and printed nothing"
+    if WRONG in statuses:
+        return WRONG, "some of its results are not the reference's"
+    if statuses and statuses <= {REFUSED, "fact"} and REFUSED in statuses:
+        return REFUSED, "every point was refused; its rows say why"
+    return OK, ""

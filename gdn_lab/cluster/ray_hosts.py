@@ -1,0 +1,166 @@
+"""Hosts that Ray reaches: this machine alone, or the cluster that RAY_ADDRESS names. One agent for each host.
+
+An agent is an actor that takes all GPUs of its host, so nothing else that Ray runs gets them; scheduler.py chooses
+which of them a job has. A job runs the copy of the checkout that Ray sends when the sweep begins.
+"""
+
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+from .agent import Agent
+from .code import code_id
+from .gpu_probe import gpu_type, made_up_probe, probe
+from .hosts import Hosts
+from .job_process import Task
+
+LOOK_FOR_HOSTS_S = 5.0
+POLL_S = 5.0  # that a host waits for news before it answers without
+NOT_SENT = ["/runs/", "/.git/", "/.venv/", "**/__pycache__/", "/docs/", ".pytest_cache", ".ruff_cache", ".hypothesis"]
+MISSING = (
+    "gdn-lab sweep needs Ray, which is not installed here; `make sweep` installs it, as does "
+    "`.venv/bin/python -m pip install -r requirements-cluster.txt -c constraints.txt`"
+)
+
+
+class RayMissing(RuntimeError):
+    """Ray cannot be imported. The message says how to install it."""
+
+
+def import_ray():
+    """The module ray. RayMissing, one sentence, where it is not installed."""
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise RayMissing(MISSING) from None
+    return ray
+
+
+class HostAgent(Agent):
+    """What the actor of a host is. made_up: its GPUs are numbers that were given to ray.init(), nothing to probe."""
+
+    def __init__(self, made_up: bool):
+        super().__init__(made_up_probe if made_up else probe)
+        self.made_up = made_up
+
+    def about(self) -> dict:
+        """gpu: type, ids: of the GPUs that Ray gave this actor, code: of the checkout that its jobs run."""
+        import ray
+
+        ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        kind = "made-up" if self.made_up and ids else gpu_type(ids)
+        return {"gpu": kind, "ids": ids or ["cpu"], "code": code_id(), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries whose kernels are timed, as installed on this host."""
+    import importlib.metadata as metadata
+
+    names = ("torch", "triton", "flashinfer-python", "nvidia-cutlass-dsl")
+    installed = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    return {name: installed[name] for name in names if name in installed}
+
+
+class RayHosts(Hosts):
+    """root: the checkout to send. made_up_gpus: of this machine, for a trial; None: those that Ray finds."""
+
+    def __init__(self, root: Path | None, *, made_up_gpus: int | None = None, dashboard: bool = False):
+        self.ray = import_ray()
+        self.made_up, self.code = made_up_gpus is not None, None
+        options = {"log_to_driver": False, "logging_level": "ERROR"}
+        if root is not None:
+            self.code = code_id(root)
+            environment = {"GDN_LAB_COMMIT": self.code}
+            options["runtime_env"] = {"working_dir": str(root), "excludes": NOT_SENT, "env_vars": environment}
+        if not self.ray.is_initialized():
+            if not os.environ.get("RAY_ADDRESS"):
+                options |= {"include_dashboard": dashboard, "num_gpus": made_up_gpus}
+            self.ray.init(**options)
+        self.agents, self.polls, self.seen, self.news = {}, {}, {}, deque()
+        self.names: dict[str, str] = {}  # {node id: name of its newest agent}
+        self.looked = -LOOK_FOR_HOSTS_S
+
+    def events(self, wait_s: float) -> list[dict]:
+        """See Hosts."""
+        if time.monotonic() - self.looked > LOOK_FOR_HOSTS_S:
+            self._look_for_hosts()
+            self.looked = time.monotonic()
+        if not self.polls:
+            time.sleep(min(wait_s, 0.2))
+        elif ready := self.ray.wait(list(self.polls), timeout=wait_s)[0]:
+            ready += self.ray.wait([p for p in self.polls if p not in ready] or ready, num_returns=1, timeout=0)[0]
+            for answer in dict.fromkeys(ready):
+                self._answer(answer)
+        found = list(self.news)
+        self.news.clear()
+        return found
+
+    def launch(self, host: str, tasks: list[Task]) -> None:
+        """See Hosts. A host that has gone does not hear it; its loss comes as an event."""
+        if host in self.agents:
+            self.agents[host].start.remote(tasks)
+
+    def stop(self) -> None:
+        """See Hosts."""
+        stopping = [agent.stop.remote() for agent in self.agents.values()]
+        if stopping:
+            self.ray.wait(stopping, num_returns=len(stopping), timeout=60)
+        for agent in self.agents.values():
+            self.ray.kill(agent)
+        self.ray.shutdown()
+
+    # ---- hosts ----------------------------------------------------------------------------------------------------
+
+    def _look_for_hosts(self) -> None:
+        """Start an agent on every host that has none."""
+        nodes = [node for node in self.ray.nodes() if node["Alive"]]
+        with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
+        for node in with_gpus or nodes:
+            if self.names.get(node["NodeID"]) not in self.agents:
+                self._start_agent(node)
+
+    def _start_agent(self, node: dict) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        count = sum(name.startswith(node["NodeID"]) for name in self.names.values())
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        gpus = int(node["Resources"].get("GPU", 0))
+        # Threads: one call waits in poll(), while others start and stop jobs.
+        options = {"num_gpus": gpus, "num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
+        agent = self.ray.remote(HostAgent).options(**options).remote(self.made_up)
+        name = f"host {node['NodeManagerAddress']}" + (f" ({node['NodeID'][:6]})" if count or self._same(node) else "")
+        self.names[node["NodeID"]] = name
+        self.agents[name], self.seen[name] = agent, 0
+        self.polls[agent.about.remote()] = name
+
+    def _same(self, node: dict) -> bool:
+        """Whether another host has the same address, as on a cluster within one machine."""
+        return any(
+            other["NodeManagerAddress"] == node["NodeManagerAddress"] and other["NodeID"] != node["NodeID"]
+            for other in self.ray.nodes()
+        )
+
+    def _answer(self, answer) -> None:
+        host = self.polls.pop(answer)
+        try:
+            found = self.ray.get(answer)
+        except self.ray.exceptions.RayError as error:
+            self._lost(host, error)
+            return
+        if isinstance(found, dict):
+            if self.code and found["code"] != self.code:
+                reason = f"its code is {found['code']}, that of this sweep {self.code}"
+                self.news.append({"host": host, "kind": "refused", "reason": reason})
+                return
+            self.news.append({"host": host, "kind": "joined"} | found)
+        elif found:
+            self.seen[host] = found[-1][0]
+            self.news.extend({"host": host} | event for _, event in found)
+        self.polls[self.agents[host].poll.remote(self.seen[host], POLL_S)] = host
+
+    def _lost(self, host: str, error: Exception) -> None:
+        self.agents.pop(host)
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        self.news.append({"host": host, "kind": "lost", "reason": reason})
+        self.looked = -LOOK_FOR_HOSTS_S  # it may only have been the agent
