@@ -12,7 +12,7 @@ import gdn_lab
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gdn_lab"
 LEVELS = (
-    ("files", "names", "memory", "models", "minimum_versions", "tolerances", "reference", "costs"),
+    ("files", "tensor_file", "names", "memory", "models", "minimum_versions", "tolerances", "reference", "costs"),
     ("backends",),
     ("pool_kernels", "pool"),
     ("arguments",),
@@ -20,7 +20,7 @@ LEVELS = (
     ("trace",),
     ("bench",),
     ("layer",),
-    ("engine",),
+    ("engine", "trained"),
     ("report",),
     ("studies",),
     ("cluster",),

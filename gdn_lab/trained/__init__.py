@@ -1,0 +1,1 @@
+"""A small hybrid GDN language model that is defined, trained and kept in this repository."""
