@@ -22,6 +22,7 @@ __all__ = [
     "decode",
     "decode_gathered",
     "make_inputs",
+    "normalised",
     "prefill",
     "prefill_detour",
     "verify",
@@ -287,3 +288,10 @@ def make_inputs(
 
 # Here everything is there that a kernel file of GDN_LAB_KERNELS may import.
 author_files.load_named()
+
+
+def normalised(inputs: DecodeInputs) -> DecodeInputs:
+    """Normalise q and k in place, in float32: what a call with use_qk_l2norm=False expects."""
+    for part in (inputs.q, inputs.k):
+        part.copy_(torch.nn.functional.normalize(part.float(), dim=-1))
+    return inputs

@@ -124,6 +124,11 @@ def _failure(origin: author.Origin, error: BaseException) -> KernelFileError:
 
 
 def _execute(path: Path) -> None:
+    if path.suffix == ".json":
+        from .solution import load as load_solution
+
+        load_solution(path)
+        return
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.append(folder)

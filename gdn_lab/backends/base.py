@@ -31,6 +31,7 @@ class Variant:
     host_sync: phases in which it synchronises with the host, so they cannot be captured in a CUDA graph.
     leaks: phases in which NaN in one row or sequence can reach another one, such as ("prefill",); "auto" avoids those.
     vk_twin: full name of the VK variant that differs from this KV one in the memory order alone.
+    normalises: it can normalise q and k; False: it takes them as they are and refuses use_qk_l2norm=True.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Variant:
     host_sync: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
     vk_twin: str = ""
+    normalises: bool = True
     backend: str = ""
 
     def __post_init__(self):

@@ -16,7 +16,14 @@ import torch
 from ..models import GDNShape
 from .base import UNSET_ORDER, Backend, Call, Launch, NotInstalled, Variant, usable_device
 
-NO_BACKENDS = ("base", "registry", "author", "author_files")  # modules of this folder that hold none
+NO_BACKENDS = (
+    "base",
+    "registry",
+    "author",
+    "author_files",
+    "definitions",
+    "solution",
+)  # modules of this folder that hold none
 # Looks for variants that bring none. None of these colours and markers is used by a variant of this folder.
 SPARE_COLOURS = ("#332288", "#AA4499", "#999933", "#661100", "#6699CC", "#117733", "#882255", "#44AA99")
 SPARE_MARKERS = ("h", "<", ">", "d", "H", "8", "1", "2", "3", "4")

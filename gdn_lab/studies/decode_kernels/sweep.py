@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from ... import ops, reference
+from ...backends.registry import variant
 from ...bench.cases import Point, SweepOptions, cases_of, checked_batches, checked_names
 from ...bench.pools import pool_slots
 from ...bench.sweep import Part, Sweep
@@ -66,16 +67,27 @@ class DecodeSweep(Sweep):
             layout: StatePool(self.shape, self.max_batch + 1, layout=layout, **options) for layout in gathering
         }
 
+    @property
+    def normalises(self) -> bool:
+        """Whether the kernels normalise q and k. If one of them takes normalised ones, all get those."""
+        return all(variant(case.name).normalises for case in self.cases)
+
     def inputs(self, point: Point) -> ops.DecodeInputs:
         seed = self.seed + point.batch
-        return ops.make_inputs(self.shape, point.batch, device=self.device, dtype=self.io_dtype, seed=seed)
+        made = ops.make_inputs(self.shape, point.batch, device=self.device, dtype=self.io_dtype, seed=seed)
+        return made if self.normalises else ops.normalised(made)
 
     def hard_calls(self, point: Point):
         options = {"device": self.device, "dtype": self.io_dtype, "seed": self.seed}
-        return [in_one_call(self.shape, kinds, point.batch, **options) for kinds in split_kinds(point.batch)]
+        calls = [in_one_call(self.shape, kinds, point.batch, **options) for kinds in split_kinds(point.batch)]
+        if not self.normalises:
+            for call in calls:
+                ops.normalised(call.inputs)
+        return calls
 
     def calls_of(self, case, inputs: ops.DecodeInputs, index_sets, out) -> list:
         options = inputs.gates() | {"pool": self.pools[case.layout], "backend": case.name, "out": out}
+        options["use_qk_l2norm"] = self.normalises
         if case.indexing == "in_place":
             return [partial(ops.decode, *inputs.arguments(), indices=indices, **options) for indices in index_sets]
         rows = torch.arange(1, len(out) + 1, dtype=torch.int32, device=self.device)
@@ -92,7 +104,8 @@ class DecodeSweep(Sweep):
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             arguments = (x[some] for x in inputs.arguments())
-            o, new_state = reference.decode(*arguments, **inputs.gates(), state=state[some])
+            options = {"state": state[some], "use_qk_l2norm": self.normalises}
+            o, new_state = reference.decode(*arguments, **inputs.gates(), **options)
             parts.append(Part(some, o.to(state.device), new_state.to(state.device)))
         return parts
 
@@ -116,6 +129,7 @@ class DecodeSweep(Sweep):
             "layout": case.layout,
             "batch": point.batch,
             "tokens": 1,
+            "use_qk_l2norm": self.normalises,
             "slots": self.slots,
             "max_abs_error": check.max_abs_error,
             "max_abs_error_state": check.max_abs_error_state,
