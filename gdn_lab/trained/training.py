@@ -27,39 +27,42 @@ WARM_UP = 0.02  # of the run
 
 @dataclass(frozen=True)
 class Stage:
-    """From this share of the run on: documents of so many statements about at most so many names."""
+    """From this share of the run on: documents of so many statements about at most so many names, and so many tokens
+    in a batch."""
 
     begins: float
     statements: int
     most_names: int
+    tokens: int
 
 
 CURRICULUM = (
-    Stage(0.0, 64, 12),
-    Stage(0.08, 64, 24),
-    Stage(0.2, 128, 48),
-    Stage(0.4, 256, 96),
-    Stage(0.75, 512, 128),
+    Stage(0.0, 64, 12, 16384),
+    Stage(0.1, 64, 24, 16384),
+    Stage(0.2, 128, 48, 16384),
+    Stage(0.4, 256, 96, 24576),
+    Stage(0.75, 512, 128, 32768),
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training run is. seconds: its length; steps, if given, replaces it. tokens: of a batch.
-
-    most: the latest stage of the curriculum to reach. tested: questions of each kind in a line of the loss curve.
-    """
+    """What a training run is. seconds: its length; steps, if given, replaces it. every: seconds between lines of the
+    loss curve; tested: questions of each kind in one."""
 
     seconds: float = 220.0
     steps: int | None = None
-    tokens: int = 32768
     rate: float = 2e-3
     decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    most: int = len(CURRICULUM)
     every: float = 15.0
     tested: int = 256
+    curriculum: tuple[Stage, ...] = CURRICULUM
+
+    def stage(self, share: float) -> Stage:
+        """The stage that a share of the run is in."""
+        return [each for each in self.curriculum if each.begins <= share][-1]
 
 
 class Batches:
@@ -72,10 +75,10 @@ class Batches:
     def next(self, share: float) -> tuple[Tensor, Tensor]:
         """(tokens [n, T], at [m]) for the share of the run that has passed: at, the places of the n * T after which a
         token is predicted."""
-        stage = [each for each in CURRICULUM[: self.plan.most] if each.begins <= share][-1]
+        stage = self.plan.stage(share)
         if stage != self.stage or not self.left:
             self.stage = stage
-            rows = self.plan.tokens // (stage.statements * STATEMENT)
+            rows = stage.tokens // (stage.statements * STATEMENT)
             seed = self.plan.seed * 1_000_000 + self.made
             made = documents(rows * self.at_once, stage.statements, stage.most_names, seed, self.device)
             self.made += 1
@@ -116,8 +119,9 @@ def train(sizes: Sizes, plan: Plan, folder: Path, device="cuda", say: Callable[[
             written = time.monotonic()
             line = {"step": step, "seconds": round(elapsed, 1), "rate": rate_at(plan, share)}
             line |= {"loss": float(torch.stack(losses).mean()) if losses else None}
-            line |= {"statements": batches.stage.statements, "most_names": batches.stage.most_names}
-            line |= tested(network, plan, batches.stage)
+            stage = plan.stage(share)
+            line |= {"statements": stage.statements, "most_names": stage.most_names}
+            line |= tested(network, plan, stage)
             losses = []
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -158,7 +162,7 @@ def tested(network: Network, plan: Plan, stage: Stage) -> dict[str, float]:
     asked = questions(plan.tested * len(KINDS), length, stage.most_names, 2**31 + plan.seed, tuple(KINDS))
     tokens = torch.cat([asked.prompts, asked.answers], 1)
     padded = F.pad(tokens, (0, -tokens.shape[1] % 64), value=PAD).to(device)
-    rows = max(1, plan.tokens // padded.shape[1])
+    rows = max(1, stage.tokens // padded.shape[1])
     first = length - 1
     guessed = torch.cat([network(part)[:, first : first + 2].argmax(-1) for part in padded.split(rows)]).cpu()
     right = (guessed == asked.answers) | (torch.arange(2) >= asked.lengths[:, None])

@@ -1,0 +1,52 @@
+"""Training: the loss falls on an easy language, files are written as it goes, a seed repeats."""
+
+import json
+
+import pytest
+import torch
+
+from gdn_lab.trained import training
+from gdn_lab.trained.checkpoint import load
+from gdn_lab.trained.sizes import Sizes
+
+SMALL = Sizes(hidden=32, num_k_heads=1, num_v_heads=1, head_dim=16, attn_heads=1, attn_kv_heads=1, attn_dim=16, ffn=32)
+pytestmark = pytest.mark.usefixtures("one_thread")
+EASY = training.Plan(steps=8, rate=1e-2, every=0.0, tested=2, curriculum=(training.Stage(0.0, 64, 4, 384),))
+
+
+@pytest.fixture
+def one_thread():
+    """At this size threads wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_loss_falls_and_the_files_say_so(tmp_path):
+    said = []
+    network = training.train(SMALL, EASY, tmp_path, "cpu", said.append)
+    lines = [json.loads(line) for line in (tmp_path / "loss.jsonl").read_text().splitlines()]
+    assert lines == [json.loads(line) for line in said] and [line["step"] for line in lines] == list(range(9))
+    losses = [line["loss"] for line in lines[1:]]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert all(0 <= lines[-1][kind] <= 1 for kind in ("recall", "tracking", "arithmetic"))
+    sizes, tensors = load(tmp_path / "model.safetensors")
+    assert sizes == SMALL
+    for name, weight in network.state_dict().items():
+        assert (tensors[name].float() - weight).abs().max() <= 0.004 * weight.abs().max(), name
+        assert (tensors[name].dtype == torch.float32) == name.endswith(("A_log", "dt_bias"))
+
+
+def test_a_seed_repeats(tmp_path):
+    plan = training.Plan(steps=2, every=1e9, tested=1, curriculum=EASY.curriculum)
+    first, second = (training.train(SMALL, plan, tmp_path / name, "cpu", lambda line: None) for name in "ab")
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name]), name
+
+
+def test_the_rate_warms_up_and_falls():
+    plan = training.Plan(rate=1.0)
+    assert training.rate_at(plan, training.WARM_UP / 2) == pytest.approx(0.5)
+    assert training.rate_at(plan, training.WARM_UP) == pytest.approx(1.0)
+    assert training.rate_at(plan, 1.0) == pytest.approx(0.01)
