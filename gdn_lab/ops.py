@@ -60,9 +60,11 @@ def decode(
     expected and what came; or with the sentence of the backend that refuses. reference.py defines the operation.
     """
     check_call(1, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale)
-    call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
+    state = pool.launch_state
+    stochastic = state.rounding is not None
+    call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, None, stochastic)
     inputs = (q, k, v, a, b, A_log, dt_bias)
-    return _launched(call, backend, inputs, pool.launch_state, indices, scale, use_qk_l2norm, out)
+    return _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out)
 
 
 def verify(
@@ -105,8 +107,9 @@ def verify(
         mode = "update" if intermediate_states is None else "update and intermediate"
     else:
         mode = "output" if intermediate_states is None else "intermediate"
-    call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode)
     state = pool.launch_state._replace(intermediate=intermediate_states)
+    stochastic = state.rounding is not None
+    call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode, stochastic)
     inputs = (q, k, v, a, b, A_log, dt_bias)
     return _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out, update_state=update_state)
 
@@ -223,11 +226,12 @@ def decode_gathered(
     null slot; padding=False promises that there are none. Without padding and with int64 indices, the gather and the
     scatter are one kernel each and nothing else is added.
     """
-    if (scratch.shape, scratch.layout, scratch.dtype, scratch.device) != (
+    if (scratch.shape, scratch.layout, scratch.dtype, scratch.device, scratch.rounding) != (
         pool.shape,
         pool.layout,
         pool.dtype,
         pool.device,
+        pool.rounding,
     ) or scratch.slots <= len(indices):
         raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
     check_indices(indices, len(q), pool)

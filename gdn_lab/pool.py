@@ -20,6 +20,8 @@ from torch import Tensor
 from .backends.base import State, usable_device
 from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
+from .rounding import DTYPES as STOCHASTIC_DTYPES
+from .rounding import ROUNDINGS, Stochastic
 
 LAYOUTS = ("VK", "KV")
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,7 +53,9 @@ class StatePool:
 
     shape: heads of the layer on this GPU. slots: slots allocated, slot 0 (the null slot) included; at least 2.
     layout: "VK" or "KV". dtype: float32, bfloat16 or float16 of the state. device: as torch takes it. memory: zeros for
-    state and conv, a piece of what several layers share; by default new.
+    state and conv, a piece of what several layers share; by default new. rounding: how decode() rounds the state that
+    it stores, "nearest" or, to bfloat16 or float16, "stochastic" (rounding.py), with random bits by `seed`, an int from
+    0 to 2^31 - 1. A slot's bits begin anew when it is handed out. prefill() and write() round once, to nearest.
 
     state [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV); conv [slots, conv_dim, 3] bf16. Both start as zeros.
     For verify, reserve_drafts() adds intermediate_states and draft_inputs, from which commit() takes the accepted part.
@@ -67,6 +71,8 @@ class StatePool:
         dtype=torch.bfloat16,
         device=None,
         memory: tuple[Tensor, Tensor] | None = None,
+        rounding="nearest",
+        seed: int = 0,
     ):
         if not isinstance(shape, GDNShape):
             raise ValueError(f"shape: expected a GDNShape, got {type(shape).__name__}")
@@ -76,7 +82,8 @@ class StatePool:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
         if dtype not in STATE_DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(map(str, STATE_DTYPES))}, got {dtype}")
-        self.shape, self.slots, self.layout, self.dtype = shape, slots, layout, dtype
+        _check_rounding(rounding, seed, dtype)
+        self.shape, self.slots, self.layout, self.dtype, self.rounding = shape, slots, layout, dtype, rounding
         device = usable_device(device)
         inner = (shape.head_v_dim, shape.head_k_dim) if layout == "VK" else (shape.head_k_dim, shape.head_v_dim)
         if memory is None:
@@ -86,7 +93,9 @@ class StatePool:
             )
         self.state, self.conv = memory
         self.device = self.state.device
-        self.launch_state = State(self.state)  # what a backend's launch takes
+        rows = (slots, shape.num_v_heads, shape.head_v_dim)
+        stochastic = Stochastic.of(*rows, seed, self.device) if rounding == "stochastic" else None
+        self.launch_state = State(self.state, rounding=stochastic)  # what a backend's launch takes
         self.intermediate_states = self.draft_inputs = None
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
         self._lock = threading.Lock()  # of _free
@@ -110,9 +119,11 @@ class StatePool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of state and convolution window, the null slot included, and of what reserve_drafts() added."""
-        drafts = sum(x.nbytes for x in (self.intermediate_states, self.draft_inputs) if x is not None)
-        return self.slots * sum(self.slot_nbytes(self.shape, self.dtype).values()) + drafts
+        """Bytes of state and convolution window, the null slot included, of what reserve_drafts() added and of the
+        counters of stochastic rounding."""
+        steps = self.launch_state.rounding and self.launch_state.rounding.steps
+        more = sum(x.nbytes for x in (self.intermediate_states, self.draft_inputs, steps) if x is not None)
+        return self.slots * sum(self.slot_nbytes(self.shape, self.dtype).values()) + more
 
     @property
     def free(self) -> int:
@@ -140,6 +151,8 @@ class StatePool:
             indices = torch.tensor(taken, dtype=torch.int32, device=self.device)
             self.state[indices] = 0
             self.conv[indices] = 0
+            if self.launch_state.rounding is not None:
+                self.launch_state.rounding.steps[indices] = 0
         except BaseException:  # Ctrl-C too: the slots are free again
             with self._lock:
                 self._free.extend(reversed(taken))
@@ -276,10 +289,15 @@ class StatePool:
     def to(self, *, layout=None, dtype=None, device=None) -> "StatePool":
         """Return a new pool with the same contents and the same slots handed out, in another layout, dtype or device.
 
-        As much room for drafts is reserved as here, but drafts not yet committed are not copied.
+        As much room for drafts is reserved as here, but drafts not yet committed are not copied. A stochastic pool
+        stays one unless its new dtype is float32, which decode() does not round.
         """
         layout, dtype, device = layout or self.layout, dtype or self.dtype, device or self.device
-        other = StatePool(self.shape, self.slots, layout=layout, dtype=dtype, device=device)
+        stochastic = self.launch_state.rounding if dtype.itemsize == 2 else None
+        rounding = {} if stochastic is None else {"rounding": "stochastic", "seed": stochastic.seed}
+        other = StatePool(self.shape, self.slots, layout=layout, dtype=dtype, device=device, **rounding)
+        if rounding:
+            other.launch_state.rounding.steps.copy_(stochastic.steps)
         other.state.copy_(self.state if other.layout == self.layout else self.state.transpose(-1, -2))
         other.conv.copy_(self.conv)
         other._free = list(self._free)
@@ -333,6 +351,15 @@ class StatePool:
         if outside:
             raise ValueError(f"indices: expected slots below {self.slots}, got {outside}")
         return slots
+
+
+def _check_rounding(rounding, seed, dtype) -> None:
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding: expected one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if rounding == "stochastic" and dtype not in STOCHASTIC_DTYPES:
+        raise ValueError(f"rounding: expected nearest for a state of {dtype}, which is not rounded, got {rounding!r}")
+    if type(seed) is not int or not 0 <= seed < 2**31:
+        raise ValueError(f"seed: expected an int from 0 to 2^31 - 1, got {seed!r}")
 
 
 def _seen(x) -> str:

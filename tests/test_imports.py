@@ -12,7 +12,18 @@ import gdn_lab
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gdn_lab"
 LEVELS = (
-    ("files", "tensor_file", "names", "memory", "models", "minimum_versions", "tolerances", "reference", "costs"),
+    (
+        "files",
+        "tensor_file",
+        "names",
+        "memory",
+        "models",
+        "minimum_versions",
+        "tolerances",
+        "reference",
+        "rounding",
+        "costs",
+    ),
     ("backends",),
     ("pool_kernels", "pool"),
     ("arguments",),

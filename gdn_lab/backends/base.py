@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ..models import GDNShape
+from ..rounding import Stochastic
 
 ROLES = ("ours", "baseline", "peer", "eager", "yours")
 UNSET_ORDER = 1000  # of a variant that does not say where it stands: after those that do, by name
@@ -30,6 +31,7 @@ class Variant:
     copies: its kernel takes no pool; a call gathers its states and scatters them back, which counts as part of it.
     host_sync: phases in which it synchronises with the host, so they cannot be captured in a CUDA graph.
     leaks: phases in which NaN in one row or sequence can reach another one, such as ("prefill",); "auto" avoids those.
+    stochastic: phases in which it can round the state stochastically (rounding.py).
     vk_twin: full name of the VK variant that differs from this KV one in the memory order alone.
     normalises: it can normalise q and k; False: it takes them as they are and refuses use_qk_l2norm=True.
     """
@@ -49,6 +51,7 @@ class Variant:
     copies: bool = False
     host_sync: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
+    stochastic: tuple[str, ...] = ()
     vk_twin: str = ""
     normalises: bool = True
     backend: str = ""
@@ -70,10 +73,12 @@ class State(NamedTuple):
 
     intermediate: of verify, None or the buffer that takes the state after each token, [B, T, HV, V, K] or
     [B, T, HV, K, V], contiguous but for its first dimension.
+    rounding: None to round what is stored to nearest, or what stochastic rounding needs.
     """
 
     data: torch.Tensor
     intermediate: torch.Tensor | None = None
+    rounding: Stochastic | None = None
 
 
 # What a verify call writes besides its output: the state after all tokens, to the pool; the state after each token, to
@@ -92,7 +97,11 @@ class Call(NamedTuple):
     shape: GDNShape
     device: torch.device
     mode: str | None = None  # of verify: one of VERIFY_MODES
+    stochastic: bool = False  # whether the pool asks for stochastic rounding
 
+
+# Phases that store a state once for many tokens, and round it to nearest whatever the pool asks for.
+ROUNDS_ONCE = ("prefill",)
 
 # Prefill takes log g for no less than this, e^-90, below float32's normal numbers: sums over a chunk stay finite.
 MIN_LOG_DECAY = -90.0
@@ -141,6 +150,8 @@ class Backend(ABC):
             return f"needs a pool of layout {variant.layout}; this one is {call.layout}"
         if call.state_dtype not in variant.state_dtypes:
             return f"takes a state of {dtype_names(variant.state_dtypes)}; this one is {dtype_name(call.state_dtype)}"
+        if call.stochastic and call.phase not in (*variant.stochastic, *ROUNDS_ONCE):
+            return f"rounds the state to nearest in {call.phase}; this pool asks for stochastic rounding"
         return self.refusal_of_sizes(call)
 
     def refusal_of_sizes(self, call: Call) -> str | None:

@@ -168,12 +168,13 @@ def refusal(
     io_dtype=torch.bfloat16,
     index_dtype=torch.int32,
     mode=None,
+    stochastic=False,
 ) -> str | None:
     """Why backend `name` ("triton", "triton/kv8", "auto") cannot serve such a call: one sentence, or None if it can.
 
-    mode: of a verify call, one of base.VERIFY_MODES; None asks about any of them.
+    mode: of a verify call, one of base.VERIFY_MODES; None asks about any of them. stochastic: of a pool that rounds so.
     """
-    call = Call(phase, layout, dtype, io_dtype, index_dtype, shape, torch.device(device), mode)
+    call = Call(phase, layout, dtype, io_dtype, index_dtype, shape, torch.device(device), mode, stochastic)
     return _choose(name, call)[1]
 
 

@@ -8,6 +8,7 @@ import functools
 import torch
 
 from ..reference import NORM_EPS, SOFTPLUS_THRESHOLD
+from ..rounding import head_keys, random_bits, round_stochastically
 from .base import MIN_LOG_DECAY, Backend, Variant
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,6 +31,7 @@ class TorchBackend(Backend):
             colour="#000000",
             marker="X",
             host_sync=("prefill",),
+            stochastic=("decode",),
         ),
         Variant(
             "kv",
@@ -42,6 +44,7 @@ class TorchBackend(Backend):
             colour="#999999",
             marker="^",
             host_sync=("prefill",),
+            stochastic=("decode",),
             vk_twin="torch/vk",
         ),
     )
@@ -67,7 +70,18 @@ def _decode(transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, 
     S, slots = _gather(transpose, state.data, indices)
     S, o = _step(S, *_factors(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm))
     out.copy_(_live(indices, o))
+    if state.rounding is not None:
+        S = _rounded(S, state.data.dtype, slots, *state.rounding)
     _scatter(transpose, state.data, slots, S)
+
+
+def _rounded(S, dtype, slots, steps, seed):
+    """Return S [B, HV, V, K] rounded stochastically, and count the step."""
+    heads, rows, columns = S.shape[1:]
+    counted = steps.index_select(0, slots)
+    keys = head_keys(seed, counted[..., 0], slots, heads)
+    steps.index_copy_(0, slots, counted + 1)
+    return round_stochastically(S, dtype, random_bits(keys, rows, columns))
 
 
 def _verify(transpose, q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out, update_state):

@@ -13,6 +13,8 @@ import torch
 from ..backends.base import VERIFY_MODES, Call, State, assumed_capability, dtype_name
 from ..backends.registry import BACKENDS
 from ..models import CONV_WINDOW, MODELS, GDNShape
+from ..rounding import DTYPES as STOCHASTIC_DTYPES
+from ..rounding import Stochastic
 from .launches import Compilation, recording
 
 ARCHITECTURES = {"sm_90a": (9, 0), "sm_100a": (10, 0), "sm_120a": (12, 0)}  # Hopper, Blackwell B200, Blackwell RTX
@@ -61,10 +63,11 @@ def arguments(shape: GDNShape, call: Call, rows: int) -> dict:
     """Return the keyword arguments that every launch takes, but `out`."""
     HK, HV, K, V = shape.dims
     inner = (V, K) if call.layout == "VK" else (K, V)
+    stochastic = Stochastic.of(rows + 1, HV, V, seed=0, device="meta") if call.stochastic else None
     return {
         "A_log": empty(HV),
         "dt_bias": empty(HV),
-        "state": State(empty(rows + 1, HV, *inner, dtype=call.state_dtype)),
+        "state": State(empty(rows + 1, HV, *inner, dtype=call.state_dtype), rounding=stochastic),
         "indices": empty(rows, dtype=call.index_dtype),
         "scale": shape.scale,
         "use_qk_l2norm": True,
@@ -86,6 +89,10 @@ def gdn_launches(recorder) -> None:
                 recorder.what += f" on {dtype_name(io_dtype)} inputs"
             launch = getattr(backend, f"{phase}_launch")(variant, call)
             LAUNCHES[phase](launch, shape, call)
+            if phase in variant.stochastic and state_dtype in STOCHASTIC_DTYPES:
+                recorder.what += ", stochastic"
+                call = call._replace(stochastic=True)
+                LAUNCHES[phase](backend.decode_launch(variant, call), shape, call)
 
 
 def decode_launches(launch, shape: GDNShape, call: Call) -> None:

@@ -28,7 +28,7 @@ TYPES = {
 class Compilation(NamedTuple):
     """One compilation of a Triton kernel.
 
-    types: argument name -> "*bf16", "i32", "fp32". constants: constexprs, and integers of 1, which Triton compiles in.
+    types: argument name -> "*bf16", "i32", "fp32". constants: constexprs, and what Triton compiles in: 1 and None.
     divisible: arguments that are multiples of 16. options: num_warps, num_stages, maxnreg, launch_pdl, where given.
     """
 
@@ -67,8 +67,8 @@ class Recorder:
             if parameter.is_constexpr:
                 constants[parameter.name] = value
                 continue
-            if type(value) is int and value == 1 and not parameter.do_not_specialize:
-                constants[parameter.name] = 1
+            if value is None or type(value) is int and value == 1 and not parameter.do_not_specialize:
+                constants[parameter.name] = value
                 continue
             types[parameter.name] = type_of(value)
             if not parameter.do_not_specialize and is_multiple_of_16(value):

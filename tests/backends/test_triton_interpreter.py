@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
     "name, fewest",
     [
         ("interpreter_cases.py", 40),
+        ("stochastic_interpreter_cases.py", 10),
         ("verify_interpreter_cases.py", 40),
         ("prefill_interpreter_cases.py", 10),
         ("layer_interpreter_cases.py", 22),

@@ -4,6 +4,7 @@ recurrent.py   decode, and verify for few tokens or where every state is stored
 verify.py      verify for many tokens
 prefill.py     prefill
 gates.py       decay and beta as tensors, for other libraries' kernels
+stochastic.py  device code of stochastic rounding
 device.py      device code they share
 """
 
@@ -35,6 +36,7 @@ class TritonBackend(Backend):
             colour="#0072B2",
             marker="o",
             needs=(8, 0),
+            stochastic=("decode",),
         ),
         Variant(
             "vk-serial",
@@ -46,6 +48,7 @@ class TritonBackend(Backend):
             marker="p",
             note="without PDL",
             needs=(8, 0),
+            stochastic=("decode",),
         ),
         Variant(
             "kv32",
@@ -101,7 +104,15 @@ class TritonBackend(Backend):
         @functools.cache
         def constants(tile, l2norm):
             return Constants(
-                *dims, 1, tile.rows, k_last, STORE_STATES=False, UPDATE=True, OVERLAP=overlap, L2NORM=l2norm
+                *dims,
+                1,
+                tile.rows,
+                k_last,
+                STORE_STATES=False,
+                UPDATE=True,
+                OVERLAP=overlap,
+                L2NORM=l2norm,
+                STOCHASTIC=call.stochastic,
             )
 
         def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
@@ -114,6 +125,7 @@ class TritonBackend(Backend):
                 (q, k, v, a, b, A_log, dt_bias, data, indices, data, out, scale),  # no states are stored
                 (q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0),
                 0,
+                state.rounding or (None, None),
             )
 
         return launch

@@ -13,6 +13,9 @@ taken from the state as loaded, before decay and correction are known; those are
 
 so the two sums over K run in parallel, and nothing but the index precedes the load of the state.
 
+Stochastic rounding (rounding.py) is a constant of the kernel: without it, not an instruction is added. A program reads
+its own counter of steps, which nobody else writes, and stores it advanced by one with its tile.
+
 On compute capability 9.0 and newer, decode of `vk` and all of verify use programmatic dependent launch (PDL): programs
 are set up while the kernel before them drains, wait there for its results, and let the next kernel do the same. The
 arithmetic is the same.
@@ -27,6 +30,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..base import capability
 from .device import EPS, log_decay, program_coords, sigmoid, state_offsets
+from .stochastic import STEP_ROWS, head_key, random_bits, round_stochastically
 
 SATURATED_HEADS = 1024  # B · HV heads that fill a GPU
 FEW_HEADS = 256  # fewer than these leave most of it idle
@@ -77,14 +81,17 @@ class Constants(NamedTuple):
     UPDATE: bool
     OVERLAP: bool
     L2NORM: bool
+    STOCHASTIC: bool = False
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def recurrent_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, states, out, scale,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, a_row, a_token, b_row, b_token, states_row,
+    steps, seed,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, TILE: tl.constexpr,
     K_LAST: tl.constexpr, STORE_STATES: tl.constexpr, UPDATE: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
 ):  # fmt: skip
     """Update TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
 
@@ -92,7 +99,8 @@ def recurrent_kernel(
     state [slots, HV, V, K] with K_LAST, else [slots, HV, K, V]; offsets of slots and rows are 64-bit.
     STORE_STATES: states [B, T, HV, V, K] (or [.., K, V]) takes the state after each token. UPDATE: the pool's state
     takes the last one. OVERLAP: the launch may begin before the kernel ahead of it has ended, so nothing is loaded
-    before gdc_wait().
+    before gdc_wait(). STOCHASTIC: the pool's state is rounded stochastically by `seed` and steps [slots, HV, V // 4];
+    with K_LAST alone. Both are None otherwise.
     """
     tile, head, key_head, row = program_coords(HK, HV, V // TILE)
     ks = tl.arange(0, K)
@@ -109,6 +117,9 @@ def recurrent_kernel(
     inside = state_offsets(vs, ks, K, V, K_LAST)  # [TILE, K]
     tile_at = state + (slot * HV + head) * (V * K) + inside
     S = tl.load(tile_at).to(tl.float32)
+    if STOCHASTIC:
+        steps_at = steps + (slot * HV + head) * (V // STEP_ROWS) + tile * (TILE // STEP_ROWS)
+        step = tl.load(steps_at)
 
     q_at = q + row * q_row + key_head * q_head + ks
     k_at = k + row * k_row + key_head * k_head + ks
@@ -163,12 +174,19 @@ def recurrent_kernel(
         if STORE_STATES:
             states_at = states + row * states_row + t * (HV * V * K) + head * (V * K) + inside
             tl.store(states_at, S.to(states.dtype.element_ty))
-    if UPDATE and not STATE_FIRST:
+    if STOCHASTIC:
+        bits = random_bits(head_key(seed, step, slot * HV + head), vs, ks, K)
+        tl.store(tile_at, round_stochastically(S, bits, state.dtype.element_ty))
+        tl.store(steps_at + tl.arange(0, TILE // STEP_ROWS), tl.zeros([TILE // STEP_ROWS], tl.int32) + (step + 1))
+    elif UPDATE and not STATE_FIRST:
         tl.store(tile_at, S.to(state.dtype.element_ty))
 
 
-def launch_recurrent(constants: Constants, tile: Tile, arguments: tuple, strides: tuple, states_row: int) -> None:
+def launch_recurrent(
+    constants: Constants, tile: Tile, arguments: tuple, strides: tuple, states_row: int, rounding=(None, None)
+) -> None:
     """Launch recurrent_kernel. arguments: its tensors and scale; strides: as Strides, here as a plain tuple too.
+    rounding: steps and seed, where the constants say so.
 
     By position: passing this many arguments by keyword makes decode() take a sixth more host time.
     """
@@ -176,6 +194,7 @@ def launch_recurrent(constants: Constants, tile: Tile, arguments: tuple, strides
         *arguments,
         *strides,
         states_row,
+        *rounding,
         *constants,
         num_warps=tile.warps,
         maxnreg=tile.registers,

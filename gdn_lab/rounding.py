@@ -1,0 +1,72 @@
+"""Stochastic rounding: which random bits round an element of the state, and how. Kernels must give the same bits.
+
+An element between two neighbours of a 16-bit dtype takes the upper one with the probability of its distance from the
+lower one, so that the mean of many roundings is the element itself. The random bits are a hash of seed, step, slot,
+head and element: no generator, and the same seed gives the same state whatever the batch and the tile.
+
+One 32-bit hash serves two neighbours along K. bfloat16 uses 16 bits for the 16 that it drops, so the probability is
+exact; float16 uses 13 for its 13. Hashes: the finalizer of MurmurHash3 (Appleby) for the key of a head, and for its
+elements two rounds of multiply and shift with Wellons' constants ("lowbias32").
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROUNDINGS = ("nearest", "stochastic")
+DTYPES = (torch.bfloat16, torch.float16)
+ROWS_OF_A_STEP = 4  # of a head's state: they share a counter, which only the program that stores them advances
+FP16_SCALE = 2.0**-112  # makes the bits of a float32, shifted right by 13, those of a float16, subnormal numbers too
+MASK = 0xFFFFFFFF
+
+
+class Stochastic(NamedTuple):
+    """What stochastic rounding needs besides the state. steps [slots, HV, V // 4 rounded up] int32: decode() calls that
+    each slot has seen since it was handed out, alike for all rows of a slot. seed: of the random bits."""
+
+    steps: Tensor
+    seed: int
+
+    @classmethod
+    def of(cls, slots: int, heads: int, rows: int, seed: int, device) -> "Stochastic":
+        """Make counters at 0 for `slots` slots of `heads` heads with `rows` rows of state each."""
+        cells = -(-rows // ROWS_OF_A_STEP)
+        return cls(torch.zeros(slots, heads, cells, dtype=torch.int32, device=device), seed)
+
+
+def head_keys(seed: int, steps: Tensor, slots: Tensor, heads: int) -> Tensor:
+    """Return the key of each row's heads, [B, HV] int64 below 2^32. steps [B, HV]; slots [B]."""
+    head = slots.long()[:, None] * heads + torch.arange(heads, device=slots.device)
+    key = _mixed(seed ^ _mixed(head & MASK))
+    return _mixed(key ^ (steps.long() & MASK))
+
+
+def random_bits(keys: Tensor, rows: int, columns: int) -> Tensor:
+    """Return 16 random bits for each element of S, [B, HV, V, K] int32, of keys [B, HV] as head_keys() makes them."""
+    pairs = torch.arange(rows * columns // 2, device=keys.device)
+    x = ((keys[..., None] + pairs) * 0x7FEB352D) & MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
+    x ^= x >> 16
+    return torch.stack([x & 0xFFFF, x >> 16], -1).to(torch.int32).view(*keys.shape, rows, columns)
+
+
+def round_stochastically(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
+    """Return float32 x rounded to bfloat16 or float16 by 16 random bits for each element; NaN stays NaN.
+
+    Beyond the largest finite number lies infinity, as for rounding to nearest.
+    """
+    if dtype is torch.bfloat16:
+        whole = torch.where(x.isnan(), 0x7FC00000, x.contiguous().view(torch.int32).long() & MASK)
+        return ((whole + bits) >> 16).to(torch.int16).view(torch.bfloat16)
+    whole = (x * FP16_SCALE).view(torch.int32).long() & MASK
+    magnitude = ((whole & 0x7FFFFFFF) + (bits >> 3)).clamp(max=0x7C00 << 13)
+    magnitude = torch.where(x.isnan(), 0x7E00 << 13, magnitude)
+    return (((whole >> 16) & 0x8000) | (magnitude >> 13)).to(torch.int16).view(torch.float16)
+
+
+def _mixed(x):
+    """MurmurHash3's finalizer of an int or int64 tensor below 2^32."""
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK
+    return x ^ (x >> 16)

@@ -1,0 +1,53 @@
+"""Stochastic rounding of the Triton decode kernel in the interpreter, against rounding.py."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from against_reference import same_bits
+
+from gdn_lab import GDNShape, StatePool, decode, rounding
+from gdn_lab.backends.triton import recurrent, stochastic
+from gdn_lab.ops import make_inputs
+
+SHAPE = GDNShape(1, 2, 16, 32)
+every_dtype = pytest.mark.parametrize("dtype", rounding.DTYPES, ids=str)
+
+
+@triton.jit
+def rounding_kernel(x, out, seed, step, head, ROWS: tl.constexpr, K: tl.constexpr):
+    rows, ks = tl.arange(0, ROWS), tl.arange(0, K)
+    at = rows[:, None] * K + ks[None, :]
+    bits = stochastic.random_bits(stochastic.head_key(tl.load(seed), tl.load(step), tl.load(head)), rows, ks, K)
+    tl.store(out + at, stochastic.round_stochastically(tl.load(x + at), bits, out.dtype.element_ty))
+
+
+@every_dtype
+@pytest.mark.parametrize("seed, step, slot", [(0, 0, 1), (2**31 - 1, -5, 3), (7, 100_000, 2**20)])
+def test_device_code_gives_the_bits_of_rounding_py(dtype, seed, step, slot):
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-8, 4, 4)[:, None]
+    x[0, :8] = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 3.39e38, 65503.0, -1e-7])
+    out, head = torch.empty(4, 16, dtype=dtype), torch.tensor([slot * 2 + 1])
+    arguments = torch.tensor([seed], dtype=torch.int32), torch.tensor([step], dtype=torch.int32), head
+    rounding_kernel[(1,)](x, out, *arguments, ROWS=4, K=16)
+    keys = rounding.head_keys(seed, torch.tensor([[step, step]]), torch.tensor([slot]), 2)[:, 1]
+    expected = rounding.round_stochastically(x, dtype, rounding.random_bits(keys, 4, 16)[0])
+    assert same_bits(out, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("tile", [4, 32])
+def test_the_kernel_rounds_as_torch_does(monkeypatch, dtype, tile):
+    """Float32 sums in another order differ in the last place, which decides few roundings otherwise."""
+    monkeypatch.setattr(recurrent, "decode_tile", lambda heads, overlap: recurrent.Tile(tile, 1))
+    pools = [StatePool(SHAPE, 4, dtype=dtype, device="cpu", rounding="stochastic", seed=3) for _ in range(2)]
+    for backend, pool in zip(("triton/vk", "torch/vk"), pools, strict=True):
+        slots = pool.acquire(2)
+        for step in range(2):
+            x = make_inputs(SHAPE, 3, seed=step, strong_decay=False)
+            indices = torch.tensor([slots[1], -1, slots[0]], dtype=torch.int32)
+            decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend)
+    ours, expected = (pool.state[1:3].view(torch.int16).int() for pool in pools)
+    assert (ours != expected).float().mean() < 0.02 and (ours - expected).abs().max() <= 1
+    steps = pools[0].launch_state.rounding.steps
+    assert (steps[1:3] == 2).all() and not steps[[0, 3]].any(), "each row of a tile counts, padding does not"
