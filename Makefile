@@ -41,7 +41,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run record serve advise bench profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
+.PHONY: help run record sweep serve advise bench profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -52,6 +52,10 @@ run: $(READY)  ## set up, then run every notebook: pages, figures and rows in ru
 
 record: $(READY)  ## measure STUDY (serving) on GPUS (1) within nine minutes; again: goes on [ARGS="-p model qwen3.5-27b"]
 	@$(GDN_LAB) record "$$STUDY" $${GPUS:+--gpus "$$GPUS"} $(ARGS)
+
+sweep: $(READY)  ## a grid of jobs on all GPUs that Ray reaches: ARGS="--study 02 --over tp=1,2 --over model=all"
+	@$(IN_VENV) -c 'import ray, pyarrow' 2> /dev/null || $(PIP) -r requirements-cluster.txt
+	@$(GDN_LAB) sweep $(ARGS)
 
 serve: $(READY)  ## serve requests with a whole model: tokens/s, TPOT, ITL, TTFT [ARGS="--toy"]
 	@$(GDN_LAB) serve $(ARGS)

@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Record, and print where. UsageError, one sentence, for what cannot be asked."""
     study = _study(arguments.study)
     words = given_words(arguments.parameters)
+    if arguments.gpus is not None and not study.gpus:
+        raise UsageError(f"{study.name} is measured on one GPU; leave --gpus out")
     for option, name in (("gpus", study.gpus), (MINUTES, MINUTES)):
         value = getattr(arguments, option)
         if value is not None and words.setdefault(name, str(value)) != str(value) and option == "gpus":

@@ -40,7 +40,7 @@ class Driver:
         self.jobs: dict[str, Job] = {}  # every job, final ones included
         self.done: dict[str, str] = {}  # {job: final status}
         self.attempts: dict[str, int] = {}  # of the jobs that run
-        self.began, self.finished_s, self.said = time.monotonic(), 0.0, set()
+        self.finished_s, self.busy_s, self.said = 0.0, 0.0, set()  # expected, measured
 
     def run(self) -> None:
         """Run until no job is left, or none of those left can begin. KeyboardInterrupt passes through."""
@@ -122,6 +122,7 @@ class Driver:
         if final:
             self.done[job_id] = final
             self.finished_s += job.seconds
+            self.busy_s += how["seconds"]
         if how["reason"] and status != INTERRUPTED:
             again = "" if final else "; it is tried once more"
             self.say(f"{job}: {status} on {on['host']}, GPU {', '.join(on['gpus'])}: {how['reason']}{again}.")

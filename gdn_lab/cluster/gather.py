@@ -1,6 +1,6 @@
 """The folder of a sweep: what was asked for, and for each job its rows and files.
 
-    <folder>/sweep.json  journal.jsonl  jobs/<id>/{rows.jsonl, run.json, …}
+    <folder>/sweep.json  journal.jsonl  jobs/<id>/{job.json, rows.jsonl, run.json, …}
 
 Rows of an attempt that has not ended are in jobs/<id>/attempt-<n>.jsonl; rows.jsonl is of the attempt that was final.
 """
@@ -15,6 +15,7 @@ from .job import Job
 
 ABOUT = "sweep.json"
 ROWS = "rows.jsonl"
+JOB = "job.json"
 
 
 class Gathered:
@@ -28,6 +29,9 @@ class Gathered:
         folder = self.folder / "jobs" / job.id
         folder.mkdir(parents=True, exist_ok=True)
         self._attempt(job.id, attempt).unlink(missing_ok=True)
+        with replacing(folder / JOB) as partial:
+            about = {"study": job.study, "parameters": job.parameters, "gpu": job.gpu, "commit": job.commit}
+            partial.write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def rows(self, job: str, attempt: int, data: bytes) -> None:
         """Append whole lines to an attempt's rows."""
@@ -76,14 +80,25 @@ def read_about(folder: Path) -> dict:
         raise ValueError(f"{path} is not JSON ({error}); begin a new sweep") from error
 
 
-def all_rows(folder: Path, final: dict[str, dict], jobs: dict[str, Job]) -> Iterator[dict]:
-    """Every row of every job that is final, in the order of the jobs' ids, with the job's own fields in front."""
+def described(folder: Path, job_id: str) -> dict:
+    """study, parameters, gpu and commit of a job that was begun."""
+    return json.loads((folder / "jobs" / job_id / JOB).read_text(encoding="utf-8"))
+
+
+def rows_of(folder: Path, job_id: str) -> Iterator[dict]:
+    """The rows of a job that is final."""
+    with open(folder / "jobs" / job_id / ROWS, encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def all_rows(folder: Path, final: dict[str, dict]) -> Iterator[dict]:
+    """Every row of every job that is final, in the order of the jobs' ids, with the job's own fields in front.
+
+    final: {job id: its last line of the journal}.
+    """
     for job_id in sorted(final):
-        path, job = folder / "jobs" / job_id / ROWS, jobs.get(job_id)
-        if job is None or not path.is_file():
-            continue
-        common = {"job": job_id, "job_status": final[job_id]["status"], "study": job.study, "gpu": job.gpu}
-        common |= {"commit": job.commit} | {f"asked_{name}": value for name, value in job.parameters.items()}
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                yield common | json.loads(line)
+        about = described(folder, job_id)
+        common = {"job": job_id, "job_status": final[job_id]["status"], "study": about["study"], "gpu": about["gpu"]}
+        common |= {"commit": about["commit"]} | {f"asked_{name}": text for name, text in about["parameters"].items()}
+        for row in rows_of(folder, job_id):
+            yield common | row

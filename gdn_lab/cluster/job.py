@@ -9,6 +9,7 @@ STATUSES = (OK, WRONG, REFUSED, ERROR, TIMEOUT, INTERRUPTED)
 DONE = (OK, WRONG, REFUSED)  # final at once
 FAILED = (ERROR, TIMEOUT)  # final when they come a second time
 FOLDER = "{folder}"  # of a command: the empty folder that the job may write to
+PYTHON = "{python}"  # of a command: the host's Python that has this workbook
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Job:
     """One process that takes `gpus` GPUs of one host.
 
     study: name of a notebook. parameters: all of them, as text. commit: of the code. gpu: type of the GPUs ("h100").
-    command: its words; FOLDER in them becomes the folder that it writes to. seconds: that it is expected to take;
+    command: its words, with FOLDER and PYTHON in them. seconds: that it is expected to take;
     limit_s: after which it is stopped.
     """
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..bench.processes import this_process
-from .job import ERROR, FOLDER, INTERRUPTED, OK, REFUSED, TIMEOUT, WRONG
+from .code import ROOT
+from .job import ERROR, FOLDER, INTERRUPTED, OK, PYTHON, REFUSED, TIMEOUT, WRONG
 
 BOOTSTRAP = str(Path(__file__).with_name("die_with_parent.py"))
 GRACE_S = 45.0  # from SIGTERM to SIGKILL: `gdn-lab run` gives a notebook 30 s to stop
@@ -39,14 +40,19 @@ class JobProcess:
     def __init__(self, task: Task, folder: Path):
         self.task, self.folder, self.began = task, folder, time.monotonic()
         self.sent, self.rows, self.statuses, self.status, self.kill_at = 0, 0, set(), None, None
-        words = [word.replace(FOLDER, str(folder)) for word in task.command]
+        words = [word.replace(FOLDER, str(folder)).replace(PYTHON, sys.executable) for word in task.command]
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ",".join(task.gpus)}
+        if task.gpus == ("cpu",):
+            environment.pop("CUDA_VISIBLE_DEVICES")
         with open(folder / LOG, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", BOOTSTRAP, str(this_process()["pid"]), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | task.environment | {"CUDA_VISIBLE_DEVICES": ",".join(task.gpus)},
+                env=environment | task.environment,
+                cwd=ROOT,
                 process_group=0,
             )
 

@@ -28,6 +28,10 @@ class RayMissing(RuntimeError):
     """Ray cannot be imported. The message says how to install it."""
 
 
+class RayFailed(RuntimeError):
+    """Ray does not start, or its cluster cannot be reached. The message says why."""
+
+
 def import_ray():
     """The module ray. RayMissing, one sentence, where it is not installed."""
     try:
@@ -76,7 +80,11 @@ class RayHosts(Hosts):
         if not self.ray.is_initialized():
             if not os.environ.get("RAY_ADDRESS"):
                 options |= {"include_dashboard": dashboard, "num_gpus": made_up_gpus}
-            self.ray.init(**options)
+            try:
+                self.ray.init(**options)
+            except Exception as error:  # Ray raises many kinds, of Exception itself too
+                where = os.environ.get("RAY_ADDRESS", "this machine")
+                raise RayFailed(f"Ray cannot start on {where}: {str(error).strip().splitlines()[0]}") from error
         self.agents, self.polls, self.seen, self.news = {}, {}, {}, deque()
         self.names: dict[str, str] = {}  # {node id: name of its newest agent}
         self.looked = -LOOK_FOR_HOSTS_S

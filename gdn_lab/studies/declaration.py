@@ -34,7 +34,8 @@ class Study:
     `<!-- measured:<gpu>-<section_name> -->`. computed() -> {name: Figure}: figures that need no data.
     record(parameters, run, earlier): what `gdn-lab record` calls to measure without the notebook; appends rows to
     `run` and leaves out what the rows `earlier` have; None: only the notebook measures. gpus: the parameter that says
-    on how many GPUs. All callables import what they need when called.
+    on how many GPUs of one machine, or lists such numbers; "": always on one. All callables import what they need when
+    called.
     """
 
     number: str
@@ -45,7 +46,12 @@ class Study:
     section_name: str = ""
     computed: Callable[[], dict[str, object]] = field(default=dict)
     record: Callable[[StudyParameters, object, list[dict]], None] | None = None
-    gpus: str = "tp"
+    gpus: str = ""
+
+    def gpus_of(self, parameters: StudyParameters) -> int:
+        """GPUs of one machine that a run with these parameters takes."""
+        found = getattr(parameters, self.gpus) if self.gpus else 1
+        return max(found) if isinstance(found, list) else found
 
     @property
     def notebook(self) -> str:

@@ -25,7 +25,7 @@ def measure(p, run, earlier):
         run.append({"status": "fact", "phase": "mine", "point": point, "tp": p.tp})
 
 
-STUDY = Study("99", "mine", "Does it go on?", Parameters, record=measure)
+STUDY = Study("99", "mine", "Does it go on?", Parameters, record=measure, gpus="tp")
 
 
 @pytest.fixture

@@ -106,4 +106,5 @@ STUDY = Study(
     parameters=Parameters,
     section=section,
     section_name="all_reduce",
+    gpus="ranks",
 )

@@ -136,4 +136,5 @@ STUDY = Study(
     section=section,
     section_name="serving",
     record=record,
+    gpus="tp",
 )

@@ -1,0 +1,211 @@
+"""gdn-lab sweep: every point of a grid as a job of its own, on all GPUs that Ray reaches; nothing lost, nothing twice.
+
+    gdn-lab sweep --study 02 --over tp=1,2,4,8 --over model=all     on this machine, or the cluster of RAY_ADDRESS
+    gdn-lab sweep grid.yaml                                         the same from a file
+    gdn-lab sweep --resume                                          go on with the newest sweep
+
+A YAML file holds one of these, or a list of them: study, over {parameter: values}, set {parameter: value}, gpus,
+minutes (after which a job is stopped). The folder of a sweep is cluster/gather.py's; sweep.html there shows it.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from ..cluster.code import code_id
+from ..cluster.gather import read_about, write_about
+from ..cluster.job import STATUSES
+from ..cluster.ray_hosts import RayFailed, RayMissing
+from ..cluster.request import Request, RequestError, from_mapping, from_words, read
+from .errors import BatchError, Interrupted, UsageError
+from .run import ROOT, add_run_options, check_writable, given_words, say, shown
+from .sweep_jobs import Plan
+
+SWEEPS = "sweeps"  # folder of runs/ in which sweeps are
+FAILURES = (RayMissing, RayFailed)
+TERMINAL_S, LOG_S = 1.0, 30.0  # between two progress lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE.yaml", help="what to sweep; or --study and --over")
+    parser.add_argument("--study", metavar="STUDY", help='"02", "02_decode_kernels", or the path of a notebook')
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="an axis: a parameter and its values; all: every model or dtype; lists are divided by ;",
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="of one host, for each job; default: the study's")
+    parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="after which a job is stopped; 60")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="FOLDER", help="go on with a sweep; default: the newest one"
+    )
+    parser.add_argument("--plan", action="store_true", help="print the jobs and run nothing")
+    parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard (pip install ray[default])")
+    add_run_options(parser, "set a parameter of every job; may be repeated")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a sweep. UsageError for what cannot be asked, BatchError if jobs are left over."""
+    root = arguments.runs.absolute() / SWEEPS
+    if arguments.resume is not None:
+        folder, about = _earlier(arguments, root)
+        requests = [from_mapping(entry, str(folder)) for entry in about["requests"]]
+    else:
+        folder, requests = None, _requests(arguments)
+    plans = [Plan(request) for request in requests]
+    if arguments.plan:
+        _print_plan(plans)
+        return 0
+    commit = code_id()
+    if folder is None:
+        folder = _new(root, requests, commit)
+    elif about["commit"] != commit:
+        raise UsageError(
+            f"{shown(folder)} is a sweep of commit {about['commit'][:10]}, here is {commit[:10]}; check that out to go "
+            "on with it, or begin a new sweep"
+        )
+    return _sweep(folder, plans, commit, arguments.dashboard)
+
+
+def _requests(arguments) -> list[Request]:
+    given = given_words(arguments.parameters)
+    try:
+        if arguments.file is not None:
+            if arguments.study or arguments.over or given:
+                raise UsageError("a file says what to sweep: leave --study, --over and -p out, or the file")
+            return read(arguments.file)
+        if not arguments.study:
+            raise UsageError("name what to sweep: a YAML file, or --study 02 --over tp=1,2,4")
+        return [from_words(arguments.study, arguments.over, given, arguments.gpus, arguments.minutes)]
+    except RequestError as error:
+        raise UsageError(str(error)) from None
+
+
+def _earlier(arguments, root: Path) -> tuple[Path, dict]:
+    if arguments.file is not None or arguments.study or arguments.over:
+        raise UsageError("--resume goes on with what the sweep was asked for; leave the rest out")
+    folders = sorted(root.glob("*/sweep.json"))
+    if not arguments.resume and not folders:
+        raise UsageError(f"there is no sweep in {shown(root)} to go on with")
+    folder = Path(arguments.resume).absolute() if arguments.resume else folders[-1].parent
+    try:
+        return folder, read_about(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _new(root: Path, requests: list[Request], commit: str) -> Path:
+    from ..bench.results import new_folder
+
+    check_writable(root)
+    folder = new_folder(root, "sweep")
+    command = shlex.join(["gdn-lab", *sys.argv[1:]])
+    write_about(folder, {"requests": [each.as_json() for each in requests], "commit": commit, "command": command})
+    return folder
+
+
+def _print_plan(plans: list[Plan]) -> None:
+    jobs = [job for plan in plans for job in plan.jobs("this GPU", "now")]
+    for job in sorted(jobs, key=lambda job: (-job.gpus, -job.seconds)):
+        print(f"{job.gpus} GPU{'s' * (job.gpus > 1)}, about {_minutes(job.seconds)}: {shlex.join(job.command[1:])}")
+    hours = sum(job.gpus * job.seconds for job in jobs) / 3600
+    print(f"{len(jobs)} jobs on each type of GPU, about {hours:.1f} GPU hours by recorded runs.")
+
+
+def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int:
+    from ..cluster.driver import Driver
+    from ..cluster.ray_hosts import RayHosts
+    from .sweep_page import write_pages
+
+    say(f"Rows go to {shown(folder)}.")
+    hosts = RayHosts(ROOT, dashboard=dashboard)
+    line = ProgressLine()
+    driver = Driver(
+        folder,
+        hosts,
+        lambda gpu: [job for plan in plans for job in plan.jobs(gpu, commit)],
+        say=line.say,
+        progress=line.show,
+    )
+    try:
+        driver.run()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the sweep was interrupted; its rows are kept, and gdn-lab sweep --resume {shown(folder)} goes on"
+        ) from None
+    finally:
+        line.end(driver)
+        page = write_pages(folder)
+        say(f"Read {shown(page)}")
+    return _outcome(driver, folder)
+
+
+def _outcome(driver, folder: Path) -> int:
+    if not driver.jobs:
+        raise BatchError("no host joined, so no job was run; is RAY_ADDRESS that of a cluster with GPUs?")
+    if left := driver.unfinished():
+        wide = driver.scheduler.impossible()
+        why = f"{left[0]} needs {left[0].gpus} GPUs of one host" if wide else "no GPU is left for them"
+        raise BatchError(
+            f"{len(left)} jobs were not run: {why}; gdn-lab sweep --resume {shown(folder)} goes on once there is one"
+        )
+    failed = [status for status in driver.done.values() if status in ("error", "timeout")]
+    return 1 if failed else 0
+
+
+class ProgressLine:
+    """One line on what is done, running and left; redrawn on a terminal, printed now and then in a log."""
+
+    def __init__(self):
+        self.terminal, self.shown_at, self.open = sys.stdout.isatty(), 0.0, False
+
+    def show(self, driver) -> None:
+        """Show it, not too often."""
+        now = time.monotonic()
+        if now - self.shown_at < (TERMINAL_S if self.terminal else LOG_S) or not driver.jobs:
+            return
+        self.shown_at, self.open = now, self.terminal
+        text = progress_text(driver, now)
+        print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the line."""
+        if self.open:
+            print("\r\x1b[K", end="")
+        self.open, self.shown_at = False, 0.0
+        say(f"{datetime.now():%H:%M:%S} {sentence}")
+
+    def end(self, driver) -> None:
+        """Print the last line."""
+        if self.open:
+            print("\r\x1b[K", end="")
+        say(progress_text(driver, time.monotonic()))
+
+
+def progress_text(driver, now: float) -> str:
+    """ "12 of 80 done (1 error), 8 running on host a, 60 left, about 12 min": one line on a driver."""
+    counts = {status: sum(each == status for each in driver.done.values()) for status in STATUSES}
+    odd = ", ".join(f"{count} {status}" for status, count in counts.items() if count and status != "ok")
+    states = driver.scheduler.states.values()
+    running = [state for state in states if state.on]
+    hosts = {state.on[0].host for state in running}
+    where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} hosts"
+    text = f"{len(driver.done)} of {len(driver.jobs)} done" + (f" ({odd})" if odd else "")
+    text += f", {len(running)} running on {where}" if running else ""
+    if waiting := len(states) - len(running):
+        text += f", {waiting} left"
+    gpus = sum(not gpu.dropped for gpu in driver.scheduler.gpus())
+    if driver.finished_s and states and gpus:
+        slower = driver.busy_s / driver.finished_s  # than expected, so far
+        left = sum(state.job.gpus * state.job.seconds for state in states) * slower / gpus
+        text += f", about {_minutes(left)}"
+    return text
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,81 @@
+"""The jobs of a sweep: each point's parameters checked, its command, its GPUs and how long it may need."""
+
+from datetime import datetime
+from math import prod
+from pathlib import Path
+
+from ..bench.run_folder import load_info
+from ..cluster.job import FOLDER, PYTHON, Job
+from ..cluster.request import Request
+from ..report.recorded import DATA, recorded_runs
+from ..studies.parameters import ParameterError, words_of
+from .errors import UsageError
+from .run import declared, find, study_of, values
+
+UNKNOWN_S = 60.0  # expected of a study that was never recorded
+AUTO = 10  # values that "auto" stands for on a GPU, about
+
+
+class Plan:
+    """A request whose points have been checked. UsageError, one sentence, for the first that cannot be."""
+
+    def __init__(self, request: Request):
+        (self.path,) = find([request.study])
+        self.study, self.request = study_of(self.path), request
+        defaults = {name: default.strip("'\"") for name, (_, default, _) in declared(self.path).items()}
+        self.points = [self._point(defaults, words) for words in request.points()]
+
+    def _point(self, defaults: dict[str, str], words: dict[str, str]) -> tuple[dict[str, str], int, tuple[str, ...]]:
+        """(all parameters as text, GPUs, command) of one point."""
+        values(self.path, words)
+        given = {name: value for name, value in words.items() if defaults[name] != value}
+        return defaults | words, self._gpus(words), self._command(given)
+
+    def _gpus(self, words: dict[str, str]) -> int:
+        if self.request.gpus is not None or self.study is None:
+            return self.request.gpus or 1
+        try:
+            return self.study.gpus_of(self.study.parameters.parse(words, self.path.stem))
+        except ParameterError as error:
+            raise UsageError(str(error)) from None
+
+    def _command(self, given: dict[str, str]) -> tuple[str, ...]:
+        """Words that measure a point: without its notebook where the study can be recorded so, else the notebook."""
+        pairs = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+        program = (PYTHON, "-m", "gdn_lab")
+        if self.study is not None and self.study.record:
+            return (*program, "record", self.study.name, "--fresh", "--folder", f"{FOLDER}/run", *pairs)
+        name = self.path.stem if self.study is not None else str(self.path)
+        return (*program, "run", name, "--runs", FOLDER, *pairs)
+
+    def jobs(self, gpu: str, commit: str) -> list[Job]:
+        """The jobs of all points on a type of GPU."""
+        return [
+            Job(
+                study=self.path.stem,
+                parameters=parameters,
+                commit=commit,
+                gpu=gpu,
+                gpus=gpus,
+                command=command,
+                seconds=expected_seconds(self.path.stem, parameters, gpu),
+                limit_s=60 * self.request.minutes,
+            )
+            for parameters, gpus, command in self.points
+        ]
+
+
+def expected_seconds(notebook: str, parameters: dict[str, str], gpu: str, data: Path = DATA) -> float:
+    """How long a job may take: as long as the recorded run of its notebook, by the number of points asked for."""
+    known = [each for each in recorded_runs(data) if each[1] == notebook]
+    for place in sorted(known, key=lambda each: each[0] != gpu):
+        info = load_info(data / "measured" / place[0] / place[1])
+        if "end_utc" in info:
+            took = datetime.fromisoformat(info["end_utc"]) - datetime.fromisoformat(info["start_utc"])
+            return max(1.0, took.total_seconds() * _points(parameters) / _points(info["parameters"]))
+    return UNKNOWN_S
+
+
+def _points(parameters: dict) -> int:
+    """The product of the lengths of all parameters that are lists."""
+    return prod(AUTO if str(value) == "auto" else max(1, len(words_of(value))) for value in parameters.values())

@@ -1,0 +1,119 @@
+"""What a sweep is asked for: a study, parameters that all its jobs share, and axes; from YAML or from words."""
+
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+KEYS = ("study", "over", "set", "gpus", "minutes")
+EXAMPLE = "study: 02, over: {tp: [1, 2], model: all}, set: {samples: 20}"
+
+
+class RequestError(ValueError):
+    """What was asked for cannot be read. One sentence."""
+
+
+class Request(NamedTuple):
+    """Jobs of one study. study: as a notebook is named on the command line. over: {parameter: its values, as text}.
+
+    given: {parameter: text} of all jobs. gpus: of one host, for each job; None: the study says. minutes: after which a
+    job is stopped.
+    """
+
+    study: str
+    over: dict[str, list[str]]
+    given: dict[str, str] = {}
+    gpus: int | None = None
+    minutes: float = 60.0
+
+    def points(self) -> list[dict[str, str]]:
+        """{parameter: text} of every job."""
+        return [self.given | dict(zip(self.over, values, strict=True)) for values in product(*self.over.values())]
+
+    def as_json(self) -> dict:
+        return {
+            "study": self.study,
+            "over": self.over,
+            "set": self.given,
+            "gpus": self.gpus,
+            "minutes": self.minutes,
+        }
+
+
+def read(path: Path) -> list[Request]:
+    """The requests of a YAML file: one mapping with the keys KEYS, or a list of them. RequestError otherwise."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    entries = found if isinstance(found, list) else [found]
+    return [from_mapping(entry, str(path)) for entry in entries]
+
+
+def from_mapping(entry, where: str) -> Request:
+    """One request of what YAML or sweep.json holds."""
+    if not isinstance(entry, dict) or "study" not in entry:
+        raise RequestError(f"{where}: expected keys such as {EXAMPLE}, got {entry!r}")
+    if unknown := [key for key in entry if key not in KEYS]:
+        raise RequestError(f"{where}: {unknown[0]!r} is unknown; choose from {', '.join(KEYS)}")
+    over, given = entry.get("over") or {}, entry.get("set") or {}
+    for name, value in (("over", over), ("set", given)):
+        if not isinstance(value, dict):
+            raise RequestError(f"{where}: {name}: expected parameters with their values, got {value!r}")
+    # YAML reads 02 as a number: a study's number has two digits.
+    study = f"{entry['study']:02d}" if isinstance(entry["study"], int) else str(entry["study"])
+    minutes, gpus = entry.get("minutes", 60.0), entry.get("gpus")
+    if not isinstance(minutes, int | float) or minutes <= 0:
+        raise RequestError(f"{where}: minutes: expected a number above 0, got {minutes!r}")
+    if gpus is not None and (not isinstance(gpus, int) or gpus < 1):
+        raise RequestError(f"{where}: gpus: expected a whole number from 1 up, got {gpus!r}")
+    axes = {str(name): _values(str(name), value) for name, value in over.items()}
+    return Request(study, axes, {str(name): _text(value) for name, value in given.items()}, gpus, float(minutes))
+
+
+def from_words(study: str, over: list[str], given: dict[str, str], gpus: int | None, minutes: float) -> Request:
+    """One request of the command line. over: words such as "tp=1,2,4"."""
+    axes = {}
+    for word in over:
+        name, equals, values = word.partition("=")
+        if not equals or not name:
+            raise RequestError(f"--over {word}: expected a parameter and its values, such as tp=1,2,4")
+        if name in axes:
+            raise RequestError(f"--over {name} is given twice; give all its values at once: {name}=1,2,4")
+        axes[name] = _values(name, values)
+    if both := [name for name in axes if name in given]:
+        raise RequestError(f"{both[0]} is given with --over and with -p; choose one")
+    return Request(study, axes, given, gpus, minutes)
+
+
+def _values(name: str, value) -> list[str]:
+    """Values of an axis: [1, 2] or "1,2" are two; "1,2;4,8" are two lists; "all" is every model or dtype there is."""
+    if value == "all":
+        return _every(name)
+    if isinstance(value, list):
+        found = [_text(each) for each in value]
+    else:
+        text = _text(value)
+        found = [word.strip() for word in text.split(";" if ";" in text else ",") if word.strip()]
+    if not found:
+        raise RequestError(f"over {name}: expected values such as 1,2,4, got {value!r}")
+    return list(dict.fromkeys(found))
+
+
+def _every(name: str) -> list[str]:
+    if name == "model":
+        from ..models import MODELS
+
+        return list(MODELS)
+    if name == "dtype":
+        from ..pool import STATE_DTYPES
+
+        return [str(dtype).removeprefix("torch.") for dtype in STATE_DTYPES]
+    raise RequestError(f"over {name}: all is of model and dtype alone; name the values, such as {name}=1,2,4")
+
+
+def _text(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

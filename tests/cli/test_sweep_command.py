@@ -1,0 +1,169 @@
+"""gdn-lab sweep: what it is asked for, the jobs that follow, its page; test_ray_hosts.py is Ray's."""
+
+import json
+
+import pytest
+
+from gdn_lab.cli import sweep_command, sweep_jobs
+from gdn_lab.cli.main import main
+from gdn_lab.cluster import hosts, ray_hosts
+from gdn_lab.cluster.job import FOLDER, PYTHON, Job
+from gdn_lab.cluster.request import from_words, read
+from gdn_lab.models import MODELS
+
+
+def plan(study="02", over=(), given=None, **options):
+    return sweep_jobs.Plan(from_words(study, list(over), given or {}, options.get("gpus"), 60))
+
+
+def test_yaml_and_words_ask_for_the_same(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("study: 02\nover: {tp: [1, 2], model: all}\nset: {samples: 20}\nminutes: 30\n")
+    words = from_words("02", ["tp=1,2", "model=all"], {"samples": "20"}, None, 30.0)
+    assert read(path) == [words] and len(words.points()) == 2 * len(MODELS)
+
+
+def test_lists_are_values_too():
+    assert from_words("02", ["batches=1,2;4,8"], {}, None, 60).points() == [{"batches": "1,2"}, {"batches": "4,8"}]
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("study: [", "is not YAML"),
+        ("over: {tp: 1}", "expected keys such as"),
+        ("study: 02\nevery: 3", "'every' is unknown"),
+        ("study: 02\nminutes: soon", "minutes: expected a number above 0"),
+        ("study: 02\nover: {tp: all}", "all is of model and dtype alone"),
+        ("study: 02\nover: [tp]", "over: expected parameters"),
+    ],
+)
+def test_yaml_that_cannot_be_is_a_usage_error(tmp_path, capsys, text, reason):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    assert main(["sweep", str(path)]) == 2 and reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["--study", "02", "--over", "tq=1,2"], "has no parameter 'tq' (did you mean 'tp'?)"),
+        (["--study", "02", "--over", "tp=1,3"], "tp"),
+        (["--study", "02", "--over", "tp"], "expected a parameter and its values"),
+        (["--study", "02", "--over", "tp=1", "-p", "tp=2"], "with --over and with -p"),
+        (["--study", "nothing"], "there is no notebook 'nothing'"),
+        ([], "name what to sweep"),
+        (["grid.yaml", "--study", "02"], "leave --study"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_ray_starts(capsys, monkeypatch, words, reason):
+    monkeypatch.setattr(ray_hosts, "RayHosts", None)
+    assert main(["sweep", *words]) == 2 and reason in capsys.readouterr().err
+
+
+def test_without_ray_it_says_what_to_do(tmp_path, capsys, monkeypatch):
+    def missing():
+        raise ray_hosts.RayMissing(ray_hosts.MISSING)
+
+    monkeypatch.setattr(ray_hosts, "import_ray", missing)
+    assert main(["sweep", "--study", "02", "--runs", str(tmp_path)]) == 1
+    assert "make sweep" in capsys.readouterr().err
+
+
+def test_a_job_is_a_notebook_with_the_parameters_that_differ_from_its_defaults():
+    one, two = plan(over=["tp=1,2"], given={"samples": "5"}).jobs("h100", "c")
+    assert one.command == (PYTHON, "-m", "gdn_lab", "run", "02_decode_kernels", "--runs", FOLDER, "-p", "samples=5")
+    assert two.command[-4:] == ("-p", "samples=5", "-p", "tp=2") and two.gpus == 1, "one GPU plays one of two"
+    assert two.parameters["model"] == "qwen3.5-397b-a17b" and one.id != two.id
+
+
+def test_a_default_that_is_written_out_is_the_same_job():
+    (plain,) = plan().jobs("h100", "c")
+    (written,) = plan(given={"tp": "1", "seed": "0"}).jobs("h100", "c")
+    assert plain.id == written.id
+
+
+def test_serving_takes_as_many_gpus_as_it_says_and_needs_no_notebook():
+    one, two = plan("09", ["tp=1,2"]).jobs("h100", "c")
+    assert (one.gpus, two.gpus) == (1, 2)
+    assert two.command[:6] == (PYTHON, "-m", "gdn_lab", "record", "serving", "--fresh")
+
+
+def test_twice_the_points_are_expected_to_take_twice_as_long():
+    one, two = (
+        sweep_jobs.expected_seconds("02_decode_kernels", {"batches": batches}, "h100") for batches in ("1,2", "1,2,4,8")
+    )
+    assert two == pytest.approx(2 * one)
+    assert sweep_jobs.expected_seconds("77_mine", {}, "h100") == sweep_jobs.UNKNOWN_S
+
+
+def test_the_plan_is_printed_and_nothing_runs(capsys):
+    assert main(["sweep", "--study", "02", "--over", "tp=1,2", "--plan"]) == 0
+    assert "2 jobs on each type of GPU" in capsys.readouterr().out
+
+
+ROW = {"status": "ok", "phase": "decode", "backend": "triton", "timer": "cuda_graph_replay", "batch": 4, "tokens": 1}
+
+
+@pytest.fixture
+def swept(tmp_path, monkeypatch, capsys):
+    """swept(): run a sweep of two tiny jobs through the command, on this process's own host."""
+
+    def jobs(self, gpu, commit):
+        fast = {"variant": "vk", "median_us": 5.0, "share_of_roof": 0.8}
+        slow = {"variant": "kv8", "median_us": 10.0, "share_of_roof": 0.4}
+        rows = "".join(json.dumps(ROW | each) + "\\n" for each in (fast, slow))
+        ok = ("sh", "-c", f"printf '{rows}' > {FOLDER}/rows.jsonl")
+        bad = ("sh", "-c", "echo 'it <b>broke</b>'; exit 1")
+        return [
+            Job("02_decode_kernels", {"tp": tp}, commit, gpu, command=command)
+            for tp, command in (("1", ok), ("2", bad))
+        ]
+
+    monkeypatch.setattr(sweep_jobs.Plan, "jobs", jobs)
+    monkeypatch.setattr(ray_hosts, "RayHosts", lambda root, **options: hosts.ThisHost("h100", ["0", "1"]))
+    monkeypatch.setattr(sweep_command, "code_id", lambda: "c0ffee")
+
+    def call(*words):
+        status = main(["sweep", *(words or ("--study", "02", "--over", "tp=1,2")), "--runs", str(tmp_path)])
+        (folder,) = (path.parent for path in tmp_path.glob("sweeps/*/sweep.json"))
+        return status, folder, capsys.readouterr()
+
+    return call
+
+
+def test_a_sweep_ends_with_a_page_of_what_is_fastest_and_what_failed(swept):
+    status, folder, printed = swept()
+    assert status == 1 and "2 of 2 done (1 error)" in printed.out and "it is tried once more" in printed.out
+    page = (folder / "sweep.html").read_text()
+    assert "triton/vk" in page and "50 %" in page and "80 %" in page and "batch 4" in page
+    assert "it &lt;b&gt;broke&lt;/b&gt;" in page and "<b>broke" not in page
+    assert "sweep.html" in (folder.parent / "index.html").read_text()
+
+
+def test_resume_runs_nothing_that_is_final(swept):
+    _, folder, _ = swept()
+    before = (folder / "journal.jsonl").read_bytes()
+    status, _, printed = swept("--resume")
+    assert status == 1 and (folder / "journal.jsonl").read_bytes() == before and "2 of 2 done" in printed.out
+
+
+def test_resume_refuses_another_commit(swept, monkeypatch):
+    swept()
+    monkeypatch.setattr(sweep_command, "code_id", lambda: "another")
+    status, _, printed = swept("--resume")
+    assert status == 2 and "is a sweep of commit c0ffee, here is another" in printed.err
+
+
+def test_resume_names_what_is_no_sweep(tmp_path, capsys):
+    assert main(["sweep", "--resume", str(tmp_path)]) == 2
+    assert "is not a sweep's folder" in capsys.readouterr().err
+    assert main(["sweep", "--resume", "--runs", str(tmp_path)]) == 2
+    assert "there is no sweep in" in capsys.readouterr().err
+
+
+def test_parquet_holds_every_row(swept):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (make sweep)")
+    _, folder, _ = swept()
+    table = parquet.read_table(folder / "rows.parquet").to_pylist()
+    assert sorted(row["variant"] for row in table) == ["kv8", "vk"] and table[0]["asked_tp"] == "1"
