@@ -172,6 +172,14 @@ def _variants(value):
     return list(dict.fromkeys(chosen))
 
 
+def _one_variant(name: str) -> str:
+    from ..backends.registry import VARIANTS
+
+    if name not in VARIANTS:
+        raise ValueError(f"{name!r} is unknown{nearest(name, VARIANTS)}; choose one of {', '.join(VARIANTS)}")
+    return name
+
+
 def _precision(name: str) -> str:
     from ..layer.fp8 import PRECISIONS
 
@@ -219,6 +227,7 @@ def _recorded_gpu(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_model)]
 Dtype = Annotated[Any, BeforeValidator(_dtype)]  # holds a torch.dtype
 Variants = Annotated[Any, BeforeValidator(_variants)]  # holds "all" or full names
+OneVariant = Annotated[str, AfterValidator(_one_variant)]
 Precision = Annotated[str, AfterValidator(_precision)]
 Configurations = Annotated[list[str], BeforeValidator(_configurations)]
 Samples = by_device(cpu=CPU_SAMPLES, gpu=GPU_SAMPLES)

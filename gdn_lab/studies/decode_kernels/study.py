@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from ..declaration import Section, Study
-from ..parameters import Dtype, RecordedGPU, Samples, Seed, Variants, batch_list
+from ..parameters import Dtype, OneVariant, RecordedGPU, Samples, Seed, Variants, batch_list
 from ..pool_parameters import PoolParameters
 
 
@@ -23,6 +23,9 @@ class Parameters(PoolParameters):
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field(
         "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+    )
+    baseline: OneVariant = Field(
+        "triton/kv32", description="what kernels of your own (--kernel) are compared with, besides the best others"
     )
 
 
