@@ -62,7 +62,7 @@ def begin(study: Study, names: dict, *, measures: bool = True) -> Run:
             command=f"gdn-lab run {study.notebook}{words}" if folder else None,
         )
     run.p = parsed
-    if getattr(parsed, "checks_only", False):
+    if parsed.checks_only:
         torch.set_num_threads(1)  # at toy size threads wait for each other longer than they compute
     _watch_cells(run)
     print("\n".join([header(run, measures), *(str(each.message) for each in warned)]))

@@ -204,11 +204,12 @@ def gpu_unseen() -> str | None:
 
 
 def run_notebooks(paths: list[Path], words: dict[str, str], root: Path = RUNS) -> None:
-    """Execute notebooks one after the other, each into a new folder of `root`.
+    """Execute notebooks, each into a new folder of `root`; on a CPU two at a time where none of them times anything.
 
     words: {parameter: word}; a notebook gets those that it declares, and the log says which of several have none.
     UsageError or BatchError before anything runs, if a parameter cannot be or `root` cannot be written. BatchError
-    when a notebook fails, Interrupted on Ctrl-C: rows already measured stay, later notebooks are not run.
+    when a notebook fails, Interrupted on Ctrl-C: rows already measured stay, later notebooks are not run. Once the
+    last cell of the last notebook has ended, a signal changes nothing.
     """
     by_notebook = {path: values(path, own) for path, own in divided(words, paths).items()}
     check_writable(root)
@@ -218,27 +219,37 @@ def run_notebooks(paths: list[Path], words: dict[str, str], root: Path = RUNS) -
         say(unseen)
     from ..bench.results import new_folder
     from .execute import execute
+    from .in_turn import in_turn
+    from .stop import Stop
 
-    ctrl_c.if_it_came()  # during imports, where it may have been dropped
-    began, folders, status = time.monotonic(), [], "failed"
-    together = new_folder(root, "together") if len(paths) > 1 else None
-    try:
-        for number, path in enumerate(paths, 1):
-            say(f"[{number}/{len(paths)}] {path.stem}" + (f", {seconds(began)} since the start" if number > 1 else ""))
-            started = time.monotonic()
-            folders.append(new_folder(root, path.stem))
-            page = execute(path, by_notebook[path], folders[-1])
-            say(f"[{number}/{len(paths)}] {path.stem}: done in {seconds(started)}: {shown(page)}")
-        status = "complete"
-    except Interrupted:
-        status = "interrupted"
-        raise
-    finally:
-        about = {"command": command(paths, words), "seconds": time.monotonic() - began, "status": status}
-        index = write_pages(root, together, about | {"runs": [folder.name for folder in folders]})
-    if together:
-        say(f"{len(paths)} notebooks in {seconds(began)}.")
-    say(f"Read {shown(index)}")
+    at_once = 2 if all(times_nothing(path, words) for path, words in by_notebook.items()) else 1
+    began, folders, status, stop = time.monotonic(), [], "failed", Stop()
+
+    def one(path: Path, stream) -> Path:
+        folders.append(new_folder(root, path.stem))
+        return execute(path, by_notebook[path], folders[-1], stop, stream)
+
+    with stop.on_signals():
+        ctrl_c.if_it_came()  # during imports, where it may have been dropped
+        together = new_folder(root, "together") if len(paths) > 1 else None
+        try:
+            in_turn(paths, one, stop, at_once)
+            status = "complete"
+        except Interrupted:
+            status = "interrupted"
+            raise
+        finally:
+            about = {"command": command(paths, words), "seconds": time.monotonic() - began, "status": status}
+            index = write_pages(root, together, about | {"runs": sorted(folder.name for folder in folders)})
+        if together:
+            say(f"{len(paths)} notebooks in {seconds(began)}.")
+        say(f"Read {shown(index)}")
+
+
+def times_nothing(path: Path, words: dict[str, str]) -> bool:
+    """Whether a notebook of ours with these parameters times nothing on this machine, so that another may run too."""
+    study = study_of(path)
+    return study is not None and study.parameters.parse(words, path.stem).checks_only
 
 
 def command(paths: list[Path], words: dict[str, str]) -> str:

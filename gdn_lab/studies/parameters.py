@@ -70,6 +70,11 @@ class StudyParameters(BaseModel):
         except ValidationError as error:
             raise ParameterError(_sentence(error)) from None
 
+    @property
+    def checks_only(self) -> bool:
+        """Whether this machine checks and ranks nothing: on a CPU, unless more than one sample is asked for."""
+        return not on_gpu() and getattr(self, "samples", CPU_SAMPLES) == CPU_SAMPLES
+
 
 def _plain(annotation) -> str:
     return {int: "a whole number", float: "a number"}.get(annotation, "text")
@@ -259,11 +264,6 @@ class ModelParameters(StudyParameters):
         from ..models import GDNShape
 
         return GDNShape.from_model(self.model, self.tp)
-
-    @property
-    def checks_only(self) -> bool:
-        """Whether kernels are checked here and not ranked: on a CPU, unless more than one sample is asked for."""
-        return not on_gpu() and getattr(self, "samples", CPU_SAMPLES) == CPU_SAMPLES
 
     @property
     def here(self) -> "Here":

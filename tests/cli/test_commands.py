@@ -1,7 +1,6 @@
 """The command line, on tiny notebooks: what it runs, what it refuses, and what it keeps when something stops it."""
 
 import errno
-import io
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from gdn_lab.backends.registry import VARIANTS
-from gdn_lab.cli import execute, listing
+from gdn_lab.cli import listing
 from gdn_lab.cli import run as batch
 from gdn_lab.cli.main import COMMANDS, main
 from gdn_lab.studies import studies
@@ -304,16 +303,6 @@ def test_python_m_is_the_same_command():
         [sys.executable, "-m", "gdn_lab", "list", "99"], cwd=batch.ROOT, text=True, capture_output=True
     )
     assert done.returncode == 2 and done.stderr.startswith("gdn-lab: there is no notebook '99'")
-
-
-def test_progress_bar_gets_lines_in_a_log_and_redraws_on_a_terminal():
-    log = io.StringIO()
-    execute._Indented(log).write("one\n\r 10%\r 90%\ntwo")
-    assert log.getvalue() == "    one\n     10%\n     90%\n    two"
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    execute._Indented(terminal).write("\r 10%\r 90%\n")
-    assert terminal.getvalue() == "     10%\r     90%\n"
 
 
 def test_gpu_that_torch_cannot_use_is_said(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM, SIGHUP and readers that go away: what a run leaves behind, on tiny notebooks."""
 
+import importlib
 import json
 import os
 import signal
@@ -11,8 +12,9 @@ import time
 import nbformat
 import pytest
 
-from gdn_lab.cli import execute
+from gdn_lab.cli import execute, in_turn, stop
 from gdn_lab.cli import run as batch
+from gdn_lab.cli.errors import Interrupted
 from gdn_lab.cli.main import main
 
 # What bench.results.Run leaves of a run that goes on, without the seconds that importing torch takes.
@@ -74,7 +76,7 @@ def test_a_signal_in_a_cell_ends_it(run_cells, number):
     began = time.monotonic()
     status, files, info, out, err = run_cells(RUN + send(number), NEVER)
     interrupted(status, files, info, err)
-    assert "Interrupted: stopping the notebook" in out and time.monotonic() - began < 55
+    assert "Interrupted: no further cell begins" in out and time.monotonic() - began < 55
     assert signal.getsignal(getattr(signal, number)) == before
 
 
@@ -91,7 +93,7 @@ def test_a_second_signal_ends_a_cell_that_does_not_listen(run_cells):
 
 def test_a_cell_that_does_not_listen_ends_in_time(run_cells, monkeypatch):
     """So does one whose answer was lost: the kernel is idle, and nobody else would end the run."""
-    monkeypatch.setattr(execute, "GIVE_UP_S", 1)
+    monkeypatch.setattr(stop, "GIVE_UP_S", 1)
     status, files, info, _, err = run_cells(RUN + DEAF + send("SIGTERM"))
     interrupted(status, files, info, err)
 
@@ -104,37 +106,66 @@ def test_a_kernel_that_is_killed_leaves_a_failed_run(run_cells):
 
 def test_a_good_run_interrupts_no_kernel_and_ends_what_its_notebook_did_not_finish(run_cells, monkeypatch):
     sent = []
-
-    async def record(self, number):
-        sent.append(number)
-
-    monkeypatch.setattr(execute._Kernel, "_async_signal_kernel", record)
+    monkeypatch.setattr(stop.Cells, "signal", lambda self, number: sent.append(number))
     status, files, info, _, err = run_cells(RUN)
-    assert status == 0 and signal.SIGINT not in sent and err == ""
+    assert status == 0 and sent == [] and err == ""
     assert "tiny.ipynb" in files and info["status"] == "complete" and info["rows"] == 1
+
+
+@pytest.mark.parametrize("write", ["pages.html", "index.write_index"])
+def test_a_signal_after_the_last_cell_changes_nothing(run_cells, monkeypatch, write):
+    """Everything that was asked for is done: the pages are written, and the run is complete."""
+    module, name = write.split(".")
+    module = importlib.import_module(f"gdn_lab.cli.{module}")
+    before = getattr(module, name)
+
+    def late(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return before(*arguments)
+
+    monkeypatch.setattr(module, name, late)
+    status, files, info, out, err = run_cells(RUN)
+    assert status == 0 and err == "" and info["status"] == "complete" and "tiny: done in" in out
+    assert {"tiny.ipynb", "tiny.html", "rows.jsonl", "run.json"} == set(files)
 
 
 def test_a_cell_that_missed_the_first_interrupt_gets_another(monkeypatch):
     sent = []
-    monkeypatch.setattr(execute._Kernel, "signal_newest", sent.append)
-    monkeypatch.setattr(execute, "RESEND_S", 0.01)
-    stop = execute._Stop()
-    stop.cell_begins()
-    stop()
-    stop.later[0].join()
-    stop.later[1].cancel()
-    assert sent == [signal.SIGINT, signal.SIGINT]
-    stop.cell_ended()
-    with pytest.raises(execute.Interrupted):
-        stop.cell_begins()
+    monkeypatch.setattr(stop.Cells, "signal", lambda self, number: sent.append(number))
+    monkeypatch.setattr(stop, "RESEND_S", 0.01)
+    handler = stop.Stop()
+    with handler.of_notebook() as cells:
+        cells.begins()
+        handler()
+        handler.later[0].join()
+        handler.later[1].cancel()
+        assert sent == [signal.SIGINT, signal.SIGINT]
+        cells.ended()
+        with pytest.raises(Interrupted):
+            cells.begins()
+
+
+def test_only_a_kernel_in_a_cell_is_interrupted_and_a_second_signal_kills_all(monkeypatch):
+    sent = []
+    monkeypatch.setattr(stop.Cells, "signal", lambda self, number: sent.append((self.kernel, number)))
+    handler = stop.Stop()
+    with handler.of_notebook() as one, handler.of_notebook() as other:
+        one.kernel, other.kernel = "one", "other"
+        one.begins()
+        handler()
+        assert sent == [("one", signal.SIGINT)]
+        handler()
+        assert sent[1:] == [("one", signal.SIGKILL), ("other", signal.SIGKILL)]
+    for timer in handler.later:
+        timer.cancel()
 
 
 def test_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with execute._signals():
+        with stop.Stop().on_signals():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            assert isinstance(signal.getsignal(signal.SIGTERM), execute._Stop)
+            assert isinstance(signal.getsignal(signal.SIGTERM), stop.Stop)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -165,10 +196,12 @@ def test_a_run_goes_on_when_nobody_reads_what_it_prints(monkeypatch):
         flush = isatty = lambda self: None
 
     discarded = []
-    monkeypatch.setattr(execute, "discard_output", lambda: discarded.append("notebook"))
+    monkeypatch.setattr(in_turn, "discard_output", lambda: discarded.append("notebook"))
     monkeypatch.setattr(batch, "discard_output", lambda: discarded.append("say"))
     monkeypatch.setattr(sys, "stdout", Gone())
-    execute._Indented(sys.stdout).write("a line\n")
+    printed = in_turn.Printed(sys.stdout)
+    printed.go_on()
+    printed.write("a line\n")
     batch.say("a line")
     assert discarded == ["notebook", "say"]
 

@@ -159,11 +159,12 @@ def _one_signal(random: Random, root: Path, name: str, duration: float) -> str:
 
 # ---- gdn-lab run ----------------------------------------------------------------------------------------------------
 
+ROWS = 60
 CELLS = (
     "tp: int = 8  # GPUs",
     "import time\nfrom gdn_lab.cli import notebook\nfrom gdn_lab.studies import study\n"
     'run = notebook.begin(study("01"), globals())',
-    "for number in range(60):\n    run.append({'status': 'fact', 'phase': 'decode', 'number': number})\n"
+    f"for number in range({ROWS}):\n    run.append(dict(status='fact', phase='decode', number=number))\n"
     "    time.sleep(0.01)",
     "total = sum(range(1000))",
     "time.sleep(0.3)",
@@ -196,12 +197,13 @@ def _one_command(random: Random, tiny: Path, root: Path) -> str:
         process.send_signal(sent)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert "Traceback" not in printed and "ZMQ" not in printed, printed
-    if process.returncode == 0:
-        return "too late"
-    assert process.returncode == INTERRUPTED, f"{sent.name}: exit status {process.returncode}\n{printed}"
-    folders = [path for path in root.iterdir() if path.name != "latest"] if root.exists() else []
+    assert process.returncode in (0, INTERRUPTED), f"{sent.name}: exit status {process.returncode}\n{printed}"
+    folders = list(root.glob("2*"))
     for folder in folders:
-        _judge(folder, printed)
+        (_judge_complete if process.returncode == 0 else _judge)(folder, printed)
+    if process.returncode == 0:
+        assert len(folders) == 1 and (root / "index.html").exists(), printed
+        return "after the last cell"
     return f"{sent.name}{' twice' * twice}{'' if folders else ', before the run'}"
 
 
@@ -213,6 +215,13 @@ def _wait_for_the_run(process, root: Path, random: Random) -> None:
     while not list(root.glob("2*/run.json")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 1.5))
+
+
+def _judge_complete(folder: Path, printed: str) -> None:
+    info, rows = load(folder)
+    assert info["status"] == "complete" and info["rows"] == len(rows) == ROWS, f"{info['status']}\n{printed}"
+    assert {path.name for path in folder.glob("tiny*")} == {"tiny.ipynb", "tiny.html"}, printed
+    assert "tiny: done in" in printed and "Read " in printed, printed
 
 
 def _judge(folder: Path, printed: str) -> None:

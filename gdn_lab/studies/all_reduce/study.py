@@ -7,7 +7,6 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from ...engine.communicator_variants import VARIANTS, variants_on
 from ..declaration import Section, Study
 from ..parameters import (
-    CPU_SAMPLES,
     RecordedGPU,
     Samples,
     Seed,
@@ -80,11 +79,6 @@ class Parameters(StudyParameters):
     gpu_reference: RecordedGPU = Field(
         "h200", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
     )
-
-    @property
-    def checks_only(self) -> bool:
-        """Whether sums are checked here and not ranked: on a CPU, unless more than one sample is asked for."""
-        return not on_gpu() and self.samples == CPU_SAMPLES
 
 
 def section(run: dict, rows: list[dict]) -> Section:
