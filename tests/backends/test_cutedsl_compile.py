@@ -22,7 +22,7 @@ from gdn_lab.backends.cutedsl import cache  # noqa: E402
 from gdn_lab.cli import resources  # noqa: E402
 from gdn_lab.cli.catalogue import cutedsl_builds  # noqa: E402
 
-BF16, FP32 = torch.bfloat16, torch.float32
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BUILDS = [*cutedsl_builds("sm_90a"), *(x for x in cutedsl_builds("sm_100a") if x.aligned)]
 SMALL = ("sm_90a", 1, 2, "bfloat16", "int32", 4, 4, True, True)  # the fields of a Build
 
@@ -44,18 +44,18 @@ def test_no_spills_and_loads_of_16_bytes(build, monkeypatch):
     assert found.stack_bytes == 0 and found.shared_bytes == 0, found
     assert 16 <= found.registers <= 255 and found.num_warps == build.warps, found
 
-    bf16 = build.state_dtype == "bfloat16"
-    pieces = build.rows * 128 * (2 if bf16 else 4) // 16 // 32  # of the state, for each thread
+    short = build.state_dtype != "float32"
+    pieces = build.rows * 128 * (2 if short else 4) // 16 // 32  # of the state, for each thread
     ptx = artifacts(build).PTX
     wide = {name: len(re.findall(rf"{name}\.global[.\w]*\.(?:v4\.b32|v2\.b64)", ptx)) for name in ("ld", "st")}
-    assert wide == {"ld": pieces + (2 if bf16 and build.aligned else 0), "st": pieces}, wide
-    assert len(re.findall(r"ld\.global[.\w]*\.v4\.b16", ptx)) == (2 if not bf16 and build.aligned else 0)
+    assert wide == {"ld": pieces + (2 if short and build.aligned else 0), "st": pieces}, wide
+    assert len(re.findall(r"ld\.global[.\w]*\.v4\.b16", ptx)) == (2 if not short and build.aligned else 0)
     assert "bar.sync" not in ptx and ptx.count("griddepcontrol.wait") == 1, "a warp waits for the kernel before, only"
     assert ("fma.rn.f32x2" in ptx) == (build.architecture == "sm_100a"), "packed multiply-adds"
 
 
 def test_builds_cover_tiles_and_dtypes():
-    for dtype, name in ((BF16, "bfloat16"), (FP32, "float32")):
+    for dtype, name in ((BF16, "bfloat16"), (FP32, "float32"), (FP16, "float16")):
         tiles = {cutedsl.tile_for(heads, dtype) for heads in range(1, 1 << 16)}
         assert {(x.rows, x.warps) for x in BUILDS if x.state_dtype == name} == tiles
         assert all(128 % (rows * warps) == 0 for rows, warps in tiles)
@@ -139,7 +139,8 @@ def test_what_it_takes(hopper):
     assert why() is None and why(dtype=FP32) is None and why(index_dtype=torch.int64) is None
     assert why(shape=GDNShape(16, 64)) is None
     assert why(layout="KV") == "needs a pool of layout VK; this one is KV"
-    assert why(dtype=torch.float16) == "takes a state of bfloat16 or float32; this one is float16"
+    float8 = why(dtype=torch.float8_e4m3fn)
+    assert float8 == "takes a state of bfloat16 or float32 or float16; this one is float8_e4m3fn"
     assert why(io_dtype=FP32) == "takes inputs of bfloat16; these are float32"
     assert why(shape=GDNShape(1, 2, 64, 128)) == "takes head_k_dim and head_v_dim of 128; these are 64 and 128"
 

@@ -22,8 +22,8 @@ if HAS_GPU and CAPABILITY < (9, 0):
 
 GPU = torch.device("cuda", 0)
 FULL, RANK = GDNShape(16, 64), GDNShape(2, 8)
-BF16, FP32 = torch.bfloat16, torch.float32
-dtypes = pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bfloat16", "float32"])
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+dtypes = pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=["bfloat16", "float16", "float32"])
 
 
 @dtypes

@@ -18,7 +18,7 @@ from ..base import Backend, Variant, capability, dtype_name, needs_capability
 from .cache import decode_function
 
 HEAD_DIM = 128
-STATE_DTYPES = (torch.bfloat16, torch.float32)
+STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 MINIMUM_VERSION = "4.8"  # of the CuTe DSL: the first release that this was tried with
 
 
@@ -78,7 +78,7 @@ def tile_for(heads: int, state_dtype: torch.dtype) -> tuple[int, int]:
     """Return (rows of the state for a warp, warps of a block) for B · HV heads.
 
     Small to fill the GPU, large for bytes in flight; four warps, since blocks of one start too slowly. Chosen by times
-    on an H100 for bfloat16; for float32 the nearest in bytes of a warp.
+    on an H100 for bfloat16; for float32 the nearest in bytes of a warp. float16 takes those of bfloat16.
     """
     few, most = heads <= 128, heads >= 8192
     if state_dtype == torch.float32:

@@ -2,7 +2,7 @@
 
 One warp works by itself on ROWS rows of one head's state [V, K], K last. A row is spread over its lanes 16 bytes each:
 
-    bfloat16   16 lanes of 8 elements: one load of the warp reads two rows
+    16 bits    16 lanes of 8 elements: one load of the warp reads two rows
     float32    32 lanes of 4 elements: one load of the warp reads one row
 
 Nothing stands between the slot's index and the loads of the state: no barrier, no branch, nothing computed. What does
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float32, Int32, Int64, Uint32
+from cutlass import BFloat16, Float16, Float32, Int32, Int64, Uint32
 from cutlass.cute import arch, math
 from cutlass.cute.runtime import make_fake_stream, make_fake_tensor
 from cutlass.cutlass_dsl import select_
@@ -28,7 +28,7 @@ from ...reference import NORM_EPS, SOFTPLUS_THRESHOLD
 
 K = V = 128
 WARP = 32
-DTYPES = {"bfloat16": BFloat16, "float32": Float32, "int32": Int32, "int64": Int64}
+DTYPES = {"bfloat16": BFloat16, "float16": Float16, "float32": Float32, "int32": Int32, "int64": Int64}
 
 
 class Build(NamedTuple):
@@ -136,10 +136,8 @@ def decode_kernel(
     cute.autovec_copy(tile_at, S)
     arch.griddepcontrol_launch_dependents()
 
-    x = Float32(a_raw) + bias
-    softplus = select_(x > SOFTPLUS_THRESHOLD, x, math.log(1.0 + math.exp(x, fastmath=True), fastmath=True))
-    g = math.exp(-math.exp(A, fastmath=True) * softplus, fastmath=True)
-    beta = arch.rcp_approx(1.0 + math.exp(-Float32(b_raw), fastmath=True))
+    g = math.exp(-math.exp(A) * softplus(Float32(a_raw) + bias))
+    beta = arch.rcp_approx(1.0 + math.exp(-Float32(b_raw)))
     q_scale, k_scale = scale, Float32(1.0)
     if cutlass.const_expr(build.l2norm):
         q_scale = scale * math.rsqrt(sum_lanes(dot(q_raw, q_raw, build), LANES) + NORM_EPS, fastmath=True)
@@ -168,6 +166,13 @@ def decode_kernel(
 # Below, traced as the Python it is: lists and pairs become registers.
 
 
+def softplus(x):
+    """log(1 + e^x), with what rounding 1 + e^x lost put back; x above SOFTPLUS_THRESHOLD."""
+    e = math.exp(x)
+    s = 1.0 + e
+    return select_(x > SOFTPLUS_THRESHOLD, x, math.log(s) + (e - (s - 1.0)) * arch.rcp_approx(s))
+
+
 def load_pairs(at, n):
     """n elements from `at` as n // 2 pairs of float32."""
     raw = cute.make_rmem_tensor((n,), at.dtype)
@@ -178,8 +183,9 @@ def load_pairs(at, n):
 
 def pairs(S, i):
     """What a lane holds of load i as pairs of float32. A bfloat16 is the upper half of a float32."""
-    if S.element_type is Float32:
-        return [(S[2 * j, i], S[2 * j + 1, i]) for j in range(S.shape[0] // 2)]
+    if S.element_type is not BFloat16:
+        x = [S[j, i].to(Float32) for j in range(S.shape[0])]
+        return list(zip(x[::2], x[1::2], strict=True))
     words = cute.recast_tensor(S, Uint32)
     words = [words[j, i] for j in range(words.shape[0])]
     return [((x << Uint32(16)).bitcast(Float32), (x & Uint32(0xFFFF0000)).bitcast(Float32)) for x in words]
