@@ -209,6 +209,17 @@ def _configurations(value) -> list[str]:
     return names
 
 
+def variant_list(cpu: list[str]):
+    """A field type: what Variants takes, or "auto", which is all on a GPU and `cpu` without one."""
+
+    def parse(value):
+        if value == "auto":
+            return "all" if on_gpu() else cpu
+        return _variants(value)
+
+    return Annotated[Any, BeforeValidator(parse)]
+
+
 def by_device(cpu: int, gpu: int):
     """A field type: a whole number, of which 0 is `gpu` on a GPU and `cpu` without one."""
     return Annotated[int, Field(ge=0), AfterValidator(lambda value: value or (gpu if on_gpu() else cpu))]
@@ -231,6 +242,7 @@ def _recorded_gpu(name: str) -> str:
 # Field types. Those with a parser take what a person types and hold what a study reads.
 ModelName = Annotated[str, AfterValidator(_model)]
 Dtype = Annotated[Any, BeforeValidator(_dtype)]  # holds a torch.dtype
+Dtypes = Annotated[Any, BeforeValidator(lambda value: [_dtype(word) for word in words_of(value)])]  # a list of them
 Variants = Annotated[Any, BeforeValidator(_variants)]  # holds "all" or full names
 OneVariant = Annotated[str, AfterValidator(_one_variant)]
 Precision = Annotated[str, AfterValidator(_precision)]

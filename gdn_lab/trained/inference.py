@@ -14,6 +14,7 @@ from ..ops import decode, prefill, verify
 from ..pool import StatePool
 from .network import CONV_WIDTH, rms_norm, rotated
 from .sizes import Sizes
+from .vocabulary import PAD
 
 MOST_DRAFTS = 8  # tokens of a verify call
 UNSEEN = -(1 << 30)  # the position of a place in the window's cache that holds nothing
@@ -60,24 +61,31 @@ class SmallModel:
 class Requests:
     """n requests of one model: their pools, one for each GDN layer, and their caches of the attention window.
 
-    first_slot: of the first request; slots are consecutive. By default 1: slot 0 is the null slot, which no request
-    has. Each call takes one block of tokens for each request and returns logits [n, T, vocab], float32.
+    Each call takes one block of tokens for each request and returns logits [n, T, vocab], float32.
+    padding: rows that decode() adds, at most n, as an engine fills up the batch of a CUDA graph. Their tokens are
+    stale, those of other requests one step before, and their index is -1, so they change nothing. With `unguarded`
+    they recreate SGLang's issue #20791 instead: the first request has slot 0, which here is the null slot, and the
+    padding rows write there.
     """
 
-    def __init__(self, model: SmallModel, n: int, kernels: Kernels, first_slot: int = 1):
+    def __init__(self, model: SmallModel, n: int, kernels: Kernels, padding: int = 0, unguarded: bool = False):
         self.model, self.kernels, sizes = model, kernels, model.sizes
+        self.padding, self.unguarded = padding, unguarded
+        self.stale = torch.full((padding, 1), PAD, device=model.device)
         options = {"layout": kernels.layout, "dtype": kernels.dtype, "device": model.device}
         self.pools = {number: StatePool(sizes.gdn, n + 1, **options) for number in sizes.gdn_layers}
-        self.indices = torch.arange(first_slot, first_slot + n, dtype=torch.int32, device=model.device)
+        first = 0 if unguarded else 1
+        self.indices = torch.arange(first, first + n, dtype=torch.int32, device=model.device)
         self.places = sizes.window + MOST_DRAFTS
-        shape = (n, self.places, sizes.attn_kv_heads, sizes.attn_dim)
+        rows = n + padding
+        shape = (rows, self.places, sizes.attn_kv_heads, sizes.attn_dim)
         self.caches = {
             number: [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in "kv"]
             for number in range(sizes.layers)
             if sizes.is_attention(number)
         }
-        self.seen = torch.full((n, self.places), UNSEEN, device=model.device)  # positions in the caches
-        self.length = torch.zeros(n, dtype=torch.long, device=model.device)  # tokens taken so far
+        self.seen = torch.full((rows, self.places), UNSEEN, device=model.device)  # positions in the caches
+        self.length = torch.zeros(rows, dtype=torch.long, device=model.device)  # tokens taken so far
         self.inputs: dict[int, tuple] | None = None  # a dict keeps q, k, v, a, b of the next prefill() by layer
 
     @torch.no_grad()
@@ -87,17 +95,20 @@ class Requests:
         self.bounds = torch.arange(n + 1, dtype=torch.int32, device=tokens.device) * T
         x = self._layers(tokens, self._prefill_gdn, self._prefill_attention)
         kept = torch.arange(max(0, T - self.places), T, device=tokens.device)
-        self.seen[:, kept % self.places] = kept
-        self.length += T
+        self.seen[:n, kept % self.places] = kept
+        self.length[:n] += T
         return self._logits(x[:, -1:])
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Take one token for each request [n, 1]."""
+        if self.padding:
+            stale, self.stale = self.stale, tokens[-self.padding :]
+            tokens = torch.cat([tokens, stale])
         self._mark(1)
         x = self._layers(tokens, self._decode_gdn, self._cached_attention)
         self.length += 1
-        return self._logits(x)
+        return self._logits(x[: len(self.indices)])
 
     @torch.no_grad()
     def verify(self, tokens: Tensor, going: Tensor) -> Tensor:
@@ -179,11 +190,19 @@ class Requests:
     def _decode_gdn(self, number: int, w: dict, x: Tensor) -> Tensor:
         mixed, z, b, a = self._project(w, x)
         conv = self.pools[number].conv
-        past = torch.cat([conv[self.indices].transpose(1, 2), mixed], 1)
-        conv[self.indices] = past[:, 1:].transpose(1, 2)
-        one = (part[:, 0] for part in (*self._heads(w, past, 1), a, b))
-        o = decode(*one, **self._call(number), indices=self.indices, backend=self.kernels.decode)
-        return self._gated(w, o[:, None], z)
+        window = F.pad(conv[self.indices].transpose(1, 2), (0, 0, 0, 0, 0, self.padding))
+        past = torch.cat([window, mixed], 1)
+        conv[self.indices] = past[: len(self.indices), 1:].transpose(1, 2)
+        one = [part[:, 0] for part in (*self._heads(w, past, 1), a, b)]
+        options = self._call(number) | {"backend": self.kernels.decode}
+        if self.unguarded:  # one call after the other, so that it does not depend on which block of a GPU comes last
+            n = len(self.indices)
+            o = [decode(*(part[:n] for part in one), **options, indices=self.indices)]
+            for row in range(n, n + self.padding):
+                o.append(decode(*(part[row : row + 1] for part in one), **options, indices=self.indices[:1]))
+            return self._gated(w, torch.cat(o)[:, None], z)
+        indices = F.pad(self.indices, (0, self.padding), value=-1)
+        return self._gated(w, decode(*one, **options, indices=indices)[:, None], z)
 
     def _verify_gdn(self, number: int, w: dict, x: Tensor) -> Tensor:
         n, T, _ = x.shape
@@ -225,7 +244,7 @@ class Requests:
         q, k, v, gate = self._qkv(w, x, place)
         kept = place[max(0, T - self.places) :]
         for cache, part in zip(self.caches[number], (k, v), strict=True):
-            cache[:, kept % self.places] = part[:, kept]
+            cache[:n, kept % self.places] = part[:, kept]
         blocks = []
         for start in range(0, T, window):
             own, seen = place[start : start + window], place[max(0, start - window) : start + window]

@@ -14,15 +14,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EASY = training.Plan(steps=8, rate=1e-2, every=0.0, tested=2, curriculum=(training.Stage(0.0, 64, 4, 384),))
 
 
-@pytest.fixture
-def one_thread():
-    """At this size threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_the_loss_falls_and_the_files_say_so(tmp_path):
     said = []
     network = training.train(SMALL, EASY, tmp_path, "cpu", said.append)

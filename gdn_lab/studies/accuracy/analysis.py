@@ -1,0 +1,143 @@
+"""Tables of accuracy: what was answered here, and what the pull request published, each with its interval."""
+
+import pandas
+
+from ...report.recorded import published
+from ...report.style import label
+from .accuracy_rows import ALL, AccuracyRows
+from .cases import Case
+from .proportions import Interval, spread, wilson
+
+LEAST_QUESTIONS = 1000  # fewer allow no claim
+# Not in the pull request: GPQA Diamond has 198 questions, and SGLang's GSM8K test takes 200 unless asked for more.
+# All published scores are multiples of 1/198 and 1/200, as rounded there.
+ASSUMED_QUESTIONS = {"GPQA": 198, "GSM8K": 200}
+
+
+def percent(interval: Interval) -> str:
+    """ "97.3 (96.7 to 97.8)"."""
+    share, low, high = (100 * value for value in interval)
+    return f"{share:.1f} ({low:.1f} to {high:.1f})"
+
+
+def points(interval: Interval) -> str:
+    """A change in percentage points, "−1.2 (−1.9 to −0.5)"."""
+    return "{} ({} to {})".format(*(f"{100 * value:+.1f}".replace("-", "−") for value in interval))
+
+
+def what(case: Case) -> str:
+    """A case in a few words, without its path and length: "triton/vk, bfloat16"."""
+    return f"{label(case.kernel)}, {case.dtype}" + (f", {case.shortcut}" if case.shortcut else "")
+
+
+def accuracy_table(rows: AccuracyRows) -> pandas.DataFrame:
+    """A line for each case: exact match with its interval by kind, and what differs from float32."""
+    adjusted = rows.adjusted()
+    lines = []
+    for case in rows.cases:
+        both = rows.compared(case)
+        line = {
+            "path": case.path,
+            "kernel": label(case.kernel),
+            "state": case.dtype,
+            "shortcut": case.shortcut,
+            "tokens": case.tokens,
+            "questions": len(rows.right[case][ALL]),
+            "exact match, %": percent(rows.interval(case)),
+        }
+        line |= {f"{kind}, %": f"{100 * rows.interval(case, kind).share:.1f}" for kind in rows.kinds}
+        if both:
+            line |= {"change, points": points(both.change), "lost": both.lost, "won": both.won}
+            line |= {"p": p_text(both.p), "p, adjusted": p_text(adjusted[case])}
+        lines.append(line)
+    table = pandas.DataFrame(lines)
+    for column in ("lost", "won"):
+        if column in table:
+            table[column] = table[column].astype("Int64")
+    return table
+
+
+def p_text(p: float) -> str:
+    """ "0.03"; "< 0.0001"."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def refused_sentences(rows: AccuracyRows) -> list[str]:
+    """A sentence for each kernel and reason why a case was not answered."""
+    found: dict[tuple, int] = {}
+    for row in rows.refused:
+        key = f"{row['backend']}/{row['variant']}", row["reason"]
+        found[key] = found.get(key, 0) + 1
+    return [
+        f"{name}, {count} {'case' if count == 1 else 'cases'} not answered: {reason.rstrip('.')}."
+        for (name, reason), count in found.items()
+    ]
+
+
+def conditions(rows: AccuracyRows) -> str:
+    """What the figures hold for, in one line."""
+    if not rows:
+        return "nothing was answered"
+    row = rows.answered[0]
+    total = len(rows.right[rows.cases[0]][ALL])
+    small = "" if total >= LEAST_QUESTIONS else f"; fewer than {LEAST_QUESTIONS:,}, so they allow no claim"
+    return (
+        f"the trained model of data/trained · {total:,} questions a case, the same in each{small} · {row['names']} "
+        f"names in a prompt · greedy answers, exact match · 95 % intervals: Wilson's of shares, Agresti and Min's of "
+        f"changes"
+    )
+
+
+# ---- what the pull request published ---------------------------------------------------------------------------------
+
+
+def published_table() -> pandas.DataFrame:
+    """The pull request's scores, with the intervals that their numbers of questions give them."""
+    table = published("accuracy")
+    lines = []
+    for row in table.itertuples():
+        known = not pandas.isna(row.questions)
+        count = int(row.questions) if known else ASSUMED_QUESTIONS[row.evaluation]
+        lines.append(
+            {
+                "evaluation": row.evaluation,
+                "stage": row.stage,
+                "run": row.run,
+                "kernel": row.backend,
+                "score": row.score,
+                "questions": f"{count}" if known else f"{count}, assumed",
+                "exact match, %": percent(wilson(round(row.score * count), count)),
+                "note": "" if pandas.isna(row.note) else row.note,
+            }
+        )
+    return pandas.DataFrame(lines)
+
+
+def published_runs(evaluation: str) -> list[float]:
+    """The scores of the repeated runs that the description has of an evaluation."""
+    table = published("accuracy")
+    return table[(table.evaluation == evaluation) & (table.stage == "published")].score.tolist()
+
+
+def published_sentences() -> list[str]:
+    """What the pull request's own figures can resolve."""
+    runs, count = published_runs("GPQA"), ASSUMED_QUESTIONS["GPQA"]
+    mean = sum(runs) / len(runs)
+    deviation, error = spread(runs, count)
+    low, high = min(runs), max(runs)
+    pooled = wilson(round(mean * count * len(runs)), count * len(runs))
+    first, last = (wilson(round(score * count), count) for score in (low, high))
+    ci = published("accuracy").query("stage == 'ci'")
+    scores = dict(zip(ci.backend, ci.score, strict=True))
+    asked = int(ci.questions.iloc[0])
+    intervals = {name: wilson(round(score * asked), asked) for name, score in scores.items()}
+    return [
+        f"The pull request's eight GPQA runs span {low:.3f} to {high:.3f} with nothing changed between them: "
+        f"{100 * (high - low):.1f} points, a standard deviation of {100 * deviation:.1f}, next to a standard error of "
+        f"{100 * error:.1f} points of one run of {count} questions. The interval of the lowest run is "
+        f"{percent(first)} %, of the highest {percent(last)} %.",
+        f"All eight together are {percent(pooled)} % if their questions were independent, which they are not: each "
+        f"question was asked eight times.",
+        f"Its GSM8K test in CI, {asked} questions, has {percent(intervals['triton'])} % for Triton and "
+        f"{percent(intervals['flashinfer'])} % for FlashInfer: it cannot tell the two apart.",
+    ]

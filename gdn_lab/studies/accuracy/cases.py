@@ -1,0 +1,104 @@
+"""What is tested: paths, kernels, dtypes of the state, and shortcuts, in the order in which they are tested."""
+
+from typing import NamedTuple
+
+import torch
+
+from ...backends.base import dtype_name
+from ...backends.registry import VARIANTS, refusal
+from ...trained.inference import Kernels, SmallModel
+from ...trained.sizes import Sizes
+from .answering import DECODE, PATHS
+
+FLOAT32 = "float32"
+NO_SHORTCUT = ""
+BF16_DT_BIAS, BF16_A_LOG, NO_DT_BIAS = "dt_bias in bf16", "A_log in bf16", "dt_bias left out"
+GUARDED, UNGUARDED = "padding, guarded", "padding writes slot 0"
+GATES = (BF16_DT_BIAS, BF16_A_LOG, NO_DT_BIAS)
+PADDED = (GUARDED, UNGUARDED)
+# Requests and padding rows of a padded batch: a CUDA graph for 16. Kinds of questions come in turn, three of them, so
+# that the first request of a batch, which the unguarded rows hit, is of each kind in turn too.
+BATCH, PADDING = 11, 5
+
+
+class Case(NamedTuple):
+    """One way to answer. kernel: "backend/variant" of the path's phase. dtype: of the state. tokens: of a prompt."""
+
+    path: str
+    kernel: str
+    dtype: str
+    shortcut: str
+    tokens: int
+
+    def __str__(self) -> str:
+        more = f", {self.shortcut}" if self.shortcut else ""
+        return f"{self.path}, {self.kernel}, {self.dtype}{more}, {self.tokens} tokens"
+
+    @property
+    def fields(self) -> dict:
+        """The fields of a row that name it."""
+        backend, _, variant = self.kernel.partition("/")
+        return {
+            "phase": "accuracy",
+            "path": self.path,
+            "backend": backend,
+            "variant": variant,
+            "layout": VARIANTS[self.kernel].layout,
+            "state_dtype": self.dtype,
+            "shortcut": self.shortcut,
+            "tokens": self.tokens,
+        }
+
+    def kernels(self) -> Kernels:
+        """What each phase runs on: the kernel where it serves the phase, for the rest what "auto" chooses."""
+        variant = VARIANTS[self.kernel]
+        backends = {phase: self.kernel if phase in variant.phases else "auto" for phase in PATHS}
+        return Kernels(**backends, layout=variant.layout, dtype=getattr(torch, self.dtype))
+
+
+def case_of(row: dict) -> Case:
+    """The case of a row."""
+    kernel = f"{row['backend']}/{row['variant']}"
+    return Case(row["path"], kernel, row["state_dtype"], row["shortcut"], row["tokens"])
+
+
+def cases(p) -> list[Case]:
+    """All cases of the parameters (study.py): what others are compared with first, then the rest of the first length,
+    padding and shortcuts, and at last longer prompts."""
+    first, *longer = p.tokens
+    found = [Case(path, p.baseline, FLOAT32, NO_SHORTCUT, first) for path in PATHS]
+    found += [Case(DECODE, p.baseline, FLOAT32, shortcut, first) for shortcut in (*PADDED, *GATES)]
+    dtypes = [dtype_name(dtype) for dtype in p.dtypes]
+    for dtype in dtypes:
+        for name, variant in VARIANTS.items():
+            serves = p.backends == "all" or name in p.backends
+            if serves and dtype in map(dtype_name, variant.state_dtypes):
+                found += [Case(path, name, dtype, NO_SHORTCUT, first) for path in PATHS if path in variant.phases]
+    for tokens in longer:
+        found += [Case(DECODE, p.baseline, dtype, NO_SHORTCUT, tokens) for dtype in dict.fromkeys([FLOAT32, *dtypes])]
+    return list(dict.fromkeys(found))
+
+
+def baseline_of(case: Case, kernel: str) -> Case:
+    """What a case is compared with, on the same questions: the baseline kernel's float32 on the same path."""
+    shortcut = GUARDED if case.shortcut == UNGUARDED else NO_SHORTCUT
+    return Case(case.path, kernel, FLOAT32, shortcut, case.tokens)
+
+
+def refused(case: Case, sizes: Sizes, device) -> str | None:
+    """Why a case cannot run here, in one sentence; None if it can."""
+    dtype, layout = getattr(torch, case.dtype), VARIANTS[case.kernel].layout
+    options = {"layout": layout, "dtype": dtype, "device": device, "phase": case.path}
+    return refusal(case.kernel, sizes.gdn, **options)
+
+
+def set_gates(model: SmallModel, originals: dict, shortcut: str) -> None:
+    """Give the model the gates of a shortcut; originals: its own, as loaded."""
+    for layer, (A_log, dt_bias) in originals.items():
+        if shortcut == BF16_DT_BIAS:
+            dt_bias = dt_bias.bfloat16().float()
+        elif shortcut == BF16_A_LOG:
+            A_log = A_log.bfloat16().float()
+        elif shortcut == NO_DT_BIAS:
+            dt_bias = torch.zeros_like(dt_bias)
+        model.gates[layer] = A_log, dt_bias

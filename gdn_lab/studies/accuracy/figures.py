@@ -1,0 +1,150 @@
+"""The figures of notebook 11, drawn from AccuracyRows. report/style.py says how figures look."""
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ...report.style import (
+    GREY,
+    STYLE,
+    colour,
+    dtype_colours,
+    empty_figure,
+    label_ends,
+    marker,
+    new_figure,
+)
+from ...report.text import device_name
+from . import analysis
+from .accuracy_rows import ALL, AccuracyRows
+from .answering import DECODE
+from .cases import FLOAT32, NO_SHORTCUT
+from .sentences import SURE
+
+
+def _where(rows: AccuracyRows) -> str:
+    """ " (recorded: H100)" or the device of this machine."""
+    run = rows.run or {}
+    return f" (recorded: {run['recorded_on'].upper()})" if run.get("recorded_on") else f" ({device_name(run)})"
+
+
+def _nothing(rows: AccuracyRows) -> Figure | None:
+    """A figure that says why there is nothing to draw, or None."""
+    if not rows:
+        return empty_figure("Nothing was answered", analysis.refused_sentences(rows))
+    total = len(rows.right[rows.cases[0]][ALL])
+    if total < analysis.LEAST_QUESTIONS:
+        return empty_figure(f"{total} questions allow no claim", [analysis.conditions(rows)])
+    return None
+
+
+@rc_context(STYLE)
+def changes(rows: AccuracyRows) -> Figure:
+    """The change of exact match against float32 of each case, with its interval; filled where it differs for sure."""
+    if empty := _nothing(rows):
+        return empty
+    adjusted = rows.adjusted()
+    cases = [case for case in rows.cases if case in adjusted and case.tokens == rows.tokens[0]]
+    sure = [case for case in cases if adjusted[case] < SURE]
+    worst = min(cases, key=lambda case: rows.compared(case).change.share)
+    finding = f"{len(sure)} of {len(cases)} cases differ from float32"
+    if sure:
+        change = rows.compared(worst).change.share
+        finding += f", {analysis.what(worst)} the most: {100 * change:+.1f} points".replace("-", "−")
+    notes = [
+        analysis.conditions(rows),
+        f"Filled: differs, McNemar's test at {SURE} after Holm's adjustment. Zero: float32",
+    ]
+    fig, (ax,) = new_figure(finding + _where(rows), 11.5, 1.6 + 0.3 * len(cases), 1, notes)
+    names = []
+    for y, case in enumerate(cases):
+        change = rows.compared(case).change
+        share, low, high = (100 * value for value in change)
+        ink = colour(case.kernel)
+        ax.plot([low, high], [y, y], color=ink, linewidth=1.6)
+        face = ink if case in sure else "white"
+        ax.plot(share, y, marker=marker(case.kernel), color=ink, markerfacecolor=face, markersize=7)
+        names.append(f"{case.path}: {analysis.what(case)}")
+    ax.axvline(0, color=GREY, linewidth=0.9)
+    ax.set_yticks(range(len(cases)), names)
+    ax.set_ylim(len(cases) - 0.4, -0.6)
+    ax.set_xscale("symlog", linthresh=1.0)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:+g}".replace("-", "−") if x else "0")
+    ax.set_xlabel("change of exact match, percentage points on the same questions")
+    ax.grid(axis="y", visible=False)
+    return fig
+
+
+@rc_context(STYLE)
+def lengths(rows: AccuracyRows) -> Figure:
+    """Exact match against the length of the prompt by dtype of the state, a panel for each kind of question."""
+    if empty := _nothing(rows):
+        return empty
+    chosen = [
+        case
+        for case in rows.cases
+        if case.path == DECODE and case.kernel == rows.baseline and case.shortcut == NO_SHORTCUT
+    ]
+    dtypes = list(dict.fromkeys(case.dtype for case in chosen))
+    colours = dtype_colours(dtypes)
+    fig, axes = new_figure(
+        _lengths_title(rows, chosen) + _where(rows),
+        13,
+        4.4,
+        len(rows.kinds),
+        [analysis.conditions(rows), f"path decode, {rows.baseline} · bars: 95 % intervals"],
+        sharey=True,
+    )
+    for ax, kind in zip(axes, rows.kinds, strict=True):
+        ends = []
+        for place, dtype in enumerate(dtypes):
+            cases = sorted((case for case in chosen if case.dtype == dtype), key=lambda case: case.tokens)
+            found = [rows.interval(case, kind) for case in cases]
+            shares = [100 * one.share for one in found]
+            bars = [[100 * (one.share - one.low) for one in found], [100 * (one.high - one.share) for one in found]]
+            xs = [case.tokens * 1.03 ** (place - 1) for case in cases]
+            ax.errorbar(xs, shares, yerr=bars, color=colours[dtype], marker="o", markersize=5, capsize=3)
+            ends.append((shares[-1], f"{dtype} {shares[-1]:.1f}", colours[dtype]))
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(rows.tokens, [f"{tokens:,}" for tokens in rows.tokens])
+        ax.minorticks_off()
+        ax.set_title(kind)
+        ax.set_xlabel("tokens of a prompt")
+        label_ends(ax, ends)
+    axes[0].set_ylabel("exact match, %")
+    return fig
+
+
+def _lengths_title(rows: AccuracyRows, chosen) -> str:
+    longest = max(case.tokens for case in chosen)
+    shares = {case.dtype: 100 * rows.interval(case).share for case in chosen if case.tokens == longest}
+    others = ", ".join(f"{dtype} {share:.1f} %" for dtype, share in shares.items() if dtype != FLOAT32)
+    finding = f"At {longest:,} tokens float32 answers {shares[FLOAT32]:.1f} % exactly"
+    return f"{finding}, {others}" if others else finding
+
+
+@rc_context(STYLE)
+def published_scores() -> Figure:
+    """The pull request's eight GPQA runs and its other scores, with the intervals of their numbers of questions."""
+    table = analysis.published_table()
+    runs = analysis.published_runs("GPQA")
+    span = 100 * (max(runs) - min(runs))
+    title = f"Eight runs of one kernel on GPQA span {span:.1f} points; one run's 95 % interval is wider"
+    notes = [
+        "Scores: SGLang #19150. Questions of a run where not published: GPQA Diamond 198, GSM8K in SGLang's CI 200."
+    ]
+    fig, (ax,) = new_figure(title, 10.5, 1.6 + 0.28 * len(table), 1, notes)
+    names = []
+    for y, row in enumerate(table.itertuples()):
+        count = int(row.questions.split(",")[0])
+        share, low, high = (100 * value for value in analysis.wilson(round(row.score * count), count))
+        ink = "#7E57C2" if row.evaluation == "GPQA" else "#225555"
+        ax.plot([low, high], [y, y], color=ink, linewidth=1.6)
+        ax.plot(share, y, marker="o", color=ink)
+        names.append(
+            f"{row.evaluation}, {row.stage}, {row.kernel}" + (f" {row.run}" if row.evaluation == "GPQA" else "")
+        )
+    ax.set_yticks(range(len(table)), names)
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.set_xlabel("score, %, and its 95 % interval")
+    ax.grid(axis="y", visible=False)
+    return fig

@@ -1,0 +1,114 @@
+"""What accuracy rows say, in words. A claim needs LEAST_QUESTIONS questions and an adjusted p below 0.05."""
+
+from ...report.style import label
+from ...report.text import listed
+from .accuracy_rows import ALL, AccuracyRows
+from .analysis import LEAST_QUESTIONS, p_text, percent, points, what
+from .answering import DECODE, PATHS
+from .cases import BATCH, FLOAT32, NO_DT_BIAS, NO_SHORTCUT, PADDED, PADDING, UNGUARDED, Case, case_of
+from .proportions import Interval, wilson
+
+SURE = 0.05
+
+
+def answers(rows: AccuracyRows) -> list[str]:
+    """The answer, a sentence each."""
+    if not rows:
+        return ["Nothing was answered."]
+    total = len(rows.right[rows.cases[0]][ALL])
+    if total < LEAST_QUESTIONS:
+        lines = [f"{path}: {_right(rows, path)}." for path in PATHS if _cases(rows, path)]
+        return [*lines, f"{total} questions allow no claim; a claim needs {LEAST_QUESTIONS:,}, which a GPU answers."]
+    first = rows.cases[0]
+    found = [
+        f"With a float32 state on {label(rows.baseline)} the model answers {percent(rows.interval(first))} % of "
+        f"{total:,} questions exactly ({_by_kind(rows, first)})."
+    ]
+    return [*found, *_dtypes(rows), *_kernels(rows), *_shortcuts(rows), *_padding(rows)]
+
+
+def _right(rows: AccuracyRows, path: str) -> str:
+    parts = [f"{what(case)} {sum(rows.right[case][ALL])}" for case in _cases(rows, path)]
+    return f"of {len(rows.right[_cases(rows, path)[0]][ALL])} questions right: {listed(parts)}"
+
+
+def _cases(rows: AccuracyRows, path: str) -> list[Case]:
+    return [case for case in rows.cases if case.path == path]
+
+
+def _by_kind(rows: AccuracyRows, case: Case) -> str:
+    return ", ".join(f"{kind} {100 * rows.interval(case, kind).share:.1f} %" for kind in rows.kinds)
+
+
+def _verdict(rows: AccuracyRows, case: Case) -> str:
+    """ "−1.2 (−1.9 to −0.5) points, p < 0.0001 adjusted" and whether that is a difference."""
+    both, p = rows.compared(case), rows.adjusted()[case]
+    word = "differs" if p < SURE else "no difference shown"
+    shown = p_text(p)
+    return f"{points(both.change)} points, adjusted p {shown if shown.startswith('<') else f'= {shown}'}: {word}"
+
+
+def _dtypes(rows: AccuracyRows) -> list[str]:
+    """16-bit states of the baseline kernel against float32: a sentence for each length of prompt, of decode()."""
+    found = []
+    for tokens in rows.tokens:
+        parts = [
+            f"{case.dtype} {_verdict(rows, case)}"
+            for case in _cases(rows, DECODE)
+            if case.kernel == rows.baseline
+            and case.tokens == tokens
+            and case.shortcut == NO_SHORTCUT
+            and case.dtype != FLOAT32
+            and rows.compared(case)
+        ]
+        if parts:
+            stepped = next(row["stepped"] for row in rows.answered if row["tokens"] == tokens)
+            where = f"Against float32, prompts of {tokens:,} tokens, {stepped:,} of them decode steps"
+            found.append(f"{where}: {'; '.join(parts)}.")
+    return found
+
+
+def _kernels(rows: AccuracyRows) -> list[str]:
+    """Kernels with a float32 or 16-bit state against the baseline's float32, by path: which differ."""
+    adjusted, found = rows.adjusted(), []
+    for path in PATHS:
+        compared = [case for case in _cases(rows, path) if case in adjusted and case.shortcut == NO_SHORTCUT]
+        compared = [case for case in compared if case.tokens == rows.tokens[0]]
+        worse = [case for case in compared if adjusted[case] < SURE]
+        if not compared:
+            continue
+        text = f"On the path {path} {len(compared)} cases were compared with {label(rows.baseline)}, float32"
+        parts = [f"{what(case)} ({points(rows.compared(case).change)} points)" for case in worse]
+        found.append(f"{text}: {f'{listed(parts)} differ' if worse else 'none differs'}.")
+    return found
+
+
+def _shortcuts(rows: AccuracyRows) -> list[str]:
+    """What each shortcut of the gates costs, and the control that shows what the questions can see."""
+    cases = [case for case in rows.cases if case.shortcut not in (NO_SHORTCUT, *PADDED) and rows.compared(case)]
+    found = []
+    for case in cases:
+        control = " (a control: what questions must see)" if case.shortcut == NO_DT_BIAS else ""
+        found.append(f"{case.shortcut}{control}: {_verdict(rows, case)}.")
+    return found
+
+
+def _padding(rows: AccuracyRows) -> list[str]:
+    """What unguarded padding costs all requests, and the one whose slot it writes."""
+    case = next((case for case in rows.cases if case.shortcut == UNGUARDED), None)
+    if case is None or not rows.compared(case):
+        return []
+    hit, spared = hit_and_spared(rows, case)
+    return [
+        f"Padding rows that write slot 0 (SGLang issue 20791), batches of {BATCH} requests and {PADDING} padding rows: "
+        f"{_verdict(rows, case)}. Of the requests in slot 0 {percent(hit)} % are right, of the others "
+        f"{percent(spared)} %."
+    ]
+
+
+def hit_and_spared(rows: AccuracyRows, case: Case) -> tuple[Interval, Interval]:
+    """The right answers of the requests in slot 0, the first of each batch, and of all others."""
+    own = [row for row in rows.answered if case_of(row) == case]
+    hit, hit_right = (sum(row[field] for row in own) for field in ("first_questions", "first_right"))
+    every, right = (sum(row[field] for row in own) for field in ("questions", "right"))
+    return wilson(hit_right, hit), wilson(right - hit_right, every - hit)

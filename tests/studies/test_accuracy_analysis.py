@@ -1,0 +1,96 @@
+"""Made-up rows of accuracy: tables, sentences and figures say what the rows hold, and few allow no claim."""
+
+import re
+
+import pytest
+from synthetic_accuracy import RUN, WORSE, accuracy_rows
+
+from gdn_lab.studies.accuracy import analysis, figures, sentences
+from gdn_lab.studies.accuracy.accuracy_rows import ALL, AccuracyRows, answers_of, bits
+from gdn_lab.studies.accuracy.cases import GUARDED, NO_DT_BIAS, UNGUARDED, Case, baseline_of
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return AccuracyRows(accuracy_rows(), RUN)
+
+
+def test_bits_are_read_again():
+    right = [True, False, False, True, True, False, True]
+    assert bits(right) == "9a"[:1] + "a"
+    assert answers_of({"right_bits": bits(right), "questions": 7}) == right
+
+
+def test_what_a_case_is_compared_with():
+    case = Case("decode", "flashinfer/vk", "bfloat16", "", 1536)
+    assert baseline_of(case, "triton/vk") == Case("decode", "triton/vk", "float32", "", 1536)
+    assert baseline_of(case._replace(shortcut=UNGUARDED), "triton/vk").shortcut == GUARDED
+
+
+def test_pairs_are_counted(rows):
+    case = Case("decode", "triton/vk", "bfloat16", "", 1536)
+    other = baseline_of(case, "triton/vk")
+    before, after = rows.right[other][ALL], rows.right[case][ALL]
+    both = rows.compared(case)
+    assert both.total == 3000 and both.won == 0
+    assert both.lost == sum(before) - sum(after) > 30
+    assert rows.compared(other) is None, "the baseline is compared with nothing"
+
+
+def test_p_values_are_adjusted_for_their_number(rows):
+    adjusted = rows.adjusted()
+    assert len(adjusted) == len([case for case in WORSE if rows.compared(case)])
+    for case, p in adjusted.items():
+        own = rows.compared(case).p
+        assert own <= p <= min(1.0, len(adjusted) * own)
+
+
+def test_the_table_has_a_line_for_each_case(rows):
+    table = analysis.accuracy_table(rows)
+    assert len(table) == len(WORSE)
+    line = table[table.shortcut == NO_DT_BIAS].iloc[0]
+    assert line["p, adjusted"] == "< 0.0001" and line["change, points"].startswith("−6")
+    assert line.lost > 1900 and line.won == 0
+
+
+def test_sentences_say_what_differs_and_what_does_not(rows):
+    found = sentences.answers(rows)
+    text = "\n".join(found)
+    assert found[0].startswith("With a float32 state on triton/vk the model answers 96.4 (95.7 to 97.0) % of 3,000")
+    assert re.search(r"1,536 tokens, 1,472 of them decode steps: bfloat16 −2.* differs; float16 \+0.0 .* no diff", text)
+    assert "none differs" not in text and "flashinfer/vk, bfloat16 (−2" in text
+    assert "dt_bias in bf16: −0.0" in text and "(a control" in text
+    assert "Of the requests in slot 0" in text
+    assert all(sentence.endswith(".") for sentence in found)
+    assert analysis.refused_sentences(rows) == [
+        "flashinfer/vk, 1 case not answered: takes a state of bfloat16 or float32; this one is float16."
+    ]
+
+
+def test_few_questions_allow_no_claim():
+    few = AccuracyRows(accuracy_rows(8), RUN)
+    text = " ".join(sentences.answers(few))
+    assert "24 questions allow no claim" in text and "differ" not in text
+    assert figures.changes(few).get_suptitle() == "24 questions allow no claim"
+
+
+def test_figures_have_their_finding_as_title(rows):
+    assert "cases differ from float32" in figures.changes(rows).get_suptitle()
+    assert "At 3,072 tokens float32 answers" in figures.lengths(rows).get_suptitle()
+    assert "span 5.1 points" in figures.published_scores().get_suptitle()
+    assert figures.changes(AccuracyRows([])).get_suptitle() == "Nothing was answered"
+
+
+def test_published_scores_have_intervals():
+    table = analysis.published_table()
+    first = table[(table.evaluation == "GSM8K") & (table.stage == "ci")].iloc[0]
+    assert first["exact match, %"] == "98.0 (95.0 to 99.2)" and first.questions == "200"
+    assert (table[table.evaluation == "GPQA"].questions == "198, assumed").all()
+    text = " ".join(analysis.published_sentences())
+    assert "0.838 to 0.889" in text and "5.1 points" in text
+
+
+def test_published_scores_are_multiples_of_the_questions_that_are_assumed():
+    for evaluation, count in analysis.ASSUMED_QUESTIONS.items():
+        digits = analysis.published("accuracy").query("evaluation == @evaluation").score
+        assert all(abs(round(score * count) / count - score) <= 0.0005 for score in digits), evaluation
