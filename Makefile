@@ -50,8 +50,8 @@ help:  ## this list
 run: $(READY)  ## set up, then run every notebook: pages, figures and rows in runs/
 	@$(GDN_LAB) run $(ARGS)
 
-record: $(READY)  ## measure STUDY (serving) on GPUS (1) within nine minutes; again: goes on [ARGS="-p model qwen3.5-27b"]
-	@$(GDN_LAB) record "$$STUDY" $${GPUS:+--gpus "$$GPUS"} $(ARGS)
+record: $(READY)  ## all that is kept of this GPU, or STUDY=serving on GPUS (1), within nine minutes; again: goes on
+	@$(GDN_LAB) record $${STUDY:+"$$STUDY"} $${GPUS:+--gpus "$$GPUS"} $(ARGS)
 
 sweep: $(READY)  ## a grid of jobs on all GPUs that Ray reaches: ARGS="--study 02 --over tp=1,2 --over model=all"
 	@$(IN_VENV) -c 'import ray, pyarrow' 2> /dev/null || $(PIP) -r requirements-cluster.txt

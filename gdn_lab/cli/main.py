@@ -14,7 +14,7 @@ from .. import __version__
 
 COMMANDS = {  # name: (module of this folder, what --help says)
     "run": ("run", "execute notebooks, all unless named, each into a folder under runs/"),
-    "record": ("record_command", "measure what a study records, within a time limit; the same command again goes on"),
+    "record": ("record_command", "measure what is kept of a GPU, or of one study, within a time limit; again: goes on"),
     "sweep": ("sweep_command", "a grid of jobs on all GPUs that Ray reaches, resumable; one page and one Parquet file"),
     "serve": ("serve_command", "serve requests with a whole model: tokens per second, TPOT, ITL, TTFT, host gaps"),
     "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),

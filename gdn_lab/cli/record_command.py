@@ -1,4 +1,6 @@
-"""gdn-lab record: measure what a study records, without its notebook, within a time limit; go on where a run stopped.
+"""gdn-lab record STUDY: measure what a study records, without its notebook, within a time limit; again: goes on.
+
+Without STUDY it is record_all.py's: everything that is kept of a GPU.
 
 Rows are written as they come, so a run that is cut off keeps those that it has. The same command again starts a run
 that takes over the rows of the newest one with the same parameters on the same GPU and kernels, and measures the rest.
@@ -19,7 +21,8 @@ FAILURES = (RuntimeError,)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", metavar="STUDY", help=f"one of {', '.join(each.name for each in recordable())}")
+    known = ", ".join(each.name for each in recordable())
+    parser.add_argument("study", nargs="?", metavar="STUDY", help=f"one of {known}; default: all that is kept of a GPU")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine; default: the study's")
     parser.add_argument("--minutes", metavar="M", default="9", help="after which no further point is begun; default: 9")
     parser.add_argument("--fresh", action="store_true", help="take over nothing from an earlier run")
@@ -33,8 +36,12 @@ def recordable() -> list[Study]:
     return [each for each in studies() if each.record]
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
     """Record, and print where. UsageError, one sentence, for what cannot be asked."""
+    if not arguments.study:
+        from .record_all import run as record_all
+
+        return record_all(arguments)
     study = _study(arguments.study)
     words = given_words(arguments.parameters)
     if arguments.gpus is not None and not study.gpus:

@@ -11,6 +11,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     licences                    the distributions that requirements*.txt name, with version and licence
     recorded:<gpu>              when, where and with which versions and kernels the runs of a GPU were recorded
     published:<table>           a table that others published, of data/published/pr19150: end_to_end, accuracy
+    history:<gpu>               how its records changed from one to the next
     measured:<gpu>-<section>    the section of a study, from its recorded run
 """
 
@@ -24,7 +25,8 @@ from ..studies.declaration import Section
 from .run import ROOT, shown
 
 BLOCKS = (
-    r"picture|which_backend|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|measured:\w+-\w+"
+    r"picture|which_backend|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|history:\w+"
+    r"|measured:\w+-\w+"
 )
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
 
@@ -99,6 +101,8 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
         from .recorded_with import recorded_with
 
         return recorded_with(rest, root), []
+    if kind == "history":
+        return history_of(rest, root)
     gpu, _, section = rest.partition("-")
     study = next((each for each in studies() if each.section and each.section_name == section), None)
     return None if study is None else section_of(study, gpu, root)
@@ -147,6 +151,19 @@ def published_table(name: str) -> str | None:
         return None
     table = published.accuracy_table().to_markdown(index=False, floatfmt=".3f")
     return "\n".join([table, "", *(f"- {sentence}" for sentence in published.accuracy_sentences())])
+
+
+def history_of(gpu: str, root: Path) -> tuple[str, list[Path]]:
+    """(Markdown, figures written) of a GPU's history; one sentence until there are two records to compare."""
+    from ..report import history, history_figure
+
+    lines = history.read(root / "data", gpu)
+    points = "\n".join(f"- {sentence}" for sentence in history.sentences(lines))
+    if not points:
+        return f"{len(lines)} record{'s' * (len(lines) != 1)} so far; a second one is compared with the first.", []
+    figure = history_figure.draw(lines, gpu)
+    path = save(figure, root / "docs" / f"{gpu}_history.png")
+    return f"{points}\n\n![{title(figure)}](docs/{path.name})", [path]
 
 
 def section_of(study: Study, gpu: str, root: Path) -> tuple[str, list[Path]]:

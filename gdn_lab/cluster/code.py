@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def code_id(root: Path = ROOT) -> str:
-    """The commit of a checkout; with changes "<commit>-<hash of the sources>-dirty".
+    """The commit of a checkout; with changes of what runs "<commit>-<hash of the sources>-dirty".
 
     Of a copy without .git it is what GDN_LAB_COMMIT says; without that, "<hash of the sources>-dirty".
     """
     try:
-        status = _git(root, "status", "--porcelain", "--", "gdn_lab", "notebooks", "data", "tests")
+        status = _git(root, "status", "--porcelain", "--", "gdn_lab", "notebooks", "tests")
         commit = _git(root, "rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("GDN_LAB_COMMIT") or f"{sources_hash(root)}-dirty"

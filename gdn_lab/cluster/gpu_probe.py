@@ -1,5 +1,7 @@
 """Whether a GPU is quiet enough to time something on it, asked of NVML. No CUDA context is made."""
 
+import os
+
 from ..names import gpu_short_name
 
 IDLE_MIB = 1024  # of memory in use, beyond what the driver reserves
@@ -100,3 +102,20 @@ def _state(nvml, handle) -> dict:
         "power_limit_w": limit,
         "default_power_limit_w": ask("nvmlDeviceGetPowerManagementDefaultLimit", default=1000 * limit) / 1000,
     }
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them or by number; [] where there are none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [word.strip() for word in named.split(",") if word.strip()]
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()
+    except Exception:  # no library, no driver or no GPU: each is a class of its own, and all mean none
+        return []
+    try:
+        return [str(number) for number in range(nvml.nvmlDeviceGetCount())]
+    finally:
+        nvml.nvmlShutdown()

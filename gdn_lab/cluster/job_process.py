@@ -17,7 +17,14 @@ from .job import ERROR, FOLDER, INTERRUPTED, OK, PYTHON, REFUSED, TIMEOUT, WRONG
 BOOTSTRAP = str(Path(__file__).with_name("die_with_parent.py"))
 GRACE_S = 45.0  # from SIGTERM to SIGKILL: `gdn-lab run` gives a notebook 30 s to stop
 LOG = "log.txt"
-KEPT = ("run.json", "answer.json", ".html", ".ipynb", LOG)  # ends of the files that are gathered beside the rows
+KEPT = (
+    "run.json",
+    "answer.json",
+    ".html",
+    ".ipynb",
+    ".log",
+    LOG,
+)  # ends of the files that are gathered beside the rows
 MOST_BYTES = 16 << 20  # of one such file
 READ_BYTES = 1 << 20  # of rows at once
 USAGE_ERROR = 2  # exit status

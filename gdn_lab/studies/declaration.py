@@ -34,8 +34,9 @@ class Study:
     `<!-- measured:<gpu>-<section_name> -->`. computed() -> {name: Figure}: figures that need no data.
     record(parameters, run, earlier): what `gdn-lab record` calls to measure without the notebook; appends rows to
     `run` and leaves out what the rows `earlier` have; None: only the notebook measures. gpus: the parameter that says
-    on how many GPUs of one machine, or lists such numbers; "": always on one. All callables import what they need when
-    called.
+    on how many GPUs of one machine, or lists such numbers; "": always on one. records: {folder in
+    data/measured/<gpu>/: parameters other than the defaults} of the runs of its notebook that `gdn-lab record` without
+    a study makes; none: it makes the notebook's page alone. All callables import what they need when called.
     """
 
     number: str
@@ -47,11 +48,12 @@ class Study:
     computed: Callable[[], dict[str, object]] = field(default=dict)
     record: Callable[[StudyParameters, object, list[dict]], None] | None = None
     gpus: str = ""
+    records: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def gpus_of(self, parameters: StudyParameters) -> int:
         """GPUs of one machine that a run with these parameters takes."""
         found = getattr(parameters, self.gpus) if self.gpus else 1
-        return max(found) if isinstance(found, list) else found
+        return max(found, default=1) if isinstance(found, list) else found
 
     @property
     def notebook(self) -> str:

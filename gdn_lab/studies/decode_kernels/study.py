@@ -56,4 +56,13 @@ STUDY = Study(
     parameters=Parameters,
     section=section,
     section_name="decode",
+    records={
+        "02_decode_kernels": {},
+        "02_decode_float32": {
+            "dtype": "float32",
+            "batches": "1,8,64,256",
+            "backends": "triton,flashinfer,cutedsl",
+            "samples": "30",
+        },
+    },
 )

@@ -136,4 +136,5 @@ STUDY = Study(
     parameters=Parameters,
     section=section,
     section_name="step",
+    records={"03_decode_step": {}},
 )

@@ -84,4 +84,5 @@ STUDY = Study(
     parameters=Parameters,
     section=section,
     section_name="prefill",
+    records={"06_prefill": {}},
 )

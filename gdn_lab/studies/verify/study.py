@@ -60,4 +60,5 @@ STUDY = Study(
     parameters=Parameters,
     section=section,
     section_name="verify",
+    records={"05_verify": {}},
 )

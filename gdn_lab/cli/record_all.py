@@ -1,0 +1,100 @@
+"""gdn-lab record without a study: everything that is kept of a GPU, in pieces that fit a time limit.
+
+The pieces (record_pieces.py) are jobs of the same driver as `gdn-lab sweep`, on this machine's GPUs and without Ray.
+Their rows are gathered in runs/records/<gpu>-<commit>/, so the same command goes on where the last one stopped, on
+this machine or wherever that folder is brought. Once no piece is left that this machine can run, the record replaces
+what data/measured/<gpu>/ and docs/site/<gpu>/ hold, and `gdn-lab report` rebuilds the pages.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from ..cluster.code import code_id
+from ..cluster.driver import Driver
+from ..cluster.gather import write_about
+from ..cluster.gpu_probe import gpu_type, probe, visible_gpus
+from ..cluster.hosts import ThisHost
+from ..cluster.job import Job
+from .errors import BatchError, Interrupted, UsageError
+from .record_install import install
+from .record_pieces import pieces
+from .run import check_writable, say, shown
+from .sweep_command import ProgressLine
+
+RECORDS = "records"  # folder of runs/
+AGAIN = "the same command goes on"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Record what there is time for, and install the record if nothing is left. 1 if a piece failed or is left."""
+    for option in ("gpus", "resume", "folder", "parameters"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option} is of one study; name it, or leave the option out")
+    try:
+        deadline = time.monotonic() + 60 * float(arguments.minutes)
+    except ValueError:
+        raise UsageError(f"--minutes: expected a number, got {arguments.minutes!r}") from None
+    gpus, commit = visible_gpus(), code_id()
+    if not gpus:
+        raise UsageError("a record is of a GPU, and there is none here; gdn-lab run shows what is recorded")
+    if commit.endswith("-dirty"):
+        raise UsageError("a record is of a commit, and this checkout has changes; commit them first")
+    gpu = gpu_type(gpus)
+    folder = record_folder(arguments.runs.absolute(), gpu, commit, fresh=arguments.fresh)
+    jobs, refused = pieces(gpu, commit)
+    driver = record(folder, gpu, gpus, jobs, deadline)
+    for sentence in refused:
+        say(sentence)
+    return _end(driver, folder, gpu, len(gpus))
+
+
+def record_folder(runs: Path, gpu: str, commit: str, *, fresh: bool) -> Path:
+    """runs/records/<gpu>-<commit>/, or with fresh a new one beside it; the newest such is gone on with."""
+    root = runs / RECORDS
+    check_writable(root)
+    name = f"{gpu}-{commit[:10]}"
+    earlier = sorted(root.glob(f"{name}*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    if earlier and not fresh:
+        return earlier[-1].parent
+    folder = root / (name if not earlier else f"{name}-{len(earlier) + 1}")
+    folder.mkdir()
+    write_about(folder, {"requests": [], "commit": commit, "command": "gdn-lab record"})
+    return folder
+
+
+def record(folder: Path, gpu: str, gpus: list[str], jobs: list[Job], deadline: float) -> Driver:
+    """Run the pieces that end before `deadline`, a time of time.monotonic(), on these GPUs."""
+    line = ProgressLine()
+    driver = Driver(
+        folder,
+        ThisHost(gpu, gpus, probe=probe),
+        lambda kind: jobs,
+        say=line.say,
+        progress=line.show,
+        may_begin=lambda job: job.gpus <= len(gpus) and time.monotonic() + job.seconds <= deadline,
+    )
+    say(f"Rows go to {shown(folder)}.")
+    try:
+        driver.run()
+    except KeyboardInterrupt:
+        raise Interrupted(f"the record was interrupted; what ended is kept in {shown(folder)}, and {AGAIN}") from None
+    finally:
+        line.end(driver)
+    return driver
+
+
+def _end(driver: Driver, folder: Path, gpu: str, count: int) -> int:
+    left = driver.unfinished()
+    wide = [job for job in left if job.gpus > count]
+    if waiting := [job for job in left if job not in wide]:
+        listed = ", ".join(f"{job.study} (about {job.seconds:.0f} s)" for job in waiting)
+        say(f"No time was left for {listed}; {AGAIN}, with a larger --minutes where a piece needs it.")
+        return 1
+    written = install(folder, driver.jobs, driver.done, gpu)
+    say("\n".join(shown(path) for path in written))
+    if wide:
+        say(f"Not recorded here: {', '.join(f'{job.study} needs {job.gpus} GPUs' for job in wide)}.")
+    if failed := [driver.jobs[job].study for job, status in driver.done.items() if status not in ("ok", "wrong")]:
+        raise BatchError(f"{', '.join(sorted(failed))} failed: what they printed is in {shown(folder)}/jobs/*/log.txt")
+    return 0

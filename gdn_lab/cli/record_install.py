@@ -1,0 +1,87 @@
+"""What a finished record leaves: rows in data/measured/<gpu>/, pages in docs/site/<gpu>/, a line of history."""
+
+import json
+import shutil
+from pathlib import Path
+
+from ..bench.environment import utc
+from ..bench.run_folder import load
+from ..cluster.gather import ROWS
+from ..cluster.job import Job
+from ..cluster.journal import Journal
+from ..files import replacing
+from ..report import history
+from ..studies import studies
+from .record_pieces import SANITIZE, SHELL, TESTS
+from .run import ROOT
+from .site import write_site
+
+RIGHT = ("ok", "wrong")  # a run with a wrong variant says so in its rows
+LAST_LINES = 3  # of the tests' log that are kept: how many passed
+
+
+def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, root: Path = ROOT) -> list[Path]:
+    """Replace what is recorded of a GPU by the pieces of `folder` that are done; return what was written.
+
+    Pieces that failed, or that need more GPUs, leave what is recorded as it is.
+    """
+    measured, written, runs = root / "data" / "measured" / gpu, [], {}
+    recorded = {name for study in studies() for name in study.records}
+    finished = {job.study: folder / "jobs" / job_id for job_id, job in jobs.items() if done.get(job_id) in RIGHT}
+    for name, place in finished.items():
+        if name in recorded:
+            written.append(_run(place, measured / name))
+            runs[name] = history.of_run(*load(measured / name))
+        elif name == SANITIZE:
+            written += [_copy(path, measured / SANITIZE / path.name) for path in sorted(place.glob("*-*.log"))]
+        elif name == TESTS:
+            written.append(_tail(place / "log.txt", measured / TESTS / "test-gpu.log"))
+    if runs and not _known(runs, history.read(root / "data", gpu)):
+        line = {"utc": utc(), "runs": runs, "seconds": _seconds(folder, jobs)}
+        history.append(root / "data", gpu, line)
+        written.append(measured / history.FILE)
+    books = {name: place for name, place in finished.items() if name not in SHELL}
+    return written + write_site(root / "docs" / "site", gpu, books) + _report(root)
+
+
+def _run(place: Path, target: Path) -> Path:
+    """Copy a run's rows and run.json; the rows first, and both whole."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (ROWS, "run.json"):
+        _copy(place / name, target / name)
+    return target
+
+
+def _copy(path: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial:
+        shutil.copyfile(path, partial)
+    return target
+
+
+def _tail(log: Path, target: Path) -> Path:
+    """The last lines of a log, without the folders in them."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target
+
+
+def _seconds(folder: Path, jobs: dict[str, Job]) -> dict[str, float]:
+    """{piece: seconds that it took}."""
+    journal = Journal(folder)
+    journal.close()
+    return {jobs[job].study: line["seconds"] for job, line in journal.final.items() if job in jobs}
+
+
+def _known(runs: dict, lines: list[dict]) -> bool:
+    """Whether the newest line holds these very runs: a record that is installed again adds none."""
+    same = json.loads(json.dumps(runs))
+    return bool(lines) and all(lines[-1]["runs"].get(name) == run for name, run in same.items())
+
+
+def _report(root: Path) -> list[Path]:
+    from .report import report
+
+    return report(root)

@@ -1,0 +1,54 @@
+"""The pieces of a whole record of one GPU: every notebook, the tests on a GPU, and the sanitizer."""
+
+from ..cluster.job import FOLDER, PYTHON, Job
+from ..report.history import last_seconds
+from ..studies import Study, studies
+from ..studies.parameters import ParameterError
+from .run import ROOT
+from .sweep_jobs import expected_seconds
+
+TESTS, SANITIZE = "tests", "sanitize"
+GUESSED_S = {TESTS: 240.0, SANITIZE: 240.0}  # until the first record has measured them
+PAGE_S = 40.0  # of a notebook that measures nothing
+SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
+# make's own recipes, on the Python that runs this; READY= leaves the set-up of .venv out.
+MAKE = f'make READY= IN_VENV={PYTHON} GDN_LAB="{PYTHON} -m gdn_lab"'
+SHELL = {
+    TESTS: f"{MAKE} test-gpu",
+    SANITIZE: f"{MAKE} -k -j 4 sanitize; status=$?; cp runs/sanitize/*.log {FOLDER}/; exit $status",
+}
+
+
+def pieces(gpu: str, commit: str) -> tuple[list[Job], list[str]]:
+    """(jobs, sentences on what cannot be recorded on this machine). A job's `study` is the folder that it fills."""
+    jobs, refused = [], []
+    for study in studies():
+        for folder, given in (study.records or {study.notebook: {}}).items():
+            try:
+                gpus = study.gpus_of(study.parameters.parse(given, folder))
+            except ParameterError as error:
+                refused.append(f"{folder} is left out: {error}")
+                continue
+            jobs.append(_notebook(study, folder, given, gpus=gpus, gpu=gpu, commit=commit))
+    for name, line in SHELL.items():
+        seconds = last_seconds(ROOT / "data", gpu).get(name, GUESSED_S[name])
+        command = ("sh", "-c", line)
+        jobs.append(Job(name, {}, commit, gpu, command=command, seconds=seconds, limit_s=3 * seconds + 120))
+    return jobs, refused
+
+
+def _notebook(study: Study, folder: str, given: dict[str, str], *, gpus: int, gpu: str, commit: str) -> Job:
+    words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+    seconds = last_seconds(ROOT / "data", gpu).get(folder)
+    if seconds is None:
+        seconds = SET_UP_S + expected_seconds(folder, given, gpu) if study.records else PAGE_S
+    return Job(
+        study=folder,
+        parameters={name: str(value) for name, value in given.items()},
+        commit=commit,
+        gpu=gpu,
+        gpus=gpus,
+        command=(PYTHON, "-m", "gdn_lab", "run", study.notebook, "--runs", FOLDER, *words),
+        seconds=seconds,
+        limit_s=3 * seconds + 120,
+    )

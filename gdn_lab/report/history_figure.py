@@ -1,0 +1,71 @@
+"""The history of a GPU's records as a figure: a line for each variant, its times relative to its first record."""
+
+import statistics
+from collections import defaultdict
+
+from matplotlib.figure import Figure
+
+from ..backends.registry import VARIANTS
+from .history import changed_versions
+
+OTHER = "#555555"  # of steps and serving, which have no variant
+
+
+def draw(lines: list[dict], gpu: str) -> Figure:
+    """Median over a variant's headline numbers of the time relative to its first record, against the record."""
+    times = relative_times(lines)
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, points in sorted(times.items()):
+        variant = VARIANTS.get(name.split()[-1])
+        colour, marker = (variant.colour, variant.marker) if variant else (OTHER, "o")
+        style = {"decode": "-", "verify": "--", "prefill": ":"}.get(name.split()[0], "-.")
+        axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, label=name, markersize=4)
+    axes.axhline(1, color="#999999", linewidth=0.8)
+    axes.set(xticks=range(len(lines)), ylabel="time relative to its first record")
+    axes.set_xticklabels([_label(lines, number) for number in range(len(lines))], fontsize=7)
+    if times:
+        axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(_title(times, gpu), fontsize=11)
+    return figure
+
+
+def relative_times(lines: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """{"decode triton/vk": [(number of the line, time relative to the first)]} of what at least two records hold."""
+    first, ratios = {}, defaultdict(lambda: defaultdict(list))
+    for number, line in enumerate(lines):
+        for run in line["runs"].values():
+            for name, value in run["headlines"].items():
+                ratios[_group(name)][number].append(value / first.setdefault(name, value))
+    medians = {
+        group: sorted((number, statistics.median(values)) for number, values in by_line.items())
+        for group, by_line in ratios.items()
+    }
+    return {group: points for group, points in medians.items() if len(points) > 1}
+
+
+def _group(headline: str) -> str:
+    """ "decode bfloat16, batch 64, triton/vk" -> "decode triton/vk"; "step best, batch 256" -> "step best"."""
+    parts = headline.split(", ")
+    return f"{headline.split()[0]} {parts[-1]}" if "/" in parts[-1] else parts[0]
+
+
+def _label(lines: list[dict], number: int) -> str:
+    """Date and commits of a record, and which versions changed."""
+    runs = lines[number]["runs"]
+    commits = sorted({(run["commit"] or "no commit")[:9] for run in runs.values()})
+    text = [lines[number]["utc"][:10], commits[0] if len(commits) == 1 else f"{len(commits)} commits"]
+    changed: list[str] = []
+    for folder, run in runs.items():
+        before = next((line["runs"][folder] for line in reversed(lines[:number]) if folder in line["runs"]), None)
+        changed += changed_versions(before, run) if before else []
+    return "\n".join(text + list(dict.fromkeys(changed))[:3])
+
+
+def _title(times: dict[str, list[tuple[int, float]]], gpu: str) -> str:
+    """The finding: what changed the most since its first record."""
+    if not times:
+        return f"{gpu.upper()}: nothing was recorded twice yet"
+    most = max(times, key=lambda name: abs(times[name][-1][1] - 1))
+    ratio = times[most][-1][1]
+    return f"{gpu.upper()}: since its first record {most} changed the most, to {ratio:.2f} times its time"

@@ -1,0 +1,170 @@
+"""gdn-lab record without a study: pieces, the time limit, going on, and what replaces the earlier record."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from gdn_lab.bench.results import ROW_FIELDS
+from gdn_lab.bench.run_folder import load
+from gdn_lab.cli import record_all, record_install, record_pieces, site
+from gdn_lab.cli.errors import BatchError
+from gdn_lab.cli.main import main
+from gdn_lab.cluster.job import FOLDER, Job
+from gdn_lab.report import history
+from gdn_lab.report.recorded import recorded_runs
+from gdn_lab.studies import studies
+
+COMMIT = "c0ffee0000"
+ROW = dict.fromkeys(ROW_FIELDS["ok"], 1) | {
+    "status": "ok",
+    "phase": "decode",
+    "backend": "triton",
+    "variant": "vk",
+    "state_dtype": "bfloat16",
+    "batch": 64,
+    "timer": "cuda_graph_replay",
+    "median_us": 105.5,
+    "indexing": "in_place",
+}
+
+
+def made(folder: Path, name: str, us: float) -> Path:
+    """What a job of a notebook leaves, in a folder to copy from."""
+    folder.mkdir(parents=True)
+    facts = {"gpu_name": "NVIDIA H100", "git_commit": COMMIT, "git_dirty": False, "torch": "2.11.0", "triton": "3.6.0"}
+    info = {
+        "notebook": name,
+        "start_utc": "2026-11-28T08:00:00Z",
+        "end_utc": "2026-11-28T08:01:00Z",
+        "environment": facts,
+    }
+    (folder / "run.json").write_text(json.dumps(info | {"status": "complete", "parameters": {}}))
+    (folder / "rows.jsonl").write_text(json.dumps(ROW | {"median_us": us}) + "\n")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# How fast?\n\nSo fast.")])
+    nbformat.write(book, folder / f"{name}.ipynb")
+    return folder
+
+
+def pieces(tmp_path, us=105.5, fails=False) -> list[Job]:
+    """Two notebooks, the tests and the sanitizer, each a copy."""
+    count = len(list(tmp_path.glob("made-*")))
+    source = tmp_path / f"made-{count}"
+    one = made(source / "a", "02_decode_kernels", us)
+    two = made(source / "b", "00_start_here", us)
+    lines = {
+        "02_decode_kernels": f"cp -r {one} {FOLDER}/run",
+        "00_start_here": f"cp -r {two} {FOLDER}/run",
+        record_pieces.TESTS: "echo a; echo b; echo c; echo '31 passed in 9 s'" + ("; exit 1" if fails else ""),
+        record_pieces.SANITIZE: f"echo 0 errors > {FOLDER}/memcheck-triton.log",
+    }
+    return [Job(name, {}, COMMIT, "h100", command=("sh", "-c", line), seconds=1.0) for name, line in lines.items()]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A checkout of its own to install into; its report is not made."""
+    for name, value in {
+        "visible_gpus": lambda: ["0"],
+        "code_id": lambda: COMMIT,
+        "gpu_type": lambda ids: "h100",
+        "probe": lambda gpu: None,
+        "pieces": lambda gpu, commit: (pieces(tmp_path), ["08_all_reduce is left out: this machine has 1 GPU"]),
+    }.items():
+        monkeypatch.setattr(record_all, name, value)
+    monkeypatch.setattr(record_install, "_report", lambda root: [])
+    checkout = tmp_path / "checkout"
+    install = record_install.install
+    monkeypatch.setattr(record_all, "install", lambda *arguments: install(*arguments, root=checkout))
+    return checkout
+
+
+def record(tmp_path, *words) -> int:
+    return main(["record", "--runs", str(tmp_path / "runs"), *words])
+
+
+def test_a_record_replaces_rows_pages_and_logs_and_adds_a_line_of_history(root, tmp_path, capsys):
+    old = root / "data" / "measured" / "h100" / "02_decode_kernels"
+    old.mkdir(parents=True)
+    (old / "rows.jsonl").write_text('{"old": 1}\n')
+    assert record(tmp_path) == 0
+    measured = root / "data" / "measured" / "h100"
+    info, rows = load(measured / "02_decode_kernels")
+    assert info["environment"]["git_commit"] == COMMIT and rows[0]["median_us"] == 105.5
+    assert not (measured / "00_start_here").exists(), "it measures nothing"
+    assert (measured / "sanitize" / "memcheck-triton.log").read_text() == "0 errors\n"
+    assert (measured / "tests" / "test-gpu.log").read_text().endswith("31 passed in 9 s\n")
+    (line,) = history.read(root / "data", "h100")
+    assert line["runs"]["02_decode_kernels"]["headlines"] == {"decode bfloat16, batch 64, triton/vk": 105.5}
+    assert set(line["seconds"]) == {"02_decode_kernels", "00_start_here", "tests", "sanitize"}
+    pages = root / "docs" / "site"
+    assert "h100/index.html" in (pages / "index.html").read_text()
+    assert "How fast?" in (pages / "h100" / "02_decode_kernels.html").read_text()
+    assert "08_all_reduce is left out" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_the_time_is_left_to_the_same_command(root, tmp_path, capsys):
+    assert record(tmp_path, "--minutes", "0.001") == 1
+    assert "the same command goes on" in capsys.readouterr().out and not (root / "data").exists()
+    assert record(tmp_path) == 0
+    assert record(tmp_path) == 0, "nothing is left, and it is installed again"
+    assert len(history.read(root / "data", "h100")) == 1
+    (folder,) = (tmp_path / "runs" / "records").iterdir()
+    began = [json.loads(line) for line in (folder / "journal.jsonl").open()]
+    assert len([line for line in began if line["event"] == "began"]) == 4, "no piece ran twice"
+
+
+def test_fresh_begins_anew(root, tmp_path):
+    record(tmp_path)
+    record(tmp_path, "--fresh")
+    assert sorted(path.name for path in (tmp_path / "runs" / "records").iterdir()) == [
+        "h100-c0ffee0000",
+        "h100-c0ffee0000-2",
+    ]
+
+
+def test_a_piece_that_fails_leaves_the_rest_recorded(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record_all, "pieces", lambda gpu, commit: (pieces(tmp_path, fails=True), []))
+    assert record(tmp_path) == 1
+    assert "tests failed" in capsys.readouterr().err
+    assert (root / "data" / "measured" / "h100" / "02_decode_kernels" / "rows.jsonl").is_file()
+    assert not (root / "data" / "measured" / "h100" / "tests").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value, words, reason",
+    [
+        ("visible_gpus", lambda: [], (), "there is none here"),
+        ("code_id", lambda: "c0ffee-dirty", (), "has changes"),
+        ("code_id", lambda: COMMIT, ("--gpus", "2"), "--gpus is of one study"),
+        ("code_id", lambda: COMMIT, ("--minutes", "soon"), "expected a number"),
+    ],
+)
+def test_what_cannot_be_recorded_is_a_usage_error(root, tmp_path, monkeypatch, capsys, name, value, words, reason):
+    monkeypatch.setattr(record_all, name, value)
+    assert record(tmp_path, *words) == 2 and reason in capsys.readouterr().err
+
+
+def test_the_pieces_are_every_notebook_the_tests_and_the_sanitizer():
+    jobs, refused = record_pieces.pieces("h100", COMMIT)
+    folders = [job.study for job in jobs]
+    assert {"tests", "sanitize"} <= set(folders) and len(folders) == len(set(folders))
+    notebooks = {job.command[4] for job in jobs if job.command[0] != "sh"}
+    assert notebooks == {study.notebook for study in studies()} and not refused
+    wide = {job.study: job.gpus for job in jobs if job.gpus > 1}
+    assert wide == {"08_all_reduce": 2, "09_serving_tp2": 2}
+    assert all(job.seconds < 540 for job in jobs), "each fits nine minutes"
+
+
+def test_records_keep_the_names_that_are_recorded():
+    named = {folder for study in studies() for folder in study.records}
+    kept = {folder for gpu, folder in recorded_runs() if gpu == "h200"}
+    assert kept <= named
+
+
+def test_pages_that_take_too_much_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "MOST_BYTES", 1000)
+    place = made(tmp_path / "a", "02_decode_kernels", 1.0)
+    with pytest.raises(BatchError, match="the pages of h100 take"):
+        site.write_site(tmp_path / "site", "h100", {"02_decode_kernels": place})
