@@ -40,13 +40,13 @@ def test_each_of_a_thousand_requests_gets_its_own_tokens(weights, name, prefill)
     assert {row["id"]: row["outcome"] for row in served.requests} == {one.id: "finished" for one in requests}
     assert all(len(served.tokens[one.id]) == one.output_length for one in requests)
     assert (model.slots.free, model.cache.free) == (64, 128)
-    differ = 0
+    agreed, nearest = [], 0.0  # tokens until the first that differs; how far apart the two were there
     for request in requests[::EVERY]:
         mine, alone = served.tokens[request.id], serve(model, [request], 1).tokens[request.id]
         first = next((place for place, pair in enumerate(zip(mine, alone, strict=True)) if pair[0] != pair[1]), None)
+        agreed.append(len(mine) if first is None else first)
         if first is not None:
-            differ += 1
             logits = logits_after(model, request, first)
-            assert logits.max() - logits[mine[first]] <= NEAR * logits.std(), f"request {request.id}, token {first}"
-    print(f"{name}, {prefill}: {differ} of {len(requests[::EVERY])} take another of two tokens that are nearly equal")
-    assert differ <= len(requests[::EVERY]) // 2
+            nearest = max(nearest, float((logits.max() - logits[mine[first]]) / logits.std()))
+    print(f"{name}, {prefill}: {agreed} tokens agree; of those that differ the logits do by {nearest:.3f} at most")
+    assert nearest <= NEAR and sum(count > 0 for count in agreed) >= 0.8 * len(agreed)
