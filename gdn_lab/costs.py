@@ -9,6 +9,10 @@ import torch
 from .models import CONV_BYTES, CONV_WINDOW, GDNShape
 
 DECODE_BYTES_FORMULA = "decode: state read + written, q k v a b read, o written, indices, A_log, dt_bias"
+REPLAY_BYTES_FORMULA = (
+    "deferred write-back: state read, written once in C + 1 steps, half a ring of C updates read, one update written, "
+    "q k v a b read, o written, indices, A_log, dt_bias"
+)
 PREFILL_BYTES_FORMULA = (
     "prefill: state read + written for each sequence, q k v a b read, o written, indices, cu_seqlens, A_log, dt_bias"
 )
@@ -30,6 +34,28 @@ def decode_bytes(shape: GDNShape, batch: int, state_dtype: torch.dtype, io_dtype
     are read, o [HV, V] is written; its index is 4 bytes. A_log and dt_bias, [HV] float32, are read once.
     """
     row = 2 * _state_bytes(shape, state_dtype) + _token_bytes(shape, io_dtype) + INDEX_BYTES
+    return batch * row + _gate_bytes(shape)
+
+
+def replay_bytes(
+    shape: GDNShape,
+    batch: int,
+    updates: int,
+    state_dtype: torch.dtype,
+    io_dtype: torch.dtype = torch.bfloat16,
+) -> float:
+    """Return the bytes that a decode step with a ring of `updates` updates moves on average (REPLAY_BYTES_FORMULA).
+
+    Of C + 1 steps, C read the state and the updates made so far, and one reads state and ring and writes the state. An
+    update is k [HK, K] of io_dtype, u [HV, V] of bf16 for a bf16 state, else float32, and a log decay [HV] float32. The
+    rest as in decode_bytes().
+    """
+    HK, HV, K, V = shape.dims
+    correction = 2 if state_dtype is torch.bfloat16 else 4
+    update = HK * K * io_dtype.itemsize + HV * V * correction + HV * 4
+    period = updates + 1
+    ring = update * (updates / 2 + updates / period)  # read: 0, 1, … C of them; written: all but once
+    row = _state_bytes(shape, state_dtype) * (1 + 1 / period) + ring + _token_bytes(shape, io_dtype) + INDEX_BYTES
     return batch * row + _gate_bytes(shape)
 
 

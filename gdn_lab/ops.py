@@ -12,7 +12,7 @@ from torch import Tensor
 from .arguments import check_call, check_indices, check_intermediate_states, without_autograd
 from .backends import author_files
 from .backends.base import Call
-from .backends.registry import launch_for
+from .backends.registry import defers, launch_for
 from .models import GDNShape
 from .pool import StatePool, checks
 
@@ -60,11 +60,11 @@ def decode(
     expected and what came; or with the sentence of the backend that refuses. reference.py defines the operation.
     """
     check_call(1, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale)
-    state = pool.launch_state
-    stochastic = state.rounding is not None
-    call = Call("decode", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, None, stochastic)
+    call = _call("decode", q, indices, pool)
     inputs = (q, k, v, a, b, A_log, dt_bias)
-    return _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out)
+    if pool.ring and not defers(backend, call):
+        pool.settle(indices)
+    return _launched(call, backend, inputs, pool.launch_state, indices, scale, use_qk_l2norm, out)
 
 
 def verify(
@@ -107,9 +107,9 @@ def verify(
         mode = "update" if intermediate_states is None else "update and intermediate"
     else:
         mode = "output" if intermediate_states is None else "intermediate"
+    call = _call("verify", q, indices, pool)._replace(mode=mode)
+    pool.settle(indices)
     state = pool.launch_state._replace(intermediate=intermediate_states)
-    stochastic = state.rounding is not None
-    call = Call("verify", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device, mode, stochastic)
     inputs = (q, k, v, a, b, A_log, dt_bias)
     return _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out, update_state=update_state)
 
@@ -145,9 +145,22 @@ def prefill(
     if cu_seqlens is None:
         raise ValueError("cu_seqlens: expected where each sequence begins and the last ends, int32 [n + 1], got None")
     check_call(1, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale, cu_seqlens)
-    call = Call("prefill", pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device)
+    call = _call("prefill", q, indices, pool)
+    pool.settle(indices)
     inputs, state = (q, k, v, a, b, A_log, dt_bias), pool.launch_state
     return _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out, cu_seqlens=cu_seqlens)
+
+
+def _call(phase: str, q: Tensor, indices: Tensor, pool: StatePool) -> Call:
+    """Return what decides which variant can serve a call."""
+    stochastic = pool.launch_state.rounding is not None
+    ring, key_dtype = (pool.ring.updates, pool.ring.keys.dtype) if pool.ring else (0, None)
+    return Call(
+        *(phase, pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device),
+        stochastic=stochastic,
+        ring=ring,
+        key_dtype=key_dtype,
+    )
 
 
 def _launched(call, backend, inputs, state, indices, scale, use_qk_l2norm, out, **of_phase):
@@ -197,6 +210,7 @@ def prefill_detour(q, k, v, a, b, *, pool: StatePool, indices: Tensor, scratch: 
     ) or scratch.slots <= n:
         raise ValueError(f"scratch: expected KV and {n + 1} slots, and a VK pool otherwise like it, got {scratch}")
     slots = indices.clamp(min=0).long()
+    pool.settle(indices)
     batch = scratch.state[1 : n + 1]
     batch.copy_(pool.state.index_select(0, slots).transpose(-1, -2))
     out = prefill(q, k, v, a, b, pool=scratch, indices=rows, **options)
@@ -235,6 +249,7 @@ def decode_gathered(
     ) or scratch.slots <= len(indices):
         raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
     check_indices(indices, len(q), pool)
+    pool.settle(indices)
     slots = (indices.clamp(min=0) if padding else indices).long()
     batch = scratch.state[1 : len(indices) + 1]
     torch.index_select(pool.state, 0, slots, out=batch)

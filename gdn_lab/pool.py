@@ -9,7 +9,6 @@ Slot 0 is the null slot: never handed out, so that backends may overwrite it for
 """
 
 import contextlib
-import functools
 import os
 import threading
 from contextvars import ContextVar
@@ -20,6 +19,8 @@ from torch import Tensor
 from .backends.base import State, usable_device
 from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
+from .ring import SLOTS_AT_ONCE, described, drop, make_ring, true_state, write_pending
+from .rollback import commit
 from .rounding import DTYPES as STOCHASTIC_DTYPES
 from .rounding import ROUNDINGS, Stochastic
 
@@ -59,6 +60,7 @@ class StatePool:
 
     state [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV); conv [slots, conv_dim, 3] bf16. Both start as zeros.
     For verify, reserve_drafts() adds intermediate_states and draft_inputs, from which commit() takes the accepted part.
+    For decode that defers its writes, reserve_ring() adds a ring; `state` alone is then not a slot's true state.
     Raises ValueError for an unknown layout or dtype or too few slots.
     """
 
@@ -96,14 +98,15 @@ class StatePool:
         rows = (slots, shape.num_v_heads, shape.head_v_dim)
         stochastic = Stochastic.of(*rows, seed, self.device) if rounding == "stochastic" else None
         self.launch_state = State(self.state, rounding=stochastic)  # what a backend's launch takes
-        self.intermediate_states = self.draft_inputs = None
+        self.intermediate_states = self.draft_inputs = self.ring = None
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
         self._lock = threading.Lock()  # of _free
 
     def __repr__(self):
         return (
             f"StatePool({self.slots} slots of {self.shape.num_v_heads} heads, {self.layout}, "
-            f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.nbytes / 1e6:.1f} MB, {self.free} free)"
+            f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.nbytes / 1e6:.1f} MB, {self.free} free"
+            f"{f', {described(self.ring)}' if self.ring else ''})"
         )
 
     @staticmethod
@@ -119,10 +122,10 @@ class StatePool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of state and convolution window, the null slot included, of what reserve_drafts() added and of the
+        """Bytes of state and convolution window, the null slot included, of drafts and ring where reserved, and of the
         counters of stochastic rounding."""
         steps = self.launch_state.rounding and self.launch_state.rounding.steps
-        more = sum(x.nbytes for x in (self.intermediate_states, self.draft_inputs, steps) if x is not None)
+        more = sum(x.nbytes for x in (self.intermediate_states, self.draft_inputs, self.ring, steps) if x is not None)
         return self.slots * sum(self.slot_nbytes(self.shape, self.dtype).values()) + more
 
     @property
@@ -153,6 +156,8 @@ class StatePool:
             self.conv[indices] = 0
             if self.launch_state.rounding is not None:
                 self.launch_state.rounding.steps[indices] = 0
+            if self.ring:
+                drop(self.ring, indices.long())
         except BaseException:  # Ctrl-C too: the slots are free again
             with self._lock:
                 self._free.extend(reversed(taken))
@@ -177,7 +182,7 @@ class StatePool:
     def read(self, indices: Tensor) -> Tensor:
         """Return the state of the given slots, [n, HV, V, K] float32 in any layout; zeros for negative indices."""
         slots = torch.tensor(self._slots_of(indices), dtype=torch.int64, device=self.device)
-        state = self.state[slots.clamp(min=0)].to(torch.float32)
+        state = self._true_state(slots.clamp(min=0)).to(torch.float32)
         state = state if self.layout == "VK" else state.transpose(-1, -2)
         return torch.where((slots >= 0)[:, None, None, None], state, 0.0).contiguous()
 
@@ -198,7 +203,39 @@ class StatePool:
             raise ValueError(f"state: expected shape {list(expected)} ([n, HV, V, K]), got {list(state.shape)}")
         live = slots >= 0
         state = state if self.layout == "VK" else state.transpose(-1, -2)
-        self.state[slots[live].to(self.device)] = state[live.to(state.device)].to(self.device, self.dtype)
+        slots = slots[live].to(self.device)
+        self.state[slots] = state[live.to(state.device)].to(self.device, self.dtype)
+        if self.ring:
+            drop(self.ring, slots)
+
+    def reserve_ring(self, updates: int = 16, *, key_dtype=torch.bfloat16) -> None:
+        """Allocate what decode needs to defer the write of the state: a ring of `updates` updates of each slot.
+
+        updates: 16, 32 or 64; 0 frees the ring. key_dtype: of the inputs q, k, v, a, b. A variant that defers
+        (`Variant.ring`) then writes the state in one of updates + 1 steps; any other call first writes what is pending
+        in its slots. All methods see the true state. A second call replaces the ring. ValueError for a KV pool.
+        """
+        if updates and self.layout != "VK":
+            raise ValueError(f"updates: expected 0, got {updates}; a pool of layout {self.layout} has no ring, VK has")
+        if updates and self.launch_state.rounding is not None:
+            raise ValueError(f"updates: expected 0, got {updates}; a pool that rounds stochastically has no ring")
+        options = {"dtype": self.dtype, "key_dtype": key_dtype, "device": self.device}
+        ring = make_ring(self.shape, self.slots, updates, **options) if updates else None
+        self.settle(torch.arange(1, self.slots, device=self.device))
+        self.ring, self.launch_state = ring, self.launch_state._replace(ring=ring)
+
+    @torch.no_grad()
+    def settle(self, indices: Tensor) -> None:
+        """Write the pending updates of the slots in `indices`, int32 or int64 [n], to their states, rounded once.
+
+        Without a ring there is nothing to do. Negative indices are skipped. Never synchronises with a GPU.
+        """
+        if self.ring and len(indices):
+            write_pending(self.ring, self.state, indices)
+
+    def _true_state(self, slots: Tensor) -> Tensor:
+        """Return the state of the slots, int64 [n], in the pool's layout; float32 where there is a ring."""
+        return true_state(self.ring, self.state, slots) if self.ring else self.state[slots]
 
     def reserve_drafts(self, rows: int, tokens: int) -> None:
         """Allocate what verify calls of up to `rows` requests and `tokens` draft tokens keep until commit().
@@ -237,8 +274,7 @@ class StatePool:
         intermediate_states [B, T, …] as verify() filled it, and draft_inputs [B, conv_dim, T] bf16: both, or by default
         the first B rows of those that reserve_drafts() made.
 
-        By index on the GPU, without synchronising; with checks on, and always on a CPU, values are checked.
-        Raises ValueError naming the argument, what was expected and what came.
+        By index on the GPU, without synchronising; with checks on, and always on a CPU, values are checked. ValueError.
         """
         if not isinstance(indices, Tensor) or indices.dim() != 1:
             raise ValueError(f"indices: expected an int32 or int64 tensor [B], got {_seen(indices)}")
@@ -271,26 +307,18 @@ class StatePool:
         if checks_values() or self.device.type == "cpu":
             self._check_accepted(indices, accepted, tokens)
         if not (rows and tokens):
-            return None
-
-        if kernels := _commit_kernels() if self.device.type == "cuda" else None:
-            return kernels.commit(self.state, self.conv, indices, accepted, intermediate_states, draft_inputs)
-        accepted = torch.where(indices >= 0, accepted, 0).long()
-        # Rows that stay as they are write to the null slot: how many do need not be known here
-        slots = torch.where(accepted > 0, indices, 0).long()
-        row = torch.arange(rows, device=self.device)
-        self.state.index_copy_(0, slots, intermediate_states[row, accepted - 1])
-        inputs = torch.cat([self.conv[slots], draft_inputs], dim=-1)  # [B, conv_dim, 3 + T]
-        window = accepted[:, None] + torch.arange(CONV_WINDOW, device=self.device)
-        window = window[:, None, :].expand(-1, self.shape.conv_dim, -1)
-        self.conv.index_copy_(0, slots, inputs.gather(-1, window))
+            return
+        if self.ring:
+            drop(self.ring, torch.where((indices >= 0) & (accepted > 0), indices, 0).long())
+        commit(self.state, self.conv, indices, accepted, intermediate_states, draft_inputs)
 
     @torch.no_grad()
     def to(self, *, layout=None, dtype=None, device=None) -> "StatePool":
         """Return a new pool with the same contents and the same slots handed out, in another layout, dtype or device.
 
         As much room for drafts is reserved as here, but drafts not yet committed are not copied. A stochastic pool
-        stays one unless its new dtype is float32, which decode() does not round.
+        stays one unless its new dtype is float32, which decode() does not round. A VK pool has an empty ring if this
+        one has a ring.
         """
         layout, dtype, device = layout or self.layout, dtype or self.dtype, device or self.device
         stochastic = self.launch_state.rounding if dtype.itemsize == 2 else None
@@ -298,7 +326,12 @@ class StatePool:
         other = StatePool(self.shape, self.slots, layout=layout, dtype=dtype, device=device, **rounding)
         if rounding:
             other.launch_state.rounding.steps.copy_(stochastic.steps)
-        other.state.copy_(self.state if other.layout == self.layout else self.state.transpose(-1, -2))
+        for slots in torch.arange(self.slots, device=self.device).split(SLOTS_AT_ONCE):
+            state = self._true_state(slots)
+            state = state if other.layout == self.layout else state.transpose(-1, -2)
+            other.state[slots.to(other.device)] = state.to(other.device, other.dtype)
+        if self.ring and other.layout == "VK":
+            other.reserve_ring(self.ring.updates, key_dtype=self.ring.keys.dtype)
         other.conv.copy_(self.conv)
         other._free = list(self._free)
         if self.intermediate_states is not None:
@@ -365,13 +398,3 @@ def _check_rounding(rounding, seed, dtype) -> None:
 def _seen(x) -> str:
     """What an argument is, in a few words."""
     return f"{x.dtype} {list(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
-
-
-@functools.cache
-def _commit_kernels():
-    """pool_kernels.py, or None without Triton."""
-    try:
-        from . import pool_kernels
-    except ImportError:
-        return None
-    return pool_kernels

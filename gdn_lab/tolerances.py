@@ -31,6 +31,10 @@ LOGARITHMS = 1e-3
 OPERANDS = {torch.float32: 0.0, torch.bfloat16: 4 * 2.0**-8, torch.float16: 8 * 2.0**-11}
 PREFILL = 2 * OPERANDS[torch.bfloat16] + LOGARITHMS  # what sweeps allow every kernel
 
+# Deferred write-back keeps u of a bf16 state in bf16: its update is off by half a unit of 2^-8 of its largest element,
+# which the state's own largest element may be smaller than, by at most a factor of two on the inputs that are checked.
+CORRECTIONS = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 0.0}
+
 # Products with thousands of terms in the tensor cores, which in FP8 keep 14 bits and truncate the rest (Hopper): up
 # to 4 truncations in each 128 terms, which add up over the terms.
 PRODUCT = 2.0**-9

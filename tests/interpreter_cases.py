@@ -22,7 +22,8 @@ from gdn_lab.ops import make_inputs
 
 assert backend.INTERPRETED, "run under TRITON_INTERPRET=1"
 
-VARIANTS = [v for v in registry.VARIANTS.values() if v.backend == "triton" and "decode" in v.phases]
+# Those with a ring: replay_interpreter_cases.py
+VARIANTS = [v for v in registry.VARIANTS.values() if v.backend == "triton" and "decode" in v.phases and not v.ring]
 SMALL = GDNShape(2, 4, 32, 32)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 

@@ -44,6 +44,7 @@ class Call:
         )
         self.inputs = make_inputs(shape, rows, tokens=tokens, device=device, dtype=io_dtype)
         self.pool = filled_pool(shape, 9, layout=variant.layout, dtype=dtype, device=device)
+        self.pool.reserve_ring(variant.ring, key_dtype=io_dtype)
         self.pool.state[0] = 0  # the null slot, which padding rows may read
         self.indices = row_slots(len(LENGTHS), 9, padding=[PADDING_ROW], device=device)
         self.bounds = torch.tensor([0, *LENGTHS], device=device).cumsum(0).to(torch.int64)
@@ -64,7 +65,9 @@ class Call:
                 pool.state[self.indices[spoilt].long()] = torch.nan
         options = dict(**self.inputs.gates(), pool=pool, indices=self.indices, backend=self.variant.full_name)
         if self.phase == "decode":
-            return decode(*arguments, **options), pool.state, None
+            o = decode(*arguments, **options)
+            pool.settle(torch.arange(1, pool.slots, device=self.device))
+            return o, pool.state, None
         if self.phase == "prefill":
             return prefill(*arguments, **options, cu_seqlens=self.bounds), pool.state, None
         buffer = None

@@ -25,7 +25,7 @@ LEVELS = (
         "costs",
     ),
     ("backends",),
-    ("pool_kernels", "pool"),
+    ("ring", "rollback", "pool_kernels", "pool"),
     ("arguments",),
     ("ops", "config", "hard_inputs"),
     ("trace",),

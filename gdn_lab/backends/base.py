@@ -34,6 +34,7 @@ class Variant:
     stochastic: phases in which it can round the state stochastically (rounding.py).
     vk_twin: full name of the VK variant that differs from this KV one in the memory order alone.
     normalises: it can normalise q and k; False: it takes them as they are and refuses use_qk_l2norm=True.
+    ring: its decode defers the write of the state: updates that the pool's ring must hold, 0 for a pool without one.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Variant:
     stochastic: tuple[str, ...] = ()
     vk_twin: str = ""
     normalises: bool = True
+    ring: int = 0
     backend: str = ""
 
     def __post_init__(self):
@@ -68,17 +70,50 @@ class Variant:
         return f"{self.backend}/{self.name}"
 
 
+class Ring(NamedTuple):
+    """The updates of each slot's state that are not yet part of it, up to C of them, oldest first.
+
+    With the state S₀ as stored and the log decays g of the pending updates first ≤ j < end, the true state is
+
+        S = e^{Σ g_i} S₀ + Σ_j e^{Σ_{i > j} g_i} u_j k_jᵀ
+
+    keys [slots, HK, C, K]: k as it came, in the inputs' dtype, so that nothing is rounded.
+    corrections [slots, HV, C, V]: u over the norm of k, bf16 for a bf16 state, else float32.
+    log_decays [slots, HV, C] float32.
+    span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0.
+    taken [slots, 2] int32 and products [slots, HV, 2 C + 8] float32: what the kernels of a step hand to each other.
+    """
+
+    keys: torch.Tensor
+    corrections: torch.Tensor
+    log_decays: torch.Tensor
+    span: torch.Tensor
+    taken: torch.Tensor
+    products: torch.Tensor
+
+    @property
+    def updates(self) -> int:
+        """C, the most updates that a slot can hold back."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(part.nbytes for part in self)
+
+
 class State(NamedTuple):
     """What a launch works on. data: the pool's state, [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV).
 
     intermediate: of verify, None or the buffer that takes the state after each token, [B, T, HV, V, K] or
-    [B, T, HV, K, V], contiguous but for its first dimension.
+    [B, T, HV, K, V], contiguous but for its first dimension. ring: the pool's, or None.
     rounding: None to round what is stored to nearest, or what stochastic rounding needs.
     """
 
     data: torch.Tensor
     intermediate: torch.Tensor | None = None
     rounding: Stochastic | None = None
+    ring: Ring | None = None
 
 
 # What a verify call writes besides its output: the state after all tokens, to the pool; the state after each token, to
@@ -98,6 +133,8 @@ class Call(NamedTuple):
     device: torch.device
     mode: str | None = None  # of verify: one of VERIFY_MODES
     stochastic: bool = False  # whether the pool asks for stochastic rounding
+    ring: int = 0  # updates that the pool's ring holds; 0: it has none
+    key_dtype: torch.dtype | None = None  # of the ring's keys
 
 
 # Phases that store a state once for many tokens, and round it to nearest whatever the pool asks for.
@@ -152,6 +189,12 @@ class Backend(ABC):
             return f"takes a state of {dtype_names(variant.state_dtypes)}; this one is {dtype_name(call.state_dtype)}"
         if call.stochastic and call.phase not in (*variant.stochastic, *ROUNDS_ONCE):
             return f"rounds the state to nearest in {call.phase}; this pool asks for stochastic rounding"
+        if variant.ring and not call.ring:
+            return "needs a pool with a ring of deferred updates; call pool.reserve_ring() first"
+        if variant.ring and call.key_dtype is not call.io_dtype:
+            return (
+                f"takes inputs of the ring's dtype, {dtype_name(call.key_dtype)}; these are {dtype_name(call.io_dtype)}"
+            )
         return self.refusal_of_sizes(call)
 
     def refusal_of_sizes(self, call: Call) -> str | None:

@@ -25,8 +25,8 @@ NO_BACKENDS = (
     "solution",
 )  # modules of this folder that hold none
 # Looks for variants that bring none. None of these colours and markers is used by a variant of this folder.
-SPARE_COLOURS = ("#332288", "#AA4499", "#999933", "#661100", "#6699CC", "#117733", "#882255", "#44AA99")
-SPARE_MARKERS = ("h", "<", ">", "d", "H", "8", "1", "2", "3", "4")
+SPARE_COLOURS = ("#332288", "#AA4499", "#999933", "#661100", "#6699CC", "#117733", "#44AA99")
+SPARE_MARKERS = ("<", ">", "d", "H", "8", "1", "2", "3", "4")
 
 
 def _modules():
@@ -70,6 +70,7 @@ def discover() -> None:
     for backend in found:
         backend.variants = tuple(VARIANTS[v.full_name] for v in backend.variants)
     launch_for.cache_clear()
+    defers.cache_clear()
 
 
 def add(backend: Backend) -> None:
@@ -169,12 +170,18 @@ def refusal(
     index_dtype=torch.int32,
     mode=None,
     stochastic=False,
+    ring=None,
 ) -> str | None:
     """Why backend `name` ("triton", "triton/kv8", "auto") cannot serve such a call: one sentence, or None if it can.
 
     mode: of a verify call, one of base.VERIFY_MODES; None asks about any of them. stochastic: of a pool that rounds so.
+    ring: updates that the pool's ring holds, with keys of io_dtype; 0 for a pool without one, None for what the variant
+    needs.
     """
+    if ring is None:
+        ring = VARIANTS[name].ring if name in VARIANTS else 0
     call = Call(phase, layout, dtype, io_dtype, index_dtype, shape, torch.device(device), mode, stochastic)
+    call = call._replace(ring=ring, key_dtype=io_dtype)
     return _choose(name, call)[1]
 
 
@@ -194,6 +201,13 @@ def serving(name: str, call: Call) -> str:
     if reason:
         raise ValueError(f"backend {name!r} {reason}")
     return f"{chosen[0].name}/{chosen[1].name}"
+
+
+@functools.lru_cache(maxsize=1024)
+def defers(name: str, call: Call) -> bool:
+    """Tell whether what serves a call under `name` works with the pool's ring; any other needs the true state."""
+    chosen, _ = _choose(name, call)
+    return chosen is not None and chosen[1].ring > 0 and call.phase == "decode"
 
 
 def _choose(name: str, call: Call, isolated: bool = False) -> tuple[tuple[Backend, Variant] | None, str | None]:
@@ -217,7 +231,8 @@ def _choose(name: str, call: Call, isolated: bool = False) -> tuple[tuple[Backen
     if slash and variant_name not in known and known:
         raise ValueError(f"backend: {backend_name} has no variant {variant_name!r}; choose one of {', '.join(known)}")
     refused = []
-    for variant in backend.variants:
+    # Where the pool has a ring, a variant that works with it comes first
+    for variant in sorted(backend.variants, key=lambda v: not (v.ring and call.ring)):
         if variant_name and variant.name != variant_name:
             continue
         reason = backend.refusal(variant, call)
@@ -226,7 +241,7 @@ def _choose(name: str, call: Call, isolated: bool = False) -> tuple[tuple[Backen
         if reason is None:
             return (backend, variant), None
         # Of several reasons, that of the variant nearest to the call says most.
-        distance = (call.phase not in variant.phases, call.layout != variant.layout)
+        distance = (call.phase not in variant.phases, call.layout != variant.layout, variant.ring > call.ring)
         refused.append((distance, reason))
     return None, min(refused, key=lambda entry: entry[0])[1] if refused else backend.missing(call.device)
 

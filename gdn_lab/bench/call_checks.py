@@ -8,7 +8,6 @@ before slot 0, where slot -1 would lie. A padding row's output is undefined, and
 
 import torch
 
-from ..backends.base import State
 from ..pool import StatePool
 from ..tolerances import merged
 from .pools import random_pools
@@ -36,7 +35,7 @@ def _check_call(sweep, point, cases, padded: bool) -> dict:
     point = point._replace(batch=live + padded)
     slots = _slots(live, padded, sweep.device, sweep.seed)
     layouts = {sweep.pool_layout(case) for case in cases}
-    options = {"dtype": sweep.dtype, "device": sweep.device, "seed": sweep.seed}
+    options = {"dtype": sweep.dtype, "io_dtype": sweep.io_dtype, "device": sweep.device, "seed": sweep.seed}
     sweep.pools = random_pools(sweep.shape, 2 * live + 3, layouts, **options)
     memory = {layout: guarded(pool) for layout, pool in sweep.pools.items()}
     sweep.reserve(point)
@@ -84,7 +83,7 @@ def guarded(pool: StatePool) -> torch.Tensor:
     """Move a pool's state behind one more slot in memory, and return that memory, [1 + slots, …]."""
     memory = torch.cat([pool.state[-1:], pool.state])
     pool.state = memory[1:]
-    pool.launch_state = State(pool.state)
+    pool.launch_state = pool.launch_state._replace(data=pool.state)
     return memory
 
 

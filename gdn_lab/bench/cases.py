@@ -60,6 +60,12 @@ class Case(NamedTuple):
     layout: str
     indexing: str = "in_place"
     mode: str | None = None
+    ring: int = 0  # updates that its pool's ring must hold
+
+    @property
+    def pool(self) -> str:
+        """The pool that it works on: its layout, and its ring, which other variants would have to empty."""
+        return f"{self.layout}, ring of {self.ring}" if self.ring else self.layout
 
     @property
     def name(self) -> str:
@@ -89,8 +95,8 @@ class Case(NamedTuple):
 def cases_of(phase: str, kinds, shape, options: SweepOptions) -> tuple[list[Case], list[dict]]:
     """Return the cases that can run, and a row for each variant and reason why it cannot.
 
-    kinds: indexings, or for verify modes. A variant that copies its states itself has no case "gather_scatter". Raises
-    ValueError for a variant that is not registered.
+    kinds: indexings, or for verify modes. A variant that copies its states itself, or defers
+    their write, has no case "gather_scatter". Raises ValueError for a variant that is not registered.
     """
     field = "mode" if phase == "verify" else "indexing"
     reports = backends(options.device)
@@ -108,9 +114,9 @@ def cases_of(phase: str, kinds, shape, options: SweepOptions) -> tuple[list[Case
                 continue
             reasons = {}  # each once
             for kind in kinds:
-                if kind == "gather_scatter" and variant.copies:
+                if kind == "gather_scatter" and (variant.copies or variant.ring):
                     continue
-                case = Case(report.name, variant.name, variant.layout, **{field: kind})
+                case = Case(report.name, variant.name, variant.layout, ring=variant.ring, **{field: kind})
                 reason = refusal(
                     variant.full_name,
                     shape,

@@ -17,19 +17,24 @@ MIN_REPLAY_US = 400  # a replay should last this long even at the measured bandw
 STATE_PART = 64  # slots filled or checked at once, so that little memory is needed next to the pool
 
 
-def random_pools(shape, slots: int, layouts, *, dtype, device, seed: int) -> dict[str, StatePool]:
-    """Make a pool of each layout whose state is normal with standard deviation STATE_STD."""
+def random_pools(
+    shape, slots: int, names, *, dtype, device, seed: int, io_dtype=torch.bfloat16
+) -> dict[str, StatePool]:
+    """Make pools by name, a layout or Case.pool, whose state is normal with standard deviation STATE_STD."""
     rng = torch.Generator(device).manual_seed(seed)
-    pools = {layout: StatePool(shape, slots, layout=layout, dtype=dtype, device=device) for layout in layouts}
-    for pool in pools.values():
+    pools = {name: StatePool(shape, slots, layout=name[:2], dtype=dtype, device=device) for name in names}
+    for name, pool in pools.items():
+        if ring := name[2:].removeprefix(", ring of "):
+            pool.reserve_ring(int(ring), key_dtype=io_dtype)
         for part in pool.state.split(STATE_PART):
             part.normal_(0, STATE_STD, generator=rng)
     return pools
 
 
 def is_finite(pool: StatePool) -> bool:
-    """Tell whether the state has no NaN and no infinity."""
-    return all(bool(torch.isfinite(part).all()) for part in pool.state.split(STATE_PART))
+    """Tell whether the state, with what is pending, has no NaN and no infinity."""
+    pending = pool.ring.corrections.split(STATE_PART) if pool.ring else ()
+    return all(bool(torch.isfinite(part).all()) for part in (*pool.state.split(STATE_PART), *pending))
 
 
 def slot_sets(slots: int, batch: int, calls: int, *, device, seed: int) -> list[torch.Tensor]:
@@ -82,7 +87,7 @@ def pool_slots(slots, shape, dtype, max_batch, cases, device) -> int:
     per_slot = StatePool.slot_nbytes(shape, dtype)
     wanted = max(2048, least, ceil(2 * L2_MULTIPLE * l2_bytes(device) / per_slot["state"]) + 1)
     torch.cuda.empty_cache()
-    layouts = len({case.layout for case in cases})
+    layouts = len({case.pool for case in cases})
     budget = int(POOLS_SHARE * torch.cuda.mem_get_info(device)[0])
     affordable = budget // (layouts * sum(per_slot.values())) - (max_batch + 1)  # the rest is scratch for gathering
     if affordable < least:

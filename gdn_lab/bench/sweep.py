@@ -124,8 +124,8 @@ class Sweep(ABC):
         """Fill what the timed calls read besides inputs and pools."""
 
     def pool_layout(self, case: Case) -> str:
-        """Layout of the pool that a case works on."""
-        return case.layout
+        """Name of the pool that a case works on: its layout, or more where it needs one of its own."""
+        return case.pool
 
     def batch_of(self, inputs) -> int:
         """Return the rows or sequences of a call with these inputs."""
@@ -191,10 +191,9 @@ class Sweep(ABC):
 
     def make_pools(self) -> None:
         """Make the pools that serve every point."""
-        layouts = {self.pool_layout(case) for case in self.cases + self.untimed}
-        self.pools = pools.random_pools(
-            self.shape, self.slots, layouts, dtype=self.dtype, device=self.device, seed=self.seed
-        )
+        names = {self.pool_layout(case) for case in self.cases + self.untimed}
+        options = {"dtype": self.dtype, "io_dtype": self.io_dtype, "device": self.device, "seed": self.seed}
+        self.pools = pools.random_pools(self.shape, self.slots, names, **options)
 
     def calls(self, point: Point) -> int:
         """Calls in one replay."""

@@ -13,6 +13,7 @@ import torch
 from ..backends.base import VERIFY_MODES, Call, State, assumed_capability, dtype_name
 from ..backends.registry import BACKENDS
 from ..models import CONV_WINDOW, MODELS, GDNShape
+from ..ring import make_ring
 from ..rounding import DTYPES as STOCHASTIC_DTYPES
 from ..rounding import Stochastic
 from .launches import Compilation, recording
@@ -64,10 +65,12 @@ def arguments(shape: GDNShape, call: Call, rows: int) -> dict:
     HK, HV, K, V = shape.dims
     inner = (V, K) if call.layout == "VK" else (K, V)
     stochastic = Stochastic.of(rows + 1, HV, V, seed=0, device="meta") if call.stochastic else None
+    dtypes = {"dtype": call.state_dtype, "key_dtype": call.io_dtype}
+    ring = make_ring(shape, rows + 1, call.ring, **dtypes, device="meta") if call.ring else None
     return {
         "A_log": empty(HV),
         "dt_bias": empty(HV),
-        "state": State(empty(rows + 1, HV, *inner, dtype=call.state_dtype), rounding=stochastic),
+        "state": State(empty(rows + 1, HV, *inner, dtype=call.state_dtype), rounding=stochastic, ring=ring),
         "indices": empty(rows, dtype=call.index_dtype),
         "scale": shape.scale,
         "use_qk_l2norm": True,
@@ -82,6 +85,7 @@ def gdn_launches(recorder) -> None:
             if io_dtype not in (torch.bfloat16, state_dtype):
                 continue
             call = Call(phase, variant.layout, state_dtype, io_dtype, torch.int32, shape, GPU)
+            call = call._replace(ring=variant.ring, key_dtype=io_dtype)
             if backend.refusal(variant, call):
                 continue
             recorder.what = f"{phase} {variant.full_name} {dtype_name(state_dtype)}"
@@ -96,10 +100,15 @@ def gdn_launches(recorder) -> None:
 
 
 def decode_launches(launch, shape: GDNShape, call: Call) -> None:
-    """Launch decode for every batch."""
+    """Launch decode for every batch, and with a ring the write of what is pending."""
+    from ..backends.triton.replay_fold import settle
+
     for batch in BATCHES:
         q, k, v, a, b = inputs(shape, batch, dtype=call.io_dtype)
-        launch(q, k, v, a, b, **arguments(shape, call, batch), out=empty(v.shape, dtype=v.dtype))
+        options = arguments(shape, call, batch)
+        launch(q, k, v, a, b, **options, out=empty(v.shape, dtype=v.dtype))
+        if call.ring:
+            settle(options["state"].data, options["state"].ring, options["indices"])
 
 
 def verify_launches(launch, shape: GDNShape, call: Call) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from .. import ops, reference
 from ..backends.base import dtype_name
-from ..backends.registry import BACKENDS, backends, refusal
+from ..backends.registry import BACKENDS, VARIANTS, backends, refusal
 from ..bench.environment import environment
 from ..layer import Step, StepWeights
 from ..layer.fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
@@ -109,6 +109,7 @@ def _linear(precision, device):
 
 def _decode(make_pool, backend):
     pool, indices = _filled(make_pool, padding=True)
+    pool.reserve_ring(VARIANTS[backend].ring)
     x = ops.make_inputs(SHAPE, 2, device=pool.device)
     expected, state = reference.decode(*x.arguments(), **x.gates(), state=pool.read(indices))
     o = ops.decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend)

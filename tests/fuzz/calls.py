@@ -88,7 +88,7 @@ def prefill(random: Random, backend: str) -> str:
 def a_call(random: Random, backend: str, phase: str, batch: int, tokens=None, rows=None):
     """Draw (pool, indices [batch], options of the check). rows: of the inputs, by default `batch`."""
     shape = a_shape(random, backend)
-    variant = random.choice([v for v in registry.BACKENDS[backend].variants if phase in v.phases])
+    variant = random.choice([v for v in registry.BACKENDS[backend].variants if phase in v.phases and not v.ring])
     pool = filled_pool(
         shape,
         max(2, batch + 1 + random.randint(0, 3)),

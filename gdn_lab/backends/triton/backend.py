@@ -1,5 +1,6 @@
 """`triton`: our Triton kernels, each for both memory orders of the pool, in place by index.
 
+replay.py      decode that defers the write of the state; replay_fold.py writes it
 recurrent.py   decode, and verify for few tokens or where every state is stored
 verify.py      verify for many tokens
 prefill.py     prefill
@@ -13,7 +14,7 @@ import functools
 import torch
 
 from ..base import Backend, Variant, dtype_name, dtype_names, needs_capability
-from . import prefill, recurrent, verify
+from . import prefill, recurrent, replay, verify
 from .device import INTERPRETED
 from .recurrent import Constants, Tile, can_overlap
 
@@ -75,13 +76,26 @@ class TritonBackend(Backend):
             needs=(8, 0),
             vk_twin="triton/vk-serial",
         ),
+        Variant(
+            "replay",
+            "VK",
+            STATE_DTYPES,
+            "K-last pool with a ring of deferred updates: reads the state, writes it once in 17 steps",
+            order=15,
+            colour="#882255",
+            marker="h",
+            needs=(8, 0),
+            ring=16,
+        ),
     )
 
     auto = {"decode": 20, "verify": 10, "prefill": 10}
 
     def auto_rank(self, call):
         # Triton's interpreter is for tests: "auto" never takes it.
-        return None if call.device.type == "cpu" else super().auto_rank(call)
+        if call.device.type == "cpu":
+            return None
+        return 0 if call.ring and call.phase == "decode" else super().auto_rank(call)
 
     def missing(self, device):
         if INTERPRETED.value and device.type == "cpu":
@@ -97,6 +111,8 @@ class TritonBackend(Backend):
         return prefill.refusal(call) if call.phase == "prefill" else None
 
     def decode_launch(self, variant, call):
+        if variant.ring:
+            return replay.decode_launch(call)
         k_last, overlap = variant.layout == "VK", variant.name == "vk" and can_overlap(call.device)
         fixed = {"kv8": Tile(8, 1), "kv32": Tile(32, 1)}.get(variant.name)
         dims, HV = call.shape.dims, call.shape.num_v_heads

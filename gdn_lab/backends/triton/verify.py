@@ -201,7 +201,7 @@ def verify_launch(call):
         strides = Strides(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *a.stride()[:2], *b.stride()[:2])
         if use_recurrent(heads, T, dtype, q.dtype, state.intermediate is not None, update_state):
             tile = verify_tile(heads, T, dtype, k_last, hopper)
-            data, states, _ = state
+            data, states = state.data, state.intermediate
             constants = Constants(
                 *call.shape.dims,
                 T=T,

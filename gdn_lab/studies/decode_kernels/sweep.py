@@ -13,11 +13,11 @@ from ...backends.registry import variant
 from ...bench.cases import Point, SweepOptions, cases_of, checked_batches, checked_names
 from ...bench.pools import pool_slots
 from ...bench.sweep import Part, Sweep
-from ...costs import DECODE_BYTES_FORMULA, decode_bytes
+from ...costs import DECODE_BYTES_FORMULA, REPLAY_BYTES_FORMULA, decode_bytes, replay_bytes
 from ...hard_inputs import in_one_call, split_kinds
 from ...models import GDNShape
 from ...pool import StatePool
-from ...tolerances import Check, distance
+from ...tolerances import ARITHMETIC, CORRECTIONS, Check, distance, merged
 
 INDEXINGS = ("in_place", "gather_scatter")
 ROWS_AT_ONCE = 32  # of the reference and the comparison, which work in float64
@@ -86,7 +86,7 @@ class DecodeSweep(Sweep):
         return calls
 
     def calls_of(self, case, inputs: ops.DecodeInputs, index_sets, out) -> list:
-        options = inputs.gates() | {"pool": self.pools[case.layout], "backend": case.name, "out": out}
+        options = inputs.gates() | {"pool": self.pools[case.pool], "backend": case.name, "out": out}
         options["use_qk_l2norm"] = self.normalises
         if case.indexing == "in_place":
             return [partial(ops.decode, *inputs.arguments(), indices=indices, **options) for indices in index_sets]
@@ -110,16 +110,29 @@ class DecodeSweep(Sweep):
         return parts
 
     def compare(self, case, part: Part, out, indices, start) -> Check:
-        pool = self.pools[case.layout]
+        pool = self.pools[case.pool]
+        arithmetic = ARITHMETIC + (CORRECTIONS[pool.dtype] if case.ring else 0.0)
         right_o, error_o = distance(out[part.rows], part.o, out.dtype)
-        right_state, error_state = distance(pool.read(indices[part.rows]), part.states, pool.dtype)
+        right_state, error_state = distance(pool.read(indices[part.rows]), part.states, pool.dtype, arithmetic)
         return Check(right_o and right_state, error_o, error_state)
 
     def bytes(self, point: Point, case=None) -> int:
+        if case and case.ring:
+            return round(replay_bytes(self.shape, point.batch, case.ring, self.dtype, self.io_dtype))
         return decode_bytes(self.shape, point.batch, self.dtype, self.io_dtype)
 
     def bytes_formula(self, case) -> str:
-        return DECODE_BYTES_FORMULA
+        return REPLAY_BYTES_FORMULA if case.ring else DECODE_BYTES_FORMULA
+
+    def check_after(self, point: Point, cases) -> dict:
+        """Check a few rows once more; those with a ring from the updates that the timed calls have left pending."""
+        found = super().check_after(point, [case for case in cases if not case.ring])
+        inputs, indices = self.inputs(point), self.index_sets(point)[0]
+        for case in (case for case in cases if case.ring):
+            start = self.pools[case.pool].read(indices[: min(point.batch, self.rows_after)])
+            parts = self.reference(inputs, start)
+            found[case] = merged(self._check_case(case, point, inputs, indices, start[:0], parts))
+        return found
 
     def case_fields(self, case, point: Point, check: Check) -> dict:
         return {

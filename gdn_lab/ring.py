@@ -1,0 +1,89 @@
+"""The pool's ring of updates that are not yet part of the state (backends.base.Ring), in plain PyTorch.
+
+The kernels of backends/triton/replay.py fill and empty it; here it is made, read and dropped. Nothing synchronises.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .backends.base import Ring, dtype_name, dtype_names
+from .models import GDNShape
+
+UPDATES = (16, 32, 64)  # that a slot can hold back
+KEY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SLOTS_AT_ONCE = 16  # whose true state is computed at once, in float32
+
+
+def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, device) -> Ring:
+    """Make an empty ring for each slot, their phases staggered so that about the same number is full at each step.
+
+    updates: C, of UPDATES. dtype: of the state. key_dtype: of the decode inputs. ValueError for others.
+    """
+    if updates not in UPDATES:
+        raise ValueError(f"updates: expected one of {', '.join(map(str, UPDATES))}, got {updates!r}")
+    if key_dtype not in KEY_DTYPES:
+        raise ValueError(f"key_dtype: expected {dtype_names(KEY_DTYPES)}, got {key_dtype}")
+    HK, HV, K, V = shape.dims
+    zeros = functools.partial(torch.zeros, device=device)
+    phases = torch.arange(slots, dtype=torch.int32, device=device) % (updates + 1)
+    return Ring(
+        keys=zeros(slots, HK, updates, K, dtype=key_dtype),
+        corrections=zeros(slots, HV, updates, V, dtype=correction_dtype(dtype)),
+        log_decays=zeros(slots, HV, updates),
+        span=phases[:, None].repeat(1, 2),
+        taken=zeros(slots, 2, dtype=torch.int32),
+        products=zeros(slots, HV, 2 * updates + 8),
+    )
+
+
+def correction_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of u: bf16 for a bf16 state. u can leave fp16's range, and float32 needs all its bits."""
+    return torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+
+
+def drop(ring: Ring, slots: Tensor) -> None:
+    """Forget the pending updates of the slots, int64 [n]; each keeps its phase."""
+    ring.span[slots, 0] = ring.span[slots, 1]
+
+
+def true_state(ring: Ring, state: Tensor, slots: Tensor) -> Tensor:
+    """Return the state of the slots, int64 [n], with their pending updates: [n, HV, V, K] float32.
+
+    state: the pool's, [slots, HV, V, K]. Whatever a free slot or an unused entry of the ring holds does not count.
+    """
+    parts = [_true_state(ring, state, some) for some in slots.split(SLOTS_AT_ONCE)]
+    return torch.cat(parts) if parts else state.new_empty(0, *state.shape[1:], dtype=torch.float32)
+
+
+def _true_state(ring: Ring, state: Tensor, slots: Tensor) -> Tensor:
+    first, end = (x[:, None] for x in ring.span[slots].unbind(1))
+    js = torch.arange(ring.updates, device=state.device)
+    pending = ((js >= first) & (js < end))[:, None, :]  # [n, 1, C]
+    log_g = torch.where(pending, ring.log_decays[slots], 0.0)
+    total = log_g.flip(-1).cumsum(-1).flip(-1)  # Σ_{i ≥ j} g_i
+    after = torch.cat([total[..., 1:], torch.zeros_like(total[..., :1])], dim=-1)  # Σ_{i > j} g_i
+    u = torch.where(pending[..., None], ring.corrections[slots].float() * after.exp()[..., None], 0.0)
+    keys = torch.where(pending[..., None], ring.keys[slots].float(), 0.0)
+    keys = keys.repeat_interleave(u.shape[1] // keys.shape[1], dim=1)
+    return total[..., 0].exp()[..., None, None] * state[slots].float() + u.transpose(-1, -2) @ keys
+
+
+def write_pending(ring: Ring, state: Tensor, indices: Tensor) -> None:
+    """Add the pending updates of the slots in `indices`, int [n], to their states, rounded once, and drop them."""
+    slots = indices.clamp(min=0).long()  # padding: the null slot, which has none
+    if state.device.type == "cuda":
+        from .backends.triton.replay_fold import settle
+
+        settle(state, ring, indices)
+    else:
+        for some in slots.split(SLOTS_AT_ONCE):
+            pending = (ring.span[some, 0] != ring.span[some, 1])[:, None, None, None]
+            state[some] = torch.where(pending, true_state(ring, state, some).to(state.dtype), state[some])
+    drop(ring, slots)
+
+
+def described(ring: Ring) -> str:
+    """Return a few words on a ring."""
+    return f"a ring of {ring.updates} updates with {dtype_name(ring.keys.dtype)} keys"
