@@ -51,7 +51,12 @@ def hard_inputs(
     batch, tokens, device, dtype, seed: as in make_inputs(); for prefill(), `batch` counts tokens.
     """
     options = dict(tokens=tokens, device=device, dtype=dtype, seed=seed)
-    return {name: HardInputs(_inputs(name, shape, batch, **options), kind.state_std) for name, kind in KINDS.items()}
+    return {name: inputs_of_kind(name, shape, batch, **options) for name in KINDS}
+
+
+def inputs_of_kind(name: str, shape: GDNShape, batch: int, **options) -> HardInputs:
+    """Make the inputs of one kind. options: tokens, device, dtype, seed, as in make_inputs()."""
+    return HardInputs(_inputs(name, shape, batch, **{"seed": 0} | options), KINDS[name].state_std)
 
 
 def in_one_call(

@@ -3,53 +3,13 @@
 import torch
 from tolerances import assert_close
 
-from gdn_lab import StatePool, decode, reference
+from gdn_lab import decode, reference
 from gdn_lab.backends.registry import variant
+from gdn_lab.judge.making import PADDING, as_strided, filled_pool, row_slots, same_bits
 from gdn_lab.ops import make_inputs
 from gdn_lab.tolerances import CORRECTIONS
 
-PADDING = -1
-
-
-def filled_pool(shape, slots, *, layout, dtype, device="cpu", seed=0):
-    """A pool whose every slot, the null slot too, holds random state."""
-    pool = StatePool(shape, slots, layout=layout, dtype=dtype, device=device)
-    rng = torch.Generator(device).manual_seed(seed)
-    for part in pool.state.split(64):
-        part.copy_(torch.randn(part.shape, generator=rng, device=device))
-    pool.conv.copy_(torch.randn(pool.conv.shape, generator=rng, device=device))
-    return pool
-
-
-def row_slots(batch, slots, *, padding=(), dtype=torch.int32, device="cpu", seed=0):
-    """Distinct random slots from 1 up for `batch` rows, with the rows in `padding` made padding."""
-    order = torch.randperm(slots - 1, generator=torch.Generator().manual_seed(seed))[:batch] + 1
-    order[list(padding)] = PADDING
-    return order.to(device, dtype)
-
-
-def as_strided(inputs, kind):
-    """(q, k, v, a, b) of make_inputs with other strides. NaN around them: a read beside a tensor shows in the result.
-
-    "packed": as they are, views of one mixed_qkv. "contiguous". "wide": rows 64 elements further apart. "odd": rows of
-    odd stride that begin at an odd element. "apart": no two tensors of the same strides, heads apart too.
-    """
-    if kind == "packed":
-        return inputs.arguments()
-    if kind == "contiguous":
-        return tuple(x.contiguous() for x in inputs.arguments())
-    moved = []
-    for n, x in enumerate(inputs.arguments()):
-        if kind == "apart":
-            B, heads, *dim = x.shape
-            wide = x.new_full((B, heads + n, *(size + 16 * (n + 1) for size in dim)), torch.nan)
-            view = wide[:, :heads, : dim[0]] if dim else wide[:, :heads]
-        else:
-            width = x.shape[1:].numel()
-            before, row = (0, width + 64) if kind == "wide" else (3, width + 8 | 1)
-            view = x.new_full((x.shape[0], row), torch.nan)[:, before : before + width].view(x.shape)
-        moved.append(view.copy_(x))
-    return tuple(moved)
+__all__ = ["PADDING", "as_strided", "check_decode", "filled_pool", "row_slots", "same_bits"]
 
 
 def check_decode(
@@ -93,9 +53,3 @@ def check_decode(
     if padding and padding_is_zero:
         assert not o[padding].any(), "a padding row's output is not zero"
     return o, inputs
-
-
-def same_bits(x, y):
-    """Bit for bit the same: NaN equals itself, 0 differs from -0."""
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    return x.dtype == y.dtype and torch.equal(x.contiguous().view(whole), y.contiguous().view(whole))

@@ -30,6 +30,7 @@ class Variant:
     needs: first compute capability that it serves, (9, 0), or (0, 0) for any device.
     copies: its kernel takes no pool; a call gathers its states and scatters them back, which counts as part of it.
     host_sync: phases in which it synchronises with the host, so they cannot be captured in a CUDA graph.
+    allocates: a call with out= allocates memory.
     leaks: phases in which NaN in one row or sequence can reach another one, such as ("prefill",); "auto" avoids those.
     stochastic: phases in which it can round the state stochastically (rounding.py).
     vk_twin: full name of the VK variant that differs from this KV one in the memory order alone.
@@ -51,6 +52,7 @@ class Variant:
     needs: tuple[int, int] = (0, 0)
     copies: bool = False
     host_sync: tuple[str, ...] = ()
+    allocates: bool = False
     leaks: tuple[str, ...] = ()
     stochastic: tuple[str, ...] = ()
     vk_twin: str = ""

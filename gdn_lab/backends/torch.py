@@ -32,6 +32,7 @@ class TorchBackend(Backend):
             marker="X",
             host_sync=("prefill",),
             stochastic=("decode",),
+            allocates=True,
         ),
         Variant(
             "kv",
@@ -45,6 +46,7 @@ class TorchBackend(Backend):
             marker="^",
             host_sync=("prefill",),
             stochastic=("decode",),
+            allocates=True,
             vk_twin="torch/vk",
         ),
     )

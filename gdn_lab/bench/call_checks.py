@@ -2,8 +2,9 @@
 
 Each case is called on a small pool with q, k, v, a and b as views of packed tensors, once as it is, and once with a
 padding row (index -1) among the others. All other rows are compared with the reference, and all other slots must stay
-as they were, bit for bit: among them the last one, which is slot -1 where indices count from the end, and the memory
-before slot 0, where slot -1 would lie. A padding row's output is undefined, and the null slot is the backend's.
+as they were, bit for bit: among them the last one, which is slot -1 where indices count from the end, the memory before
+slot 0, where slot -1 would lie, and that behind the last one. A padding row's output is undefined, and the null slot is
+the backend's.
 """
 
 import torch
@@ -80,15 +81,18 @@ def _live_rows(slots: torch.Tensor) -> list[list[int]]:
 
 
 def guarded(pool: StatePool) -> torch.Tensor:
-    """Move a pool's state behind one more slot in memory, and return that memory, [1 + slots, …]."""
-    memory = torch.cat([pool.state[-1:], pool.state])
-    pool.state = memory[1:]
+    """Move a pool's state between two more slots in memory, and return that memory, [1 + slots + 1, …]."""
+    memory = torch.cat([pool.state[-1:], pool.state, pool.state[:1]])
+    pool.state = memory[1:-1]
     pool.launch_state = pool.launch_state._replace(data=pool.state)
     return memory
 
 
 def changed_slots(before: torch.Tensor, after: torch.Tensor, slots: torch.Tensor) -> list[int]:
-    """Return the slots, -1 for the memory before slot 0, that differ in some bit and are neither named nor the null."""
+    """Return the slots that differ in some bit and are neither named nor the null.
+
+    The memory before slot 0 is slot -1, that behind the last one has the number after its.
+    """
     bits = torch.int32 if before.itemsize == 4 else torch.int16
     differs = (before.view(bits) != after.view(bits)).flatten(1).any(1).tolist()
     named = {0, *(slot for slot in slots.tolist() if slot >= 0)}

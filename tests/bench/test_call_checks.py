@@ -157,12 +157,13 @@ def test_the_memory_before_a_pool_is_guarded():
     pool = StatePool(SHAPE, 4, dtype=torch.float32)
     memory = guarded(pool)
     before, slots = memory.clone(), torch.tensor([2, -1], dtype=torch.int32)
-    assert len(memory) == 5 and pool.launch_state.data.data_ptr() == pool.state.data_ptr() == memory[1].data_ptr()
+    assert len(memory) == 6 and pool.launch_state.data.data_ptr() == pool.state.data_ptr() == memory[1].data_ptr()
     pool.state[0] = pool.state[2] = 1.0
     assert changed_slots(before, memory, slots) == []
     memory[0, 0, 0, 0] = -0.0  # equal as a number, not as bits
     pool.state[3] = torch.nan
-    assert changed_slots(before, memory, slots) == [-1, 3]
+    memory[-1, 0, 0, 0] += 1
+    assert changed_slots(before, memory, slots) == [-1, 3, 4]
 
 
 # ---- faster than the memory allows

@@ -39,6 +39,7 @@ EXECUTED = {
 }
 # Those whose words are parsed, parameters of notebooks included, and why no more.
 PARSED = {
+    "check": "takes half a minute; tests/cli/test_check.py calls it",
     "run": "a notebook takes 5 to 30 s; tests/cli/test_notebooks.py executes each",
     "profile": "executes notebook 04; tests/cli/test_profile.py does so",
     "record": "measures for minutes; tests/cli/test_record_command.py calls it",
@@ -51,7 +52,11 @@ PARSED = {
 }
 ALL_THE_SAME = ("run 00 -p batch 8",)  # executed although others of that name are parsed alone
 # Shown as names: without words they are usage errors, as they say.
-INCOMPLETE = {"compare": "the following arguments are required: A, B", "scrub": "name the trace"}
+INCOMPLETE = {
+    "check": "the following arguments are required: FILE|NAME",
+    "compare": "the following arguments are required: A, B",
+    "scrub": "name the trace",
+}
 # Targets of make that start no gdn-lab command of a checkout as it is; make -n must know them.
 MAKE_ALONE = {"help": "prints", "clean": "removes .venv"}
 # What is no command of ours: why it is not executed.

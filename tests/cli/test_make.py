@@ -88,6 +88,7 @@ def test_no_name_reaches_a_shell(called, name):
     assert called("capture-scrub", f"CAPTURE={name}", f"OUT={name}.out") == ["scrub", name, f"{name}.out"]
     assert called("fuzz", f"CASE={name}")[-2:] == ["--case", name]
     assert called("bench", f"KERNEL={name}") == ["run", "02", "--kernel", name]
+    assert called("check", f"KERNEL={name}") == ["check", name]
 
 
 def test_a_name_in_the_environment_is_taken_too(called, monkeypatch):

@@ -1,0 +1,113 @@
+"""One call of a kernel, compared with the float64 reference; what else it may not do is checked of every call, too."""
+
+import torch
+
+from .. import reference
+from ..bench.call_checks import changed_slots
+from ..tolerances import ARITHMETIC, LAST_PLACE, ROUNDING, allowed
+from .making import GUARD, Made, make, same_bits
+from .trials import Trial
+
+NAMES = ("q", "k", "v", "a", "b", "indices", "A_log", "dt_bias")
+STRICT, CUTS = ROUNDING, ROUNDING | {torch.bfloat16: LAST_PLACE[torch.bfloat16]}  # Triton's interpreter cuts to bf16
+
+
+class Wrong(Exception):
+    """A kernel did what it must not. One sentence: what was seen, and what was expected."""
+
+
+class Refused(Exception):
+    """A check cannot be made here, or the kernel says that it does not do this. One sentence."""
+
+
+def attempt(candidate, trial: Trial) -> None:
+    """Make a trial's call and judge it. Wrong, with the trial, if something is not as it must be."""
+    made = make(trial, candidate.layout, candidate.device)
+    before = kept(made)
+    try:
+        judge(candidate, made, before, *taken(made, candidate.run(made)))
+    except Wrong as error:
+        raise Wrong(f"{error} ({trial})") from None
+
+
+def kept(made: Made) -> dict:
+    """Return copies of what a call may not change."""
+    tensors = (*made.arguments, made.indices, made.inputs.A_log, made.inputs.dt_bias)
+    copies = {name: x.clone() for name, x in zip(NAMES, tensors, strict=True)}
+    return copies | {"memory": made.memory.clone(), "conv": made.pool.conv.clone()}
+
+
+def taken(made: Made, out) -> tuple:
+    """Return the output and copies of it and of the states at once, in the order of the current stream.
+
+    What a kernel writes later, from another stream or thread, is not in the copies.
+    """
+    return out, out.clone(), made.pool.state[made.indices[made.live].long()].clone()
+
+
+def judge(candidate, made: Made, before: dict, out, out_then, states_then) -> None:
+    """Raise Wrong unless a call has done what it must, and nothing else."""
+    if not made.pool.layout == "VK":
+        states_then = states_then.transpose(-1, -2)
+    trial, live = made.trial, made.live
+    rows = [x[live] for x in (before[name] for name in NAMES[:5])]
+    gates = {"A_log": before["A_log"], "dt_bias": before["dt_bias"]}
+    options = {"scale": trial.scale, "use_qk_l2norm": trial.l2norm}
+    o, states = reference.decode(*rows, **gates, state=made.old, **options)
+    rounding = CUTS if candidate.cuts else STRICT
+    if live:
+        near("the output", out_then[live], o, trial.io_dtype, rounding)
+        near("the state", states_then, states, trial.state_dtype, rounding)
+    _check_the_rest(made, before, out, out_then, states_then)
+
+
+def _check_the_rest(made: Made, before: dict, out, out_then, states_then) -> None:
+    """Raise Wrong where something has changed that a call must leave, or has changed since it returned."""
+    changed = changed_slots(before["memory"], made.memory, made.indices)
+    if changed:
+        raise Wrong(f"{_slots(changed, made.pool.slots)} changed, which no row names")
+    if not same_bits(made.pool.conv, before["conv"]):
+        raise Wrong("the convolution windows changed")
+    tensors = (*made.arguments, made.indices, made.inputs.A_log, made.inputs.dt_bias)
+    for name, x in zip(NAMES, tensors, strict=True):
+        if not same_bits(x, before[name]) and not (name == "v" and made.trial.out == "v"):
+            raise Wrong(f"the argument {name} changed")
+    if made.out_memory is not None:
+        guards = torch.cat([made.out_memory[:GUARD], made.out_memory[-GUARD:]])
+        if not bool((guards == guards[0]).all()) or guards[0] != -7.75:
+            raise Wrong("memory next to `out` changed")
+    check_not_late(made, out, out_then, states_then)
+
+
+def check_not_late(made: Made, out, out_then, states_then) -> None:
+    """Raise Wrong if the output or a state has changed since the call returned."""
+    states = made.pool.state[made.indices[made.live].long()]
+    states = states if made.pool.layout == "VK" else states.transpose(-1, -2)
+    if not same_bits(out[made.live], out_then[made.live]) or not same_bits(states, states_then):
+        raise Wrong("the output or the state changed after the call had returned")
+
+
+def near(what: str, actual, expected, dtype, rounding=STRICT) -> None:
+    """Raise Wrong unless every element is near enough to the reference, float64 on the CPU."""
+    actual = actual.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(expected).all()):
+        raise AssertionError(f"{what}: the reference is not finite, so nothing can be judged by it")
+    most = allowed(expected, dtype, ARITHMETIC, rounding)
+    error = (actual - expected).abs()
+    wrong = ~(error <= most)  # NaN is wrong
+    if not bool(wrong.any()):
+        return
+    worst = int((error - most).nan_to_num(nan=torch.inf).argmax())
+    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
+    raise Wrong(
+        f"{what} is wrong in {int(wrong.sum()):,} of {wrong.numel():,} elements, worst at {list(at)} of the live rows: "
+        f"{actual[at]:.6g}, expected {expected[at]:.6g} within {most[at]:.2g}"
+    )
+
+
+def _slots(changed: list[int], slots: int) -> str:
+    """Name slots that changed, and the memory around the pool."""
+    names = {-1: "the memory before slot 0", slots: "the memory behind the last slot"}
+    inside = [str(slot) for slot in changed if slot not in names]
+    found = [f"slot{'s' * (len(inside) > 1)} {', '.join(inside)}"] if inside else []
+    return " and ".join(found + [names[slot] for slot in changed if slot in names])

@@ -1,0 +1,111 @@
+"""What is judged: a variant on a device, the calls that it takes, and how one is made."""
+
+import itertools
+import os
+import sys
+
+import torch
+
+from .. import ops
+from ..backends import author, registry
+from ..models import GDNShape
+from .attempt import Refused
+from .making import Made
+from .trials import Trial
+
+HEADS = ((1, 1), (1, 2), (2, 4), (1, 4), (3, 6))  # query/key and value heads
+MODEL_HEAD = (128, 128)  # K and V of every model there is
+OTHER_HEADS = ((16, 32), (64, 128), (128, 64), (32, 32))  # of kernels that say which they take
+INTERPRETED_HEADS = ((16, 32), (32, 64))  # in Triton's interpreter, which takes seconds for a call of a model's
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+TRITON = ("JITFunction", "InterpretedFunction", "Autotuner", "Heuristics")
+
+
+class Candidate:
+    """A variant that is judged as a decode kernel.
+
+    calls: (shape, state dtype, io dtype, index dtype) of each kind of call that it takes. refusals: sentences about
+    those that it does not. seed: of every check. Refused if it takes none.
+
+    A kernel of an author's without supports() is judged on the models' head size and engines' bf16 inputs alone.
+    """
+
+    def __init__(self, full_name: str, device, seed: int = 0):
+        self.name, self.record, self.device, self.seed = full_name, registry.VARIANTS[full_name], device, seed
+        self.layout = self.record.layout
+        self.says_what_it_takes = self._says_what_it_takes()
+        sizes = (MODEL_HEAD, *OTHER_HEADS) if self.says_what_it_takes else (MODEL_HEAD,)
+        if self.cuts and self.says_what_it_takes:
+            sizes = INTERPRETED_HEADS
+        inputs = (BF16, FP16, FP32) if self.says_what_it_takes else (BF16,)
+        shapes = [GDNShape(*heads, *size) for size, heads in itertools.product(sizes, HEADS)]
+        self.calls, self.refusals = [], {}
+        for call in itertools.product(shapes, self.record.state_dtypes, inputs, (torch.int32, torch.int64)):
+            reason = self.refusal(*call)
+            if reason is None:
+                self.calls.append(call)
+            else:
+                self.refusals[call] = reason
+        if not self.calls:
+            raise Refused(self.refusals[next(iter(self.refusals))])
+
+    def refusal(self, shape, state_dtype, io_dtype, index_dtype) -> str | None:
+        """Return why it does not take such a call, or None."""
+        options = {"layout": self.layout, "dtype": state_dtype, "device": self.device}
+        return registry.refusal(self.name, shape, io_dtype=io_dtype, index_dtype=index_dtype, **options)
+
+    def usual(self, **fields) -> Trial:
+        """Return a plain trial of the call that it takes first, with other values in some fields."""
+        values = dict(zip(("shape", "state_dtype", "io_dtype", "index_dtype"), self.usual_call(), strict=True))
+        return Trial(**({"batch": 3, "seed": self.seed} | values | fields))
+
+    def usual_call(self) -> tuple:
+        """Return the call with several heads of each kind, of which mixed up ones show, that it takes first."""
+        several = [call for call in self.calls if call[0].num_k_heads > 1]
+        return (several or self.calls)[0]
+
+    def rows(self, wanted: int) -> int:
+        """Return how many rows a call should have that is better with `wanted`: few in Triton's interpreter."""
+        return min(wanted, 2) if self.cuts else wanted
+
+    def run(self, made: Made) -> torch.Tensor:
+        """Make a call and return its output. Refused if the kernel raises NotImplementedError."""
+        trial = made.trial
+        try:
+            return ops.decode(
+                *made.arguments,
+                **made.inputs.gates(),
+                pool=made.pool,
+                indices=made.indices,
+                backend=self.name,
+                scale=trial.scale,
+                use_qk_l2norm=trial.l2norm,
+                out=made.out,
+            )
+        except NotImplementedError as error:
+            raise Refused(str(error) or "raises NotImplementedError") from error
+
+    @property
+    def uses_triton(self) -> bool:
+        """Whether its launch, or the module that it is in, has Triton kernels."""
+        return any(type(value).__name__ in TRITON for value in self.namespace().values())
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it runs in Triton's interpreter, which cuts float32 to bf16 instead of rounding it."""
+        return self.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" and self.uses_triton
+
+    def namespace(self) -> dict:
+        """Return the globals of the module that its kernel is in; of this workbook's, those of its backend."""
+        backend = registry.BACKENDS[self.record.backend]
+        if isinstance(backend, author.AuthorBackend):
+            return backend.parts[self.record.name, "decode"].function.__globals__
+        package = type(backend).__module__.rpartition(".")[0]
+        inside = [m for name, m in list(sys.modules.items()) if name.startswith(package) and package.count(".") > 1]
+        return {f"{m.__name__}.{name}": value for m in inside for name, value in vars(m).items()}
+
+    def _says_what_it_takes(self) -> bool:
+        backend = registry.BACKENDS[self.record.backend]
+        if not isinstance(backend, author.AuthorBackend):
+            return True
+        return backend.parts[self.record.name, "decode"].supports is not None
