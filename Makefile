@@ -41,7 +41,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run record sweep serve advise bench check profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean
+.PHONY: help run record sweep serve advise bench check profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean train
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -59,6 +59,9 @@ sweep: $(READY)  ## a grid of jobs on all GPUs that Ray reaches: ARGS="--study 0
 
 serve: $(READY)  ## serve requests with a whole model: tokens/s, TPOT, ITL, TTFT [ARGS="--toy"]
 	@$(GDN_LAB) serve $(ARGS)
+
+train: $(READY)  ## train the small model of notebook 11 anew, in four minutes on a GPU [ARGS="--seed 1"]
+	@$(GDN_LAB) train $(ARGS)
 
 advise: $(READY)  ## which backend for a model: ARGS="--model qwen3-next-80b-a3b --tp 4 --batch 96"
 	@$(GDN_LAB) advise $(ARGS)

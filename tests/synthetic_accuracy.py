@@ -2,8 +2,8 @@
 
 import random
 
+from gdn_lab.studies.accuracy.accuracy_cases import BATCH, BF16_DT_BIAS, GUARDED, NO_DT_BIAS, PADDED, UNGUARDED, Case
 from gdn_lab.studies.accuracy.accuracy_rows import bits
-from gdn_lab.studies.accuracy.cases import BATCH, BF16_DT_BIAS, GUARDED, NO_DT_BIAS, PADDED, UNGUARDED, Case
 
 KINDS = ("recall", "tracking", "arithmetic")
 RUN = {"environment": {"gpu_name": None, "cpu": "made up"}, "start_utc": "2026-11-28T00:00:00Z"}

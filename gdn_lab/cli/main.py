@@ -17,6 +17,10 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "record": ("record_command", "measure what is kept of a GPU, or of one study, within a time limit; again: goes on"),
     "sweep": ("sweep_command", "a grid of jobs on all GPUs that Ray reaches, resumable; one page and one Parquet file"),
     "serve": ("serve_command", "serve requests with a whole model: tokens per second, TPOT, ITL, TTFT, host gaps"),
+    "train": (
+        "train_command",
+        "train the small model of notebook 11: checkpoint and loss curve, in four minutes on a GPU",
+    ),
     "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),
     "board": (
         "board_command",

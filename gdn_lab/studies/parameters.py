@@ -242,7 +242,6 @@ def _recorded_gpu(name: str) -> str:
 # Field types. Those with a parser take what a person types and hold what a study reads.
 ModelName = Annotated[str, AfterValidator(_model)]
 Dtype = Annotated[Any, BeforeValidator(_dtype)]  # holds a torch.dtype
-Dtypes = Annotated[Any, BeforeValidator(lambda value: [_dtype(word) for word in words_of(value)])]  # a list of them
 Variants = Annotated[Any, BeforeValidator(_variants)]  # holds "all" or full names
 OneVariant = Annotated[str, AfterValidator(_one_variant)]
 Precision = Annotated[str, AfterValidator(_precision)]

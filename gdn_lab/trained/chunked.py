@@ -64,9 +64,9 @@ def chunked_gdn(q, k, v, log_g, beta) -> Tensor:
     B = to_end @ writes
     S = torch.zeros_like(B[:, :, 0])
     states = []  # before each chunk
-    for c in range(T // CHUNK):
+    for M_chunk, B_chunk in zip(M.unbind(2), B.unbind(2), strict=True):
         states.append(S)
-        S = B[:, :, c] + M[:, :, c] @ S
+        S = B_chunk + M_chunk @ S
     S = torch.stack(states, 2)
     u = writes - reads @ S
     o = (from_start * q) @ S + (decay * (q @ k.transpose(-1, -2))) @ u

@@ -57,7 +57,10 @@ class GDN(nn.Module):
         mixed, z = self.in_proj_qkvz(x).split([self.shape.conv_dim, HV * V], -1)
         b, a = self.in_proj_ba(x).split(HV, -1)
         past = F.pad(mixed, (0, 0, CONV_WIDTH - 1, 0))
-        mixed = F.silu(sum(past[:, i : i + T] * self.conv[:, i] for i in range(CONV_WIDTH)))
+        mixed = mixed * self.conv[:, -1]
+        for i in range(CONV_WIDTH - 1):
+            mixed = torch.addcmul(mixed, past[:, i : i + T], self.conv[:, i])
+        mixed = F.silu(mixed)
         q, k, v = mixed.split(self.widths, -1)
         q, k, v = q.view(n, T, HK, K), k.view(n, T, HK, K), v.view(n, T, HV, V)
         log_g = -self.A_log.exp() * F.softplus(a + self.dt_bias)

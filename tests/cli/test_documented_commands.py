@@ -45,6 +45,7 @@ PARSED = {
     "record": "measures for minutes; tests/cli/test_record_command.py calls it",
     "report": "takes 10 s; tests/cli/test_readme.py calls it",
     "smoke": "needs a GPU",
+    "train": "takes four minutes of a GPU; tests/cli/test_train_command.py calls it",
     "serve": "needs a GPU but for --toy; tests/cli/test_serve_command.py serves with that",
     "sweep": "needs Ray; tests/cli/test_sweep_command.py calls it",
     "lab": "starts a server; tests/cli/test_lab.py looks at its words",

@@ -6,8 +6,8 @@ import pytest
 from synthetic_accuracy import RUN, WORSE, accuracy_rows
 
 from gdn_lab.studies.accuracy import analysis, figures, sentences
+from gdn_lab.studies.accuracy.accuracy_cases import GUARDED, NO_DT_BIAS, UNGUARDED, Case, baseline_of
 from gdn_lab.studies.accuracy.accuracy_rows import ALL, AccuracyRows, answers_of, bits
-from gdn_lab.studies.accuracy.cases import GUARDED, NO_DT_BIAS, UNGUARDED, Case, baseline_of
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from gdn_lab.trained import training
+from gdn_lab.trained import training_plan as plans
 from gdn_lab.trained.checkpoint import load
 from gdn_lab.trained.sizes import Sizes
 
 SMALL = Sizes(hidden=32, num_k_heads=1, num_v_heads=1, head_dim=16, attn_heads=1, attn_kv_heads=1, attn_dim=16, ffn=32)
 pytestmark = pytest.mark.usefixtures("one_thread")
-EASY = training.Plan(steps=8, rate=1e-2, every=0.0, tested=2, curriculum=(training.Stage(0.0, 64, 4, 384),))
+EASY = plans.Plan(steps=8, rate=1e-2, every=0.0, tested=2, curriculum=(plans.Stage(0.0, 64, 4, 384),))
 
 
 def test_the_loss_falls_and_the_files_say_so(tmp_path):
@@ -30,14 +31,14 @@ def test_the_loss_falls_and_the_files_say_so(tmp_path):
 
 
 def test_a_seed_repeats(tmp_path):
-    plan = training.Plan(steps=2, every=1e9, tested=1, curriculum=EASY.curriculum)
+    plan = plans.Plan(steps=2, every=1e9, tested=1, curriculum=EASY.curriculum)
     first, second = (training.train(SMALL, plan, tmp_path / name, "cpu", lambda line: None) for name in "ab")
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name]), name
 
 
 def test_the_rate_warms_up_and_falls():
-    plan = training.Plan(rate=1.0)
-    assert training.rate_at(plan, training.WARM_UP / 2) == pytest.approx(0.5)
-    assert training.rate_at(plan, training.WARM_UP) == pytest.approx(1.0)
-    assert training.rate_at(plan, 1.0) == pytest.approx(0.01)
+    plan = plans.Plan(rate=1.0)
+    assert plans.rate_at(plan, plans.WARM_UP / 2) == pytest.approx(0.5)
+    assert plans.rate_at(plan, plans.WARM_UP) == pytest.approx(1.0)
+    assert plans.rate_at(plan, 1.0) == pytest.approx(0.01)

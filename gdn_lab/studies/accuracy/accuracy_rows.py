@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .cases import Case, baseline_of, case_of
+from .accuracy_cases import Case, baseline_of, case_of
 from .proportions import Interval, difference, mcnemar, wilson
 
 PHASE = "accuracy"

@@ -4,8 +4,8 @@ import pandas
 
 from ...report.recorded import published
 from ...report.style import label
+from .accuracy_cases import Case
 from .accuracy_rows import ALL, AccuracyRows
-from .cases import Case
 from .proportions import Interval, spread, wilson
 
 LEAST_QUESTIONS = 1000  # fewer allow no claim

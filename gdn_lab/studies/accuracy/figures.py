@@ -15,9 +15,9 @@ from ...report.style import (
 )
 from ...report.text import device_name
 from . import analysis
+from .accuracy_cases import FLOAT32, NO_SHORTCUT
 from .accuracy_rows import ALL, AccuracyRows
 from .answering import DECODE
-from .cases import FLOAT32, NO_SHORTCUT
 from .sentences import SURE
 
 

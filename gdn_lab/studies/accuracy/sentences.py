@@ -2,10 +2,10 @@
 
 from ...report.style import label
 from ...report.text import listed
+from .accuracy_cases import BATCH, FLOAT32, NO_DT_BIAS, NO_SHORTCUT, PADDED, PADDING, UNGUARDED, Case, case_of
 from .accuracy_rows import ALL, AccuracyRows
 from .analysis import LEAST_QUESTIONS, p_text, percent, points, what
 from .answering import DECODE, PATHS
-from .cases import BATCH, FLOAT32, NO_DT_BIAS, NO_SHORTCUT, PADDED, PADDING, UNGUARDED, Case, case_of
 from .proportions import Interval, wilson
 
 SURE = 0.05

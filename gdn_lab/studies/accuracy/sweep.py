@@ -1,5 +1,6 @@
 """Answer the questions of every case: a row for each case and kind of question, written when it is done."""
 
+import hashlib
 import time
 
 import torch
@@ -8,9 +9,9 @@ from ...bench.rows import Rows, recorded
 from ...trained.checkpoint import load
 from ...trained.inference import SmallModel
 from ...trained.language import questions
+from .accuracy_cases import BATCH, PADDED, PADDING, UNGUARDED, Case, case_of, cases, refused, set_gates
 from .accuracy_rows import bits
 from .answering import VERIFY, right_answers
-from .cases import BATCH, PADDED, PADDING, UNGUARDED, Case, case_of, cases, refused, set_gates
 
 GPU_ROWS, CPU_ROWS = 1024, 64  # requests of a batch; of verify(), which keeps a state for each draft, half as many
 
@@ -22,8 +23,9 @@ def accuracy_sweep(p, device, run=None, earlier=()) -> list[dict]:
     the first question the highest. Prints a line for each case, and what there was no time for.
     """
     rows = Rows(run)
+    digest = hashlib.sha256(p.checkpoint_path.read_bytes()).hexdigest()
     done = {case_of(row) for row in earlier}
-    sizes, tensors = load(p.checkpoint)
+    sizes, tensors = load(p.checkpoint_path)
     model = SmallModel(sizes, tensors, device)
     originals = dict(model.gates)
     ends = time.monotonic() + 60 * p.minutes
@@ -39,13 +41,13 @@ def accuracy_sweep(p, device, run=None, earlier=()) -> list[dict]:
                 left.append(case)
                 continue
             set_gates(model, originals, case.shortcut)
-            _answer(p, model, case, rows)
+            _answer(p, model, case, digest, rows)
     if left:
         print(f"No time was left for {len(left)} cases: {'; '.join(map(str, left))}.", flush=True)
     return [*earlier, *rows]
 
 
-def _answer(p, model: SmallModel, case: Case, rows: Rows) -> None:
+def _answer(p, model: SmallModel, case: Case, digest: str, rows: Rows) -> None:
     """Add the rows of one case."""
     asked = questions(p.questions, case.tokens, p.names, p.seed)
     began = time.monotonic()
@@ -56,6 +58,7 @@ def _answer(p, model: SmallModel, case: Case, rows: Rows) -> None:
         of_kind = right[chosen].tolist()
         fields = {"kind": kind, "questions": len(of_kind), "right": sum(of_kind), "right_bits": bits(of_kind)}
         more = {"names": p.names, "stepped": p.stepped_of(case.tokens), "device": model.device.type}
+        more |= {"checkpoint_sha256": digest}
         if case.shortcut in PADDED:  # the requests in the slot that padding rows write: the first of each batch
             first = right[chosen & (torch.arange(len(right)) % BATCH == 0)]
             more |= {"first_questions": len(first), "first_right": int(first.sum())}
