@@ -22,7 +22,7 @@ from pathlib import Path
 from .rank_process import Call, failures, folder_results, run_rank
 
 KEPT_LINES = 40
-INTERRUPT_S = 3.0  # after which ranks that Ctrl-C did not end are killed
+INTERRUPT_S = 10.0  # after which ranks that Ctrl-C did not end, as a busy machine may need, are killed
 GRACE_S = 0.5  # within which other ranks fail because one did
 # No multicast, in torch's symmetric memory and in NCCL; gloo talks to this host alone.
 ENVIRONMENT = {
