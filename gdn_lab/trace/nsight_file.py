@@ -37,6 +37,7 @@ TABLES = {
     "TARGET_INFO_GPU": (("name",), ()),
 }
 TEXTS = {("StringIds", "value"), (NVTX, "text"), ("TARGET_INFO_GPU", "name")}  # all other columns are whole numbers
+REPORT = b"NVIDIA Tegra Profiler Report"  # how a .nsys-rep begins; the version that wrote it follows
 SCHEMA_MAJOR = 3  # the newest export schema whose meaning this reader knows
 VERSION_KEYS = ("EXPORT_SCHEMA_VERSION", "EXPORT_SCHEMA_VERSION_MAJOR")
 STYLES = {59: "PushPop", 60: "StartEnd", 70: "PushPop", 71: "StartEnd"}  # eventType; 70 and 71 are NVTX's legacy form
@@ -74,6 +75,11 @@ def exported(path):
 def _export(report: Path, target: Path) -> None:
     nsys = shutil.which("nsys")
     if nsys is None:
+        if not _first_bytes(report, len(REPORT)).startswith(REPORT):
+            raise TraceError(
+                f"is no report of Nsight Systems: expected a file that begins with {REPORT.decode()!r}, got another "
+                "format; give the file that nsys profile wrote"
+            )
         raise TraceError(
             "must be exported first and there is no nsys here; "
             f"where there is one, run: nsys export --type sqlite {shlex.quote(readable(report.name))}"

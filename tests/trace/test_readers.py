@@ -322,9 +322,12 @@ def test_absent_files(tmp_path):
 
 def test_report_is_exported_by_nsys(two, tmp_path, monkeypatch):
     report, tools = tmp_path / "run 1.nsys-rep", tmp_path / "bin"
-    report.write_bytes(b"a report")
+    report.write_bytes(b"\x8f\x01 random bytes")
     tools.mkdir()
     monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(ValueError, match="is no report of Nsight Systems: expected a file that begins with 'NVIDIA"):
+        read(report)
+    report.write_bytes(b"NVIDIA Tegra Profiler Report 2025@5@1@121-255136380782v0.\n\x0bLocal (CLI)")
     with pytest.raises(ValueError, match="there is no nsys here; where there is one, run: nsys export"):
         read(report)
     nsys = tools / "nsys"
