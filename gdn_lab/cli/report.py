@@ -13,6 +13,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     published:<table>           a table that others published, of data/published/pr19150: end_to_end, accuracy
     history:<gpu>               how its records changed from one to the next
     measured:<gpu>-<section>    the section of a study, from its recorded run
+    measured:<gpu>-<section>-<what>    the same, from the run in the folder <notebook>_<what>
 """
 
 import os
@@ -26,7 +27,7 @@ from .run import ROOT, shown
 
 BLOCKS = (
     r"picture|which_backend|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|history:\w+"
-    r"|measured:\w+-\w+"
+    r"|measured:\w+-\w+(?:-\w+)?"
 )
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
 
@@ -103,9 +104,9 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
         return recorded_with(rest, root), []
     if kind == "history":
         return history_of(rest, root)
-    gpu, _, section = rest.partition("-")
+    gpu, section, *what = rest.split("-")
     study = next((each for each in studies() if each.section and each.section_name == section), None)
-    return None if study is None else section_of(study, gpu, root)
+    return None if study is None else section_of(study, gpu, root, *what)
 
 
 def front(block: str, root: Path) -> tuple[str, list[Path]] | None:
@@ -166,23 +167,27 @@ def history_of(gpu: str, root: Path) -> tuple[str, list[Path]]:
     return f"{points}\n\n![{title(figure)}](docs/{path.name})", [path]
 
 
-def section_of(study: Study, gpu: str, root: Path) -> tuple[str, list[Path]]:
-    """(Markdown, figures written) of a study's recorded run; where there is none, how to record it."""
+def section_of(study: Study, gpu: str, root: Path, what: str = "") -> tuple[str, list[Path]]:
+    """(Markdown, figures written) of a study's recorded run; where there is none, how to record it.
+
+    what: of several runs the one in the folder <notebook>_<what>.
+    """
     from ..report.recorded import measured
 
+    name = f"{study.notebook}_{what}" if what else study.notebook
     try:
-        info, rows = measured(gpu, study.notebook, root / "data")
+        info, rows = measured(gpu, name, root / "data")
     except FileNotFoundError as error:
-        command, folder = f".venv/bin/gdn-lab run {study.number}", f"data/measured/{gpu}/{study.notebook}/"
+        command, folder = f".venv/bin/gdn-lab run {study.number}", f"data/measured/{gpu}/{name}/"
         return (
             f"Nothing to show yet: {error}. On such a GPU, `{command}`, then copy `run.json` and `rows.jsonl` of "
             f"`runs/latest` to `{folder}` and `make report`."
         ), []
-    return markdown(study.section(info, rows), info, root / "docs", gpu)
+    return markdown(study.section(info, rows), info, root / "docs", f"{gpu}_{what}" if what else gpu)
 
 
-def markdown(section: Section, info: dict, docs: Path, gpu: str) -> tuple[str, list[Path]]:
-    """(a section as Markdown, its figures as <docs>/<gpu>_<name>.png with their title as alternative text)."""
+def markdown(section: Section, info: dict, docs: Path, prefix: str) -> tuple[str, list[Path]]:
+    """(a section as Markdown, its figures as <docs>/<prefix>_<name>.png with their title as alternative text)."""
     from ..report.text import device_name
 
     device, commit = device_name(info), (info["environment"].get("git_commit") or "unknown")[:10]
@@ -194,8 +199,8 @@ def markdown(section: Section, info: dict, docs: Path, gpu: str) -> tuple[str, l
     parts.append("\n".join(f"- {sentence}" for sentence in section.sentences))
     written = []
     for name, figure in section.figures.items():
-        written.append(save(figure, docs / f"{gpu}_{name}.png"))
-        parts.append(f"![{title(figure)}](docs/{gpu}_{name}.png)")
+        written.append(save(figure, docs / f"{prefix}_{name}.png"))
+        parts.append(f"![{title(figure)}](docs/{prefix}_{name}.png)")
     return "\n\n".join(parts), written
 
 

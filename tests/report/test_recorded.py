@@ -51,9 +51,7 @@ def test_a_gpu_that_is_nearly_right_is_hinted_at(tmp_path):
 
 
 def test_something_is_recorded_of_every_study_with_a_section():
-    """But of those that take several GPUs, which a machine seldom has."""
-    several = {"08_all_reduce"}
-    assert all(gpus(study.notebook) for study in studies() if study.section and study.notebook not in several)
+    assert all(gpus(study.notebook) for study in studies() if study.section)
 
 
 @pytest.mark.parametrize(("gpu", "name"), RUNS)

@@ -65,12 +65,12 @@ def waterfall(rows: ServingRows) -> Figure:
         low, high = sorted((start, stop))
         whole = name not in parts
         ax.barh(y, high - low, left=low, height=0.7, color=WHOLE_COLOUR if whole else colours[name], edgecolor=GREY)
-        text = micro(stop - start) if stop >= start else f"−{micro(start - stop)}"
+        text = f"{(stop - start) / 1000:.2f} ms".replace("-", "−")
         share = f" ({percent((stop - start) / point.tpot_us)})" if not whole else ""
         ax.annotate(f"{text}{share}", (high, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(bars)), [name for name, _, _ in bars])
-    ax.set(ylim=(len(bars) - 0.4, -0.6), xlim=(0, 1.2 * max(stop for _, _, stop in bars)), xlabel="µs of one token")
-    ax.xaxis.set_major_formatter(lambda us, _: f"{us:,.0f}")
+    ax.set(ylim=(len(bars) - 0.4, -0.6), xlim=(0, 1.2 * max(stop for _, _, stop in bars)), xlabel="ms of one token")
+    ax.xaxis.set_major_formatter(lambda us, _: f"{us / 1000:g}")
     ax.grid(axis="y", visible=False)
     return fig
 

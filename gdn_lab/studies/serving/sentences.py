@@ -3,7 +3,7 @@
 from ...report.text import listed, micro, percent
 from . import analysis
 from .analysis import BEST, FAIR, worth
-from .serving_rows import GDN_LAYER, Point, ServingRows
+from .serving_rows import ALL_REDUCES, GDN_LAYER, Point, ServingRows
 from .tpot import GOAL, breakdown, gap_share
 
 BUSY = 32  # concurrency from which the aims for `best` and for host gaps hold
@@ -90,7 +90,17 @@ def best_over_fair(rows: ServingRows) -> str | None:
         return None
     each = [f"{signed(one.change)} at C = {one.concurrency}" for one in found]
     ahead = "ahead at each" if all(one.change < 0 for one in found) else "not ahead at each"
-    return f"`{BEST}` changes the TPOT of `{FAIR}` by {listed(each)}: {ahead}."
+    return f"`{BEST}` changes the TPOT of `{FAIR}` by {listed(each)}: {ahead}{_by_all_reduces(rows, found[-1])}."
+
+
+def _by_all_reduces(rows: ServingRows, one) -> str:
+    """What of a change is the all-reduces', where the two configurations sum in different ways."""
+    fair, best = (rows.points[name, one.concurrency] for name in (FAIR, BEST))
+    if fair.run["communicator"] == best.run["communicator"] or ALL_REDUCES not in fair.parts:
+        return ""
+    share = (best.part_us(ALL_REDUCES) - fair.part_us(ALL_REDUCES)) / fair.tpot_us
+    names = f"{best.run['communicator']} instead of {fair.run['communicator']}"
+    return f"; all-reduces ({names}) are {signed(share)} of it at C = {one.concurrency}"
 
 
 def adds_up(rows: ServingRows) -> str | None:

@@ -168,9 +168,15 @@ class ServingRows:
         row = self.first
         return (
             f"{self.place()} · whole model with random weights, {row['precision']}, {row['state_dtype']} state"
-            f" · closed loop, {row['input_tokens_each']} tokens in and {row['output_tokens_each']} out each · all"
-            f"-reduce: {row['communicator'] or 'none'}"
+            f" · closed loop, {row['input_tokens_each']} tokens in and {row['output_tokens_each']} out each"
+            f" · all-reduce: {self._all_reduces()}"
         )
+
+    def _all_reduces(self) -> str:
+        """ "nccl", or where configurations sum in different ways "nccl, of best fastest"."""
+        used = {name: point.run["communicator"] or "none" for (name, _), point in self.points.items()}
+        common = self.first["communicator"] or "none"
+        return ", ".join([common, *(f"of {name} {how}" for name, how in used.items() if how != common)])
 
 
 def _continued(columns: dict[str, list], row: dict, names: tuple[str, ...]) -> dict[str, list]:
