@@ -4,7 +4,7 @@
 #   ARGS="..."          passed on: make run ARGS="-p seed 1", make test ARGS="-k pool", make lab ARGS="--no-browser"
 #   CAPTURE=file        a trace of Nsight Systems or Kineto, for profile and capture-scrub
 #   STUDY=serving GPUS=2  of make record
-#   KERNEL=my_kernel.py  of make bench and make check: kernels of your own in one file
+#   KERNEL=my_kernel.py  of make bench, make check and make judge: kernels of your own in one file
 #   SECONDS=600 SEED=0  of make fuzz; CASE=calls:123 repeats one case
 
 PYTHON ?= python3
@@ -41,7 +41,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run record sweep serve advise bench check profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean train
+.PHONY: help run record sweep serve advise bench check judge profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean train
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -71,6 +71,9 @@ bench: $(READY)  ## run the decode benchmark alone (notebook 02) [KERNEL=my_kern
 
 check: $(READY)  ## is a decode kernel right? KERNEL=my_kernel.py, or a variant: ARGS="triton/vk"
 	@$(GDN_LAB) check $${KERNEL:+"$$KERNEL"} $(ARGS)
+
+judge: $(READY)  ## is a kernel correct, and faster? KERNEL=my_kernel.py, or a variant: ARGS="triton/vk"; a page and JSON
+	@$(GDN_LAB) judge $${KERNEL:+"$$KERNEL"} $(ARGS)
 
 profile: $(READY)  ## record a decode step (notebook 03) and attribute its time (04); or open the trace CAPTURE=file
 	@$(GDN_LAB) profile $${CAPTURE:+"$$CAPTURE"} $(ARGS)

@@ -8,7 +8,7 @@ import torch
 from gdn_lab import variant
 
 
-@variant("example/torch", layout="VK", state_dtypes=("bfloat16", "float32"))
+@variant("example/torch", layout="VK", state_dtypes=("bfloat16", "float32"), allocates=True)
 def decode(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
     """Gather the rows' states, [B, HV, V, K], update them in float32, and scatter them.
 

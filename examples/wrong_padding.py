@@ -10,7 +10,7 @@ import torch
 from gdn_lab import variant
 
 
-@variant("example/wrong-padding", layout="VK", state_dtypes=("bfloat16", "float32"))
+@variant("example/wrong-padding", layout="VK", state_dtypes=("bfloat16", "float32"), allocates=True)
 def decode(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
     """As decode_torch.py, but for the clamp."""
     slots = indices.long()  # WRONG: a padding row must change no slot that a request has

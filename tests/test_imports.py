@@ -36,7 +36,7 @@ LEVELS = (
     ("report",),
     ("judge",),
     ("studies",),
-    ("cluster",),
+    ("cluster", "verdict"),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -62,6 +62,7 @@ def load(path: str | Path) -> str:
         description=f"{spec['language']} solution of {found.name} by {solution['author']}",
         note="gathers and scatters states in each call",
         copies=True,
+        allocates=True,
         normalises=False,
     )(definitions.as_kernel(found, function, spec.get("destination_passing_style", True)))
     return full_name

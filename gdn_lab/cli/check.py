@@ -49,7 +49,7 @@ def run(arguments) -> int:
 
 def _absolute(word: str) -> str:
     """A file's path, which the other process takes from any folder; a name as it is."""
-    if not word.endswith(".py"):
+    if not word.endswith((".py", ".json")):
         return word
     if not Path(word).expanduser().is_file():
         raise UsageError(f"there is no file {word}; name one that registers a kernel with @variant, or a variant")

@@ -22,6 +22,7 @@ COMMANDS = {  # name: (module of this folder, what --help says)
         "train the small model of notebook 11: checkpoint and loss curve, in four minutes on a GPU",
     ),
     "advise": ("advise", "which backend for a model, what it saves and what memory it needs, from recorded rows"),
+    "judge": ("judge_command", "is your kernel correct, is it faster, and what limits it: text, a page and JSON"),
     "board": (
         "board_command",
         "the best right decode kernel for each GPU, dtype and batch, from recorded rows and runs/",

@@ -138,7 +138,7 @@ def _scrolling(text: str) -> str:
     return text.replace("</table>", "</table></div>")
 
 
-def _image(kind: str, encoded: str, about: dict) -> str:
+def image(kind: str, encoded: str, about: dict) -> str:
     alt, width = escaping.escape(about.get("alt", "")), about.get("width")
     size = f' width="{int(width)}"' if width else ""
     return f'<figure tabindex="0"><img src="data:{kind};base64,{encoded}" alt="{alt}"{size}></figure>'
@@ -146,8 +146,8 @@ def _image(kind: str, encoded: str, about: dict) -> str:
 
 _SHOWN = {
     "text/html": lambda text, about: _scrolling(text),
-    "image/svg+xml": lambda text, about: _image("image/svg+xml", base64.b64encode(text.encode()).decode(), about),
-    "image/png": lambda text, about: _image("image/png", "".join(text.split()), about),
+    "image/svg+xml": lambda text, about: image("image/svg+xml", base64.b64encode(text.encode()).decode(), about),
+    "image/png": lambda text, about: image("image/png", "".join(text.split()), about),
     "text/markdown": lambda text, about: _scrolling(markdown(text)),
     "text/plain": lambda text, about: f"<pre>{escaping.escape(text)}</pre>",
 }

@@ -9,7 +9,7 @@ from . import judging
 def answer(request: dict, device, send) -> None:
     """Load the files of a request, and judge the variants that it names or that the files register.
 
-    request: {"judged": names and .py files, "kernels": further files, "seed", and "calls": options of
+    request: {"judged": names and .py or .json files, "kernels": further files, "seed", and "calls": options of
     judging.random_calls() or "only": names of checks or None}.
     send(**message): {"usage": sentence, "shown": traceback} ends it; {"variants": names}; for each {"variant": name,
     "begin": check} and {"finding": Finding as a dict}, or {"row": dict of random calls}.
@@ -38,6 +38,6 @@ def _names(request: dict) -> list[str]:
         author_files.load(path)
     names = []
     for word in request["judged"]:
-        found = author_files.load(word) if word.endswith(".py") else [word]
+        found = author_files.load(word) if word.endswith((".py", ".json")) else [word]
         names += [name for each in found for name in judging.names_of(each)]
     return list(dict.fromkeys(names))

@@ -22,6 +22,7 @@ class Refused(Exception):
 
 def attempt(candidate, trial: Trial) -> None:
     """Make a trial's call and judge it. Wrong, with the trial, if something is not as it must be."""
+    trial = candidate.suited(trial)
     made = make(trial, candidate.layout, candidate.device)
     before = kept(made)
     try:

@@ -1,5 +1,6 @@
 """What is judged: a variant on a device, the calls that it takes, and how one is made."""
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -14,6 +15,7 @@ from .making import Made
 from .trials import Trial
 
 HEADS = ((1, 1), (1, 2), (2, 4), (1, 4), (3, 6))  # query/key and value heads
+MODEL_HEADS = ((2, 8), (4, 8), (4, 16), (8, 16), (8, 32), (16, 32), (16, 48), (16, 64))  # of kernels of one shape
 MODEL_HEAD = (128, 128)  # K and V of every model there is
 OTHER_HEADS = ((16, 32), (64, 128), (128, 64), (32, 32))  # of kernels that say which they take
 INTERPRETED_HEADS = ((16, 32), (32, 64))  # in Triton's interpreter, which takes seconds for a call of a model's
@@ -40,14 +42,16 @@ class Candidate:
         inputs = (BF16, FP16, FP32) if self.says_what_it_takes else (BF16,)
         shapes = [GDNShape(*heads, *size) for size, heads in itertools.product(sizes, HEADS)]
         self.calls, self.refusals = [], {}
-        for call in itertools.product(shapes, self.record.state_dtypes, inputs, (torch.int32, torch.int64)):
-            reason = self.refusal(*call)
-            if reason is None:
-                self.calls.append(call)
-            else:
-                self.refusals[call] = reason
-        if not self.calls:
-            raise Refused(self.refusals[next(iter(self.refusals))])
+        for some in (shapes, [GDNShape(*heads, *MODEL_HEAD) for heads in MODEL_HEADS]):
+            for call in itertools.product(some, self.record.state_dtypes, inputs, (torch.int32, torch.int64)):
+                reason = self.refusal(*call)
+                if reason is None:
+                    self.calls.append(call)
+                else:
+                    self.refusals[call] = reason
+            if self.calls:
+                return
+        raise Refused(self.refusals[next(iter(self.refusals))])
 
     def refusal(self, shape, state_dtype, io_dtype, index_dtype) -> str | None:
         """Return why it does not take such a call, or None."""
@@ -57,7 +61,11 @@ class Candidate:
     def usual(self, **fields) -> Trial:
         """Return a plain trial of the call that it takes first, with other values in some fields."""
         values = dict(zip(("shape", "state_dtype", "io_dtype", "index_dtype"), self.usual_call(), strict=True))
-        return Trial(**({"batch": 3, "seed": self.seed} | values | fields))
+        return self.suited(Trial(**({"batch": 3, "seed": self.seed} | values | fields)))
+
+    def suited(self, trial: Trial) -> Trial:
+        """Return a trial as the kernel takes it: one that does not normalise q and k gets normalised ones."""
+        return trial if self.record.normalises else dataclasses.replace(trial, l2norm=False, magnitude=1.0)
 
     def usual_call(self) -> tuple:
         """Return the call with several heads of each kind, of which mixed up ones show, that it takes first."""

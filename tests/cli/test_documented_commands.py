@@ -39,6 +39,7 @@ EXECUTED = {
 }
 # Those whose words are parsed, parameters of notebooks included, and why no more.
 PARSED = {
+    "judge": "takes half a minute; tests/verdict/test_examples.py calls it",
     "check": "takes half a minute; tests/cli/test_check.py calls it",
     "run": "a notebook takes 5 to 30 s; tests/cli/test_notebooks.py executes each",
     "profile": "executes notebook 04; tests/cli/test_profile.py does so",
@@ -55,6 +56,7 @@ ALL_THE_SAME = ("run 00 -p batch 8",)  # executed although others of that name a
 # Shown as names: without words they are usage errors, as they say.
 INCOMPLETE = {
     "check": "the following arguments are required: FILE|NAME",
+    "judge": "the following arguments are required: FILE",
     "compare": "the following arguments are required: A, B",
     "scrub": "name the trace",
 }

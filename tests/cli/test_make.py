@@ -89,6 +89,7 @@ def test_no_name_reaches_a_shell(called, name):
     assert called("fuzz", f"CASE={name}")[-2:] == ["--case", name]
     assert called("bench", f"KERNEL={name}") == ["run", "02", "--kernel", name]
     assert called("check", f"KERNEL={name}") == ["check", name]
+    assert called("judge", f"KERNEL={name}") == ["judge", name]
 
 
 def test_a_name_in_the_environment_is_taken_too(called, monkeypatch):
