@@ -105,7 +105,7 @@ def check_attention(made: Scene, kernels=attention_reference, *, quantize=False)
         # q, k and the weights are rounded to bf16; FP8 rounds to 4 bits
         allowed = 2.0**-6 * largest + (2.0**-4 * expected.abs() if quantize else 0)
         assert ((found[here] - expected).abs() <= allowed).all(), (found[here] - expected).abs().max() / largest
-        assert largest > 0.1
+        assert largest > 0.02  # an average over thousands of values is small
     padded = torch.ones(N, dtype=torch.bool, device=device)
     padded[: int(rows.starts[-1])] = False
     assert not found[padded].any()

@@ -12,7 +12,9 @@ from gdn_lab.engine.served_model import ServedModel
 
 pytestmark = pytest.mark.gpu
 
-NEAR = 0.1  # of a logit's standard deviation: two tokens so near may change places with the batch
+# Of a logit's standard deviation; the largest lies 4 to 5 above the mean. Two tokens so near may change places with the
+# batch, which changes the order of sums, and so where a router is undecided the expert. Measured: at most 0.3.
+NEAR = 0.5
 EVERY = 20  # of the requests is served alone too
 
 
