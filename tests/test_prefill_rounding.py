@@ -25,7 +25,7 @@ def scan(x, S, dtype):
     def rounded(y):
         return y.to(dtype).double()
 
-    q, k, v, log_g, beta = reference._prepare(*x.arguments(), x.A_log, x.dt_bias, 1.0, True)  # scale 1, normalised
+    q, k, v, log_g, beta = reference.prepared(*x.arguments(), x.A_log, x.dt_bias, 1.0, True)  # scale 1, normalised
     outputs = []
     for start in range(0, TOKENS, CHUNK):
         q_c, k_c, v_c, log_g_c, beta_c = (y[start : start + CHUNK].transpose(0, 1) for y in (q, k, v, log_g, beta))

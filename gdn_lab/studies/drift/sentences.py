@@ -1,0 +1,179 @@
+"""The answer of the drift study in sentences, each computed from rows."""
+
+from ...report.text import listed, micro
+from . import analysis
+from .analysis import ENOUGH, OUTPUT, STATE, final
+
+BF16, FP16, FLOAT32 = "bfloat16", "float16", "float32"
+BF16_STOCHASTIC, FP16_STOCHASTIC = "bfloat16, stochastic", "float16, stochastic"
+
+
+def answers(rows: list[dict]) -> list[str]:
+    """The answer, a sentence each: the verdict first, then what it rests on."""
+    if not analysis.of_ways(rows):
+        return ["Nothing was run, so nothing is known of the drift."]
+    makers = (verdict, cost, growth_of_state, against_bfloat16, stochastic, gates_in_bfloat16, backends, magnitudes)
+    return [sentence for make in makers for sentence in make(rows)]
+
+
+def error(value: float) -> str:
+    """An error: "2.2%", "0.17%", below that "1.2e-05"."""
+    return f"{value:.1e}" if value < 1e-3 else f"{value:.2%}" if value < 0.01 else f"{value:.1%}"
+
+
+def verdict(rows: list[dict]) -> list[str]:
+    """For which regimes bfloat16 is enough, and what is enough elsewhere."""
+    enough, other = [], []
+    for where in analysis.regimes(rows):
+        found = {kind: final(row, OUTPUT) for kind, row in analysis.precisions(rows, where).items()}
+        if BF16 not in found:
+            continue
+        if found[BF16] <= ENOUGH:
+            enough.append(f"{where} {error(found[BF16])}")
+        else:
+            best = next((kind for kind in (FP16, FP16_STOCHASTIC, FLOAT32) if found.get(kind, 1.0) <= ENOUGH), None)
+            instead = f"{best} has {error(found[best])}" if best else "no precision here stays below"
+            other.append(f"{where} {error(found[BF16])}, where {instead}")
+    after = f"after {analysis.of_ways(rows)[0]['steps'][-1]:,} steps"
+    sentences = []
+    if enough:
+        sentences.append(
+            f"A bfloat16 state is enough (error of the output at most {ENOUGH:.0%} {after}) with {listed(enough)}."
+        )
+    if other:
+        sentences.append(f"It is not enough with {'; '.join(other)}.")
+    return sentences
+
+
+def cost(rows: list[dict]) -> list[str]:
+    """What each precision costs: µs of a step, GB of 1,000 slots."""
+    main = analysis.main_backend(rows)
+    found = {
+        analysis.precision(row["state_dtype"], row["rounding"]): row
+        for row in analysis.timed(rows)
+        if analysis.backend_of(row) == main
+    }
+    if BF16 not in found:
+        return []
+    base = found[BF16]
+    parts = [
+        f"{kind} {micro(row['median_us'])} ({row['median_us'] / base['median_us'] - 1:+.1%})"
+        for kind, row in found.items()
+        if kind != BF16
+    ]
+    gb = {dtype: analysis.gb_of_1000(base, dtype) for dtype in (BF16, FLOAT32)}
+    return [
+        f"A layer's step at B = {base['batch']} ({main}, HV {base['num_v_heads']}) takes {micro(base['median_us'])} "
+        f"with a bfloat16 state; {listed(parts)}.",
+        f"1,000 requests of {base['model']} keep {gb[BF16]:.1f} GB in either 16-bit dtype and {gb[FLOAT32]:.1f} GB in "
+        f"float32, so that {gb[BF16] / gb[FLOAT32]:.2f} times as many fit.",
+    ]
+
+
+def growth_of_state(rows: list[dict]) -> list[str]:
+    """Where bfloat16's error settles and where it grows, and that an output may not see it."""
+    settled, growing = [], []
+    for where in analysis.regimes(rows):
+        row = analysis.precisions(rows, where).get(BF16)
+        if row is None:
+            continue
+        if analysis.settles(row):
+            settled.append(f"{where} at {error(final(row))} (from step {analysis.settled_after(row):,} on)")
+        else:
+            growing.append(f"{where}: {error(final(row))} and as step^{analysis.growth(row):.2f}")
+    sentences = [f"The error of a bfloat16 state settles with {listed(settled)}."] if settled else []
+    if growing:
+        sentences.append(f"It still grows with {'; '.join(growing)}.")
+    unseen = [
+        f"{where} {error(final(row, OUTPUT))} of the output, {error(final(row))} of the state"
+        for where in analysis.regimes(rows)
+        if (row := analysis.precisions(rows, where).get(BF16)) and final(row) > 3 * final(row, OUTPUT)
+    ]
+    if unseen:
+        sentences.append(f"Much of it lies in directions that no query reads: {listed(unseen)}.")
+    return sentences
+
+
+def against_bfloat16(rows: list[dict]) -> list[str]:
+    """How many times smaller float16's error is at the same bytes."""
+    ratios = _ratios(rows, BF16, FP16)
+    if not ratios:
+        return []
+    low, high = min(ratios.values()), max(ratios.values())
+    return [f"float16 takes the same bytes and errs {low:.1f} to {high:.1f} times less than bfloat16 in the state."]
+
+
+def stochastic(rows: list[dict]) -> list[str]:
+    """Where stochastic rounding errs less than rounding to nearest, and where more."""
+    sentences = []
+    for kind, other in ((BF16, BF16_STOCHASTIC), (FP16, FP16_STOCHASTIC)):
+        ratios = _ratios(rows, other, kind)
+        if not ratios:
+            continue
+        pays = [f"{where} ({1 / ratio:.1f} times)" for where, ratio in ratios.items() if ratio < 0.95]
+        more = [ratio for ratio in ratios.values() if ratio >= 0.95]
+        text = f"Stochastic rounding to {kind}"
+        if pays:
+            text += f" reduces the error of the state with {listed(pays)}"
+        if more:
+            text += f"{'; elsewhere it' if pays else ''} makes it {min(more):.1f} to {max(more):.1f} times as large"
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def _ratios(rows: list[dict], above: str, below: str, name: str = STATE) -> dict[str, float]:
+    """{regime: last error of `above` by that of `below`}, precisions of the main backend."""
+    found = {}
+    for where in analysis.regimes(rows):
+        both = analysis.precisions(rows, where)
+        if above in both and below in both and final(both[below], name):
+            found[where] = final(both[above], name) / final(both[below], name)
+    return found
+
+
+def gates_in_bfloat16(rows: list[dict]) -> list[str]:
+    """What rounding dt_bias, A_log or beta to bfloat16 costs where the state is float32."""
+    worst = {}
+    for where in analysis.regimes(rows):
+        for name, row in analysis.shortcuts(rows, where).items():
+            if name != "none" and final(row) > worst.get(name, (0.0, ""))[0]:
+                worst[name] = final(row), where
+    if not worst:
+        return []
+    parts = [f"{name} {error(value)} ({where})" for name, (value, where) in worst.items()]
+    return [f"With a float32 state, rounding to bfloat16 costs at worst: {'; '.join(parts)}."]
+
+
+def backends(rows: list[dict]) -> list[str]:
+    """How a float32 state drifts on each backend, against the main one."""
+    main, ratios = analysis.main_backend(rows), {}
+    for where in analysis.regimes(rows):
+        found = analysis.backends(rows, where)
+        if main in found and final(found[main]):
+            for name, row in found.items():
+                ratios.setdefault(name, []).append(final(row) / final(found[main]))
+    parts = [f"{name} {min(each):.2g} to {max(each):.2g}" for name, each in ratios.items() if name != main]
+    return [f"A float32 state's error, in multiples of {main}'s: {listed(parts)}."] if parts else []
+
+
+def magnitudes(rows: list[dict]) -> list[str]:
+    """How large states get, and how near float16's limit is."""
+    found = analysis.of_regimes(rows)
+    if not found:
+        return []
+    row = max(found, key=lambda each: max(each["largest_state"]))
+    largest = max(row["largest_state"])
+    value = max(each["largest_value"] for each in found)
+    return [
+        f"The largest |S| of all regimes is {largest:.3g} ({analysis.regime(row)}), with values v up to {value:.3g}: "
+        f"{1 / row['share_of_float16_limit']:,.0f} times below float16's limit. S is linear in v."
+    ]
+
+
+def not_run(rows: list[dict]) -> list[str]:
+    """A sentence for each reason why a way or a regime was not run."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == "refused":
+            reasons.setdefault(row["reason"], []).append(row.get("way") or analysis.regime(row))
+    return [f"{listed(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
