@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", nargs="?", const="", metavar="FOLDER", help="go on with a sweep; default: the newest one"
     )
     parser.add_argument("--plan", action="store_true", help="print the jobs and run nothing")
+    parser.add_argument("--on", type=int, metavar="N", help="with --plan: how long N GPUs, eight to a host, would take")
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard (pip install ray[default])")
     add_run_options(parser, "set a parameter of every job; may be repeated")
 
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder, requests = None, _requests(arguments)
     plans = [Plan(request) for request in requests]
     if arguments.plan:
-        _print_plan(plans)
+        _print_plan(plans, arguments.on)
         return 0
     commit = code_id()
     if folder is None:
@@ -109,12 +110,18 @@ def _new(root: Path, requests: list[Request], commit: str) -> Path:
     return folder
 
 
-def _print_plan(plans: list[Plan]) -> None:
+def _print_plan(plans: list[Plan], on: int | None) -> None:
     jobs = [job for plan in plans for job in plan.jobs("this GPU", "now")]
     for job in sorted(jobs, key=lambda job: (-job.gpus, -job.seconds)):
         print(f"{job.gpus} GPU{'s' * (job.gpus > 1)}, about {_minutes(job.seconds)}: {shlex.join(job.command[1:])}")
     hours = sum(job.gpus * job.seconds for job in jobs) / 3600
     print(f"{len(jobs)} jobs on each type of GPU, about {hours:.1f} GPU hours by recorded runs.")
+    if on is not None:
+        from ..cluster.simulation import simulate
+
+        found = simulate(jobs, on)
+        left = f"; {len(jobs) - found.jobs} jobs need more GPUs than a host has" if found.jobs < len(jobs) else ""
+        print(f"On {on} GPUs: about {_minutes(found.seconds)}, the GPUs {100 * found.utilisation:.0f} % in use{left}.")
 
 
 def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int:

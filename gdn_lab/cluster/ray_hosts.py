@@ -16,6 +16,7 @@ from .hosts import Hosts
 from .job_process import Task
 
 LOOK_FOR_HOSTS_S = 5.0
+STARTS = 3  # tries to start Ray
 POLL_S = 5.0  # that a host waits for news before it answers without
 NOT_SENT = ["/runs/", "/.git/", "/.venv/", "**/__pycache__/", "/docs/", ".pytest_cache", ".ruff_cache", ".hypothesis"]
 MISSING = (
@@ -80,11 +81,7 @@ class RayHosts(Hosts):
         if not self.ray.is_initialized():
             if not os.environ.get("RAY_ADDRESS"):
                 options |= {"include_dashboard": dashboard, "num_gpus": made_up_gpus}
-            try:
-                self.ray.init(**options)
-            except Exception as error:  # Ray raises many kinds, of Exception itself too
-                where = os.environ.get("RAY_ADDRESS", "this machine")
-                raise RayFailed(f"Ray cannot start on {where}: {str(error).strip().splitlines()[0]}") from error
+            self._start_ray(options)
         self.agents, self.polls, self.seen, self.news = {}, {}, {}, deque()
         self.names: dict[str, str] = {}  # {node id: name of its newest agent}
         self.looked = -LOOK_FOR_HOSTS_S
@@ -117,6 +114,18 @@ class RayHosts(Hosts):
         for agent in self.agents.values():
             self.ray.kill(agent)
         self.ray.shutdown()
+
+    def _start_ray(self, options: dict) -> None:
+        """Start Ray, or join its cluster. On a busy machine its own limit of 30 s is short, so it is tried again."""
+        for left in reversed(range(STARTS)):
+            try:
+                self.ray.init(**options)
+                return
+            except Exception as error:  # Ray raises many kinds, of Exception itself too
+                self.ray.shutdown()
+                where = os.environ.get("RAY_ADDRESS", "this machine")
+                if not left:
+                    raise RayFailed(f"Ray cannot start on {where}: {str(error).strip().splitlines()[0]}") from error
 
     # ---- hosts ----------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class Scheduler:
     def __init__(self):
         self.hosts: dict[str, dict[str, Gpu]] = {}
         self.types: dict[str, str] = {}
+        self._idle: dict[str, int] = {}  # {host: GPUs without a job}
         self.states: dict[str, _State] = {}
         self.running: set[str] = set()
         self._order = count()
@@ -69,6 +70,7 @@ class Scheduler:
         """A host offers its GPUs."""
         self.types[host] = gpu_type
         self.hosts[host] = {each: Gpu(host, each) for each in ids}
+        self._idle[host] = len(ids)
 
     def lose(self, host: str) -> list[str]:
         """A host has gone. Returns the jobs that ran there, which the caller ends as interrupted."""
@@ -110,6 +112,8 @@ class Scheduler:
         self.running.discard(job_id)
         for gpu in gpus:
             gpu.job = None
+        if gpus and self.hosts.get(gpus[0].host, {}).get(gpus[0].id) is gpus[0]:  # its host was not lost
+            self._idle[gpus[0].host] += len(gpus)
         if status in DONE:
             for gpu in gpus:
                 gpu.failed.clear()
@@ -157,6 +161,7 @@ class Scheduler:
     def _begin(self, job: Job, gpus: list[Gpu]) -> None:
         self.states[job.id].on = gpus
         self.running.add(job.id)
+        self._idle[gpus[0].host] -= len(gpus)
         for gpu in gpus:
             gpu.job = job.id
 
@@ -167,7 +172,7 @@ class Scheduler:
         """`wide` free GPUs of the fullest host that has them; [] if none has."""
         best = []
         for host, gpus in self._of_type(gpu_type):
-            if host in reserved:
+            if host in reserved or self._idle[host] < wide:
                 continue
             free = [
                 gpu

@@ -167,3 +167,8 @@ def test_parquet_holds_every_row(swept):
     _, folder, _ = swept()
     table = parquet.read_table(folder / "rows.parquet").to_pylist()
     assert sorted(row["variant"] for row in table) == ["kv8", "vk"] and table[0]["asked_tp"] == "1"
+
+
+def test_the_plan_says_how_long_so_many_gpus_would_take(capsys):
+    assert main(["sweep", "--study", "09", "--over", "tp=1,2", "--plan", "--on", "1"]) == 0
+    assert "On 1 GPUs: about" in (printed := capsys.readouterr().out) and "1 jobs need more GPUs" in printed
