@@ -1,12 +1,15 @@
 """Rows of answered questions, and what two cases that answered the same questions say of each other."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+from ...report.nearest import candidate_runs
+from ...report.recorded import DATA
 from .accuracy_cases import Case, baseline_of, case_of
 from .proportions import Interval, difference, mcnemar, wilson
 
-PHASE = "accuracy"
+NOTEBOOK, PHASE = "11_accuracy", "accuracy"
 ALL = "all"  # kinds of questions together
 
 
@@ -20,6 +23,15 @@ def answers_of(row: dict) -> list[bool]:
     """Right and wrong of a row's questions: what bits() made text of."""
     digits = (int(digit, 16) for digit in row["right_bits"])
     return [bool(digit >> (3 - j) & 1) for digit in digits for j in range(4)][: row["questions"]]
+
+
+def recorded_accuracy(gpu: str, data: Path = DATA) -> tuple[dict, list[dict]]:
+    """(run, rows) recorded on a GPU, or of a run folder, with the most rows; ({}, []) where there is none."""
+    try:
+        found = candidate_runs(gpu, NOTEBOOK, data).values()
+    except ValueError:  # the folder of another notebook's run
+        found = []
+    return max(found, key=lambda one: len(one[1]), default=({}, []))
 
 
 class Comparison(NamedTuple):

@@ -9,11 +9,25 @@ from ...bench.rows import Rows, recorded
 from ...trained.checkpoint import load
 from ...trained.inference import SmallModel
 from ...trained.language import questions
-from .accuracy_cases import BATCH, PADDED, PADDING, UNGUARDED, Case, case_of, cases, refused, set_gates
+from .accuracy_cases import (
+    BATCH,
+    PADDED,
+    PADDED_QUESTIONS,
+    PADDED_STEPS,
+    PADDING,
+    UNGUARDED,
+    Case,
+    case_of,
+    cases,
+    refused,
+    set_gates,
+)
 from .accuracy_rows import bits
-from .answering import VERIFY, right_answers
+from .answering import DECODE, PREFILL, VERIFY, right_answers
 
-GPU_ROWS, CPU_ROWS = 1024, 64  # requests of a batch; of verify(), which keeps a state for each draft, half as many
+# Requests of a batch on a GPU, by path: activations of whole prompts and states of drafts take its memory.
+GPU_ROWS = {PREFILL: 512, DECODE: 2048, VERIFY: 1024}
+CPU_ROWS = 64
 
 
 def accuracy_sweep(p, device, run=None, earlier=()) -> list[dict]:
@@ -49,15 +63,18 @@ def accuracy_sweep(p, device, run=None, earlier=()) -> list[dict]:
 
 def _answer(p, model: SmallModel, case: Case, digest: str, rows: Rows) -> None:
     """Add the rows of one case."""
-    asked = questions(p.questions, case.tokens, p.names, p.seed)
+    count, stepped = p.questions, p.stepped_of(case.tokens)
+    if case.shortcut in PADDED:
+        count, stepped = min(count, PADDED_QUESTIONS), min(stepped, PADDED_STEPS)
+    asked = questions(count, case.tokens, p.names, p.seed)
     began = time.monotonic()
-    right = right_answers(model, case.kernels(), asked, case.path, p.stepped_of(case.tokens), **_batches(model, case))
+    right = right_answers(model, case.kernels(), asked, case.path, stepped, **_batches(model, case))
     seconds = time.monotonic() - began
     for kind in dict.fromkeys(asked.kinds):
         chosen = torch.tensor([each == kind for each in asked.kinds])
         of_kind = right[chosen].tolist()
         fields = {"kind": kind, "questions": len(of_kind), "right": sum(of_kind), "right_bits": bits(of_kind)}
-        more = {"names": p.names, "stepped": p.stepped_of(case.tokens), "device": model.device.type}
+        more = {"names": p.names, "stepped": stepped, "device": model.device.type}
         more |= {"checkpoint_sha256": digest}
         if case.shortcut in PADDED:  # the requests in the slot that padding rows write: the first of each batch
             first = right[chosen & (torch.arange(len(right)) % BATCH == 0)]
@@ -70,5 +87,4 @@ def _batches(model: SmallModel, case: Case) -> dict:
     """Options of right_answers(): requests of a batch, and its padding rows."""
     if case.shortcut in PADDED:
         return {"rows": BATCH, "padding": PADDING, "unguarded": case.shortcut == UNGUARDED}
-    rows = GPU_ROWS if model.device.type == "cuda" else CPU_ROWS
-    return {"rows": rows // 2 if case.path == VERIFY else rows}
+    return {"rows": GPU_ROWS[case.path] if model.device.type == "cuda" else CPU_ROWS}
