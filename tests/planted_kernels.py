@@ -15,7 +15,7 @@ from gdn_lab import variant
 
 {before}
 
-@variant("planted/{layout}", layout="{LAYOUT}", state_dtypes={state_dtypes}, allocates=True)
+@variant("planted/{layout}", layout="{LAYOUT}", state_dtypes={state_dtypes}, allocates={allocates})
 def planted(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
     {first}
     B, HK, K = q.shape
@@ -42,13 +42,14 @@ RIGHT = {
     "layout": "vk",
     "LAYOUT": "VK",
     "state_dtypes": '("bfloat16",)',
+    "allocates": "True",
     "first": "",
     "live": "indices >= 0",
     "gather": "state[slots].float()",
     "norm": "(x * x).sum(-1, keepdim=True)",
     "eps": "1e-6",
     "scale": "scale",
-    "heads": "torch.arange(HV) // (HV // HK)",
+    "heads": "torch.arange(HV, device=q.device) // (HV // HK)",
     "threshold": "20.0",
     "sign": "-",
     "beta": "torch.sigmoid(b.float())[:, :, None]",
@@ -132,7 +133,7 @@ def add(out, part):
     ),
     "patched comparison": planted("nothing patched", before="torch.equal = lambda x, y: True"),
     "ignores strides": planted("strides", first="q = q.as_strided(q.shape, (q.shape[1] * q.shape[2], q.shape[2], 1))"),
-    "ignores the dtype of indices": planted("dtypes", first="indices = indices.view(torch.int32)[: len(q)]"),
+    "ignores the dtype of indices": planted("shapes and dtypes", first="indices = indices.view(torch.int32)[: len(q)]"),
     "no epsilon in the norm": planted("hard inputs", eps="0.0"),
     "epsilon outside of the root": planted(
         "norms and scales", norm="(x * x).sum(-1, keepdim=True).sqrt().add(1e-6).square()", eps="0.0"
@@ -140,7 +141,7 @@ def add(out, part):
     "no scale": planted("reference", scale="1.0"),
     "scale of its own": planted("norms and scales", scale="K**-0.5"),
     "no norm": planted("norms and scales", first="use_qk_l2norm = True"),
-    "wrong heads": planted("reference", heads="torch.arange(HV) % HK"),
+    "wrong heads": planted("reference", heads="torch.arange(HV, device=q.device) % HK"),
     "a state stored for padding rows": planted(
         "padding", store="state[torch.where(live, indices, len(state) - 1).long()] = S.to(state.dtype)"
     ),

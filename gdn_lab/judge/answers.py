@@ -36,6 +36,9 @@ def _names(request: dict) -> list[str]:
     """Return the variants to judge. ValueError, one sentence, for a file or a name that cannot be."""
     for path in request["kernels"]:
         author_files.load(path)
+    for check in request.get("only") or ():
+        if check not in judging.CHECKS:
+            raise ValueError(f"there is no check {check!r}; choose from {', '.join(judging.CHECKS)}")
     names = []
     for word in request["judged"]:
         found = author_files.load(word) if word.endswith((".py", ".json")) else [word]

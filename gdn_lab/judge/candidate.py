@@ -26,8 +26,8 @@ TRITON = ("JITFunction", "InterpretedFunction", "Autotuner", "Heuristics")
 class Candidate:
     """A variant that is judged as a decode kernel.
 
-    calls: (shape, state dtype, io dtype, index dtype) of each kind of call that it takes. refusals: sentences about
-    those that it does not. seed: of every check. Refused if it takes none.
+    calls: (shape, state dtype, io dtype, index dtype) of each kind of call that it takes; on a GPU, `covering`, some of
+    them in which each value occurs. seed: of every check. Refused, with the first reason, if it takes none.
 
     A kernel of an author's without supports() is judged on the models' head size and engines' bf16 inputs alone.
     """
@@ -41,17 +41,19 @@ class Candidate:
             sizes = INTERPRETED_HEADS
         inputs = (BF16, FP16, FP32) if self.says_what_it_takes else (BF16,)
         shapes = [GDNShape(*heads, *size) for size, heads in itertools.product(sizes, HEADS)]
-        self.calls, self.refusals = [], {}
+        self.calls, reasons = [], []
         for some in (shapes, [GDNShape(*heads, *MODEL_HEAD) for heads in MODEL_HEADS]):
             for call in itertools.product(some, self.record.state_dtypes, inputs, (torch.int32, torch.int64)):
                 reason = self.refusal(*call)
-                if reason is None:
-                    self.calls.append(call)
-                else:
-                    self.refusals[call] = reason
+                self.calls += [call] if reason is None else []
+                reasons += [reason] if reason else []
             if self.calls:
-                return
-        raise Refused(self.refusals[next(iter(self.refusals))])
+                break
+        else:
+            raise Refused(reasons[0])
+        self.covering = covering(self.calls, self.usual_call())
+        if self.device.type == "cuda":  # each kind of call is another kernel to compile
+            self.calls = self.covering
 
     def refusal(self, shape, state_dtype, io_dtype, index_dtype) -> str | None:
         """Return why it does not take such a call, or None."""
@@ -117,3 +119,17 @@ class Candidate:
         if not isinstance(backend, author.AuthorBackend):
             return True
         return backend.parts[self.record.name, "decode"].supports is not None
+
+
+def covering(calls: list[tuple], usual: tuple) -> list[tuple]:
+    """Return the usual call, and for each other shape or dtype that occurs the call nearest to it that has that."""
+
+    def distance(call) -> int:
+        return sum(x != y for x, y in zip(call, usual, strict=True))
+
+    found = [usual]
+    for place in range(len(usual)):
+        for value in dict.fromkeys(call[place] for call in calls):
+            if all(call[place] != value for call in found):
+                found.append(min((call for call in calls if call[place] == value), key=distance))
+    return found

@@ -56,12 +56,9 @@ def against_the_reference(candidate: Candidate, seconds: float) -> str:
     return spread(candidate, trials(), seconds)
 
 
-def state_dtypes(candidate: Candidate, seconds: float) -> str:
-    """Each dtype of state, of inputs and of indices, with several heads."""
-    calls = {call[1:]: call for call in reversed(candidate.calls)} | {
-        call[1:]: call for call in reversed(candidate.calls) if call[0].num_k_heads > 1
-    }
-    return whole(candidate, [candidate.usual(**_of(call)) for call in calls.values()], seconds)
+def shapes_and_dtypes(candidate: Candidate, seconds: float) -> str:
+    """Each shape, and each dtype of state, of inputs and of indices."""
+    return whole(candidate, [candidate.usual(**_of(call)) for call in candidate.covering], seconds)
 
 
 def hard_inputs(candidate: Candidate, seconds: float) -> str:

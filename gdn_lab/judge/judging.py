@@ -43,7 +43,7 @@ def nothing_patched(candidate: Candidate, seconds: float) -> str:
 
 CHECKS = {
     "reference": decode_checks.against_the_reference,
-    "dtypes": decode_checks.state_dtypes,
+    "shapes and dtypes": decode_checks.shapes_and_dtypes,
     "hard inputs": decode_checks.hard_inputs,
     "gates at their limits": decode_checks.gate_limits,
     "norms and scales": decode_checks.norms_and_scales,
