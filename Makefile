@@ -72,7 +72,7 @@ bench: $(READY)  ## run the decode benchmark alone (notebook 02) [KERNEL=my_kern
 check: $(READY)  ## is a decode kernel right? KERNEL=my_kernel.py, or a variant: ARGS="triton/vk"
 	@$(GDN_LAB) check $${KERNEL:+"$$KERNEL"} $(ARGS)
 
-judge: $(READY)  ## is a kernel correct, and faster? KERNEL=my_kernel.py, or a variant: ARGS="triton/vk"; a page and JSON
+judge: $(READY)  ## is a kernel correct, is it faster, what limits it? KERNEL=my_kernel.py; text, a page and JSON
 	@$(GDN_LAB) judge $${KERNEL:+"$$KERNEL"} $(ARGS)
 
 profile: $(READY)  ## record a decode step (notebook 03) and attribute its time (04); or open the trace CAPTURE=file

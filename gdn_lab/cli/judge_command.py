@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workloads", metavar="LIST", help="heads and batches of flashinfer-bench, or of its JSONL file")
     add("--dtype", metavar="DTYPE", help="of the state when it is timed; default: the first that the kernel takes")
     add("--samples", type=int, default=50, metavar="N", help="of each time; default: 50")
+    add("--only", metavar="CHECKS", help="comma-separated names of checks, as gdn-lab check prints them; default: all")
     add("--seed", type=int, default=0, help="of inputs, states and slots")
     add("--runs", type=Path, default=RUNS, metavar="FOLDER", help="where run folders go")
 
@@ -47,11 +48,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     status = 0
-    for checked in checked_apart(arguments.file, arguments.seed):
+    only = checks_of(arguments.only) if arguments.only else None
+    for checked in checked_apart(arguments.file, arguments.seed, only):
         for each in settings:
             verdict = judged(checked, each, arguments)
             status = max(status, int(verdict.correctness != CORRECT))
     return status
+
+
+def checks_of(word: str) -> list[str]:
+    """ "padding,streams" -> ["padding", "streams"]. UsageError for one that there is not."""
+    from ..judge.judging import CHECKS
+
+    names = [name.strip() for name in word.split(",")]
+    if unknown := [name for name in names if name not in CHECKS]:
+        raise UsageError(f"--only: there is no check {', '.join(unknown)}; choose from {', '.join(CHECKS)}")
+    return names
 
 
 def checked_apart(word: str, seed: int, only: list[str] | None = None) -> list:

@@ -1,4 +1,4 @@
-"""The leaderboard: a view of the rows of decode sweeps (notebook 02), recorded and of runs/. Nothing is stored.
+"""The leaderboard: a view of rows of decode sweeps, recorded and of runs/ (notebook 02, gdn-lab judge); stores nothing.
 
 A kernel counts if its result was right on everything that was checked, was timed by CUDA-graph replay in place with a
 cold L2, and is no eager PyTorch. Times of a CPU rank nothing.
@@ -15,7 +15,7 @@ from .recorded import DATA, recorded_runs
 from .text import aligned, device_name, listed, micro, percent
 from .timed import is_outside, name_of
 
-NOTEBOOK, TIMER = "02_decode_kernels", "cuda_graph_replay"
+NOTEBOOKS, TIMER = ("02_decode_kernels", "judge"), "cuda_graph_replay"
 
 
 class Setting(NamedTuple):
@@ -65,7 +65,7 @@ class Board(NamedTuple):
 def sources(data: Path = DATA, runs: Path | None = None) -> tuple[list[Source], list[str]]:
     """Every recorded decode run, and those in the folder `runs`; and a sentence for each folder that cannot be read."""
     folders = {f"{gpu}/{name}": data / "measured" / gpu / name for gpu, name in recorded_runs(data)}
-    folders |= {folder.name: folder for folder in (newest_first(runs) if runs else ()) if "02_" in folder.name}
+    folders |= {folder.name: folder for folder in (newest_first(runs) if runs else ()) if _may_rank(folder)}
     found, notes = [], []
     for name, folder in folders.items():
         try:
@@ -73,9 +73,13 @@ def sources(data: Path = DATA, runs: Path | None = None) -> tuple[list[Source], 
         except ValueError as error:
             notes.append(f"{name} left out: {error}.")
             continue
-        if run.get("notebook") == NOTEBOOK:
+        if run.get("notebook") in NOTEBOOKS:
             found.append(Source(name, run, rows))
     return found, notes
+
+
+def _may_rank(folder: Path) -> bool:
+    return "-02_" in folder.name or "-judge" in folder.name
 
 
 def board(found: list[Source], notes: list[str] = ()) -> Board:

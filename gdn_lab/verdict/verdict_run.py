@@ -65,6 +65,9 @@ def make(checked: Checked, settings: Settings, run: Run) -> tuple[Verdict, Timed
     gpu = torch.cuda.is_available()
     made = Verdict(checked.kernel, checked.file, device_name(run.info), checked.correctness, checked.died)
     made.checks = checked.findings
+    missing = [name for name in judging.CHECKS if name not in {check.check for check in made.checks}]
+    if made.correctness == CORRECT and missing:
+        made.notes.append(f"Not checked: {', '.join(missing)}.")
     if made.correctness == judging.REFUSED:
         made.why = made.checks[0].sentence if made.checks else ""
     if made.correctness != CORRECT or not gpu:

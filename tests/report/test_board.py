@@ -105,7 +105,7 @@ def test_a_peer_outside_the_tolerance_is_named_and_not_ranked():
 
 def test_recorded_rows_and_a_folder_of_runs_are_read(tmp_path):
     faster = kernel("mine/vk", cold(sweep_rows(batches=(8,))), 0.1)
-    for name, content in {"20261128T081500Z-02_decode_kernels": faster, "20261128T081600Z-02_damaged": None}.items():
+    for name, content in {"20261128T081500Z-02_decode_kernels": faster, "20261128T081600Z-judge": None}.items():
         folder = tmp_path / name
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps(NAMED))
@@ -113,7 +113,7 @@ def test_recorded_rows_and_a_folder_of_runs_are_read(tmp_path):
         (folder / "rows.jsonl").write_text(lines)
     found, notes = sources(DATA, tmp_path)
     assert "h100/02_decode_kernels" in [source.name for source in found]
-    assert len(notes) == 1 and "02_damaged left out" in notes[0] and "line 1 is damaged" in notes[0]
+    assert len(notes) == 1 and "-judge left out" in notes[0] and "line 1 is damaged" in notes[0]
     best = {(place.setting.gpu, place.setting.dtype, place.batch): place for place in board(found).places}
     place = best["NVIDIA H100 80GB HBM3", "bfloat16", 8]
     assert (place.kernel, place.run) == ("mine/vk", "20261128T081500Z-02_decode_kernels")

@@ -81,6 +81,11 @@ def test_the_example_in_the_cute_dsl_compiles_for_hopper_and_refuses_what_it_can
         assert "compute capability 9.0 or newer" in backend.refusal(registry.VARIANTS[name], call)
 
 
+def test_a_check_that_is_not_there_is_said(capsys):
+    assert main(["judge", "triton/vk", "--only", "padding,nothing"]) == 2
+    assert "there is no check nothing; choose from reference, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["nothing.py", "nothing/vk"])
 def test_what_is_not_there_is_said(word, capsys):
     assert main(["judge", word]) == 2
