@@ -21,13 +21,16 @@ UNSEEN = -(1 << 30)  # the position of a place in the window's cache that holds 
 
 
 class Kernels(NamedTuple):
-    """What each phase runs on: a backend's name or variant; and the pool's layout and dtype."""
+    """What each phase runs on: a backend's name or variant; and the pool's layout, dtype, rounding (as StatePool has
+    them) and updates of its ring, 0 for none."""
 
     prefill: str = "auto"
     decode: str = "auto"
     verify: str = "auto"
     layout: str = "VK"
     dtype: torch.dtype = torch.float32
+    rounding: str = "nearest"
+    ring: int = 0
 
 
 class SmallModel:
@@ -73,7 +76,10 @@ class Requests:
         self.padding, self.unguarded = padding, unguarded
         self.stale = torch.full((padding, 1), PAD, device=model.device)
         options = {"layout": kernels.layout, "dtype": kernels.dtype, "device": model.device}
+        options |= {"rounding": kernels.rounding}
         self.pools = {number: StatePool(sizes.gdn, n + 1, **options) for number in sizes.gdn_layers}
+        for pool in self.pools.values() if kernels.ring else ():
+            pool.reserve_ring(kernels.ring)
         first = 0 if unguarded else 1
         self.indices = torch.arange(first, first + n, dtype=torch.int32, device=model.device)
         self.places = sizes.window + MOST_DRAFTS

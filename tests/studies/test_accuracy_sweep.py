@@ -27,7 +27,9 @@ def p(tmp_path):
 def test_cases_begin_with_what_others_are_compared_with(p):
     found = cases.cases(p)
     assert [(case.path, case.dtype, case.shortcut) for case in found[:3]] == [(path, "float32", "") for path in PATHS]
-    assert len(found) == len(set(found)) == 3 + 5 + 3  # paths; padding and gates; a 16-bit dtype on three paths
+    assert (
+        len(found) == len(set(found)) == 3 + 5 + 3 + 1
+    )  # paths; padding and gates; bfloat16 on three paths; stochastic
     for case in found:
         other = cases.baseline_of(case, p.baseline)
         assert found.index(other) <= found.index(case)
@@ -43,11 +45,26 @@ def test_rows_are_written_and_taken_over(p, tmp_path, capsys):
     assert len(AccuracyRows(rows).cases) == len(cases.cases(p))
 
 
+def test_a_kernel_that_fails_stops_no_other(p, monkeypatch, capsys):
+    whole = sweep.right_answers
+
+    def fails(model, kernels, asked, path, *arguments, **options):
+        if path == "verify":
+            raise RuntimeError("no such instruction\nand more")
+        return whole(model, kernels, asked, path, *arguments, **options)
+
+    monkeypatch.setattr(sweep, "right_answers", fails)
+    rows = sweep.accuracy_sweep(p, "cpu")
+    failed = [row for row in rows if row["status"] == "refused"]
+    assert [row["reason"] for row in failed] == ["failed: no such instruction"] * 2
+    assert len(rows) == 2 + 3 * (len(cases.cases(p)) - 2)
+
+
 def test_no_time_is_left(p, capsys):
     rows = sweep.accuracy_sweep(p.model_copy(update={"minutes": -1.0}), "cpu")
     assert (
         rows == []
-        and "No time was left for 11 cases: prefill, torch/vk, float32, 128 tokens" in capsys.readouterr().out
+        and "No time was left for 12 cases: prefill, torch/vk, float32, 128 tokens" in capsys.readouterr().out
     )
 
 

@@ -8,9 +8,10 @@ from ...backends.base import dtype_name
 from ...backends.registry import VARIANTS, refusal
 from ...trained.inference import Kernels, SmallModel
 from ...trained.sizes import Sizes
-from .answering import DECODE, PATHS
+from .answering import DECODE, PATHS, PREFILL, VERIFY
 
 FLOAT32 = "float32"
+NEAREST, STOCHASTIC = "nearest", "stochastic"
 NO_SHORTCUT = ""
 BF16_DT_BIAS, BF16_A_LOG, NO_DT_BIAS = "dt_bias in bf16", "A_log in bf16", "dt_bias left out"
 GUARDED, UNGUARDED = "padding, guarded", "padding writes slot 0"
@@ -23,17 +24,24 @@ PADDED_QUESTIONS, PADDED_STEPS = 1100, 16  # at most: batches so small take long
 
 
 class Case(NamedTuple):
-    """One way to answer. kernel: "backend/variant" of the path's phase. dtype: of the state. tokens: of a prompt."""
+    """One way to answer. kernel: "backend/variant" of the path's phase. dtype: of the state. tokens: of a prompt.
+    rounding: of the state, as StatePool has it."""
 
     path: str
     kernel: str
     dtype: str
     shortcut: str
     tokens: int
+    rounding: str = NEAREST
 
     def __str__(self) -> str:
         more = f", {self.shortcut}" if self.shortcut else ""
-        return f"{self.path}, {self.kernel}, {self.dtype}{more}, {self.tokens} tokens"
+        return f"{self.path}, {self.kernel}, {self.state}{more}, {self.tokens} tokens"
+
+    @property
+    def state(self) -> str:
+        """ "bfloat16"; "bfloat16 stochastic"."""
+        return self.dtype if self.rounding == NEAREST else f"{self.dtype} {self.rounding}"
 
     @property
     def fields(self) -> dict:
@@ -46,6 +54,7 @@ class Case(NamedTuple):
             "variant": variant,
             "layout": VARIANTS[self.kernel].layout,
             "state_dtype": self.dtype,
+            "rounding": self.rounding,
             "shortcut": self.shortcut,
             "tokens": self.tokens,
         }
@@ -54,30 +63,36 @@ class Case(NamedTuple):
         """What each phase runs on: the kernel where it serves the phase, for the rest what "auto" chooses."""
         variant = VARIANTS[self.kernel]
         backends = {phase: self.kernel if phase in variant.phases else "auto" for phase in PATHS}
-        return Kernels(**backends, layout=variant.layout, dtype=getattr(torch, self.dtype))
+        pool = {"dtype": getattr(torch, self.dtype), "rounding": self.rounding, "ring": variant.ring}
+        return Kernels(**backends, layout=variant.layout, **pool)
 
 
 def case_of(row: dict) -> Case:
     """The case of a row."""
     kernel = f"{row['backend']}/{row['variant']}"
-    return Case(row["path"], kernel, row["state_dtype"], row["shortcut"], row["tokens"])
+    return Case(row["path"], kernel, row["state_dtype"], row["shortcut"], row["tokens"], row["rounding"])
 
 
 def cases(p) -> list[Case]:
-    """All cases of the parameters (study.py): what others are compared with first, then the rest of the first length,
-    padding and shortcuts, and at last longer prompts."""
+    """All cases of the parameters (study.py), the most wanted first: what others are compared with, padding and gates,
+    states of the baseline's kernel at two lengths, other kernels, and at last states at the other lengths."""
     first, *longer = p.tokens
     found = [Case(path, p.baseline, FLOAT32, NO_SHORTCUT, first) for path in PATHS]
     found += [Case(DECODE, p.baseline, FLOAT32, shortcut, first) for shortcut in (*PADDED, *GATES)]
     dtypes = [dtype_name(dtype) for dtype in p.dtypes]
-    for dtype in dtypes:
+    states = [(dtype, NEAREST) for dtype in dict.fromkeys([FLOAT32, *dtypes])]
+    states += [(dtype, STOCHASTIC) for dtype in dtypes if dtype != FLOAT32]
+
+    def at(tokens: int) -> list[Case]:
+        return [Case(DECODE, p.baseline, dtype, NO_SHORTCUT, tokens, rounding) for dtype, rounding in states]
+
+    found += at(first) + (at(longer[0]) if longer else [])
+    for path in (DECODE, VERIFY, PREFILL):
         for name, variant in VARIANTS.items():
-            serves = p.backends == "all" or name in p.backends
-            if serves and dtype in map(dtype_name, variant.state_dtypes):
-                found += [Case(path, name, dtype, NO_SHORTCUT, first) for path in PATHS if path in variant.phases]
-    for tokens in longer:
-        found += [Case(DECODE, p.baseline, dtype, NO_SHORTCUT, tokens) for dtype in dict.fromkeys([FLOAT32, *dtypes])]
-    return list(dict.fromkeys(found))
+            if (p.backends == "all" or name in p.backends) and path in variant.phases:
+                served = [dtype for dtype in dtypes if dtype in map(dtype_name, variant.state_dtypes)]
+                found += [Case(path, name, dtype, NO_SHORTCUT, first) for dtype in served]
+    return list(dict.fromkeys(found + [case for tokens in longer[1:] for case in at(tokens)]))
 
 
 def baseline_of(case: Case, kernel: str) -> Case:
@@ -91,6 +106,7 @@ def refused(case: Case, sizes: Sizes, device) -> str | None:
     """Why a case cannot run here, in one sentence; None if it can."""
     dtype, layout = getattr(torch, case.dtype), VARIANTS[case.kernel].layout
     options = {"layout": layout, "dtype": dtype, "device": device, "phase": case.path}
+    options |= {"stochastic": case.rounding == STOCHASTIC}
     return refusal(case.kernel, sizes.gdn, **options)
 
 

@@ -27,7 +27,7 @@ def points(interval: Interval) -> str:
 
 def what(case: Case) -> str:
     """A case in a few words, without its path and length: "triton/vk, bfloat16"."""
-    return f"{label(case.kernel)}, {case.dtype}" + (f", {case.shortcut}" if case.shortcut else "")
+    return f"{label(case.kernel)}, {case.state}" + (f", {case.shortcut}" if case.shortcut else "")
 
 
 def accuracy_table(rows: AccuracyRows) -> pandas.DataFrame:
@@ -39,7 +39,7 @@ def accuracy_table(rows: AccuracyRows) -> pandas.DataFrame:
         line = {
             "path": case.path,
             "kernel": label(case.kernel),
-            "state": case.dtype,
+            "state": case.state,
             "shortcut": case.shortcut,
             "tokens": case.tokens,
             "questions": len(rows.right[case][ALL]),

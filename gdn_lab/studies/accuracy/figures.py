@@ -84,8 +84,8 @@ def lengths(rows: AccuracyRows) -> Figure:
         for case in rows.cases
         if case.path == DECODE and case.kernel == rows.baseline and case.shortcut == NO_SHORTCUT
     ]
-    dtypes = list(dict.fromkeys(case.dtype for case in chosen))
-    colours = dtype_colours(dtypes)
+    states = list(dict.fromkeys(case.state for case in chosen))
+    colours = dtype_colours(states)
     fig, axes = new_figure(
         _lengths_title(rows, chosen) + _where(rows),
         13,
@@ -96,14 +96,14 @@ def lengths(rows: AccuracyRows) -> Figure:
     )
     for ax, kind in zip(axes, rows.kinds, strict=True):
         ends = []
-        for place, dtype in enumerate(dtypes):
-            cases = sorted((case for case in chosen if case.dtype == dtype), key=lambda case: case.tokens)
+        for place, state in enumerate(states):
+            cases = sorted((case for case in chosen if case.state == state), key=lambda case: case.tokens)
             found = [rows.interval(case, kind) for case in cases]
             shares = [100 * one.share for one in found]
             bars = [[100 * (one.share - one.low) for one in found], [100 * (one.high - one.share) for one in found]]
-            xs = [case.tokens * 1.03 ** (place - 1) for case in cases]
-            ax.errorbar(xs, shares, yerr=bars, color=colours[dtype], marker="o", markersize=5, capsize=3)
-            ends.append((shares[-1], f"{dtype} {shares[-1]:.1f}", colours[dtype]))
+            xs = [case.tokens * 1.03 ** (place - len(states) // 2) for case in cases]
+            ax.errorbar(xs, shares, yerr=bars, color=colours[state], marker="o", markersize=5, capsize=3)
+            ends.append((shares[-1], f"{state} {shares[-1]:.1f}", colours[state]))
         ax.set_xscale("log", base=2)
         ax.set_xticks(rows.tokens, [f"{tokens:,}" for tokens in rows.tokens])
         ax.minorticks_off()
@@ -116,7 +116,7 @@ def lengths(rows: AccuracyRows) -> Figure:
 
 def _lengths_title(rows: AccuracyRows, chosen) -> str:
     longest = max(case.tokens for case in chosen)
-    shares = {case.dtype: 100 * rows.interval(case).share for case in chosen if case.tokens == longest}
+    shares = {case.state: 100 * rows.interval(case).share for case in chosen if case.tokens == longest}
     others = ", ".join(f"{dtype} {share:.1f} %" for dtype, share in shares.items() if dtype != FLOAT32)
     finding = f"At {longest:,} tokens float32 answers {shares[FLOAT32]:.1f} % exactly"
     return f"{finding}, {others}" if others else finding

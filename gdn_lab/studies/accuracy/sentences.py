@@ -53,7 +53,7 @@ def _dtypes(rows: AccuracyRows) -> list[str]:
     found = []
     for tokens in rows.tokens:
         parts = [
-            f"{case.dtype} {_verdict(rows, case)}"
+            f"{case.state} {_verdict(rows, case)}"
             for case in _cases(rows, DECODE)
             if case.kernel == rows.baseline
             and case.tokens == tokens

@@ -55,7 +55,12 @@ def accuracy_sweep(p, device, run=None, earlier=()) -> list[dict]:
                 left.append(case)
                 continue
             set_gates(model, originals, case.shortcut)
-            _answer(p, model, case, digest, rows)
+            try:
+                _answer(p, model, case, digest, rows)
+            except (RuntimeError, ValueError) as error:  # of one kernel, which stops no other
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                rows.add(case.fields | {"status": "refused", "reason": f"failed: {reason}"})
+                print(f"{case}: failed: {reason}", flush=True)
     if left:
         print(f"No time was left for {len(left)} cases: {'; '.join(map(str, left))}.", flush=True)
     return [*earlier, *rows]
