@@ -133,6 +133,8 @@ class TritonBackend(Backend):
 
         def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
             tile = fixed or recurrent.decode_tile(q.shape[0] * HV, overlap)
+            if call.stochastic:
+                tile = recurrent.stochastic_tile(tile)
             (q_row, q_head, _), (k_row, k_head, _), (v_row, v_head, _) = q.stride(), k.stride(), v.stride()
             data = state.data
             recurrent.launch_recurrent(

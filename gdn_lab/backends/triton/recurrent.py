@@ -235,6 +235,12 @@ def decode_tile(heads: int, overlap: bool) -> Tile:
     return Tile(32 if overlap and heads >= 16384 else 16, 1)
 
 
+def stochastic_tile(tile: Tile) -> Tile:
+    """Choose the tile of stochastic rounding, given that of rounding to nearest: of 32 rows a thread's part, with the
+    random bits, takes all registers, and too few programs fit an SM to hide the longer arithmetic."""
+    return tile._replace(rows=min(tile.rows, 16))
+
+
 def verify_tile(heads: int, tokens: int, dtype: torch.dtype, k_last: bool, hopper: bool) -> Tile:
     """Choose the tile of verify for B · HV heads, by times on an H100."""
     if not k_last:

@@ -50,13 +50,14 @@ class Parameters(ModelParameters):
         "auto", description="comma-separated: auto, or from full rank,few dimensions,nearly parallel"
     )
     steps: by_device(cpu=100, gpu=10_000) = Field(0, description="decode steps; 0 is 10,000, on a CPU 100")
-    rows: by_device(cpu=1, gpu=4) = Field(0, description="requests side by side; 0 is 4, on a CPU 1")
+    rows: by_device(cpu=1, gpu=2) = Field(0, description="requests side by side; 0 is 2, on a CPU 1")
     batch: int = Field(256, ge=1, description="of the timed step, on a GPU alone")
     checkpoint: Annotated[str, AfterValidator(_folder)] = Field(
         "", description="a Hugging Face folder of Qwen3-Next or Qwen3.5 whose gates to take too; none if empty"
     )
     samples: Samples = Field(0, description="timed samples of each way; 0 is 50, on a CPU nothing is timed")
     seed: Seed = Field(0, description="of the random inputs and of stochastic rounding")
+    minutes: float = Field(9.0, gt=0, description="after which no further regime is begun")
     gpu_reference: RecordedGPU = Field(
         "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
     )
@@ -80,13 +81,18 @@ class Parameters(ModelParameters):
         if not on_gpu() and len(self.gates) == len(GATES) and len(self.keys) == len(KEYS):
             found = list(ON_CPU)
         else:
-            found = []
-            for gates in self.gates:
-                if gates == TRAINED:
-                    found.append((gates, OWN))
-                elif gates != CHECKPOINT:
-                    found += [(gates, keys) for keys in (self.keys[:1] if gates == STRONG else self.keys)]
+            drawn = [gates for gates in self.gates if gates not in (TRAINED, CHECKPOINT)]
+            found = [(gates, self.keys[0]) for gates in drawn]
+            found += [(gates, OWN) for gates in self.gates if gates == TRAINED]
+            found += [(gates, keys) for keys in self.keys[1:] for gates in drawn if gates != STRONG]
         return found + ([(CHECKPOINT, keys) for keys in self.keys[:2]] if self.checkpoint else [])
+
+
+def record(parameters: Parameters, run, earlier: list[dict]) -> None:
+    """Run what the parameters ask for, but for the regimes and times that the rows `earlier` have."""
+    from .sweep import everything
+
+    everything(parameters, run, earlier)
 
 
 def section(run: dict, rows: list[dict]) -> Section:
@@ -112,4 +118,5 @@ STUDY = Study(
     parameters=Parameters,
     section=section,
     section_name="drift",
+    record=record,
 )

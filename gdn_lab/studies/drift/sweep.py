@@ -1,6 +1,7 @@
 """Sweep of the drift study: for each regime all ways in step with the float64 reference, then what each costs."""
 
 import math
+import time
 
 import torch
 
@@ -36,12 +37,14 @@ def drift_sweep(
     device,
     seed: int = 0,
     checkpoint=None,
+    until: float = math.inf,
     run=None,
 ) -> list[dict]:
     """Return a row for each regime and way, and one for each regime, written when the regime is done.
 
     points: (gates, keys) of each regime. shape: GDNShape of the synthetic regimes. steps: decode steps. rows: requests
-    side by side. checkpoint: regimes.Gates of a Hugging Face folder, for the gates "checkpoint". run: a Run, or None.
+    side by side. checkpoint: regimes.Gates of a Hugging Face folder, for the gates "checkpoint". until: by
+    time.monotonic(), after which no regime is begun. run: a Run, or None.
 
     A way's row has lists, an entry for each of `steps`: state_error, the norm of the state's error by the norm of the
     state, its median over rows and heads; output_error, of the output as returned, rounded to its dtype;
@@ -55,6 +58,9 @@ def drift_sweep(
     with recorded(run), torch.no_grad():
         for gates, keys in points:
             case = {"gates": gates, "keys": keys}
+            if time.monotonic() > until:
+                print(f"The time limit was reached before {gates}, {keys}: give more -p minutes.")
+                continue
             try:
                 stream = _stream(gates, keys, shape, rows, device, seed, checkpoint)
             except FileNotFoundError as error:
@@ -144,10 +150,19 @@ def _of_regime(steps: list[int], largest: list[float], largest_value: float, log
     }
 
 
-def everything(p, run) -> list[dict]:
-    """Run what the parameters of the study ask for, study.Parameters: every regime, then what each way costs."""
+def everything(p, run, earlier=()) -> list[dict]:
+    """Run what the parameters of the study ask for, study.Parameters: what each way costs, then every regime.
+
+    earlier: rows of a run that is gone on with; the times and regimes that they have are left out. Returns all rows.
+    """
+    until = time.monotonic() + 60 * p.minutes
     device, shape = torch.device("cuda" if on_gpu() else "cpu"), p.shape
     checkpoint = checkpoint_gates(p.checkpoint).sample(shape.num_v_heads) if p.checkpoint else None
     options = {"device": device, "seed": p.seed, "run": run}
-    rows = drift_sweep(p.points, shape=shape, steps=p.steps, rows=p.rows, checkpoint=checkpoint, **options)
-    return rows + cost_sweep(shape, p.batch, samples=p.samples, model=p.model, tp=p.tp, **options)
+    rows = list(earlier)
+    if not any("median_us" in row for row in rows):
+        rows += cost_sweep(shape, p.batch, samples=p.samples, model=p.model, tp=p.tp, **options)
+    done = {(row["gates"], row["keys"]) for row in rows if "largest_state" in row}
+    points = [point for point in p.points if point not in done]
+    options |= {"steps": p.steps, "rows": p.rows, "checkpoint": checkpoint, "until": until}
+    return rows + drift_sweep(points, shape=shape, **options)

@@ -64,11 +64,12 @@ class Way:
 def all_ways(device) -> list[Way]:
     """Every way for a device: each backend and dtype; stochastic rounding and shortcuts on Triton, on a CPU on torch.
 
-    A backend counts with its first K-last decode kernel. On a GPU eager PyTorch, which is slow, runs in float32 alone.
+    A backend counts with its first K-last decode kernel that works on the pool in place. On a GPU eager PyTorch, which
+    is slow, runs in float32 alone.
     """
     first = {}
     for variant in VARIANTS.values():
-        if variant.layout == "VK" and "decode" in variant.phases and variant.role != "yours":
+        if variant.layout == "VK" and "decode" in variant.phases and variant.role != "yours" and not variant.copies:
             first.setdefault(variant.backend, variant)
     on_gpu = torch.device(device).type == "cuda"
     main = "triton/vk" if on_gpu else "torch/vk"
