@@ -1,5 +1,6 @@
 """The sweep of prefill() on the CPU."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,9 @@ from gdn_lab.bench.sweep import AFTER, HOST_SYNC, RANDOM
 from gdn_lab.costs import prefill_bytes
 from gdn_lab.hard_inputs import KINDS
 from gdn_lab.report.timed import Timed
+from gdn_lab.studies.parameters import ParameterError
 from gdn_lab.studies.prefill import analysis
+from gdn_lab.studies.prefill.study import Parameters
 from gdn_lab.studies.prefill.sweep import PrefillSweep, prefill_sweep
 from gdn_lab.tolerances import LAST_PLACE, PREFILL
 
@@ -137,3 +140,14 @@ def test_on_a_gpu():
     assert all(row["checked"] == [RANDOM, *CALL_KINDS, *KINDS, AFTER] for row in timed if row["indexing"] == "in_place")
     for row in rows:
         assert set(row.get("wrong_on", ())) <= set(OUTSIDE_TOLERANCE.get(f"{row['backend']}/{row['variant']}", ())), row
+
+
+def test_workloads_of_flashinfer_bench_are_sequences_and_their_mean_length(tmp_path):
+    path = tmp_path / "w.jsonl"
+    sizes = [("prefill", {"num_seqs": 2, "total_seq_len": 301}), ("decode", {"batch_size": 8})]
+    entries = [{"definition": f"gdn_{word}_qk2_v4_d128_k_last", "workload": {"axes": axes}} for word, axes in sizes]
+    path.write_text("\n".join(map(json.dumps, entries)))
+    assert Parameters.parse({"workloads": str(path)}).workloads == [(2, 150)]
+    path.write_text(json.dumps(entries[1]))
+    with pytest.raises(ParameterError, match="w.jsonl has none of prefill"):
+        Parameters.parse({"workloads": str(path)})

@@ -9,8 +9,11 @@ import torch
 from hostile_names import NAMES
 from synthetic import RUN, sweep_rows
 
+from gdn_lab import GDNShape
 from gdn_lab.bench.results import Run
 from gdn_lab.cli import judge_command, verdict_page
+from gdn_lab.cli.errors import UsageError
+from gdn_lab.cli.main import parser
 from gdn_lab.judge.judging import Finding
 from gdn_lab.names import readable
 from gdn_lab.report.timed import Timed
@@ -96,7 +99,7 @@ def test_a_right_one_is_compared_and_looked_into(a_run, on_gpu):
     assert any("25% of an SM's warps, with 255 registers" in each for each in made.sentences) == (
         made.limits[-1].share < what_limits.BANDWIDTH_BOUND
     )
-    assert made.notes[0].startswith("Not checked: dtypes, ") and made.notes[1:] == ["ncu is not installed."]
+    assert made.notes[0].startswith("Not checked: ") and made.notes[1:] == ["ncu is not installed."]
 
 
 @pytest.mark.parametrize(
@@ -251,3 +254,53 @@ def test_why_ncu_measured_nothing_is_said(monkeypatch):
     assert note == "Nsight Compute measured nothing: it ended with status 9."
     monkeypatch.setattr(nsight_compute.shutil, "which", lambda name: None)
     assert "is not installed" in nsight_compute.measure([], MINE, {})[1]
+
+
+# ---- what is asked for
+
+
+def settings(*words):
+    arguments = parser("judge", judge_command).parse_args(["judge", "triton/vk", *words])
+    return judge_command.settings_of(arguments)
+
+
+def test_settings_are_those_of_the_words():
+    (found,) = settings()
+    assert (found.shape, found.batches, found.dtype) == (GDNShape(16, 64), verdict_run.BATCHES, None)
+    words = "--tp 8 --batches 4,2 --dtype float32 --against triton,flashinfer/vk --baseline triton/vk --samples 5"
+    (found,) = settings(*words.split())
+    assert (found.shape, found.batches, found.dtype) == (GDNShape(2, 8), (2, 4), torch.float32)
+    assert {"triton/vk", "flashinfer/vk"} < set(found.against) and found.baseline == "triton/vk" and found.samples == 5
+
+
+def test_a_workload_list_gives_heads_and_batches(tmp_path):
+    found = settings("--workloads", "flashinfer-bench")
+    assert [each.shape for each in found] == [GDNShape(16, 32), GDNShape(8, 16), GDNShape(4, 8)]
+    assert {each.batches for each in found} == {verdict_run.BATCHES} and {each.model for each in found} == {None}
+    path = tmp_path / "w.jsonl"
+    entry = {"definition": "gdn_decode_qk2_v4_d128_k_last", "workload": {"axes": {"batch_size": 48}}}
+    path.write_text(json.dumps(entry))
+    (found,) = settings("--workloads", str(path))
+    assert (found.shape, found.batches) == (GDNShape(2, 4), (48,))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batches", "0"], "batches: expected auto or whole numbers"),
+        (["--against", "nothing"], "against: 'nothing' is unknown"),
+        (["--baseline", "nothing"], "baseline: 'nothing' is unknown"),
+        (["--tp", "3"], "tp"),
+        (["--workloads", "nothing"], "workloads: expected flashinfer-bench or a JSONL file"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(words, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        settings(*words)
+
+
+def test_a_list_without_decode_is_refused(tmp_path):
+    entry = {"definition": "gdn_mtp_qk2_v4_d128_k_last", "workload": {"axes": {"batch_size": 4, "seq_len": 3}}}
+    (tmp_path / "w.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(UsageError, match="none of decode"):
+        settings("--workloads", str(tmp_path / "w.jsonl"))

@@ -78,7 +78,7 @@ def _against(batch: int, opponent: str, other: str, mine: dict, theirs: dict) ->
 
 
 def sentences(timed: Timed, name: str, baseline: str) -> list[str]:
-    """Say how a kernel compares with each opponent, and which share of the measured bandwidth it reaches."""
+    """Say how a kernel compares with each opponent."""
     label, said = variant(name).label, []
     for opponent, found in by_opponent(compared(timed, name, baseline)).items():
         words = {word: [each for each in found if each.word == word] for word in (FASTER, EQUAL, SLOWER)}
@@ -90,16 +90,23 @@ def sentences(timed: Timed, name: str, baseline: str) -> list[str]:
         ]
         others = listed(dict.fromkeys(variant(each.other).label for each in found))
         said.append(f"{label} against {opponent}, {others}: {'; '.join(parts)}.")
-    shares = {row["batch"]: row["share_of_roof"] for row in timed.by_variant().get(name, [])}
-    if shares and not timed.on_cpu:
-        batch = max(shares)
-        said.append(f"At B = {batch} {label} reaches {percent(shares[batch])} of the measured bandwidth.")
     return said
 
 
+def share_sentence(timed: Timed, name: str) -> str:
+    """Say which share of the measured bandwidth a kernel reaches at the largest batch."""
+    row = max(timed.by_variant()[name], key=lambda row: row["batch"])
+    share = percent(row["share_of_roof"])
+    return f"At B = {row['batch']} {variant(name).label} reaches {share} of the measured bandwidth."
+
+
 def answers(timed: Timed, baseline: str) -> list[str]:
-    """Say the same of every kernel of your own among the rows."""
-    return [sentence for name in timed.named("yours") for sentence in sentences(timed, name, baseline)]
+    """Say both of every kernel of your own among the rows."""
+    return [
+        sentence
+        for name in timed.named("yours")
+        for sentence in (*sentences(timed, name, baseline), share_sentence(timed, name))
+    ]
 
 
 def by_opponent(found: list[Against]) -> dict[str, list[Against]]:

@@ -13,13 +13,25 @@ CPU_WORKLOADS = ((1, 64), (2, 40))
 
 
 def _workloads(value) -> list[tuple[int, int]]:
-    """ "8x1024, 1x8192" -> [(8, 1024), (1, 8192)]; "auto" depends on the device."""
+    """ "8x1024, 1x8192" -> [(8, 1024), (1, 8192)]; "auto" depends on the device; "x.jsonl": a file's workloads."""
     if value == "auto":
         return list(GPU_WORKLOADS if on_gpu() else CPU_WORKLOADS)
+    if str(value).endswith(".jsonl"):
+        return _of_file(value)
     pairs = [[part.strip() for part in word.split("x")] for word in words_of(value)]
     if not pairs or not all(len(pair) == 2 and all(n.isdecimal() and int(n) > 0 for n in pair) for pair in pairs):
         raise ValueError(f"expected auto or sequences x tokens of each such as 8x1024,1x8192, got {value!r}")
     return [(int(sequences), int(length)) for sequences, length in pairs]
+
+
+def _of_file(path: str) -> list[tuple[int, int]]:
+    """(sequences, tokens of each) of the prefill workloads of a file; tokens are the mean of a workload, rounded."""
+    from ...backends.definitions import workloads
+
+    found = [work for work in workloads(path) if work.definition.phase == "prefill"]
+    if not found:
+        raise ValueError(f"workloads: {path} has none of prefill")
+    return list(dict.fromkeys((work.batch, max(1, round(work.tokens / work.batch))) for work in found))
 
 
 class Parameters(ModelParameters):
@@ -27,7 +39,7 @@ class Parameters(ModelParameters):
 
     workloads: Annotated[Any, BeforeValidator(_workloads)] = Field(
         "auto",
-        description="comma-separated sequences x tokens of each, 8x1024,1x8192; auto: six on a GPU, two on a CPU",
+        description="sequences x tokens of each, 8x1024,1x8192, or a .jsonl file; auto: six on a GPU, two on a CPU",
     )
     second_tp: int = Field(8, ge=0, description="another such number, measured after it for fewer heads; 0 is none")
     dtype: Dtype = Field("bfloat16", description="of the state: bfloat16, float16 or float32")
