@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gdn_lab.studies.accuracy.proportions import difference, mcnemar, spread, wilson
+from gdn_lab.studies.accuracy.proportions import difference, fisher, mcnemar, spread, wilson
 
 
 def test_wilson_by_hand():
@@ -35,6 +35,13 @@ def test_mcnemar_of_many_pairs():
     z = 99 / math.sqrt(1300)
     assert mcnemar(600, 700) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.02)
     assert 0 <= mcnemar(3000, 0) < 1e-200
+
+
+def test_fisher_by_hand():
+    # 3 of 4 and 1 of 4: 70 tables; with 3 right in the first or in the second there are 16 each, with 4 there is 1 each
+    assert fisher(3, 4, 1, 4) == fisher(1, 4, 3, 4) == (16 + 16 + 1 + 1) / 70
+    assert fisher(2, 4, 2, 4) == 1.0
+    assert fisher(4, 4, 0, 4) == 2 / 70
 
 
 def test_difference_by_hand():

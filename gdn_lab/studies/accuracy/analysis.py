@@ -6,7 +6,7 @@ from ...report.recorded import published
 from ...report.style import label
 from .accuracy_cases import Case
 from .accuracy_rows import ALL, AccuracyRows
-from .proportions import Interval, spread, wilson
+from .proportions import Interval, fisher, spread, wilson
 
 LEAST_QUESTIONS = 1000  # fewer allow no claim
 # Not in the pull request: GPQA Diamond has 198 questions, and SGLang's GSM8K test takes 200 unless asked for more.
@@ -131,6 +131,8 @@ def published_sentences() -> list[str]:
     scores = dict(zip(ci.backend, ci.score, strict=True))
     asked = int(ci.questions.iloc[0])
     intervals = {name: wilson(round(score * asked), asked) for name, score in scores.items()}
+    found = published("accuracy").query("stage == 'debugging'")
+    before, swapped, after = (round(score * asked) for score in found.score)
     return [
         f"The pull request's eight GPQA runs span {low:.3f} to {high:.3f} with nothing changed between them: "
         f"{100 * (high - low):.1f} points, a standard deviation of {100 * deviation:.1f}, next to a standard error of "
@@ -140,4 +142,8 @@ def published_sentences() -> list[str]:
         f"question was asked eight times.",
         f"Its GSM8K test in CI, {asked} questions, has {percent(intervals['triton'])} % for Triton and "
         f"{percent(intervals['flashinfer'])} % for FlashInfer: it cannot tell the two apart.",
+        f"While debugging it went from {before / asked:.2f} to {after / asked:.2f} once dt_bias was passed in float32. "
+        f"If each is of {asked} questions, p = {p_text(fisher(before, asked, after, asked))} (Fisher's exact test, as "
+        f"if of different questions), so that step alone may be chance; {before / asked:.2f} against Triton's "
+        f"{swapped / asked:.2f} is not, p = {p_text(fisher(before, asked, swapped, asked))}.",
     ]

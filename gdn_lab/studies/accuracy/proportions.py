@@ -34,6 +34,16 @@ def mcnemar(lost: int, won: int) -> float:
     return min(1.0, float(2 * tail / 2**n) if n < 1000 else math.exp(math.log(2 * tail) - n * math.log(2)))
 
 
+def fisher(first: int, first_total: int, second: int, second_total: int) -> float:
+    """Fisher's exact two-sided p-value of two shares of different questions: of all tables with the same sums, those
+    that are no likelier than this one."""
+    right, total = first + second, first_total + second_total
+    most, least = min(right, first_total), max(0, right - second_total)
+    ways = [math.comb(first_total, n) * math.comb(second_total, right - n) for n in range(least, most + 1)]
+    own = ways[first - least]
+    return sum(each for each in ways if each <= own) / math.comb(total, right)
+
+
 def difference(lost: int, won: int, total: int, z: float = Z95) -> Interval:
     """The change of the share of right answers from the first to the second on the same questions, with Wald's interval
     after half a question is added to each of the four outcomes (A. Agresti, Y. Min, 2005): no change has a width too.
