@@ -48,8 +48,11 @@ class JobProcess:
         self.task, self.folder, self.began = task, folder, time.monotonic()
         self.sent, self.rows, self.statuses, self.status, self.kill_at = 0, 0, set(), None, None
         words = [word.replace(FOLDER, str(folder)).replace(PYTHON, sys.executable) for word in task.command]
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ",".join(task.gpus)}
+        paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and not _of_ray(path)]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *paths]),
+            "CUDA_VISIBLE_DEVICES": ",".join(task.gpus),
+        }
         if task.gpus == ("cpu",):
             environment.pop("CUDA_VISIBLE_DEVICES")
         with open(folder / LOG, "wb") as log:
@@ -137,6 +140,11 @@ class JobProcess:
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+
+def _of_ray(path: str) -> bool:
+    """Whether a folder hides imports from Ray's processes alone."""
+    return Path(path).name == "ray_imports"
 
 
 def judged(code: int, statuses: set[str], last_line: str) -> tuple[str, str]:

@@ -6,19 +6,21 @@ which of them a job has. A job runs the copy of the checkout that Ray sends when
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
+from contextlib import contextmanager
 from pathlib import Path
 
 from .agent import Agent
-from .code import code_id
+from .code import ROOT, code_id
 from .gpu_probe import gpu_type, made_up_probe, probe
 from .hosts import Hosts
 from .job_process import Task
 
 LOOK_FOR_HOSTS_S = 5.0
-STARTS = 3  # tries to start Ray
+STARTS = 3  # tries to start Ray, and the agent of a host
 POLL_S = 5.0  # that a host waits for news before it answers without
 NOT_SENT = ["/runs/", "/.git/", "/.venv/", "**/__pycache__/", "/docs/", ".pytest_cache", ".ruff_cache", ".hypothesis"]
+HIDDEN = str(Path(__file__).with_name("ray_imports"))  # see the file there
 MISSING = (
     "gdn-lab sweep needs Ray, which is not installed here; `make sweep` installs it, as does "
     "`.venv/bin/python -m pip install -r requirements-cluster.txt -c constraints.txt`"
@@ -67,6 +69,20 @@ def versions() -> dict[str, str]:
     return {name: installed[name] for name in names if name in installed}
 
 
+@contextmanager
+def _hidden_imports():
+    """Let processes that are started meanwhile find this package, and not what ray_imports/ hides."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HIDDEN, str(ROOT), before)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 class RayHosts(Hosts):
     """root: the checkout to send. made_up_gpus: of this machine, for a trial; None: those that Ray finds."""
 
@@ -80,10 +96,11 @@ class RayHosts(Hosts):
             options["runtime_env"] = {"working_dir": str(root), "excludes": NOT_SENT, "env_vars": environment}
         if not self.ray.is_initialized():
             if not os.environ.get("RAY_ADDRESS"):
-                options |= {"include_dashboard": dashboard, "num_gpus": made_up_gpus}
+                options |= {"address": "local", "include_dashboard": dashboard, "num_gpus": made_up_gpus}
             self._start_ray(options)
         self.agents, self.polls, self.seen, self.news = {}, {}, {}, deque()
-        self.names: dict[str, str] = {}  # {node id: name of its newest agent}
+        self.names: dict[str, str] = {}  # {node id: name of its agents}
+        self.lost = Counter()  # {name: agents in a row that ended before they answered}
         self.looked = -LOOK_FOR_HOSTS_S
 
     def events(self, wait_s: float) -> list[dict]:
@@ -117,15 +134,16 @@ class RayHosts(Hosts):
 
     def _start_ray(self, options: dict) -> None:
         """Start Ray, or join its cluster. On a busy machine its own limit of 30 s is short, so it is tried again."""
-        for left in reversed(range(STARTS)):
-            try:
-                self.ray.init(**options)
-                return
-            except Exception as error:  # Ray raises many kinds, of Exception itself too
-                self.ray.shutdown()
-                where = os.environ.get("RAY_ADDRESS", "this machine")
-                if not left:
-                    raise RayFailed(f"Ray cannot start on {where}: {str(error).strip().splitlines()[0]}") from error
+        with _hidden_imports():
+            for left in reversed(range(STARTS)):
+                try:
+                    self.ray.init(**options)
+                    return
+                except Exception as error:  # Ray raises many kinds, of Exception itself too
+                    self.ray.shutdown()
+                    where = os.environ.get("RAY_ADDRESS", "this machine")
+                    if not left:
+                        raise RayFailed(f"Ray cannot start on {where}: {str(error).strip().splitlines()[0]}") from error
 
     # ---- hosts ----------------------------------------------------------------------------------------------------
 
@@ -134,19 +152,19 @@ class RayHosts(Hosts):
         nodes = [node for node in self.ray.nodes() if node["Alive"]]
         with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
         for node in with_gpus or nodes:
-            if self.names.get(node["NodeID"]) not in self.agents:
+            name = self.names.get(node["NodeID"])
+            if name not in self.agents and self.lost[name] < STARTS:
                 self._start_agent(node)
 
     def _start_agent(self, node: dict) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        count = sum(name.startswith(node["NodeID"]) for name in self.names.values())
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         gpus = int(node["Resources"].get("GPU", 0))
         # Threads: one call waits in poll(), while others start and stop jobs.
         options = {"num_gpus": gpus, "num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
         agent = self.ray.remote(HostAgent).options(**options).remote(self.made_up)
-        name = f"host {node['NodeManagerAddress']}" + (f" ({node['NodeID'][:6]})" if count or self._same(node) else "")
+        name = f"host {node['NodeManagerAddress']}" + (f" ({node['NodeID'][:6]})" if self._same(node) else "")
         self.names[node["NodeID"]] = name
         self.agents[name], self.seen[name] = agent, 0
         self.polls[agent.about.remote()] = name
@@ -165,6 +183,7 @@ class RayHosts(Hosts):
         except self.ray.exceptions.RayError as error:
             self._lost(host, error)
             return
+        self.lost[host] = 0
         if isinstance(found, dict):
             if self.code and found["code"] != self.code:
                 reason = f"its code is {found['code']}, that of this sweep {self.code}"
@@ -178,6 +197,12 @@ class RayHosts(Hosts):
 
     def _lost(self, host: str, error: Exception) -> None:
         self.agents.pop(host)
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        self.lost[host] += 1
+        # The last line of a failure in the agent is what was raised there; of any other, the first says what it is.
+        lines = str(error).strip().split("\n")
+        reason = lines[-1 if isinstance(error, self.ray.exceptions.ActorDiedError) and len(lines) > 3 else 0]
+        reason = reason.strip().rstrip(".") or type(error).__name__
         self.news.append({"host": host, "kind": "lost", "reason": reason})
+        if self.lost[host] == STARTS:
+            self.news.append({"host": host, "kind": "refused", "reason": f"its agent failed {STARTS} times"})
         self.looked = -LOOK_FOR_HOSTS_S  # it may only have been the agent
