@@ -18,6 +18,7 @@ LEVELS = (
         "names",
         "memory",
         "seals",
+        "clock",
         "models",
         "minimum_versions",
         "tolerances",

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import seals  # noqa: F401  notes what no file may replace, before one is executed
+from .. import clock, seals  # noqa: F401  bind clocks and note what no file may replace, before one is executed
 from . import author, registry
 from .base import NotInstalled
 

@@ -89,7 +89,16 @@ class Case(NamedTuple):
     @property
     def may_fail(self) -> bool:
         """Whether its failure is recorded while the others go on: it is another library's, or an author's."""
-        return self.is_peer or (self.name in VARIANTS and VARIANTS[self.name].role == "yours")
+        return self.is_peer or self.is_yours
+
+    def synchronises(self, phase: str, device: torch.device) -> bool:
+        """Tell whether it cannot be captured in a CUDA graph, and so not be timed on this device."""
+        return device.type == "cuda" and self.name in VARIANTS and phase in VARIANTS[self.name].host_sync
+
+    @property
+    def is_yours(self) -> bool:
+        """Whether it is an author's, from outside of this workbook."""
+        return self.name in VARIANTS and VARIANTS[self.name].role == "yours"
 
 
 def cases_of(phase: str, kinds, shape, options: SweepOptions) -> tuple[list[Case], list[dict]]:

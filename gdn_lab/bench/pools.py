@@ -37,6 +37,16 @@ def is_finite(pool: StatePool) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in (*pool.state.split(STATE_PART), *pending))
 
 
+def require_finite(pools: dict[str, StatePool], where: str) -> None:
+    """Raise RuntimeError if some variant has driven its state to NaN or infinity. where: the point of the sweep."""
+    for layout, pool in pools.items():
+        if not is_finite(pool):
+            raise RuntimeError(
+                f"the state of the {layout} pool is no longer finite after the calls at {where}; times on it mean "
+                "nothing: run the variants one by one to find which it is"
+            )
+
+
 def slot_sets(slots: int, batch: int, calls: int, *, device, seed: int) -> list[torch.Tensor]:
     """Draw the slots of each call, int32 [batch] each: a random order of all slots, cut into calls and repeated."""
     order = torch.randperm(slots - 1, generator=torch.Generator().manual_seed(seed)) + 1

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from ..backends.registry import VARIANTS
 from ..hard_inputs import HardCall
 from ..pool import StatePool, checks
 from ..tolerances import ARITHMETIC, LAST_PLACE, Check, merged, relative
@@ -21,6 +20,7 @@ from . import pools
 from .call_checks import CALL_KINDS, check_calls
 from .cases import Case, Point, SweepOptions
 from .cupti import TimerUnavailable
+from .guards import REPLAYED, ReplayGuard, broken_seal
 from .progress import part_of, progress_bar
 from .roof import measure_roof
 from .rows import Rows, common_fields, recorded, timing_fields, too_fast
@@ -63,7 +63,7 @@ class Sweep(ABC):
             options.device,
             options.seed,
         )
-        self.untimed = [case for case in cases if self._synchronises(case)]
+        self.untimed = [case for case in cases if case.synchronises(self.phase, self.device)]
         self.cases = [case for case in cases if case not in self.untimed]
         self.failed: dict[Case, str] = {}  # other libraries' cases that raised at the current point, and what
         self.hard_kinds: dict[Point, list[str]] = {}  # of hard inputs that were checked
@@ -122,6 +122,13 @@ class Sweep(ABC):
 
     def before_timing(self, point: Point) -> None:  # noqa: B027  likewise
         """Fill what the timed calls read besides inputs and pools."""
+
+    def redraw(self, inputs, rng: torch.Generator, strong_decay: bool) -> None:  # noqa: B027  likewise
+        """Put new random values into the inputs of the timed calls, in place."""
+
+    def can_replay(self, case: Case) -> bool:
+        """Tell whether what was timed of a case can be judged by its last call (guards.py)."""
+        return False
 
     def pool_layout(self, case: Case) -> str:
         """Name of the pool that a case works on: its layout, or more where it needs one of its own."""
@@ -317,7 +324,9 @@ class Sweep(ABC):
         inputs, index_sets = self.inputs(point), self.index_sets(point)
         out = torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
         calls = {case.key: self.calls_of(case, inputs, index_sets, out) for case in checked}
+        guard = ReplayGuard(self, point, inputs, index_sets, out)
         options = {"samples": self.options.samples, "warmup": self.warmup, "progress": progress}
+        options |= {"refresh": guard.refresh, "after": guard.judge}
         try:
             with nvtx_range(f"{self.where(point)}, {timer}"):  # a range to find it by in Nsight Systems
                 timings = time_interleaved(calls, timer=timer, device=self.device, **options)
@@ -331,13 +340,17 @@ class Sweep(ABC):
             others = {case: check for case, check in checked.items() if case not in failed}
             rows = self._refusals(point, timer, failed, str(error)[:300])
             return rows + self._time(point, timer, others, progress)
-        self.check_finite(point)
+        pools.require_finite(self.pools, self.where(point))
         rows = []
         for case, after in self.check_after(point, list(checked)).items():
-            if after.right:
+            replayed = guard.found.get(case.key, after)
+            if not replayed.right:
+                wrong = {"status": "wrong", "timer": timer, "wrong_on": [REPLAYED]}
+                row = self.case_fields(case, point, replayed) | wrong
+            elif after.right:
                 row = self.case_fields(case, point, checked[case])
                 row |= self.timing_fields(case, point, timings[case.key]) | self._checked_fields(case, point)
-                row |= too_fast(row)
+                row |= too_fast(row) | broken_seal(case)
             else:
                 wrong = {"status": "wrong", "timer": timer, "wrong_on": [AFTER]}
                 row = self.case_fields(case, point, after) | wrong
@@ -366,15 +379,6 @@ class Sweep(ABC):
         refused = {"status": "refused", "timer": timer, "reason": reason}
         return [self.case_fields(case, point, check) | refused for case, check in checked.items()]
 
-    def check_finite(self, point: Point) -> None:
-        """Raise RuntimeError if some variant has driven its state to NaN or infinity."""
-        for layout, pool in self.pools.items():
-            if not pools.is_finite(pool):
-                raise RuntimeError(
-                    f"the state of the {layout} pool is no longer finite after the calls at {self.where(point)}; times "
-                    "on it mean nothing: run the variants one by one to find which it is"
-                )
-
     def _first_pool(self) -> StatePool:
         return next(iter(self.pools.values()))
 
@@ -390,8 +394,3 @@ class Sweep(ABC):
         for case in variants.values():
             fields = {"backend": case.backend, "variant": case.variant, "layout": case.layout}
             rows.add(fields | {"status": "refused", "reason": HOST_SYNC})
-
-    def _synchronises(self, case: Case) -> bool:
-        """Tell whether a case cannot be captured in a CUDA graph, and so not be timed on this device."""
-        variant = VARIANTS.get(case.name)
-        return self.device.type == "cuda" and variant is not None and self.phase in variant.host_sync

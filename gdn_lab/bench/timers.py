@@ -8,15 +8,16 @@
 Variants are interleaved in one process (a, b, c, a, b, c, …), so drift of clocks and temperature affects all equally.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 import numpy
 import torch
 
+from .. import clock
 from . import clocks, cupti
 from .cupti import Record, TimerUnavailable
 
@@ -69,6 +70,8 @@ def time_interleaved(
     min_sample_us: float = 200.0,
     max_seconds: float = 2.0,
     progress: Callable[[float], None] | None = None,
+    refresh: Callable[[], None] | None = None,
+    after: Callable[[dict[str, Callable[[], None]]], None] | None = None,
 ) -> dict[str, Timing]:
     """Time variants against each other: {key: Timing}, keys and their order as in `calls`.
 
@@ -79,6 +82,9 @@ def time_interleaved(
     them takes fewer, and drops out of the later turns, but takes no fewer than MIN_SAMPLES (or `samples`, if less).
     warmup: untimed turns before, at least 1. min_sample_us: a sample repeats all calls until it lasts this long.
     progress: called with fractions that add up to 1.
+    refresh: called before each sample, and not timed: puts new values into what the calls read. cupti_kernel, which
+    would count what it launches, calls it once before its replays.
+    after: called last with a function for each variant that runs all its calls once, on a GPU the very graph timed.
 
     cupti_kernel takes each call of each replay as a sample, replays at least twice and at least `samples` calls, and
     counts copies and fills on the GPU as kernels. Where kernels overlap, the time they share counts once.
@@ -92,9 +98,11 @@ def time_interleaved(
         raise ValueError(f"calls: expected at least one for each variant, got none for {', '.join(empty) or 'any'}")
     if samples < 1 or warmup < 1:
         raise ValueError(f"samples, warmup: expected at least 1, got {samples} and {warmup}")
-    advance = progress or _ignore
+    advance, refresh, after = progress or _ignore, refresh or _nothing, after or _ignore
     if timer == "host_clock":
-        return _host_clock(calls, samples, warmup, min_sample_us, max_seconds, advance)
+        timings = _host_clock(calls, samples, warmup, min_sample_us, max_seconds, advance, refresh)
+        after({key: partial(_run_all, thunks) for key, thunks in calls.items()})
+        return timings
     with torch.cuda.device(device):
         if timer == "cupti_kernel":
             cupti.start_cupti()
@@ -102,8 +110,13 @@ def time_interleaved(
             sizes = {key: len(thunks) for key, thunks in calls.items()}
             with clocks.sampled(device):
                 if timer == "cupti_kernel":
-                    return _cupti_kernel(graphs, sizes, samples, warmup, advance)
-                return _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, advance)
+                    refresh()
+                    timings = _cupti_kernel(graphs, sizes, samples, warmup, advance)
+                else:
+                    options = (samples, warmup, min_sample_us, max_seconds, advance, refresh)
+                    timings = _graph_replay(graphs, sizes, *options)
+            after({key: partial(clock.replay, graph) for key, graph in graphs.items()})
+            return timings
 
 
 def trace_interleaved(calls: Calls, *, device, replays: int) -> dict[str, list[list[Record]]]:
@@ -127,8 +140,17 @@ def trace_interleaved(calls: Calls, *, device, replays: int) -> dict[str, list[l
     return traces
 
 
-def _ignore(_fraction: float) -> None:
+def _ignore(_) -> None:
     pass
+
+
+def _nothing() -> None:
+    pass
+
+
+def _run_all(thunks) -> None:
+    for thunk in thunks:
+        thunk()
 
 
 def timing_of(timer: str, samples_us, calls_per_sample: int, kernels: int | None = None) -> Timing:
@@ -153,7 +175,7 @@ def _turns(plans: dict[str, tuple[int, int]]):
 # --- host clock
 
 
-def _host_clock(calls: Calls, samples, warmup, min_sample_us, max_seconds, advance) -> dict[str, Timing]:
+def _host_clock(calls: Calls, samples, warmup, min_sample_us, max_seconds, advance, refresh) -> dict[str, Timing]:
     plans = {}
     for key, thunks in calls.items():
         try:
@@ -166,17 +188,18 @@ def _host_clock(calls: Calls, samples, warmup, min_sample_us, max_seconds, advan
     for turn in turns:
         for key in turn:
             per_sample = plans[key][0] * len(calls[key])
+            refresh()
             sampled[key].append(_host_sample_us(calls[key], plans[key][0]) / per_sample)
         advance(1 / len(turns))
     return {key: timing_of("host_clock", sampled[key], plans[key][0] * len(calls[key])) for key in calls}
 
 
 def _host_sample_us(thunks, repeats: int) -> float:
-    start = time.perf_counter_ns()
+    start = clock.perf_counter_ns()
     for _ in range(repeats):
         for thunk in thunks:
             thunk()
-    return (time.perf_counter_ns() - start) / 1e3
+    return (clock.perf_counter_ns() - start) / 1e3
 
 
 # --- CUDA graphs
@@ -221,21 +244,21 @@ def _capture(thunks, stream, pool) -> torch.cuda.CUDAGraph:
 
 def _events_us(graph, repeats: int):
     """Enqueue `repeats` replays between two events, and return the pair."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
+    start, end = clock.Event(enable_timing=True), clock.Event(enable_timing=True)
+    clock.record(start)
     for _ in range(repeats):
-        graph.replay()
-    end.record()
+        clock.replay(graph)
+    clock.record(end)
     return start, end
 
 
-def _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, advance) -> dict[str, Timing]:
+def _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, advance, refresh) -> dict[str, Timing]:
     pairs = {}
     for _ in range(warmup):
         pairs = {key: _events_us(graph, 1) for key, graph in graphs.items()}
-    torch.cuda.synchronize()
+    clock.synchronize()
     plans = {
-        key: _plan(start.elapsed_time(end) * 1e3, samples, min_sample_us, max_seconds)
+        key: _plan(clock.elapsed_ms(start, end) * 1e3, samples, min_sample_us, max_seconds)
         for key, (start, end) in pairs.items()
     }
     turns = list(_turns(plans))
@@ -246,16 +269,17 @@ def _graph_replay(graphs, sizes, samples, warmup, min_sample_us, max_seconds, ad
     before = _events_us(graphs[last], plans[last][0])
     for turn in turns:
         for key in turn:
+            refresh()
             sampled[key].append(_events_us(graphs[key], plans[key][0]))
-        before[1].synchronize()
+        clock.synchronize_event(before[1])
         before = sampled[turn[-1]][-1]
         advance(1 / len(turns))
-    torch.cuda.synchronize()
+    clock.synchronize()
     timings = {}
     for key, events in sampled.items():
         per_sample = plans[key][0] * sizes[key]
         timings[key] = timing_of(
-            "cuda_graph_replay", [start.elapsed_time(end) * 1e3 / per_sample for start, end in events], per_sample
+            "cuda_graph_replay", [clock.elapsed_ms(start, end) * 1e3 / per_sample for start, end in events], per_sample
         )
     return timings
 

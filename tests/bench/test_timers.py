@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gdn_lab import clock as bound
 from gdn_lab.bench import timers
 from gdn_lab.bench.cupti import TimerUnavailable
 from gdn_lab.bench.timers import TIMERS, time_interleaved, unavailable
@@ -164,8 +165,12 @@ class Clock:
                 assert self.at <= clock.now
                 clock.order.append("wait")
 
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda: clock.order.append("synchronize"))
+        monkeypatch.setattr(bound, "Event", Event)
+        monkeypatch.setattr(bound, "record", Event.record)
+        monkeypatch.setattr(bound, "elapsed_ms", Event.elapsed_time)
+        monkeypatch.setattr(bound, "synchronize_event", Event.synchronize)
+        monkeypatch.setattr(bound, "replay", lambda graph: graph.replay())
+        monkeypatch.setattr(bound, "synchronize", lambda: clock.order.append("synchronize"))
 
     def graph(self, name, milliseconds):
         clock = self
@@ -181,9 +186,10 @@ class Clock:
 def test_replays_take_turns_and_the_gpu_never_waits(monkeypatch):
     clock = Clock(monkeypatch)
     graphs = {"a": clock.graph("a", 0.125), "b": clock.graph("b", 0.5)}
-    timings = timers._graph_replay(graphs, {"a": 4, "b": 1}, 3, 2, 200.0, 2.0, lambda fraction: None)
+    options = (3, 2, 200.0, 2.0, lambda fraction: None, lambda: clock.order.append("refresh"))
+    timings = timers._graph_replay(graphs, {"a": 4, "b": 1}, *options)
     warmup = ["a", "b"] * 2 + ["synchronize", "b"]  # and one sample that runs ahead
-    turns = ["a", "a", "b", "wait"] * 3
+    turns = ["refresh", "a", "a", "refresh", "b", "wait"] * 3
     assert clock.order == warmup + turns + ["synchronize"]
     assert timings["a"].median_us == 31.25 and timings["a"].calls_per_sample == 8
     assert timings["b"].median_us == 500 and timings["b"].count == 3

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gdn_lab import GDNShape, StatePool, hard_inputs, ops
-from gdn_lab.backends.registry import BACKENDS
+from gdn_lab.backends.registry import BACKENDS, VARIANTS
 from gdn_lab.bench import pools, results, sweep
 from gdn_lab.bench.cases import Case, Point, SweepOptions
 from gdn_lab.bench.cupti import TimerUnavailable
@@ -196,7 +196,7 @@ def test_a_failing_variant_is_named(run, monkeypatch):
 
 def test_another_librarys_failure_is_a_row_and_the_others_go_on(run, monkeypatch):
     decode = ops.decode
-    monkeypatch.setitem(sweep.VARIANTS, "torch/kv", replace(sweep.VARIANTS["torch/kv"], role="peer"))
+    monkeypatch.setitem(VARIANTS, "torch/kv", replace(VARIANTS["torch/kv"], role="peer"))
 
     def failing(*arguments, backend, **options):
         if backend == "torch/kv":
@@ -213,7 +213,7 @@ def test_another_librarys_failure_is_a_row_and_the_others_go_on(run, monkeypatch
 
 def test_a_peer_that_cannot_be_captured_is_refused_and_the_others_are_timed(monkeypatch):
     timed = sweep.time_interleaved
-    monkeypatch.setitem(sweep.VARIANTS, "torch/kv", replace(sweep.VARIANTS["torch/kv"], role="peer"))
+    monkeypatch.setitem(VARIANTS, "torch/kv", replace(VARIANTS["torch/kv"], role="peer"))
 
     def captured(calls, **options):
         if "torch/kv in_place" in calls:

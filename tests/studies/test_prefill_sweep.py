@@ -9,9 +9,9 @@ from tolerances import OUTSIDE_TOLERANCE
 
 from gdn_lab import GDNShape, ops
 from gdn_lab.backends import torch as torch_backend
-from gdn_lab.backends.registry import variant
-from gdn_lab.bench import sweep
+from gdn_lab.backends.registry import VARIANTS, variant
 from gdn_lab.bench.call_checks import CALL_KINDS
+from gdn_lab.bench.cases import Case
 from gdn_lab.bench.results import Run, load
 from gdn_lab.bench.roof import Roof
 from gdn_lab.bench.sweep import AFTER, HOST_SYNC, RANDOM
@@ -21,7 +21,7 @@ from gdn_lab.report.timed import Timed
 from gdn_lab.studies.parameters import ParameterError
 from gdn_lab.studies.prefill import analysis
 from gdn_lab.studies.prefill.study import Parameters
-from gdn_lab.studies.prefill.sweep import PrefillSweep, prefill_sweep
+from gdn_lab.studies.prefill.sweep import prefill_sweep
 from gdn_lab.tolerances import LAST_PLACE, PREFILL
 
 SMALL = GDNShape(2, 4, 16, 32)
@@ -52,7 +52,7 @@ def test_a_wrong_one_is_not_timed(monkeypatch):
 
 
 def test_a_variant_that_synchronises_is_checked_and_not_timed(monkeypatch):
-    monkeypatch.setattr(PrefillSweep, "_synchronises", lambda self, case: case.name == "torch/kv")
+    monkeypatch.setattr(Case, "synchronises", lambda case, phase, device: case.name == "torch/kv")
     rows = prefill_sweep(SMALL, [(1, 9), (2, 5)], **OPTIONS)
     assert {row["variant"] for row in rows if row["status"] == "ok"} == {"vk"}
     refused = [row for row in rows if row["status"] == "refused"]
@@ -96,7 +96,7 @@ def test_hard_inputs_alone_can_be_what_is_wrong(monkeypatch):
 
 @pytest.mark.parametrize(("error", "said"), [(3.0, "of the largest output; allowed 0.04"), (torch.nan, "not finite")])
 def test_a_peer_that_is_wrong_on_hard_inputs_alone_is_timed_and_its_rows_say_so(monkeypatch, tmp_path, error, said):
-    monkeypatch.setitem(sweep.VARIANTS, "torch/vk", replace(variant("torch/vk"), role="peer"))
+    monkeypatch.setitem(VARIANTS, "torch/vk", replace(variant("torch/vk"), role="peer"))
     monkeypatch.setattr(ops, "prefill", sensitive_to_large_states(error))
     with Run.create("06_prefill", {}, root=tmp_path) as run:
         rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], run=run, **OPTIONS | {"variants": ["torch/vk"]})
@@ -115,7 +115,7 @@ def test_a_peer_that_is_wrong_on_hard_inputs_alone_is_timed_and_its_rows_say_so(
 
 def test_a_peer_that_is_wrong_on_the_timed_inputs_is_not_timed(monkeypatch):
     right = ops.prefill
-    monkeypatch.setitem(sweep.VARIANTS, "torch/vk", replace(variant("torch/vk"), role="peer"))
+    monkeypatch.setitem(VARIANTS, "torch/vk", replace(variant("torch/vk"), role="peer"))
     monkeypatch.setattr(ops, "prefill", lambda *arguments, **options: right(*arguments, **options).mul_(1.1))
     rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], **OPTIONS | {"variants": ["torch/vk"]})
     assert [(row["status"], row["wrong_on"]) for row in rows] == [("wrong", [RANDOM])]
