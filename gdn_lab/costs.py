@@ -47,11 +47,11 @@ def replay_bytes(
     """Return the bytes that a decode step with a ring of `updates` updates moves on average (REPLAY_BYTES_FORMULA).
 
     Of C + 1 steps, C read the state and the updates made so far, and one reads state and ring and writes the state. An
-    update is k [HK, K] of io_dtype, u [HV, V] of bf16 for a bf16 state, else float32, and a log decay [HV] float32. The
-    rest as in decode_bytes().
+    update is k [HK, K] of io_dtype, u [HV, V] of bf16 (float32 for a float32 or float16 state) and a log decay [HV]
+    float32. The rest as in decode_bytes().
     """
     HK, HV, K, V = shape.dims
-    correction = 2 if state_dtype is torch.bfloat16 else 4
+    correction = 4 if state_dtype in (torch.float32, torch.float16) else 2
     update = HK * K * io_dtype.itemsize + HV * V * correction + HV * 4
     period = updates + 1
     ring = update * (updates / 2 + updates / period)  # read: 0, 1, … C of them; written: all but once

@@ -73,7 +73,8 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        return f"{self.name} {self.mode or self.indexing}"
+        ring = f" with a ring of {self.ring}" if self.ring else ""
+        return f"{self.name} {self.mode or self.indexing}{ring}"
 
     @property
     def is_kernel(self) -> bool:

@@ -159,4 +159,5 @@ class DecodeSweep(Sweep):
             "slots": self.slots,
             "max_abs_error": check.max_abs_error,
             "max_abs_error_state": check.max_abs_error_state,
+            **({"ring_updates": case.ring} if case.ring else {}),
         }

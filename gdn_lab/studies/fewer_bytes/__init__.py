@@ -1,0 +1,1 @@
+"""Notebook 12: fewer bytes in a decode step than one read and one write of the state."""

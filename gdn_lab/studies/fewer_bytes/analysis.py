@@ -1,0 +1,177 @@
+"""What notebook 12 says: bytes and memory by design, times against predictions, drift, verdict."""
+
+import pandas
+import torch
+
+from ...backends.registry import variant
+from ...models import GDNShape
+from ...report.nearest import candidate_runs
+from ...report.recorded import DATA, measured
+from ...report.text import byte_size, listed, micro, percent
+from .byte_designs import DESIGNS, FP8, IN_PLACE, Design
+from .predictions import PREDICTIONS, TRIED
+from .ring_drift import ratio_to
+
+NOTEBOOK = "12_fewer_bytes"
+DECODE_NOTEBOOK = "02_decode_kernels"  # whose recorded runs have a GPU's bandwidth
+OVER = "flashinfer/vk"
+TIMER = "cuda_graph_replay"
+REPLAY = Design(torch.bfloat16, 16)
+LAYER_MEMORY = 1_000_000_000  # bytes of one layer's pool in the table of memory
+
+
+def recorded_rows(gpu: str, data=DATA) -> tuple[dict, list[dict]]:
+    """Return (run, rows) of this notebook's recorded run on a GPU; ({}, []) where there is none."""
+    return next(iter(candidate_runs(gpu, NOTEBOOK, data).values()), ({}, []))
+
+
+def bandwidth(rows: list[dict], gpu: str, data=DATA) -> float:
+    """Return the measured bandwidth in GB/s: of `rows`, or as recorded on a GPU."""
+    found = [
+        row["roof_gb_per_s"] for row in rows or measured(gpu, DECODE_NOTEBOOK, data)[1] if row.get("roof_gb_per_s")
+    ]
+    return found[0]
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def bytes_table(shape: GDNShape, batch: int, gb_per_s: float) -> pandas.DataFrame:
+    """Bytes of a step by design, the time that they take at gb_per_s, and both over bf16 in place."""
+    base = IN_PLACE.step_bytes(shape, batch)
+    lines = [
+        {
+            "design": design.label,
+            "bytes of a step": byte_size(design.step_bytes(shape, batch)),
+            "µs at the measured bandwidth": design.step_bytes(shape, batch) / gb_per_s / 1e3,
+            "÷ bf16 in place": design.step_bytes(shape, batch) / base,
+            "kernel": "yes" if design.built else "not built",
+        }
+        for design in DESIGNS
+    ]
+    return pandas.DataFrame(lines).set_index("design")
+
+
+def memory_table(shape: GDNShape) -> pandas.DataFrame:
+    """Bytes that a request keeps in one layer by design, and requests in LAYER_MEMORY of it."""
+    base = IN_PLACE.slot_bytes(shape)
+    lines = [
+        {
+            "design": design.label,
+            "bytes a request": byte_size(design.slot_bytes(shape)),
+            "÷ bf16 in place": design.slot_bytes(shape) / base,
+            f"requests in {byte_size(LAYER_MEMORY)} a layer": LAYER_MEMORY // design.slot_bytes(shape),
+        }
+        for design in DESIGNS
+    ]
+    return pandas.DataFrame(lines).set_index("design")
+
+
+def drift_table(drifted: list[dict]) -> pandas.DataFrame:
+    """Relative error of the state at the last step: designs down, kinds of inputs across."""
+    last = max(row["step"] for row in drifted)
+    table = pandas.DataFrame([row for row in drifted if row["step"] == last])
+    wide = table.pivot_table(index="design", columns="kind", values="relative_error", sort=False)
+    return wide.rename(columns=lambda kind: f"error, {kind}").rename_axis(columns=None)
+
+
+def name_of(row: dict) -> str:
+    """ "triton/replay, ring of 16": what a line of the tables and the figure is called."""
+    label = variant(f"{row['backend']}/{row['variant']}").label
+    return f"{label}, ring of {row['ring_updates']}" if row.get("ring_updates") else label
+
+
+def timed(rows: list[dict]) -> pandas.DataFrame:
+    """A line for each row timed by CUDA-graph replay: batch, name, median_us, over_flashinfer, share_of_roof, …"""
+    found = pandas.DataFrame([row | {"name": name_of(row)} for row in rows if row.get("timer") == TIMER])
+    if found.empty or "median_us" not in found:
+        return pandas.DataFrame(columns=["batch", "name", "median_us", "over_flashinfer", "share_of_roof"])
+    found = found[found.status == "ok"]
+    base = found[found.backend + "/" + found.variant == OVER].set_index("batch").median_us
+    return found.assign(over_flashinfer=found.median_us / found.batch.map(base))
+
+
+def time_table(rows: list[dict]) -> pandas.DataFrame:
+    """Median µs, its ratio to FlashInfer's and the share of the measured bandwidth, by batch and variant."""
+    columns = {
+        "batch": "B",
+        "name": "variant",
+        "median_us": "µs",
+        "over_flashinfer": f"÷ {variant(OVER).label}",
+        "share_of_roof": "share of measured bandwidth",
+    }
+    return timed(rows)[list(columns)].rename(columns=columns).sort_values(["B", "µs"]).reset_index(drop=True)
+
+
+def prediction_table(rows: list[dict]) -> pandas.DataFrame:
+    """What was predicted for an H100, and what was measured in `rows`, where it was."""
+    lines = timed(rows)
+    table = []
+    for one in PREDICTIONS:
+        line = {"ring": one.updates, "value heads": one.heads, "B": one.batch, "predicted": one.over_flashinfer}
+        if len(lines) and "ring_updates" in lines:
+            same = (lines.ring_updates == one.updates) & (lines.num_v_heads == one.heads) & (lines.batch == one.batch)
+            line["measured"] = lines[same].over_flashinfer.mean()
+        table.append(line)
+    return pandas.DataFrame(table)
+
+
+# ---- sentences -------------------------------------------------------------------------------------------------------
+
+
+def notes() -> list[str]:
+    """What was tried before, a sentence or two each."""
+    return list(TRIED)
+
+
+def answers(shape: GDNShape, batch: int, drifted: list[dict], rows: list[dict]) -> list[str]:
+    """The answer, a sentence each: bytes, time, drift, memory."""
+    return [
+        bytes_sentence(shape, batch),
+        time_sentence(rows),
+        drift_sentence(drifted),
+        memory_sentence(shape),
+    ]
+
+
+def bytes_sentence(shape: GDNShape, batch: int) -> str:
+    """What the formula says of the best ring and of FP8."""
+    base = IN_PLACE.step_bytes(shape, batch)
+    rings = [design for design in DESIGNS if design.dtype is torch.bfloat16 and design.updates]
+    best = min(rings, key=lambda design: design.step_bytes(shape, batch))
+    fp8 = next(design for design in DESIGNS if design.dtype is FP8)
+    return (
+        f"By bytes a bf16 state with a ring of {best.updates} takes {best.step_bytes(shape, batch) / base:.2f} of the "
+        f"step in place; longer rings are read more than they save. FP8 with a ring of {fp8.updates} would take "
+        f"{fp8.step_bytes(shape, batch) / base:.2f} and has no kernel yet."
+    )
+
+
+def time_sentence(rows: list[dict]) -> str:
+    """What was measured at the largest batch."""
+    lines = timed(rows)
+    if "ring_updates" not in lines or lines.ring_updates.isna().all():
+        return "No time of a ring is recorded: measuring takes a GPU, and `gdn-lab run 12` on it."
+    lines = lines[lines.batch == lines.batch.max()]
+    best = lines[lines.ring_updates.notna()].sort_values("median_us").iloc[0]
+    return (
+        f"At B = {best.batch} {best['name']} takes {micro(best.median_us)}, {best.over_flashinfer:.2f} of FlashInfer's "
+        f"time; it moves its bytes at {percent(best.share_of_roof)} of the measured bandwidth."
+    )
+
+
+def drift_sentence(drifted: list[dict]) -> str:
+    """How the ring's error compares with bf16 in place, for each kind of inputs."""
+    last = max(row["step"] for row in drifted)
+    kinds = dict.fromkeys(row["kind"] for row in drifted)
+    found = listed(f"{ratio_to(drifted, REPLAY, IN_PLACE, kind):.2f} with {kind}" for kind in kinds)
+    return (
+        f"After {last:,} steps the error of a bf16 state with a ring of {REPLAY.updates} over in place is {found}: "
+        "the state is rounded once in a period, and each update once."
+    )
+
+
+def memory_sentence(shape: GDNShape) -> str:
+    """What the ring costs in memory."""
+    more = REPLAY.slot_bytes(shape) / IN_PLACE.slot_bytes(shape) - 1
+    return f"The ring of {REPLAY.updates} adds {percent(more)} to the memory of a request."

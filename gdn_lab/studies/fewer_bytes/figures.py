@@ -1,0 +1,74 @@
+"""The figures of notebook 12: bytes by design with the measured times, and drift over steps."""
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ...models import GDNShape
+from ...report.style import STYLE, label_ends, new_figure, other_colours, plain_log_axis
+from ...report.text import percent
+from . import analysis
+from .byte_designs import DESIGNS, IN_PLACE
+
+
+@rc_context(STYLE)
+def step_bytes(shape: GDNShape, batch: int, rows: list[dict]) -> Figure:
+    """Bytes of a step over bf16 in place, a bar for each design; dots: times over FlashInfer's, where measured."""
+    base = IN_PLACE.step_bytes(shape, batch)
+    ratios = {design: design.step_bytes(shape, batch) / base for design in DESIGNS}
+    least = min((design for design in DESIGNS if design.built), key=ratios.get)
+    notes = [f"K = V = 128, HK {shape.num_k_heads}, HV {shape.num_v_heads}, B = {batch}; hatched: not built"]
+    title = f"{least.label}: {percent(ratios[least])} of the bytes of bf16 in place"
+    fig, (axes,) = new_figure(title, 9.5, 4.2, notes=notes)
+    colours = other_colours([design.label for design in DESIGNS])
+    measured = _measured(rows, batch)
+    for place, (design, ratio) in enumerate(reversed(ratios.items())):
+        axes.barh(place, ratio, color=colours[design.label], hatch="" if design.built else "//", edgecolor="white")
+        axes.text(ratio + 0.02, place, f"{ratio:.2f}", va="center")
+        if design.label in measured:
+            axes.plot(measured[design.label], place, "o", color="black", markersize=7)
+    axes.set_yticks(range(len(DESIGNS)), [design.label for design in reversed(DESIGNS)])
+    axes.set_xlabel("bytes of a step ÷ bf16 in place" + (" (dots: time ÷ FlashInfer's)" if measured else ""))
+    axes.set_xlim(0, max(ratios.values()) * 1.12)
+    return fig
+
+
+def _measured(rows: list[dict], batch: int) -> dict[str, float]:
+    """{label of a design: time over FlashInfer's} of the rings timed at a batch."""
+    lines = analysis.timed(rows)
+    if "ring_updates" not in lines:
+        return {}
+    lines = lines[(lines.batch == batch) & lines.ring_updates.notna()]
+    return {
+        f"{dtype}, ring of {int(updates)}": ratio
+        for dtype, updates, ratio in zip(lines.state_dtype, lines.ring_updates, lines.over_flashinfer, strict=True)
+    }
+
+
+@rc_context(STYLE)
+def drift(drifted: list[dict]) -> Figure:
+    """Relative error of the state over decode steps, a panel for each kind of inputs."""
+    kinds = list(dict.fromkeys(row["kind"] for row in drifted))
+    labels = list(dict.fromkeys(row["design"] for row in drifted))
+    colours = other_colours(labels)
+    ratio = analysis.ratio_to(drifted, analysis.REPLAY, IN_PLACE, kinds[0])
+    last = max(row["step"] for row in drifted)
+    title = (
+        f"After {last:,} steps a bf16 ring of {analysis.REPLAY.updates} has {ratio:.2f} of the error of bf16 in place"
+    )
+    notes = ["Roundings of each design in PyTorch, float32 between them, against float64; FP8 rounds stochastically."]
+    fig, panels = new_figure(title, 12.5, 4.6, len(kinds), notes, sharey=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        ends = []
+        for label in labels:
+            points = [(r["step"], r["relative_error"]) for r in drifted if (r["kind"], r["design"]) == (kind, label)]
+            steps, errors = zip(*points, strict=True)
+            axes.plot(steps, errors, color=colours[label], marker="o", markersize=4)
+            ends.append((errors[-1], label, colours[label]))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        plain_log_axis(axes.xaxis)
+        axes.set_xlabel("decode step")
+        axes.set_title(kind)
+        label_ends(axes, ends)
+    panels[0].set_ylabel("‖S - S₆₄‖ ÷ ‖S₆₄‖")
+    return fig

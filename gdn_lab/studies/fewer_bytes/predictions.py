@@ -1,0 +1,48 @@
+"""What was predicted before it was measured, and what was tried: notes of the study, each with its numbers.
+
+A prediction is the time of a step over FlashInfer's in place on the same GPU, averaged over whole periods of the ring.
+"""
+
+from typing import NamedTuple
+
+
+class Prediction(NamedTuple):
+    """Of bf16 states on an H100. heads: value heads on the GPU; its key heads are a quarter of that."""
+
+    updates: int
+    heads: int
+    batch: int
+    over_flashinfer: float
+
+
+# Written down on 2026-11-28, before the kernels of this study had run on a GPU. A first probe reads the state at 83 %
+# of the read bandwidth (420 µs of FlashInfer's 758 at B = 512, without any write), a full ring costs its row one more
+# read and write in C + 1 steps, and three kernels with PDL take 3 µs more than one.
+PREDICTIONS = (
+    Prediction(16, 64, 512, 0.58),
+    Prediction(16, 64, 256, 0.58),
+    Prediction(16, 64, 128, 0.59),
+    Prediction(16, 64, 32, 0.66),
+    Prediction(32, 64, 512, 0.59),
+    Prediction(16, 8, 512, 0.60),
+    Prediction(16, 8, 256, 0.66),
+)
+
+# What came before, in the order in which it was tried. Times: B = 512 and 64 value heads unless it says otherwise.
+TRIED = (
+    "Everything in one program on the CUDA cores, the ring's dot products again for each tile: 804 µs on an H200, "
+    "where FlashInfer takes 577.",
+    "The same with k and q in two bf16 terms on the tensor cores: 539 µs.",
+    "Dot products and norms once for each key head in a small kernel before: 299 µs, without any write of the state.",
+    "The write of a full ring as a branch of that kernel: 521 µs. Its registers cost every program, so it has a launch "
+    "of its own.",
+    "A launch with a program for every tile of every row, of which most find nothing to do: 41 µs for 65,536 programs. "
+    "The kernel that writes has few programs, which look for full rings themselves.",
+    "A bf16 state in three bf16 terms of k and q on the tensor cores: 357 µs, behind the CUDA cores.",
+    "An FP8 state read by the tensor cores without conversion, without any write: 223 µs; by conversion on the CUDA "
+    "cores 323 to 340 µs. Not built yet.",
+    "A cumulative log decay for each update, as first planned, loses what follows one strong decay: the ring keeps "
+    "single log decays and adds up those since.",
+    "The normalised key, as first planned, would be rounded to 16 bits: the ring keeps k as it came, and u is divided "
+    "by its norm.",
+)
