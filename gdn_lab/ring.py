@@ -34,6 +34,7 @@ def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, de
         log_decays=zeros(slots, HV, updates),
         span=phases[:, None].repeat(1, 2),
         taken=zeros(slots, 2, dtype=torch.int32),
+        due=zeros(1 + slots, dtype=torch.int32),
         products=zeros(slots, HV, 2 * updates + 8),
     )
 

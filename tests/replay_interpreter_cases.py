@@ -131,10 +131,10 @@ def test_scale_no_norm_and_out(full):
         assert_close("o", o, expected, FP32, interpreted=True)
 
 
-@pytest.mark.parametrize("rows, parts", [(32, 1), (32, 2), (64, 2)])
-def test_tiles(monkeypatch, rows, parts):
+@pytest.mark.parametrize("rows, splits", [(32, 1), (32, 2), (16, 4)])
+def test_tiles(monkeypatch, rows, splits):
     """V is not K, and a head has several tiles, so that a tile that mixes them up shows."""
-    tiles = replay.ReplayTiles(rows, parts, 1, 1, 16, 4, 3)
+    tiles = replay.ReplayTiles(rows, splits, 2, 1, rows, splits, 2, 1, 3)
     monkeypatch.setattr(replay, "replay_tiles", lambda *_: tiles)
     registry.launch_for.cache_clear()
     pool = poisoned_pool(FP32, shape=GDNShape(1, 2, 16, 64))

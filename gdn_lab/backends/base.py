@@ -83,7 +83,8 @@ class Ring(NamedTuple):
     corrections [slots, HV, C, V]: u over the norm of k, bf16 for a bf16 state, else float32.
     log_decays [slots, HV, C] float32.
     span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0.
-    taken [slots, 2] int32 and products [slots, HV, 2 C + 8] float32: what the kernels of a step hand to each other.
+    taken [slots, 2] int32, due [1 + slots] int32 and products [slots, HV, 2 C + 8] float32: what the kernels of a step
+    hand to each other.
     """
 
     keys: torch.Tensor
@@ -91,6 +92,7 @@ class Ring(NamedTuple):
     log_decays: torch.Tensor
     span: torch.Tensor
     taken: torch.Tensor
+    due: torch.Tensor
     products: torch.Tensor
 
     @property

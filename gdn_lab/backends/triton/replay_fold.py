@@ -27,20 +27,25 @@ def decays_after(log_decays_at, first, end, C: tl.constexpr):
 
 
 @triton.jit
-def true_state(
-    S, keys_at, corrections_at, log_decays_at, first, end,
-    K: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, C: tl.constexpr, TERMS: tl.constexpr,
-):  # fmt: skip
-    """Return S [TILE, K] float32 with the pending updates added. keys_at: a head's [C, K]; corrections_at: its [C, V]
-    from the tile's first row on. TERMS: bf16 terms of u, or 0 for TF32 products, three for each."""
+def ring_of_head(keys_at, log_decays_at, first, end, K: tl.constexpr, C: tl.constexpr):
+    """Return a head's keys [C, K], zero where nothing is pending, the weight e^{Σ_{i > j} g_i} of each, e^{Σ g_i}."""
     js = tl.arange(0, C)
     pending = (js >= first) & (js < end)
     after, total = decays_after(log_decays_at, first, end, C)
-    weights = tl.where(pending, tl.exp(after), 0.0)
     keys = tl.load(keys_at + js[:, None] * K + tl.arange(0, K)[None, :], mask=pending[:, None], other=0.0)
+    return keys, tl.where(pending, tl.exp(after), 0.0), tl.exp(total)
+
+
+@triton.jit
+def with_pending(S, corrections_at, keys, weights, decay, first, end, V: tl.constexpr, TILE: tl.constexpr,
+                 C: tl.constexpr, TERMS: tl.constexpr):  # fmt: skip
+    """Return S [TILE, K] float32 with the pending updates added. corrections_at: a head's [C, V] from the tile's first
+    row on. TERMS: bf16 terms of u, or 0 for TF32 products, three for each."""
+    js = tl.arange(0, C)
+    pending = (js >= first) & (js < end)
     u_at = corrections_at + js[None, :] * V + tl.arange(0, TILE)[:, None]
     u = tl.load(u_at, mask=pending[None, :], other=0.0).to(tl.float32) * weights[None, :]
-    S *= tl.exp(total)
+    S *= decay
     if TERMS == 0:
         S = tl.dot(u, keys.to(tl.float32), S, input_precision="tf32x3")
     for _ in tl.static_range(TERMS):
@@ -55,72 +60,60 @@ def true_state(
 
 @triton.jit
 def fold_kernel(
-    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, taken, out, scale, rows,
+    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, taken, due, out, scale, rows,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    ROWS: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of the rows whose ring is full and write their state; then advance the span of every row.
 
-    Grid: as many programs as run at once; each takes every n-th of the due tiles. Which rows are due is read from
-    `taken`, so the host need not know it. ROWS: a power of two of at least `rows`.
+    Grid: as many programs as run at once; each takes every n-th part, V // SPLITS rows of a head's state, TILE at a
+    time. Which rows are due was listed by prepare_kernel, so the host need not know it.
     OVERLAP: this may begin while read_kernel runs, which works on other rows and reads `span`.
     """
-    TILES: tl.constexpr = V // TILE
-    row_numbers = tl.arange(0, ROWS)
-    slots = tl.load(indices + row_numbers, mask=row_numbers < rows, other=-1).to(tl.int64)
-    ends = tl.load(taken + 2 * slots + 1, mask=slots >= 0, other=-1)
-    is_due = ends == C
-    place = tl.cumsum(is_due.to(tl.int32), axis=0)
     ks = tl.arange(0, K)
-    for item in range(tl.program_id(0), tl.sum(is_due.to(tl.int32)) * (HV * TILES), tl.num_programs(0)):
-        chosen = is_due & (place == item // (HV * TILES) + 1)
-        row = tl.sum(tl.where(chosen, row_numbers, 0)).to(tl.int64)
-        slot = tl.sum(tl.where(chosen, slots, 0))
-        head = item // TILES % HV
+    for item in range(tl.program_id(0), tl.load(due) * (HV * SPLITS), tl.num_programs(0)):
+        row = tl.load(due + 1 + item // (HV * SPLITS)).to(tl.int64)
+        head = item // SPLITS % HV
         key_head = head // (HV // HK)
-        vs = item % TILES * TILE + tl.arange(0, TILE)
-        tile_at = state + (slot * HV + head) * (V * K) + state_offsets(vs, ks, K, V, True)
-        S = tl.load(tile_at).to(tl.float32)
+        slot = tl.load(indices + row).to(tl.int64)
+        first = tl.load(taken + 2 * slot)
         q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
         k_vec = tl.load(k + row * k_row + key_head * k_head + ks).to(tl.float32)
-        v_vec = tl.load(v + row * v_row + head * v_head + vs).to(tl.float32)
         x = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head)
         g = tl.exp(log_decay(x, tl.exp(tl.load(A_log + head))))
         beta = sigmoid(tl.load(b + row * b_row + head).to(tl.float32))
-        S = true_state(
-            S,
-            keys + (slot * HK + key_head) * (C * K),
-            corrections + (slot * HV + head) * (C * V) + item % TILES * TILE,
-            log_decays + (slot * HV + head) * C,
-            tl.load(taken + 2 * slot),
-            C,
-            K,
-            V,
-            TILE,
-            C,
-            TERMS,
-        )
         if L2NORM:
             q_vec *= scale * tl.rsqrt(tl.sum(q_vec * q_vec) + EPS)
             k_vec *= tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)
         else:
             q_vec *= scale
-        Sk = tl.sum(S * k_vec[None, :], axis=1)
-        Sq = tl.sum(S * q_vec[None, :], axis=1)
-        u = beta * (v_vec - g * Sk)
-        o = g * Sq + u * tl.sum(q_vec * k_vec)
-        S = g * S + u[:, None] * k_vec[None, :]
-        tl.store(tile_at, S.to(state.dtype.element_ty))
-        tl.store(out + (row * HV + head) * V + vs, o.to(out.dtype.element_ty))
+        kq = tl.sum(q_vec * k_vec)
+        keys_at = keys + (slot * HK + key_head) * (C * K)
+        ring, weights, decay = ring_of_head(keys_at, log_decays + (slot * HV + head) * C, first, C, K, C)
+        for tile in tl.range(0, V // SPLITS // TILE, num_stages=STAGES):
+            v_first = item % SPLITS * (V // SPLITS) + tile * TILE
+            vs = v_first + tl.arange(0, TILE)
+            tile_at = state + (slot * HV + head) * (V * K) + state_offsets(vs, ks, K, V, True)
+            S = tl.load(tile_at).to(tl.float32)
+            v_vec = tl.load(v + row * v_row + head * v_head + vs).to(tl.float32)
+            u_at = corrections + (slot * HV + head) * (C * V) + v_first
+            S = with_pending(S, u_at, ring, weights, decay, first, C, V, TILE, C, TERMS)
+            u = beta * (v_vec - g * tl.sum(S * k_vec[None, :], axis=1))
+            o = g * tl.sum(S * q_vec[None, :], axis=1) + u * kq
+            S = g * S + u[:, None] * k_vec[None, :]
+            tl.store(tile_at, S.to(state.dtype.element_ty))
+            tl.store(out + (row * HV + head) * V + vs, o.to(out.dtype.element_ty))
 
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()  # until read_kernel has read the spans; what follows waits for this kernel and so for both
-    mine = (slots >= 0) & (row_numbers % tl.num_programs(0) == tl.program_id(0))
-    firsts = tl.load(taken + 2 * slots, mask=mine, other=0)
-    tl.store(span + 2 * slots, tl.where(is_due, 0, firsts), mask=mine)
-    tl.store(span + 2 * slots + 1, tl.where(is_due, 0, ends + 1), mask=mine)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        slot = tl.load(indices + row).to(tl.int64)
+        if slot >= 0:
+            first, end = tl.load(taken + 2 * slot), tl.load(taken + 2 * slot + 1)
+            tl.store(span + 2 * slot, tl.where(end == C, 0, first))
+            tl.store(span + 2 * slot + 1, tl.where(end == C, 0, end + 1))
 
 
 @triton.jit
@@ -141,19 +134,11 @@ def settle_kernel(
         return
     vs = tile * TILE + tl.arange(0, TILE)
     tile_at = state + (slot * HV + head) * (V * K) + state_offsets(vs, tl.arange(0, K), K, V, True)
-    S = true_state(
-        tl.load(tile_at).to(tl.float32),
-        keys + (slot * HK + head // (HV // HK)) * (C * K),
-        corrections + (slot * HV + head) * (C * V) + tile * TILE,
-        log_decays + (slot * HV + head) * C,
-        first,
-        end,
-        K,
-        V,
-        TILE,
-        C,
-        TERMS,
-    )
+    keys_at = keys + (slot * HK + head // (HV // HK)) * (C * K)
+    ring, weights, decay = ring_of_head(keys_at, log_decays + (slot * HV + head) * C, first, end, K, C)
+    u_at = corrections + (slot * HV + head) * (C * V) + tile * TILE
+    S = tl.load(tile_at).to(tl.float32)
+    S = with_pending(S, u_at, ring, weights, decay, first, end, V, TILE, C, TERMS)
     tl.store(tile_at, S.to(state.dtype.element_ty))
 
 
