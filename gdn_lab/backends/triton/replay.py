@@ -212,10 +212,11 @@ def read_kernel(
         tl.store(ring_at + end * V + vs, (u * k_norm).to(corrections.dtype.element_ty))
 
 
-def replay_tiles(heads: int, dtype: torch.dtype) -> ReplayTiles:
-    """Choose how to launch for B · HV heads."""
+def replay_tiles(heads: int, dtype: torch.dtype, V: int) -> ReplayTiles:
+    """Choose how to launch for B · HV heads; splits and rows divide V."""
+    most = V & -V  # the largest power of two in it
     stages = 3 if dtype is torch.float32 else 4
-    return ReplayTiles(16, 1 if heads >= 4096 else 2, stages, 1, 32, 2, 2, 4, 3)
+    return ReplayTiles(16, 1 if heads >= 4096 else 2, stages, 1, 32, min(2, most // 32), 2, 4, 4)
 
 
 def decode_launch(call):
@@ -223,7 +224,7 @@ def decode_launch(call):
     HK, HV, K, V = call.shape.dims
     overlap = can_overlap(call.device)
     split = terms(call.state_dtype, call.key_dtype)
-    chosen = functools.cache(lambda rows: replay_tiles(rows * HV, call.state_dtype))
+    chosen = functools.cache(lambda rows: replay_tiles(rows * HV, call.state_dtype, V))
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
         rows, ring, tiles = q.shape[0], state.ring, chosen(q.shape[0])
