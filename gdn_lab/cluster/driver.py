@@ -49,7 +49,10 @@ class Driver:
             while True:
                 for event in self.hosts.events(WAIT_S):
                     self._handle(event)
-                self._place()
+                tasks = self._place()
+                self.journal.sync()
+                for host, some in tasks.items():
+                    self.hosts.launch(host, some)
                 self.progress(self)
                 now = time.monotonic()
                 if self.scheduler.running or self.scheduler.waiting_for_a_rest(now):
@@ -130,7 +133,8 @@ class Driver:
             if gpu.dropped:
                 self._once(f"GPU {gpu.id} of {gpu.host} is dropped: {len(gpu.failed)} jobs in a row failed on it.")
 
-    def _place(self) -> None:
+    def _place(self) -> dict[str, list[Task]]:
+        """{host: what is to begin there}."""
         by_host: dict[str, list[Task]] = {}
         for job, host, ids in self.scheduler.place(time.monotonic(), self.may_begin):
             attempt = self.journal.attempts[job.id] + 1
@@ -139,8 +143,7 @@ class Driver:
             self.journal.began(job.id, attempt=attempt, host=host, gpus=ids)
             task = Task(job.id, attempt, job.command, tuple(ids), job.limit_s, self.environment)
             by_host.setdefault(host, []).append(task)
-        for host, tasks in by_host.items():
-            self.hosts.launch(host, tasks)
+        return by_host
 
     def _once(self, sentence: str) -> None:
         if sentence not in self.said:

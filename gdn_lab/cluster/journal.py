@@ -39,13 +39,18 @@ class Journal:
         """An attempt has ended and its rows are on the disk. final: the job is not tried again."""
         self._write({"job": job, "event": ENDED, "attempt": attempt, "status": status, "final": final, **more})
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk: once for what came together, since a disk takes milliseconds."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
+        """Close the file, with all lines on the disk."""
+        self.sync()
         self._file.close()
 
     def _write(self, line: dict) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
         self._count(line)
 
     def _count(self, line: dict) -> None:
