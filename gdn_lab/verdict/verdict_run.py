@@ -29,7 +29,7 @@ class Settings:
     """What a verdict is asked for. dtype: of the state, None: the first that the kernel takes. samples: of each time.
 
     against: kernels that it is compared with, besides the baseline; "all" are
-    ours and the peers' that take the pool as it is. model, tp: of the heads, for the rows.
+    ours and the peers' that work in place on a plain pool. model, tp: of the heads, for the rows.
     """
 
     baseline: str = "triton/kv32"
@@ -82,7 +82,7 @@ def opponents(settings: Settings) -> list[str]:
     """The baseline, and the kernels that the verdict compares with."""
     names = settings.against
     if names == "all":
-        decode = [v for v in VARIANTS.values() if "decode" in v.phases and not v.copies]
+        decode = [v for v in VARIANTS.values() if "decode" in v.phases and not v.copies and not v.ring]
         names = [v.full_name for v in decode if v.role in ("ours", "peer")]
     return list(dict.fromkeys([settings.baseline, *names]))
 

@@ -3,6 +3,7 @@
 import pytest
 from synthetic import RUN, sweep_rows
 
+from gdn_lab.backends.registry import VARIANTS
 from gdn_lab.report.style import title_of
 from gdn_lab.report.timed import Timed
 from gdn_lab.studies.decode_kernels import yours
@@ -35,6 +36,13 @@ def test_each_opponent_is_the_fastest_of_its_kind():
         assert at(found, batch)[yours.OURS].speed_up == pytest.approx(2.0)
         assert at(found, batch)[yours.OURS].word == yours.FASTER
     assert at(yours.compared(timed(), MINE, "triton/kv8"), 8)[yours.BASELINE].other == "triton/kv8"
+
+
+def test_a_kernel_that_defers_the_write_is_no_opponent_of_one_that_does_not():
+    ring = next(name for name, record in VARIANTS.items() if record.ring)
+    rows = {"triton/vk": {}, ring: {}}
+    assert yours.opponents(rows, KV32)[yours.OURS] == ["triton/vk"]
+    assert yours.opponents(rows, KV32, VARIANTS[ring].ring)[yours.OURS] == [ring]
 
 
 def test_a_peer_that_is_not_right_is_no_opponent():

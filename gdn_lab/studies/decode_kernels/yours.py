@@ -50,18 +50,21 @@ def compared(timed: Timed, name: str, baseline: str) -> list[Against]:
         mine = rows.pop(name, None)
         if mine is None:
             continue
-        for opponent, others in opponents(rows, baseline).items():
+        for opponent, others in opponents(rows, baseline, variant(name).ring).items():
             if others:
                 other = min(others, key=lambda each: rows[each]["median_us"])
                 found.append(_against(batch, opponent, other, mine, rows[other]))
     return found
 
 
-def opponents(rows: dict[str, dict], baseline: str) -> dict[str, list[str]]:
-    """{opponent: the kernels that may stand for it}: of peers those that are right on all inputs."""
+def opponents(rows: dict[str, dict], baseline: str, ring: int = 0) -> dict[str, list[str]]:
+    """{opponent: the kernels that may stand for it}, of peers those that are right on all inputs.
+
+    ring: of the pool that the kernel works on; ours that work on another kind of pool are left out.
+    """
     return {
         BASELINE: [name for name in rows if name == baseline],
-        OURS: [name for name in rows if variant(name).role == "ours"],
+        OURS: [name for name in rows if variant(name).role == "ours" and variant(name).ring == ring],
         PEER: [name for name, row in rows.items() if variant(name).role == "peer" and not is_outside(row)],
     }
 
