@@ -9,9 +9,11 @@ Each file is executed once in a process. One that fails is listed as a backend t
 others go on.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -68,6 +70,17 @@ def name_files(paths) -> None:
     """Add files to GDN_LAB_KERNELS, so that notebooks and other processes that this one starts load them, too."""
     absolute = [str(Path(path).expanduser().absolute()) for path in paths]
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*named_files(), *absolute]))
+
+
+def kernel_words() -> str:
+    """Return the words of a command that name the files of GDN_LAB_KERNELS, without their folders, after a space."""
+    return "".join(f" --kernel {shlex.quote(Path(path).name)}" for path in named_files())
+
+
+def hashes() -> dict[str, str]:
+    """Hash the files that were loaded, for run.json: {name of the file: 16 hexadecimal digits}."""
+    files = [Path(key) for key, found in _loaded.items() if isinstance(found, list) and Path(key).is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
 
 
 def _listed(name: str, load_it: Callable) -> None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..backends import author_files
 from ..files import replacing
 from . import clocks
 from .environment import environment, utc
@@ -81,6 +82,7 @@ class Run:
         _json(parameters, "parameters")
         info |= {"start_utc": utc(), "process": this_process()}
         info |= {"environment": environment(), "kernels": kernel_hashes(), "clocks_before": clocks.clocks()}
+        info |= {"kernel_files": files} if (files := author_files.hashes()) else {}
         root, folder = Path(root).absolute(), None if folder is None else Path(folder).absolute()
         with _writing(folder or root):
             folder = new_folder(root, notebook) if folder is None else _given_folder(folder)

@@ -350,6 +350,7 @@ class Sweep(ABC):
             elif after.right:
                 row = self.case_fields(case, point, checked[case])
                 row |= self.timing_fields(case, point, timings[case.key]) | self._checked_fields(case, point)
+                row["checked"] += [REPLAYED] if case.key in guard.found else []
                 row |= too_fast(row) | broken_seal(case)
             else:
                 wrong = {"status": "wrong", "timer": timer, "wrong_on": [AFTER]}

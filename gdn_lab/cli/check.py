@@ -80,6 +80,8 @@ def checks(request: dict) -> int:
             print(f"{'error':<8} {message['during']:<22} {message['died']}", flush=True)
     if "" in died:
         raise BatchError(f"nothing was judged: {died['']}")
+    if died:
+        died |= {name: "not judged, as the process had ended" for name in found if not found[name] and name not in died}
     for name, statuses in found.items():
         print(summary(name, statuses, died.get(name), where, time.monotonic() - began))
     return int(any(verdict(statuses, died.get(name)) != "correct" for name, statuses in found.items()))

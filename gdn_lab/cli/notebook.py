@@ -15,6 +15,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import display
 
+from ..backends.author_files import kernel_words
 from ..backends.base import dtype_name
 from ..bench.results import Run
 from ..names import readable
@@ -50,7 +51,7 @@ def begin(study: Study, names: dict, *, measures: bool = True) -> Run:
     values = {name: names[name] for name in set_here if name in names}
     parsed = study.parameters.parse(values, study.notebook)
     folder = os.environ.get(RUN_FOLDER)
-    words = "".join(f" -p {name} {shlex.quote(str(values[name]))}" for name in given)
+    words = "".join(f" -p {name} {shlex.quote(str(values[name]))}" for name in given) + kernel_words()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         run = Run.create(

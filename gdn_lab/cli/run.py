@@ -254,9 +254,11 @@ def times_nothing(path: Path, words: dict[str, str]) -> bool:
 
 def command(paths: list[Path], words: dict[str, str]) -> str:
     """The command line that runs these notebooks with these words."""
+    from ..backends.author_files import kernel_words
+
     named = [] if paths == find([]) else [path.stem for path in paths]
     given = [word for name, value in words.items() for word in ("-p", f"{name}={value}")]
-    return shlex.join(["gdn-lab", "run", *named, *given])
+    return shlex.join(["gdn-lab", "run", *named, *given]) + kernel_words()
 
 
 def write_pages(root: Path, together: Path | None, about: dict) -> Path:

@@ -14,6 +14,7 @@ from gdn_lab import GDNShape, variant
 from gdn_lab.backends import author, author_files, backends, refusal, registry
 from gdn_lab.backends.base import State
 from gdn_lab.backends.torch import _decode, _prefill, _verify
+from gdn_lab.bench.results import Run
 from gdn_lab.studies.decode_kernels.sweep import decode_sweep
 
 SHAPE = GDNShape(2, 4, 8, 4)
@@ -30,6 +31,15 @@ def test_a_file_is_a_kernel(kernel_file):
     assert report.reason is None and report.installed and report.version == ""
     assert author.authors_variants() == ["mine/vk"] and author.origin_of("mine/vk").shown == "mine.py"
     assert author.origin_of("torch/vk") is None
+
+
+def test_a_run_names_the_file_and_its_hash(kernel_file, tmp_path, monkeypatch):
+    path = kernel_file()
+    author_files.load(path)
+    info = Run.create("mine", {}, root=tmp_path / "runs").info
+    assert list(info["kernel_files"]) == ["mine.py"] and len(info["kernel_files"]["mine.py"]) == 16
+    monkeypatch.setenv(author_files.VARIABLE, f"{path}{os.pathsep}/x/a b.py")
+    assert author_files.kernel_words() == " --kernel mine.py --kernel 'a b.py'"
 
 
 def test_it_stands_among_the_others_in_a_sweep(kernel_file):
