@@ -3,11 +3,13 @@
 import re
 
 import pytest
+import torch
 from synthetic_accuracy import RUN, WORSE, accuracy_rows
 
 from gdn_lab.studies.accuracy import analysis, figures, sentences
 from gdn_lab.studies.accuracy.accuracy_cases import GUARDED, NO_DT_BIAS, UNGUARDED, Case, baseline_of
 from gdn_lab.studies.accuracy.accuracy_rows import ALL, AccuracyRows, answers_of, bits
+from gdn_lab.trained.as_trained import LayerInputs
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,15 @@ def test_sentences_say_what_differs_and_what_does_not(rows):
     assert analysis.refused_sentences(rows) == [
         "flashinfer/vk, 1 case not answered: takes a state of bfloat16 or float32; this one is float16."
     ]
+
+
+def test_gates_have_a_line_for_each_head():
+    a = torch.zeros(1, 5, 2, dtype=torch.bfloat16)
+    inputs = LayerInputs(2, *[None] * 3, a, a, A_log=torch.zeros(2), dt_bias=torch.tensor([0.0, -3.0]))
+    table = analysis.gate_table([inputs])
+    assert table["head"].tolist() == [0, 1] and set(table.layer) == {2}
+    # softplus(0) is log 2: the state decays to a half in one token; softplus(-3) = 0.048587
+    assert table["half-life, tokens"].tolist() == pytest.approx([1.0, 0.693147 / 0.048587], rel=1e-4)
 
 
 def test_few_questions_allow_no_claim():

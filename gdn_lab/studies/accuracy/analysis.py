@@ -4,6 +4,7 @@ import pandas
 
 from ...report.recorded import published
 from ...report.style import label
+from ...trained.as_trained import LayerInputs, half_lives
 from .accuracy_cases import Case
 from .accuracy_rows import ALL, AccuracyRows
 from .proportions import Interval, fisher, spread, wilson
@@ -55,6 +56,26 @@ def accuracy_table(rows: AccuracyRows) -> pandas.DataFrame:
         if column in table:
             table[column] = table[column].astype("Int64")
     return table
+
+
+def gate_table(layers: list[LayerInputs]) -> pandas.DataFrame:
+    """A line for each GDN layer and head: its gates, and after how many tokens its state has decayed to a half."""
+    lines = []
+    for inputs in layers:
+        tokens = half_lives(inputs).tolist()
+        a = inputs.a.float().flatten(0, 1).median(0).values.tolist()
+        for head, half_life in enumerate(tokens):
+            lines.append(
+                {
+                    "layer": inputs.layer,
+                    "head": head,
+                    "exp(A_log)": float(inputs.A_log[head].exp()),
+                    "dt_bias": float(inputs.dt_bias[head]),
+                    "a, median": a[head],
+                    "half-life, tokens": half_life,
+                }
+            )
+    return pandas.DataFrame(lines)
 
 
 def p_text(p: float) -> str:
