@@ -68,6 +68,13 @@ CONFIGURATIONS: dict[str, Configuration] = {
             device="cuda",
         ),
         Configuration(
+            name="replay",
+            gdn="triton/replay",
+            layout="VK",
+            description="best, with a state that is read in each step and written in one of 17",
+            fused=True,
+        ),
+        Configuration(
             name="torch-kv",
             gdn="torch/kv",
             prefill="torch/kv",

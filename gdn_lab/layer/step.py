@@ -14,7 +14,7 @@ import torch
 from ..backends.base import needs_capability
 from ..backends.registry import refusal, variant
 from ..bench.pools import L2_MULTIPLE
-from ..costs import decode_bytes
+from ..costs import decode_bytes, replay_bytes
 from ..models import GDNShape
 from ..pool import StatePool
 from ..trace.ranges import STEP, nvtx_range
@@ -64,6 +64,7 @@ class Step:
         generator = torch.Generator().manual_seed(seed)
         if pool is None:
             pool = random_pool(weights.shape, batch + 1, self.configuration.layout, state_dtype, self.device, seed)
+            pool.reserve_ring(variant(self.configuration.gdn).ring)
         if indices is None:
             indices = (torch.randperm(batch, generator=generator) + 1).to(self.device, torch.int32)
         self.pool, self.indices, self.ahead, self.seed = pool, indices, ahead, seed
@@ -134,7 +135,7 @@ class Step:
             "in_proj ba": w.layer.in_ba.nbytes + row * (H + 2 * s.shape.num_v_heads),
             "split": 0,
             "conv": w.layer.conv.nbytes + row * conv * (2 + 2 * self.pool.conv.shape[-1]),
-            "gdn": decode_bytes(s.shape, B, self.pool.dtype),
+            "gdn": self._gdn_bytes(),
             "gated norm": row * 3 * value,
             "out_proj": w.layer.out.nbytes + row * (H + value),
             "post norm": row * 4 * H,
@@ -152,6 +153,13 @@ class Step:
             nbytes["shared expert"] = 0
         nbytes["combine"] = row * H * (s.top_k + 2)
         return nbytes
+
+    def _gdn_bytes(self) -> int:
+        """Bytes of decode, with a ring averaged over its period."""
+        shape, pool = self.weights.sizes.shape, self.pool
+        if pool.ring:
+            return round(replay_bytes(shape, self.batch, pool.ring.updates, pool.dtype))
+        return decode_bytes(shape, self.batch, pool.dtype)
 
 
 def is_eager(entry: Configuration) -> bool:
