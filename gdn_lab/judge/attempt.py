@@ -4,8 +4,8 @@ import torch
 
 from .. import reference
 from ..bench.call_checks import changed_slots
-from ..tolerances import ARITHMETIC, LAST_PLACE, ROUNDING, allowed
-from .making import GUARD, Made, make, same_bits
+from ..tolerances import ARITHMETIC, CORRECTIONS, LAST_PLACE, ROUNDING, allowed
+from .making import GUARD, Made, same_bits
 from .trials import Trial
 
 NAMES = ("q", "k", "v", "a", "b", "indices", "A_log", "dt_bias")
@@ -23,7 +23,7 @@ class Refused(Exception):
 def attempt(candidate, trial: Trial) -> None:
     """Make a trial's call and judge it. Wrong, with the trial, if something is not as it must be."""
     trial = candidate.suited(trial)
-    made = make(trial, candidate.layout, candidate.device)
+    made = candidate.make(trial)
     before = kept(made)
     try:
         judge(candidate, made, before, *taken(made, candidate.run(made)))
@@ -43,13 +43,20 @@ def taken(made: Made, out) -> tuple:
 
     What a kernel writes later, from another stream or thread, is not in the copies.
     """
-    return out, out.clone(), made.pool.state[made.indices[made.live].long()].clone()
+    return out, out.clone(), states_of(made)
+
+
+def states_of(made: Made) -> torch.Tensor:
+    """Copy the states of the live rows, [n, HV, V, K]; of a pool with a ring with what is pending, float32."""
+    pool, indices = made.pool, made.indices[made.live]
+    if pool.ring:
+        return pool.read(indices)
+    states = pool.state[indices.long()].clone()
+    return states if pool.layout == "VK" else states.transpose(-1, -2)
 
 
 def judge(candidate, made: Made, before: dict, out, out_then, states_then) -> None:
     """Raise Wrong unless a call has done what it must, and nothing else."""
-    if not made.pool.layout == "VK":
-        states_then = states_then.transpose(-1, -2)
     trial, live = made.trial, made.live
     rows = [x[live] for x in (before[name] for name in NAMES[:5])]
     gates = {"A_log": before["A_log"], "dt_bias": before["dt_bias"]}
@@ -58,7 +65,8 @@ def judge(candidate, made: Made, before: dict, out, out_then, states_then) -> No
     rounding = CUTS if candidate.cuts else STRICT
     if live:
         near("the output", out_then[live], o, trial.io_dtype, rounding)
-        near("the state", states_then, states, trial.state_dtype, rounding)
+        more = CORRECTIONS[trial.state_dtype] if made.pool.ring else 0.0
+        near("the state", states_then, states, trial.state_dtype, rounding, ARITHMETIC + more)
     _check_the_rest(made, before, out, out_then, states_then)
 
 
@@ -82,18 +90,16 @@ def _check_the_rest(made: Made, before: dict, out, out_then, states_then) -> Non
 
 def check_not_late(made: Made, out, out_then, states_then) -> None:
     """Raise Wrong if the output or a state has changed since the call returned."""
-    states = made.pool.state[made.indices[made.live].long()]
-    states = states if made.pool.layout == "VK" else states.transpose(-1, -2)
-    if not same_bits(out[made.live], out_then[made.live]) or not same_bits(states, states_then):
+    if not same_bits(out[made.live], out_then[made.live]) or not same_bits(states_of(made), states_then):
         raise Wrong("the output or the state changed after the call had returned")
 
 
-def near(what: str, actual, expected, dtype, rounding=STRICT) -> None:
+def near(what: str, actual, expected, dtype, rounding=STRICT, arithmetic: float = ARITHMETIC) -> None:
     """Raise Wrong unless every element is near enough to the reference, float64 on the CPU."""
     actual = actual.detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(expected).all()):
         raise AssertionError(f"{what}: the reference is not finite, so nothing can be judged by it")
-    most = allowed(expected, dtype, ARITHMETIC, rounding)
+    most = allowed(expected, dtype, arithmetic, rounding)
     error = (actual - expected).abs()
     wrong = ~(error <= most)  # NaN is wrong
     if not bool(wrong.any()):

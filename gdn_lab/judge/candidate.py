@@ -11,7 +11,7 @@ from .. import ops
 from ..backends import author, registry
 from ..models import GDNShape
 from .attempt import Refused
-from .making import Made
+from .making import Made, make
 from .trials import Trial
 
 HEADS = ((1, 1), (1, 2), (2, 4), (1, 4), (3, 6))  # query/key and value heads
@@ -78,8 +78,17 @@ class Candidate:
         """Return how many rows a call should have that is better with `wanted`: few in Triton's interpreter."""
         return min(wanted, 2) if self.cuts else wanted
 
+    def make(self, trial: Trial) -> Made:
+        """Make the tensors of a trial as this kernel takes them: q and k normalised, a pool with a ring."""
+        if not self.record.normalises:
+            trial = dataclasses.replace(trial, l2norm=False)
+        made = make(trial, self.layout, self.device)
+        if self.record.ring:
+            made.pool.reserve_ring(self.record.ring, key_dtype=trial.io_dtype)
+        return made
+
     def run(self, made: Made) -> torch.Tensor:
-        """Make a call and return its output. Refused if the kernel raises NotImplementedError."""
+        """Make a call and return its output. Refused if the kernel raises NotImplementedError, or a backend refuses."""
         trial = made.trial
         try:
             return ops.decode(
@@ -94,6 +103,10 @@ class Candidate:
             )
         except NotImplementedError as error:
             raise Refused(str(error) or "raises NotImplementedError") from error
+        except ValueError as error:
+            if self.record.role == "yours":
+                raise
+            raise Refused(str(error)) from error  # as backends of the workbook refuse
 
     @property
     def uses_triton(self) -> bool:

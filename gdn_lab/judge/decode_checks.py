@@ -27,13 +27,18 @@ BATCHES = (1, 8, 17, 33, 65, 130)
 
 def spread(candidate: Candidate, trials, seconds: float, least: int = LEAST) -> str:
     """Attempt trials until the time is used up, but at least some; return how many."""
-    began, done = time.monotonic(), 0
+    began, done, refused = time.monotonic(), 0, None
     for trial in trials:
         if done >= least and time.monotonic() - began > seconds:
             break
-        attempt(candidate, trial)
-        done += 1
-    return f"{done} call{'s' * (done != 1)}"
+        try:
+            attempt(candidate, trial)
+            done += 1
+        except Refused as reason:
+            refused = reason
+    if refused and not done:
+        raise refused
+    return f"{done} call{'s' * (done != 1)}" + (f"; refused: {refused}" if refused else "")
 
 
 def whole(candidate: Candidate, trials: list, seconds: float) -> str:
@@ -112,9 +117,9 @@ def nan_elsewhere(candidate: Candidate, seconds: float) -> str:
     trials = [candidate.usual(poison=True, padding=p, batch=4) for p in ((), (1,))]
     done = whole(candidate, trials, seconds)
     trial = candidate.usual(batch=candidate.rows(5), padding=(1,))
-    clean = _outcome(candidate, make(trial, candidate.layout, candidate.device))
+    clean = _outcome(candidate, candidate.make(trial))
     for spoilt in (0,) if candidate.cuts else (0, 1, 4):
-        made = make(trial, candidate.layout, candidate.device)
+        made = candidate.make(trial)
         for x in made.arguments:
             x[spoilt] = torch.nan
         if spoilt not in trial.padding:
@@ -146,7 +151,6 @@ def large_offsets(candidate: Candidate, seconds: float) -> str:
     smallest = min(candidate.calls, key=lambda call: call[0].state_elements * call[1].itemsize)
     with far_pool(candidate, smallest) as (made, slots):
         out, out_then, states_then = taken(made, candidate.run(made))
-        states_then = states_then if made.pool.layout == "VK" else states_then.transpose(-1, -2)
         rows, trial = [x[made.live] for x in made.arguments], made.trial
         o, states = reference.decode(*rows, **made.inputs.gates(), state=made.old)
         rounding = CUTS if candidate.cuts else STRICT
@@ -160,7 +164,7 @@ def steps_in_a_row(candidate: Candidate, seconds: float) -> str:
 
     A kernel that keeps an output, an index or a state by its pointer, or writes a state one call late, is wrong here.
     """
-    made = make(candidate.usual(batch=candidate.rows(4), strong_decay=False), candidate.layout, candidate.device)
+    made = candidate.make(candidate.usual(batch=candidate.rows(4), strong_decay=False))
     steps = 4 if candidate.cuts else STEPS
     for step in range(steps):
         if step not in (2, 6):  # the same inputs once more: only the state has changed
@@ -170,7 +174,7 @@ def steps_in_a_row(candidate: Candidate, seconds: float) -> str:
         if step in (1, 5):
             made.indices.copy_(made.indices.roll(1))
         if step == 3:  # the slots go to other requests
-            made.pool.state.copy_(fresh.pool.state)
+            made.pool.write(made.indices, fresh.old.to(made.pool.device))
         made.old = made.pool.read(made.indices)
         before = kept(made)
         try:
@@ -189,14 +193,14 @@ def output(candidate: Candidate, seconds: float) -> str:
 def late_writes(candidate: Candidate, seconds: float) -> str:
     """Nothing is written after the call has returned, and no thread is left that could."""
     threads = threading.active_count()
-    made = make(candidate.usual(), candidate.layout, candidate.device)
+    made = candidate.make(candidate.usual())
     before = kept(made)
     out, out_then, states_then = taken(made, candidate.run(made))
     time.sleep(LATE_S)
     judge(candidate, made, before, out, out_then, states_then)
     if candidate.device.type == "cuda":
         torch.cuda.synchronize(candidate.device)
-    check_not_late(made, out, out_then, states_then if made.pool.layout == "VK" else states_then.transpose(-1, -2))
+    check_not_late(made, out, out_then, states_then)
     if threading.active_count() > threads:
         raise Wrong(f"the call left {threading.active_count() - threads} more threads running")
     return f"nothing within {LATE_S * 1e3:.0f} ms"
@@ -205,10 +209,10 @@ def late_writes(candidate: Candidate, seconds: float) -> str:
 def determinism(candidate: Candidate, seconds: float) -> str:
     """The same call from the same state gives the same bits."""
     trial = candidate.usual(batch=candidate.rows(8))
-    first = _outcome(candidate, make(trial, candidate.layout, candidate.device))
+    first = _outcome(candidate, candidate.make(trial))
     times = 2 if candidate.cuts else 10
     for _ in range(times):
-        again = _outcome(candidate, make(trial, candidate.layout, candidate.device))
+        again = _outcome(candidate, candidate.make(trial))
         if not all(same_bits(x, y) for x, y in zip(first, again, strict=True)):
             raise Wrong(f"the same call gave other bits ({trial})")
     return f"{times} times the same bits"

@@ -9,7 +9,7 @@ import torch
 
 from ..pool import StatePool
 from .attempt import Refused
-from .making import Made, make
+from .making import Made
 
 BEYOND = (2**31, 2**32)  # elements, before slots that the call names
 MAP_NORESERVE = 0x4000  # Linux's; Python names it from 3.13 on
@@ -22,12 +22,14 @@ def far_pool(candidate, call):
 
     An offset of 32 bits then finds other memory of the pool's, or before it, and not another program's.
     """
+    if candidate.record.ring:
+        raise Refused("the ring of so many slots takes too much memory")
     shape, state_dtype, *_ = call
     slot = shape.state_elements
     slots = [1, *(elements // slot + 1 for elements in BEYOND)]
     before, inside = 2**31, (slots[-1] + 2) * slot
     names = dict(zip(("shape", "state_dtype", "io_dtype", "index_dtype"), call, strict=True))
-    made = make(candidate.usual(**names, batch=len(slots)), candidate.layout, candidate.device)
+    made = candidate.make(candidate.usual(**names, batch=len(slots)))
     with _zeros(before + inside, state_dtype, candidate.device) as memory:
         _move(made, memory[before:].view(slots[-1] + 2, *made.pool.state.shape[1:]), slots)
         yield made, slots

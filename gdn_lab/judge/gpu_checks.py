@@ -26,7 +26,7 @@ def cuda_graph(candidate: Candidate, seconds: float) -> str:
     needs_gpu(candidate)
     if "decode" in candidate.record.host_sync:
         raise Refused("says that it synchronises with the host (host_sync)")
-    made = make(candidate.usual(batch=7, padding=(2,)), candidate.layout, candidate.device)
+    made = candidate.make(candidate.usual(batch=7, padding=(2,)))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -56,6 +56,7 @@ def refill(made, seed: int, padding=()) -> None:
     for x, new in zip(made.arguments, fresh.arguments, strict=True):
         x.copy_(new)
     made.indices.copy_(fresh.indices)
+    made.pool.settle(torch.arange(1, made.pool.slots, device=made.pool.device))  # nothing stays pending in a ring
     made.memory.copy_(fresh.memory)
     made.pool.conv.copy_(fresh.pool.conv)
     made.inputs.A_log.copy_(fresh.inputs.A_log)
@@ -71,7 +72,7 @@ def no_allocation(candidate: Candidate, seconds: float) -> str:
     if candidate.record.allocates or candidate.record.copies:
         raise Refused("says that it allocates (allocates)")
     for batch in (1, 7, 33):
-        made = make(candidate.usual(batch=batch), candidate.layout, candidate.device)
+        made = candidate.make(candidate.usual(batch=batch))
         candidate.run(made)
         torch.cuda.synchronize()
         before = torch.cuda.memory_stats(candidate.device)["allocation.all.allocated"]
@@ -90,7 +91,7 @@ def no_synchronisation(candidate: Candidate, seconds: float) -> str:
         raise Refused("says that it synchronises with the host (host_sync)")
     if candidate.device.type != "cuda":
         return _fake_call(candidate)
-    made = make(candidate.usual(batch=4, padding=(1,)), candidate.layout, candidate.device)
+    made = candidate.make(candidate.usual(batch=4, padding=(1,)))
     candidate.run(made)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -119,7 +120,7 @@ def _fake_call(candidate: Candidate) -> str:
 
     if candidate.uses_triton:
         raise Refused("on a CPU it can be told of plain PyTorch alone")
-    made = make(candidate.usual(padding=(1,)), candidate.layout, candidate.device)
+    made = candidate.make(candidate.usual(padding=(1,)))
     shape, state_dtype, io_dtype, index_dtype = candidate.usual_call()
     call = Call("decode", candidate.layout, state_dtype, io_dtype, index_dtype, shape, candidate.device)
     launch, mode = launch_for(candidate.name, call), FakeTensorMode()
@@ -143,10 +144,10 @@ def _fake_call(candidate: Candidate) -> str:
 def streams(candidate: Candidate, seconds: float) -> str:
     """On the current stream and no other: after the work before it there, before the work after it."""
     needs_gpu(candidate)
-    made = make(candidate.usual(batch=6, padding=(2,)), candidate.layout, candidate.device)
+    made = candidate.make(candidate.usual(batch=6, padding=(2,)))
     candidate.run(made)  # compiles
     for named in (torch.cuda.Stream(), torch.cuda.current_stream()):
-        fresh = make(dataclasses.replace(made.trial, seed=candidate.seed + 77), candidate.layout, candidate.device)
+        fresh = candidate.make(dataclasses.replace(made.trial, seed=candidate.seed + 77))
         refill(made, candidate.seed + 76, padding=(2,))
         torch.cuda.synchronize()
         with torch.cuda.stream(named):
