@@ -27,6 +27,7 @@ def write_index(root: Path) -> Path:
         f"<main class='wide'><h1>Runs</h1>{_machine(newest)}",
         _cards(newest, runs, root),
         _together(root),
+        _sweeps(root),
         _earlier(runs, root),
     ]
     return _write(root / "index.html", page("Runs · gdn_lab", "\n".join(body) + "</main>"))
@@ -168,6 +169,12 @@ def _together(root: Path) -> str:
         for folder, about in batches(root)[:EARLIER]
     )
     return f"<h2>Run together</h2><ul>{points}</ul>" if points else ""
+
+
+def _sweeps(root: Path) -> str:
+    """Return a link to the page of all sweeps (sweep_page.py), if there are any."""
+    there = (root / "sweeps" / "index.html").is_file()
+    return '<h2>Sweeps</h2><p><a href="sweeps/index.html">All sweeps</a></p>' if there else ""
 
 
 def _earlier(runs: list[RunFolder], root: Path) -> str:

@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from .agent import Agent
 from .job_process import Task
 
+HERE = "this machine"
+
 
 class Hosts(ABC):
     """Hosts with GPUs, however they are reached. Events are dictionaries with "host" and "kind":
@@ -31,7 +33,7 @@ class ThisHost(Hosts):
 
     def __init__(self, gpu_type: str, ids: list[str], **options):
         self.agent, self.seen = Agent(**options), 0
-        self._first = [{"host": "here", "kind": "joined", "gpu": gpu_type, "ids": ids}]
+        self._first = [{"host": HERE, "kind": "joined", "gpu": gpu_type, "ids": ids}]
 
     def events(self, wait_s: float) -> list[dict]:
         if self._first:
@@ -39,7 +41,7 @@ class ThisHost(Hosts):
             return found
         found = self.agent.poll(self.seen, wait_s)
         self.seen = found[-1][0] if found else self.seen
-        return [{"host": "here"} | event for _, event in found]
+        return [{"host": HERE} | event for _, event in found]
 
     def launch(self, host: str, tasks: list[Task]) -> None:
         self.agent.start(tasks)

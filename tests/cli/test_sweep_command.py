@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gdn_lab.cli import sweep_command, sweep_jobs
+from gdn_lab.cli import index, sweep_command, sweep_jobs
 from gdn_lab.cli.main import main
 from gdn_lab.cluster import hosts, ray_hosts
 from gdn_lab.cluster.job import FOLDER, PYTHON, Job
@@ -139,6 +139,7 @@ def test_a_sweep_ends_with_a_page_of_what_is_fastest_and_what_failed(swept):
     assert "triton/vk" in page and "50 %" in page and "80 %" in page and "batch 4" in page
     assert "it &lt;b&gt;broke&lt;/b&gt;" in page and "<b>broke" not in page
     assert "sweep.html" in (folder.parent / "index.html").read_text()
+    assert "sweeps/index.html" in index.write_index(folder.parents[1]).read_text()
 
 
 def test_resume_runs_nothing_that_is_final(swept):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 JOBS, SECONDS, ROWS = 120, 0.7, 2
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+HIDDEN = ROOT / "gdn_lab" / "cluster" / "ray_imports"
 WEIGHTS = {"driver": 3, "agent": 3, "job": 3, "node": 1}
 
 
@@ -26,6 +28,7 @@ class Chaos:
     def __init__(self, seed: int):
         from ray.cluster_utils import Cluster
 
+        os.environ["PYTHONPATH"] = f"{HIDDEN}{os.pathsep}{ROOT}"  # of Ray's processes, which the nodes start
         self.rng, self.counts = random.Random(seed), Counter()
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
         self.nodes = [self.cluster.add_node(num_gpus=4, num_cpus=0) for _ in range(2)]

@@ -95,7 +95,9 @@ def test_a_busy_gpu_is_left_alone_and_the_reason_is_shown(tmp_path):
     host = ThisHost(TYPE, ["0", "1"], probe=lambda gpu: "GPU 0 is in use" if gpu == "0" else None)
     driver = Driver(tmp_path, host, lambda kind: jobs, say=lines.append)
     driver.run()
-    assert set(driver.done.values()) == {"ok"} and lines == ["here: GPU 0 is in use; the GPU is asked again later."]
+    assert set(driver.done.values()) == {"ok"} and lines == [
+        "this machine: GPU 0 is in use; the GPU is asked again later."
+    ]
     assert {line["gpus"][0] for line in driver.journal.lines() if line["event"] == "ended"} == {"1"}
 
 
