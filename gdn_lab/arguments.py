@@ -4,6 +4,7 @@ What can be read off the tensors without waiting for a GPU is checked on every c
 where something does not fit is it worked out which argument is to blame.
 """
 
+import warnings
 from collections import Counter
 from itertools import pairwise
 from numbers import Real
@@ -17,6 +18,7 @@ from .models import GDNShape
 from .pool import StatePool, checks_values
 
 INDEX_DTYPES = (torch.int32, torch.int64)
+FLOAT16_MARGIN = 8  # checks(True) warns of a float16 state that comes this near to its limit
 INPUTS = ("q", "k", "v", "a", "b")
 # What the host raises when an argument is no tensor, or a tensor without strides.
 NOT_AS_EXPECTED = (AttributeError, TypeError, RuntimeError, IndexError)
@@ -284,6 +286,21 @@ def check_slots(pool, indices):
         if not all(finite):
             bad = [slot for slot, good in zip(slots, finite, strict=True) if not good]
             raise ValueError(f"pool.state: expected finite values, got NaN or infinity in slots {bad}")
+        if pool.dtype is torch.float16:
+            _warn_of_float16(slots, pool.state[live])
+
+
+def _warn_of_float16(slots: list[int], state: Tensor) -> None:
+    """Warn of slots in which an element is within a factor of FLOAT16_MARGIN of float16's largest number."""
+    most = torch.finfo(torch.float16).max / FLOAT16_MARGIN
+    largest = state.abs().flatten(1).amax(1).tolist()
+    near = {slot: size for slot, size in zip(slots, largest, strict=True) if size > most}
+    if near:
+        warnings.warn(
+            f"pool.state: |S| reaches {max(near.values()):,.0f} in slots {list(near)}, within a factor of "
+            f"{FLOAT16_MARGIN} of float16's limit, 65,504; beyond it lies infinity: take bfloat16 or float32",
+            stacklevel=4,
+        )
 
 
 def _check_range(pool, indices):

@@ -33,7 +33,8 @@ _check_values = ContextVar("checks", default=os.environ.get("GDN_LAB_CHECKS", ""
 
 @contextlib.contextmanager
 def checks(on: bool = True):
-    """Inside, calls of this thread or task check values too: range of indices, duplicates, NaN in the state.
+    """Inside, calls of this thread or task check values too: range of indices, duplicates, NaN in the state; and warn
+    of a float16 state within a factor of 8 of its limit.
 
     That synchronises with a GPU.
     """

@@ -256,3 +256,20 @@ print("no check")
         )
     assert results["1"].returncode != 0 and "each live slot once, got [1] more than once" in results["1"].stderr
     assert results["0"].returncode == 0 and "no check" in results["0"].stdout
+
+
+@pytest.mark.parametrize("largest, warned", [(8000.0, False), (8192.0, True), (-60_000.0, True)])
+def test_checks_warn_of_a_float16_state_near_its_limit(largest, warned, recwarn):
+    pool = StatePool(SHAPE, 4, dtype=torch.float16, device="cpu")
+    slots = pool.acquire(2)
+    pool.state[slots[1], 1, 2, 3] = largest
+    x = make_inputs(SHAPE, 2)
+    decode(*x.arguments(), **x.gates(), pool=pool, indices=slots, backend="torch")
+    assert not len(recwarn), "without checks nothing is read"
+    pool.state[slots[1], 1, 2, 3] = largest
+    with checks(True):
+        decode(*x.arguments(), **x.gates(), pool=pool, indices=slots, backend="torch")
+    said = [str(each.message) for each in recwarn]
+    assert [f"in slots [{slots[1]}], within a factor of 8 of float16's limit" in line for line in said] == [
+        True
+    ] * warned

@@ -27,8 +27,8 @@ def precision(dtype: str, rounding: str) -> str:
 
 
 def regime(row: dict) -> str:
-    """ "typical, full rank"; "as trained" brings its own keys."""
-    return row["gates"] if row["keys"] == "its own" else f"{row['gates']}, {row['keys']}"
+    """ "typical / full rank", gates and keys; "as trained" brings its own keys."""
+    return row["gates"] if row["keys"] == "its own" else f"{row['gates']} / {row['keys']}"
 
 
 def of_ways(rows: list[dict]) -> list[dict]:
@@ -127,7 +127,7 @@ def error_table(rows: list[dict], name: str = STATE) -> pandas.DataFrame:
     lines = []
     for where in regimes(rows):
         errors = {f"error, {kind}": final(row, name) for kind, row in precisions(rows, where).items()}
-        lines.append({"gates, keys": where} | errors)
+        lines.append({"gates / keys": where} | errors)
     return pandas.DataFrame(lines)
 
 
@@ -136,7 +136,7 @@ def backend_table(rows: list[dict]) -> pandas.DataFrame:
     lines = []
     for where in regimes(rows):
         errors = {f"error, {name}": final(row) for name, row in backends(rows, where).items()}
-        lines.append({"gates, keys": where} | errors)
+        lines.append({"gates / keys": where} | errors)
     return pandas.DataFrame(lines)
 
 
@@ -163,7 +163,7 @@ def magnitude_table(rows: list[dict]) -> pandas.DataFrame:
     """The largest |S| of each regime, how near it is to float16's limit, and how fast its heads decay."""
     return pandas.DataFrame(
         {
-            "gates, keys": regime(row),
+            "gates / keys": regime(row),
             "half-life, tokens (p5)": row["half_life_p5_p50_p95"][0],
             "half-life, tokens (median)": row["half_life_p5_p50_p95"][1],
             "half-life, tokens (p95)": row["half_life_p5_p50_p95"][2],
@@ -204,7 +204,8 @@ def conditions(rows: list[dict]) -> str:
         return "nothing was run"
     row = ways[0]
     heads = "HK {num_k_heads}, HV {num_v_heads}, heads of {head_k_dim} × {head_v_dim}".format(**row)
+    requests = f"{row['batch']} request{'s' * (row['batch'] > 1)}"
     return (
-        f"{heads}, {row['batch']} requests, {row['steps'][-1]:,} decode steps from an empty state; errors relative to "
-        "a float64 run of the same bfloat16 inputs, median over requests and heads"
+        f"{heads}, {requests}, {row['steps'][-1]:,} decode steps from an empty state; errors relative to a float64 run "
+        "of the same bfloat16 inputs, median over requests and heads"
     )

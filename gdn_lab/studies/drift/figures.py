@@ -3,6 +3,7 @@
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ...arguments import FLOAT16_MARGIN as MARGIN
 from ...report.style import (
     DTYPE_COLOURS,
     GREY,
@@ -19,7 +20,6 @@ from .sentences import error
 
 MOST_PANELS = 6
 FP16_LIMIT = 65504.0
-MARGIN = 8  # checks() complains from this far below float16's limit
 
 
 def _where(rows, run) -> str:
@@ -62,9 +62,10 @@ def over_steps(rows: list[dict], run: dict | None = None) -> Figure:
     if not names:
         return empty_figure("No drift was run", [])
     fig, axes = _panels(over_steps_title(rows) + _where(rows, run), rows, names)
+    labels = {}
     for ax, name in zip(axes, names, strict=False):
         found = analysis.precisions(rows, name)
-        ends = []
+        ends = labels[ax] = []
         for kind, row in found.items():
             ink, dashed = DTYPE_COLOURS[row["state_dtype"]], row["rounding"] == "stochastic"
             look = {"color": ink, "linestyle": (0, (4, 2)) if dashed else "-", "marker": "o", "markersize": 3.5}
@@ -74,13 +75,16 @@ def over_steps(rows: list[dict], run: dict | None = None) -> Figure:
             if final(row) < float("inf"):
                 short = kind.replace("bfloat", "bf").replace("float", "fp").replace(", stochastic", " SR")
                 ends.append((final(row), f"{short} {error(final(row))}", ink))
+    bottom, top = axes[0].get_ylim()
+    axes[0].set_ylim(bottom / 30, top)  # room for the legend
+    for ax, ends in labels.items():
         label_ends(ax, ends)
     for ax in axes[:: min(3, len(names))]:
         ax.set_ylabel("relative error")
     axes[0].plot([], [], color=GREY, label="state")
     axes[0].plot([], [], color=GREY, linestyle="--", label="state, stochastic rounding (SR)")
     axes[0].plot([], [], color=GREY, linestyle=":", label="output of the stored state")
-    axes[0].legend(loc="lower right", fontsize=8, frameon=False)
+    axes[0].legend(loc="lower left", fontsize=8, frameon=False)
     return fig
 
 
@@ -174,6 +178,6 @@ def magnitudes(rows: list[dict], run: dict | None = None) -> Figure:
     ax.axhline(FP16_LIMIT / MARGIN, color=GREY, linewidth=1, linestyle="--")
     ax.set(xscale="log", yscale="log", xlabel="decode step", ylabel="largest |S|")
     ax.text(1, FP16_LIMIT * 1.15, "float16's limit", color=GREY, fontsize=9)
-    ax.text(1, FP16_LIMIT / MARGIN / 1.2, "checks() refuses above", color=GREY, fontsize=9, va="top")
+    ax.text(1, FP16_LIMIT / MARGIN / 1.2, "checks(True) warns above", color=GREY, fontsize=9, va="top")
     label_ends(ax, ends)
     return fig

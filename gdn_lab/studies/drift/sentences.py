@@ -21,6 +21,12 @@ def error(value: float) -> str:
     return f"{value:.1e}" if value < 1e-3 else f"{value:.2%}" if value < 0.01 else f"{value:.1%}"
 
 
+def span(ratios) -> str:
+    """ "2.1 to 8.2", or "1.4" where both print alike."""
+    low, high = (f"{value:.1f}" for value in (min(ratios), max(ratios)))
+    return low if low == high else f"{low} to {high}"
+
+
 def verdict(rows: list[dict]) -> list[str]:
     """For which regimes bfloat16 is enough, and what is enough elsewhere."""
     enough, other = [], []
@@ -66,7 +72,7 @@ def cost(rows: list[dict]) -> list[str]:
         f"A layer's step at B = {base['batch']} ({main}, HV {base['num_v_heads']}) takes {micro(base['median_us'])} "
         f"with a bfloat16 state; {listed(parts)}.",
         f"1,000 requests of {base['model']} keep {gb[BF16]:.1f} GB in either 16-bit dtype and {gb[FLOAT32]:.1f} GB in "
-        f"float32, so that {gb[BF16] / gb[FLOAT32]:.2f} times as many fit.",
+        f"float32, in which {gb[BF16] / gb[FLOAT32]:.2f} times as many fit.",
     ]
 
 
@@ -99,8 +105,7 @@ def against_bfloat16(rows: list[dict]) -> list[str]:
     ratios = _ratios(rows, BF16, FP16)
     if not ratios:
         return []
-    low, high = min(ratios.values()), max(ratios.values())
-    return [f"float16 takes the same bytes and errs {low:.1f} to {high:.1f} times less than bfloat16 in the state."]
+    return [f"float16 takes the same bytes and errs {span(ratios.values())} times less than bfloat16 in the state."]
 
 
 def stochastic(rows: list[dict]) -> list[str]:
@@ -112,11 +117,13 @@ def stochastic(rows: list[dict]) -> list[str]:
             continue
         pays = [f"{where} ({1 / ratio:.1f} times)" for where, ratio in ratios.items() if ratio < 0.95]
         more = [ratio for ratio in ratios.values() if ratio >= 0.95]
-        text = f"Stochastic rounding to {kind}"
+        text = f"Stochastic rounding to {kind}, instead of to nearest,"
         if pays:
             text += f" reduces the error of the state with {listed(pays)}"
         if more:
-            text += f"{'; elsewhere it' if pays else ''} makes it {min(more):.1f} to {max(more):.1f} times as large"
+            text += (
+                f"{'; elsewhere it makes it' if pays else ' makes the error of the state'} {span(more)} times as large"
+            )
         sentences.append(f"{text}.")
     return sentences
 
@@ -152,7 +159,7 @@ def backends(rows: list[dict]) -> list[str]:
         if main in found and final(found[main]):
             for name, row in found.items():
                 ratios.setdefault(name, []).append(final(row) / final(found[main]))
-    parts = [f"{name} {min(each):.2g} to {max(each):.2g}" for name, each in ratios.items() if name != main]
+    parts = [f"{name} {span(each)}" for name, each in ratios.items() if name != main]
     return [f"A float32 state's error, in multiples of {main}'s: {listed(parts)}."] if parts else []
 
 
