@@ -8,7 +8,7 @@ import torch
 
 from gdn_lab import GDNShape, reference
 from gdn_lab.studies import study
-from gdn_lab.studies.drift import analysis, figures, lanes, regimes, sentences, sweep, ways
+from gdn_lab.studies.drift import analysis, figures, lanes, regimes, sentences, sweep, tables, ways
 from gdn_lab.studies.drift.checkpoint_gates import checkpoint_gates
 from gdn_lab.studies.drift.regimes import RandomStream, synthetic
 from gdn_lab.studies.parameters import ParameterError
@@ -210,7 +210,15 @@ def recorded_rows():
         found[-1] |= {"half_life_p5_p50_p95": [1.0, 2.0, 3.0]}
     for kind, us in (("bfloat16", 367.0), ("float16", 368.0), ("float32", 730.0), ("bfloat16 sr", 371.0)):
         dtype, _, rounding = kind.partition(" ")
-        row = {"way": kind, "backend": "triton", "variant": "vk", "state_dtype": dtype, "median_us": us, "batch": 256}
+        row = {
+            "way": kind,
+            "backend": "triton",
+            "variant": "vk",
+            "state_dtype": dtype,
+            "median_us": us,
+            "batch": 256,
+            "phase": "decode",
+        }
         row |= {"rounding": "stochastic" if rounding else "nearest", "model": "qwen3.5-397b-a17b", "tp": 1}
         found.append(row | {"status": "ok", "num_v_heads": 64})
     return found
@@ -225,10 +233,7 @@ def test_sentences_say_what_the_rows_do():
     assert "It is not enough with rare writes / full rank 20.0%, where float16, stochastic has 0.50%." in text
     assert "float16 368 µs (+0.3%), float32 730 µs (+98.9%) and bfloat16, stochastic 371 µs (+1.1%)" in text
     assert "flashinfer/vk 5.0" in text and "21,835 times below float16's limit" in text
-    assert (
     assert "to nearest, reduces the error of the state with rare writes / full rank (6.7 times); elsewhere" in text
-        in text
-    )
     assert not any(word in text for word in ("nan", "inf ", "None"))
 
 
@@ -253,12 +258,12 @@ def test_figure_names_the_worst_regime(rows):
 
 
 def test_tables(rows):
-    assert len(analysis.error_table(rows)) == 2 and len(analysis.magnitude_table(rows)) == 2
-    costs = analysis.cost_table(recorded_rows()).set_index("way")
+    assert len(tables.error_table(rows)) == 2 and len(tables.magnitude_table(rows)) == 2
+    costs = tables.cost_table(recorded_rows()).set_index("way")
     assert costs.loc["float32", "GB of 1,000 slots"] == pytest.approx(
         2 * costs.loc["bfloat16", "GB of 1,000 slots"], rel=0.02
     )
-    assert not analysis.shortcut_table(rows, analysis.regimes(rows)[0]).empty
+    assert not tables.shortcut_table(rows, analysis.regimes(rows)[0]).empty
 
 
 # --- parameters

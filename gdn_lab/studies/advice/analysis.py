@@ -13,6 +13,7 @@ from ...report.nearest import heads_distance
 from ...report.recorded import DATA
 from . import engine_flags
 from .memory_need import memory_need
+from .precision import precision
 from .recorded_calls import INTERPOLATED, KERNEL, NEAREST, RECORDED, Estimate, Series, all_series, called
 from .server import server_rows
 from .step_share import STEP_DTYPE, StepShare, step_share
@@ -77,7 +78,7 @@ class Advice:
     """The answer. comparison: None where no row of this dtype is recorded. elsewhere: variants that were not compared
     at these heads, at other heads with as many states. backend: of the engine, fastest of those that it accepts, or
     None. chosen: the variant that stands for it. refusals: {setting: sentence}. server: rows of server.py, [] where no
-    serving of this model at this tp is recorded."""
+    serving of this model at this tp is recorded. precision: sentences on the state's dtype, [] where no drift is."""
 
     p: Parameters
     shape: GDNShape
@@ -92,6 +93,7 @@ class Advice:
     refusals: dict[str, str]
     not_measured: list[str]
     server: list[dict]
+    precision: list[str]
 
 
 def advise(p: Parameters, data: Path = DATA) -> Advice:
@@ -117,6 +119,7 @@ def advise(p: Parameters, data: Path = DATA) -> Advice:
         refusals=engine_flags.refusals(p.dtype, machine),
         not_measured=not_measured(p, comparison, found, server),
         server=server,
+        precision=precision(p.gpu_reference, data),
     )
 
 

@@ -13,7 +13,8 @@ NEXT = 3  # variants named after the fastest
 def sections(advice: Advice) -> list[tuple[str, list[str]]]:
     """[(heading, sentences)]: what was asked, backend, saving, memory, flags, refusals, and what was not measured.
 
-    A whole server's tokens per second come after the saving where serving is recorded.
+    A whole server's tokens per second come after the saving where serving is recorded, then how far a state of each
+    dtype drifts where that is.
     """
     refused = [f"{sentence}." for sentence in dict.fromkeys(advice.refusals.values())]
     measured = [("Server", server.sentences(advice.server, advice.p))] if advice.server else []
@@ -22,6 +23,7 @@ def sections(advice: Advice) -> list[tuple[str, list[str]]]:
         ("Backend", backend(advice)),
         ("Saving", saving(advice)),
         *measured,
+        *([("Precision", advice.precision)] if advice.precision else []),
         ("Memory", memory(advice)),
         ("Flags", flags(advice)),
         ("Refused", refused or ["No rule of the engine refuses triton, cutedsl or flashinfer on this GPU."]),

@@ -1,10 +1,8 @@
-"""What rows of the drift study say: final errors, whether they grow, what each way costs. Imports no torch."""
+"""What rows of the drift study say: final errors, whether they grow, what each way costs. Imports neither torch nor pandas."""
 
 import math
 
-import pandas
-
-from ...models import STATE_BYTES, model, slot_nbytes
+from ...models import STATE_BYTES, GDNShape, model, slot_nbytes
 
 NOTEBOOK = "10_drift"
 FLAT = 0.15  # power of the step below which an error counts as settled
@@ -119,77 +117,8 @@ def settled_after(row: dict, name: str = STATE) -> int:
     return next((step for step, error in found if error is not None and error >= 0.9 * last), row["steps"][-1])
 
 
-# ---- tables
-
-
-def error_table(rows: list[dict], name: str = STATE) -> pandas.DataFrame:
-    """The last error of each precision (columns) in each regime, on the main backend."""
-    lines = []
-    for where in regimes(rows):
-        errors = {f"error, {kind}": final(row, name) for kind, row in precisions(rows, where).items()}
-        lines.append({"gates / keys": where} | errors)
-    return pandas.DataFrame(lines)
-
-
-def backend_table(rows: list[dict]) -> pandas.DataFrame:
-    """The last error of a float32 state on each backend (columns) in each regime."""
-    lines = []
-    for where in regimes(rows):
-        errors = {f"error, {name}": final(row) for name, row in backends(rows, where).items()}
-        lines.append({"gates / keys": where} | errors)
-    return pandas.DataFrame(lines)
-
-
-def shortcut_table(rows: list[dict], where: str) -> pandas.DataFrame:
-    """A line for each way in one regime: errors of state and output, growth, µs of a step, against float32 on it."""
-    us = {row["way"]: row["median_us"] for row in timed(rows)}
-    lines = []
-    for row in of_ways(rows):
-        if regime(row) != where:
-            continue
-        lines.append(
-            {
-                "way": row["way"],
-                "error of state": final(row),
-                "error of output": final(row, OUTPUT),
-                "of state grows as step to the": round(growth(row), 2),
-                "µs a step": us.get(row["way"]),
-            }
-        )
-    return pandas.DataFrame(lines)
-
-
-def magnitude_table(rows: list[dict]) -> pandas.DataFrame:
-    """The largest |S| of each regime, how near it is to float16's limit, and how fast its heads decay."""
-    return pandas.DataFrame(
-        {
-            "gates / keys": regime(row),
-            "half-life, tokens (p5)": row["half_life_p5_p50_p95"][0],
-            "half-life, tokens (median)": row["half_life_p5_p50_p95"][1],
-            "half-life, tokens (p95)": row["half_life_p5_p50_p95"][2],
-            "largest |v|": row["largest_value"],
-            "largest |S|": max(row["largest_state"]),
-            "times below float16's limit": 1 / row["share_of_float16_limit"],
-            "% below its normal numbers": 100 * row["share_below_float16_normal"],
-        }
-        for row in of_regimes(rows)
-    )
-
-
-def cost_table(rows: list[dict]) -> pandas.DataFrame:
-    """µs of a step, GB of 1,000 requests' slots in all GDN layers of the model, and requests that fit, by way."""
-    lines = []
-    for row in timed(rows):
-        gb = gb_of_1000(row)
-        lines.append({"way": row["way"], "µs a step": row["median_us"], "GB of 1,000 slots": gb})
-        lines[-1]["slots of 100 GB"] = int(100 / gb * 1000)
-    return pandas.DataFrame(lines)
-
-
 def gb_of_1000(row: dict, dtype: str = "") -> float:
     """GB that 1,000 requests' states and windows take on one of tp GPUs in all GDN layers of a timed row's model."""
-    from ...models import GDNShape
-
     nbytes = slot_nbytes(GDNShape.from_model(row["model"], row["tp"]), STATE_BYTES[dtype or row["state_dtype"]])
     return 1000 * model(row["model"]).gdn_layers * sum(nbytes.values()) / 1e9
 

@@ -1,0 +1,31 @@
+"""What recorded drift (notebook 10) says of the state's dtype, for advice. Imports no torch."""
+
+from pathlib import Path
+
+from ...report.nearest import candidate_runs
+from ...report.recorded import DATA, recorded_gpus
+from ..drift import sentences
+from ..drift.analysis import NOTEBOOK, of_ways
+
+
+def precision(gpu: str, data: Path = DATA) -> list[str]:
+    """Where a bfloat16 state is enough, and what a step costs in each precision; [] where no drift is recorded.
+
+    gpu: a recorded GPU or a run folder. Errors hardly depend on the GPU: without a record of it another GPU's is taken
+    and named.
+    """
+    for name in dict.fromkeys((gpu, *recorded_gpus(data))):
+        rows = _rows(name, data)
+        if of_ways(rows):
+            lines = [*sentences.verdict(rows), *sentences.cost(rows)[:1]]
+            return lines if name == gpu else [f"Recorded on {name.upper()}: {lines[0]}", *lines[1:]]
+    return []
+
+
+def _rows(gpu: str, data: Path) -> list[dict]:
+    """The recorded rows of drift; [] in the folder of another notebook's run."""
+    try:
+        runs = candidate_runs(gpu, NOTEBOOK, data)
+    except ValueError:
+        return []
+    return next((rows for _, rows in runs.values()), [])
