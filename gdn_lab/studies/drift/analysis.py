@@ -1,4 +1,4 @@
-"""What rows of the drift study say: final errors, whether they grow, what each way costs. Imports neither torch nor pandas."""
+"""What rows of the drift study say: final errors, whether they grow, what each way costs. Imports no torch."""
 
 import math
 
