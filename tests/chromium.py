@@ -49,8 +49,8 @@ def chromium():
 class View:
     """An open page: playwright's `page`, and what happened since it was opened.
 
-    messages: errors and warnings of the console, and exceptions of scripts. requests: every address asked for, but the
-    page's own and data: addresses.
+    messages: errors and warnings of the console with their address, and exceptions of scripts. requests: every address
+    asked for, but the page's own and data: addresses.
     """
 
     page: object
@@ -72,23 +72,29 @@ class View:
 
 
 @contextmanager
-def opened(browser, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False):
-    """Open a file in a window of `width` x `height`, with a preference for dark colours or not. Yields a View."""
+def opened(browser, where, *, width: int = 1280, height: int = 900, dark: bool = False):
+    """Open a file, or the address of a server, in a window of `width` x `height`; yields a View.
+
+    dark: the preference for dark colours. What a page asks of its own server is no request.
+    """
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
-    address = Path(path).resolve().as_uri()
+    address = where if isinstance(where, str) else Path(where).resolve().as_uri()
+    origin = "/".join(address.split("/")[:3]) + "/" if isinstance(where, str) else address
+    own = (origin, origin.replace("http", "ws", 1), "data:", "blob:")
     view = View(context.new_page())
 
     def complained(message):
         if message.type in ("error", "warning"):
-            view.messages.append(message.text)
+            view.messages.append(f"{message.text} {message.location['url']}")
 
     def asked(request):
-        if request.url != address and not request.url.startswith("data:"):
+        if not request.url.startswith(own):
             view.requests.append(request.url)
 
     view.page.on("console", complained)
     view.page.on("pageerror", lambda error: view.messages.append(str(error)))
     view.page.on("request", asked)
+    view.page.on("websocket", asked)
     view.page.on("dialog", lambda dialog: (view.messages.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     try:
         view.page.goto(address)

@@ -11,6 +11,7 @@ from IPython.display import display
 
 from ..models import MODELS, STATE_BYTES, divisions
 from ..report.recorded import recorded_gpus
+from ..report.text import sentence_as_html
 from ..studies.advice.analysis import advise
 from ..studies.advice.answer import sections
 from ..studies.advice.study import Parameters
@@ -44,6 +45,8 @@ class AdvicePanel:
                 value=p.gpu_reference,
             ),
         }
+        for control in self.controls.values():
+            control.style.description_width = "100px"  # "memory, GB" is cut off at the default
         self.answer = widgets.HTML()
         half = len(self.controls) // 2
         both = list(self.controls.values())
@@ -75,9 +78,8 @@ class AdvicePanel:
 
 def _section(heading: str, sentences: list[str]) -> str:
     items = "".join(f"<li>{_item(sentence)}</li>" for sentence in sentences)
-    return f"<b>{html.escape(heading)}</b><ul style='margin: 0 0 0.5em'>{items}</ul>"
+    return f"<b>{html.escape(heading)}</b><ul style='margin: 0 0 0.5em; line-height: 1.4'>{items}</ul>"
 
 
 def _item(sentence: str) -> str:
-    text = html.escape(sentence)
-    return f"<code>{text}</code>" if sentence.startswith("--") else text
+    return f"<code>{html.escape(sentence)}</code>" if sentence.startswith("--") else sentence_as_html(sentence)

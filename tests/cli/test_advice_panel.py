@@ -14,6 +14,10 @@ def test_it_answers_at_once_from_recorded_rows():
     assert "<code>--linear-attn-decode-backend" in controls().answer.value
 
 
+def test_code_in_a_sentence_is_code():
+    assert "(<code>before</code>, triton/kv8)" in controls().answer.value and "`" not in controls().answer.value
+
+
 def test_the_answer_follows_a_change():
     panel = controls()
     panel.controls["batch"].value = 64

@@ -32,7 +32,7 @@ QUICK = dict(
 )
 BEGUN, ROW = b"b", b"r"  # what the process says through its pipe
 INTERRUPTED, LATE = 130, 131  # its exit statuses: in the run; after it
-PATIENCE_S = 60
+PATIENCE_S = 180  # of which a kernel that does not answer takes 30; importing torch may take as long on a busy machine
 
 
 # ---- a process that measures ----------------------------------------------------------------------------------------
@@ -189,13 +189,20 @@ def commands():
 def _one_command(random: Random, tiny: Path, root: Path) -> str:
     sent = random.choice(SENT)
     command = [sys.executable, "-m", "gdn_lab", "run", str(tiny), "--runs", str(root)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     _wait_for_the_run(process, root, random)
     process.send_signal(sent)
     if twice := random.random() < 0.2:
         time.sleep(random.uniform(0, 1))
         process.send_signal(sent)
-    printed, _ = process.communicate(timeout=PATIENCE_S)
+    try:
+        printed, _ = process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # prints where each thread is, with PYTHONFAULTHANDLER
+        raise AssertionError(f"{sent.name}: no end in {PATIENCE_S} s\n{process.communicate()[0]}") from None
     assert "Traceback" not in printed and "ZMQ" not in printed, printed
     assert process.returncode in (0, INTERRUPTED), f"{sent.name}: exit status {process.returncode}\n{printed}"
     folders = list(root.glob("2*"))
