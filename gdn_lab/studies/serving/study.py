@@ -113,10 +113,15 @@ def section(run: dict, rows: list[dict]) -> Section:
 
     served = ServingRows(rows, run)
     table = analysis.worth_table(served)
+    shown = {"tpot_waterfall": figures.waterfall(served)}
+    if len(served.configurations) > 1:
+        shown["throughput"] = figures.throughput(served)
+    if served.speculation:
+        shown["draft_tokens"] = figures.speculation(served)
     return Section(
         conditions=served.conditions(),
         sentences=sentences.answers(served),
-        figures={"tpot_waterfall": figures.waterfall(served), "throughput": figures.throughput(served)},
+        figures=shown,
         table=table.to_markdown(index=False, floatfmt=".2f") if len(table) else "",
     )
 
