@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ..files import replacing
 from .job import Job
+from .job_process import ROWS
 
 ABOUT = "sweep.json"
-ROWS = "rows.jsonl"
 JOB = "job.json"
 
 

@@ -35,7 +35,8 @@ class Job:
         object.__setattr__(self, "id", job_id(self.study, self.parameters, self.commit, self.gpu))
 
     def __str__(self) -> str:
-        return f"{self.study} on {self.gpu} ({', '.join(f'{n} {v}' for n, v in self.parameters.items())})"
+        given = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
+        return f"{self.study} on {self.gpu}" + (f" ({given})" if given else "")
 
 
 def job_id(study: str, parameters: dict, commit: str, gpu: str) -> str:

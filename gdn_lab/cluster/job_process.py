@@ -17,6 +17,7 @@ from .job import ERROR, FOLDER, INTERRUPTED, OK, PYTHON, REFUSED, TIMEOUT, WRONG
 BOOTSTRAP = str(Path(__file__).with_name("die_with_parent.py"))
 GRACE_S = 45.0  # from SIGTERM to SIGKILL: `gdn-lab run` gives a notebook 30 s to stop
 LOG = "log.txt"
+ROWS = "rows.jsonl"
 KEPT = (
     "run.json",
     "answer.json",
@@ -71,7 +72,7 @@ class JobProcess:
         run = self.run_folder()
         if run is None:
             return b""
-        with open(run / "rows.jsonl", "rb") as file:
+        with open(run / ROWS, "rb") as file:
             file.seek(self.sent)
             found = file.read(READ_BYTES)
             while found and not found.endswith(b"\n") and (more := file.readline()):
@@ -83,10 +84,10 @@ class JobProcess:
         self.statuses |= {json.loads(line).get("status", OK) for line in lines}
         return found
 
-    def run_folder(self) -> Path | None:
-        """Where the job's rows are: its folder, or the one run folder in it; None before there are any."""
+    def run_folder(self, file: str = ROWS) -> Path | None:
+        """The job's folder, or the one run folder in it, whichever has `file`; None before there is any."""
         places = (self.folder, *(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()))
-        return next((place for place in places if (place / "rows.jsonl").is_file()), None)
+        return next((place for place in places if (place / file).is_file()), None)
 
     def stop(self, status: str) -> None:
         """Ask the job to stop. status: what it then ends as."""
@@ -130,7 +131,8 @@ class JobProcess:
     def files(self) -> dict[str, bytes]:
         """The job's files to keep, by name."""
         found = {}
-        for place in filter(None, dict.fromkeys((self.folder, self.run_folder()))):
+        run = self.run_folder() or self.run_folder("run.json")  # a notebook that measures nothing has no rows
+        for place in filter(None, dict.fromkeys((self.folder, run))):
             for path in sorted(place.iterdir()):
                 kept = path.is_file() and path.name.endswith(KEPT) and path.name != "index.html"
                 if kept and path.stat().st_size <= MOST_BYTES:

@@ -41,7 +41,7 @@ class Chaos:
             while driver.poll() is None or driver.returncode:
                 if driver.poll() is not None:
                     driver = self.start(folder)
-                time.sleep(self.rng.uniform(0.2, 2.5))
+                time.sleep(self.rng.uniform(0.1, 1.5))
                 if done < kills and driver.poll() is None and self.kill(driver):
                     done += 1
             check(Path(folder))
@@ -67,10 +67,8 @@ class Chaos:
         elif what == "node":
             self.cluster.remove_node(self.nodes.pop(self.rng.randrange(2)), allow_graceful=False)
             self.nodes.append(self.cluster.add_node(num_gpus=4, num_cpus=0))
-        elif not (pids := self.agents() if what == "agent" else self.jobs()):
+        elif not killed(self.rng, self.agents() if what == "agent" else self.jobs()):
             return False
-        else:
-            os.kill(self.rng.choice(pids), signal.SIGKILL)
         self.counts[what] += 1
         print(f"{sum(self.counts.values())}: {what}", flush=True)
         return True
@@ -84,6 +82,15 @@ class Chaos:
         """Processes that these agents started."""
         agents = set(self.agents())
         return [pid for pid, parent, _ in processes() if parent in agents]
+
+
+def killed(rng: random.Random, pids: list[int]) -> bool:
+    """Kill one of these processes; False if there is none, or it has just ended."""
+    try:
+        os.kill(rng.choice(pids), signal.SIGKILL)
+    except (IndexError, ProcessLookupError):
+        return False
+    return True
 
 
 def processes() -> list[tuple[int, int, str]]:

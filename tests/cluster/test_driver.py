@@ -46,6 +46,12 @@ def test_rows_of_all_jobs_are_gathered(tmp_path):
     assert all((tmp_path / "jobs" / job.id / "log.txt").is_file() for job in jobs)
 
 
+def test_files_of_a_run_without_rows_are_kept(tmp_path):
+    job = toy(1, rows=0, script="mkdir {folder}/run; echo '{}' > {folder}/run/run.json; echo x > {folder}/run/a.ipynb")
+    driver = drive(tmp_path, [job])
+    assert driver.done == {job.id: "ok"} and (tmp_path / "jobs" / job.id / "a.ipynb").is_file()
+
+
 def test_rows_arrive_while_a_job_runs(tmp_path):
     job, seen = toy(1, seconds=1.5), []
 
