@@ -119,4 +119,5 @@ STUDY = Study(
     question="What do layout, dtype and shortcuts do to the answers of a model?",
     parameters=Parameters,
     record=record,
+    records={"11_accuracy": {}},
 )

@@ -44,4 +44,5 @@ STUDY = Study(
     name="fewer_bytes",
     question="How far below one read and one write of the state can a decode step go, and what does it cost?",
     parameters=Parameters,
+    records={"12_fewer_bytes": {}},
 )
