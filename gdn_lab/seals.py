@@ -6,6 +6,7 @@ the patched timer, the patched comparison and the patched reference.
 """
 
 import inspect
+import os
 import sys
 import sysconfig
 import time
@@ -15,7 +16,11 @@ import numpy
 import torch
 
 PACKAGE = Path(__file__).resolve().parent
-_TRUSTED = (*{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}, str(PACKAGE))
+# Where libraries are: Python's folders, torch's, and those of PYTHONPATH that do not hold this checkout.
+_FOLDERS = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_FOLDERS |= {str(Path(torch.__file__).parents[1])}
+_FOLDERS |= {path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path.startswith("/")}
+_TRUSTED = (*{path for path in _FOLDERS if not PACKAGE.is_relative_to(path)}, str(PACKAGE))
 _SEALED = (  # modules and classes whose functions are noted
     time,
     torch,
@@ -31,7 +36,11 @@ _SEALED = (  # modules and classes whose functions are noted
 
 
 def _functions(owner) -> dict:
-    return {name: value for name, value in vars(owner).items() if callable(value)}
+    """Return the functions of a module, or of a class and those that it inherits from."""
+    found = {}
+    for one in reversed(owner.__mro__) if inspect.isclass(owner) else (owner,):
+        found |= {name: value for name, value in vars(one).items() if callable(value)}
+    return found
 
 
 _noted = [(owner, _functions(owner)) for owner in _SEALED]
@@ -40,7 +49,7 @@ _noted = [(owner, _functions(owner)) for owner in _SEALED]
 def broken() -> str | None:
     """Name a function that was replaced by one that is neither Python's, nor a library's, nor this package's."""
     for owner, functions in _noted:
-        now = vars(owner)
+        now = _functions(owner)
         for name, value in functions.items():
             if now.get(name) is not value and not _trusted(now.get(name)):
                 return f"{_name(owner)}.{name} was replaced{_by(now.get(name))}"

@@ -31,4 +31,4 @@ def _compiled(function) -> list:
         function = function.fn
     caches = getattr(function, "device_caches", None) if type(function).__name__ == "JITFunction" else None
     kernels = [kernel for cache in (caches or {}).values() for kernel in cache[0].values()]
-    return [kernel for kernel in kernels if hasattr(kernel, "n_regs")]
+    return [kernel for kernel in kernels if hasattr(kernel, "_init_handles")]  # no other is compiled yet

@@ -9,7 +9,7 @@ from .candidate import Candidate
 from .making import make
 
 REPLAYS = 4
-SPIN_CYCLES = 20_000_000  # of torch.cuda._sleep: about 10 ms
+SPIN_CYCLES = 100_000_000  # of torch.cuda._sleep: about 50 ms
 SYNCHRONISES = (
     "DataDependentOutputException",  # .item(), .tolist(), bool()
     "DynamicOutputShapeException",  # nonzero(), x[mask]
@@ -27,17 +27,7 @@ def cuda_graph(candidate: Candidate, seconds: float) -> str:
     if "decode" in candidate.record.host_sync:
         raise Refused("says that it synchronises with the host (host_sync)")
     made = candidate.make(candidate.usual(batch=7, padding=(2,)))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        candidate.run(made)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            candidate.run(made)
-    except RuntimeError as error:
-        raise Wrong(f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}") from error
+    graph = captured(lambda: candidate.run(made))
     for replay in range(REPLAYS):
         refill(made, candidate.seed + 50 + replay, padding=(replay,))
         before = kept(made)
@@ -47,6 +37,22 @@ def cuda_graph(candidate: Candidate, seconds: float) -> str:
         except Wrong as error:
             raise Wrong(f"in replay {replay} of its CUDA graph, with new values: {error}") from None
     return f"{REPLAYS} replays"
+
+
+def captured(call) -> torch.cuda.CUDAGraph:
+    """Make a call once, then capture it in a CUDA graph. Wrong if it cannot be."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):  # restores the current stream, which a capture that fails does not
+            call()
+            stream.synchronize()
+            with torch.cuda.graph(graph, stream=stream):
+                call()
+    except RuntimeError as error:
+        raise Wrong(f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}") from error
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph
 
 
 def refill(made, seed: int, padding=()) -> None:

@@ -15,6 +15,7 @@ from .compiled import resources
 from .trials import drawn, random_of
 
 PASS, FAIL, REFUSED = "pass", "fail", "refused"
+BROKEN = "; this process can use the GPU no more, so nothing after this was checked"
 SECONDS = 2.0  # of a check of random calls
 ROW_CALLS = 1000  # random calls that a row of results stands for
 
@@ -85,6 +86,7 @@ def findings(
     """Yield what each check finds of a variant: one REFUSED finding if it takes no call on the device.
 
     seconds: of each check of random calls. only: names of CHECKS. begin(check): called before each.
+    A fault that leaves the GPU unusable is the last finding.
     """
     begin("device")
     try:
@@ -97,6 +99,8 @@ def findings(
         began = time.monotonic()
         status, sentence = outcome(lambda check=check: CHECKS[check](candidate, seconds))
         yield Finding(name, check, status, sentence, time.monotonic() - began)
+        if sentence.endswith(BROKEN):
+            return
 
 
 def outcome(check) -> tuple[str, str]:
@@ -109,7 +113,7 @@ def outcome(check) -> tuple[str, str]:
         return REFUSED, str(reason)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        return FAIL, f"raised {type(error).__name__}: {first}"
+        return FAIL, f"raised {type(error).__name__}: {first}{BROKEN if 'CUDA error' in first else ''}"
 
 
 def verdict(found: list[Finding]) -> str:
@@ -161,4 +165,4 @@ def random_calls(name: str, device, *, seed: int, first: int, step: int, last: f
 def device_name(device) -> str:
     """Return the GPU's name, or "CPU"."""
     device = torch.device(device)
-    return torch.cuda.getdevice_name(device) if device.type == "cuda" else "CPU"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
