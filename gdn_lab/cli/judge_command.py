@@ -156,6 +156,7 @@ def judged(checked, settings, arguments: argparse.Namespace):
     parameters = {"kernel": checked.kernel, "baseline": settings.baseline, "heads": list(settings.shape.dims[:2])}
     parameters |= {"batches": list(settings.batches), "samples": settings.samples}
     command = f"gdn-lab judge {Path(arguments.file).name}"
+    verdict_run.register(checked)
     made = Run.create(NOTEBOOK, parameters, root=arguments.runs, command=command, seed=settings.seed)
     try:
         with made:

@@ -29,7 +29,7 @@ def html(verdict: Verdict, run: dict, figure: tuple[Path, str] | None = None) ->
     answer = f'<p>{_badge(verdict.correctness)} <span class="quiet">{as_html(verdict.device)}</span></p>'
     parts = [
         f"<h1>{as_html(verdict.kernel)}</h1>",
-        f'<p class="quiet">{as_html(Path(verdict.file).name)}</p>',
+        f'<p class="quiet">{as_html(Path(verdict.file).name)} {verdict.sha256[:16]}</p>',
         f'<section class="answer{kind}" aria-label="The answer">{answer}<ul>{points}</ul></section>',
         "<h2>Correct?</h2>",
         _table(["", "check", "what it did or found"], [_checked(check) for check in verdict.checks], "words"),

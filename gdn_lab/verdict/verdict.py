@@ -21,7 +21,8 @@ NOT_TIMED = "A kernel that is not correct is not timed."
 class Verdict:
     """All that is known of one kernel on one device.
 
-    correctness: one of the four words; why: a sentence of a refusal or an error, else "". notes: what was not measured.
+    correctness: one of the four words; why: a sentence of a refusal or an error, else "". sha256: of the file, "" of a
+    kernel of the workbook's own. notes: what was not measured.
     """
 
     kernel: str
@@ -29,6 +30,7 @@ class Verdict:
     device: str
     correctness: str
     why: str = ""
+    sha256: str = ""
     checks: list[Finding] = field(default_factory=list)
     speed: list[Against] = field(default_factory=list)
     limits: list[Limits] = field(default_factory=list)

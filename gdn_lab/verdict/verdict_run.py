@@ -1,6 +1,8 @@
 """Make a verdict: check the kernel, time it against the others, and look at what limits it. Rows go to a run."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -57,13 +59,20 @@ class Checked(NamedTuple):
         return ERROR if self.died else judging.verdict(self.findings)
 
 
+def register(checked: Checked) -> None:
+    """Register a correct kernel here if it will be timed; a Run that is made afterwards records its file's hash."""
+    if checked.file and checked.correctness == CORRECT and torch.cuda.is_available():
+        author_files.load(checked.file)
+
+
 def make(checked: Checked, settings: Settings, run: Run) -> tuple[Verdict, Timed | None]:
     """Return the verdict on a kernel, and its timed rows, None where it was not timed. run: takes the rows.
 
-    A correct kernel is registered in this process and timed, if there is a GPU.
+    A correct kernel, which register() has registered in this process, is timed if there is a GPU.
     """
     gpu = torch.cuda.is_available()
     made = Verdict(checked.kernel, checked.file, device_name(run.info), checked.correctness, checked.died)
+    made.sha256 = hashlib.sha256(Path(checked.file).read_bytes()).hexdigest() if checked.file else ""
     made.checks = checked.findings
     missing = [name for name in judging.CHECKS if name not in {check.check for check in made.checks}]
     if made.correctness == CORRECT and missing:
@@ -73,8 +82,6 @@ def make(checked: Checked, settings: Settings, run: Run) -> tuple[Verdict, Timed
     if made.correctness != CORRECT or not gpu:
         made.notes.append(NOT_TIMED if gpu else CPU)
         return made, None
-    if checked.file:
-        author_files.load(checked.file)
     return made, _timed(made, settings, run)
 
 
@@ -87,7 +94,7 @@ def opponents(settings: Settings) -> list[str]:
     return list(dict.fromkeys([settings.baseline, *names]))
 
 
-def _timed(made: Verdict, settings: Settings, run: Run) -> Timed | None:
+def _timed(made: Verdict, settings: Settings, run: Run, device="cuda") -> Timed | None:
     """Time the kernel and its opponents, and fill in speed and limits."""
     name, dtype = made.kernel, settings.dtype or variant(made.kernel).state_dtypes[0]
     rows = decode_sweep(
@@ -96,7 +103,7 @@ def _timed(made: Verdict, settings: Settings, run: Run) -> Timed | None:
         indexings=("in_place",),
         variants=[name, *opponents(settings)],
         dtype=dtype,
-        device="cuda",
+        device=device,
         run=run,
         samples=settings.samples,
         seed=settings.seed,
@@ -112,7 +119,7 @@ def _timed(made: Verdict, settings: Settings, run: Run) -> Timed | None:
         return timed
     made.speed = yours.compared(timed, name, settings.baseline)
     made.limits = what_limits.limits(timed, name)
-    _look_inside(made, settings, dtype)
+    _look_inside(made, settings, dtype, device)
     made.sentences = yours.sentences(timed, name, settings.baseline) + what_limits.sentences(made.limits, made.launched)
     made.notes += timed.not_timed() + timed.outside_tolerance()
     return timed
@@ -127,11 +134,11 @@ def timed_reason(rows: list[dict]) -> str:
     return f"{row['reason']}{where}"
 
 
-def _look_inside(made: Verdict, settings: Settings, dtype: torch.dtype) -> None:
+def _look_inside(made: Verdict, settings: Settings, dtype: torch.dtype, device) -> None:
     """Fill in what a call at the largest batch launches, and Nsight Compute's metrics of it."""
     batch = max(settings.batches)
     try:
-        made.launched = launched(one_call(made.kernel, settings.shape, batch, dtype, torch.device("cuda")))
+        made.launched = launched(one_call(made.kernel, settings.shape, batch, dtype, torch.device(device)))
     except TimerUnavailable as reason:
         made.notes.append(f"Registers and occupancy are not known: {reason}.")
     heads = {"k-heads": settings.shape.num_k_heads, "v-heads": settings.shape.num_v_heads}

@@ -1,5 +1,6 @@
 """The verdict: words, JSON, page; what is timed and what is not; what limits a kernel; Nsight Compute's CSV."""
 
+import hashlib
 import json
 import subprocess
 
@@ -77,6 +78,13 @@ def test_on_a_cpu_nothing_is_ranked(a_run, checks, word, sentence):
     assert headline(made) == sentence and CPU in text(made)
 
 
+def test_the_file_that_was_judged_is_named_by_its_hash(a_run, tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1")
+    made, _ = verdict_run.make(Checked(MINE, str(tmp_path / "mine.py"), RIGHT), SETTINGS, a_run)
+    assert made.sha256 == hashlib.sha256(b"x = 1").hexdigest()
+    assert made.sha256[:16] in verdict_page.html(made, a_run.info)
+
+
 def test_a_process_that_died_is_an_error(a_run):
     died = Checked(MINE, "", RIGHT, "the process was ended by SIGSEGV in the check padding")
     made, _ = verdict_run.make(died, SETTINGS, a_run)
@@ -114,6 +122,18 @@ def test_what_cannot_be_timed_is_an_error(a_run, on_gpu, changes, why):
     on_gpu(rows(**changes))
     made, _ = verdict_run.make(Checked(MINE, "", RIGHT), SETTINGS, a_run)
     assert made.correctness == ERROR and headline(made) == f"mine/vk: error: {why}" and not made.speed
+
+
+def test_the_sweep_takes_what_a_verdict_asks_for(a_run):
+    """As on a GPU, but with a CPU's clock, whose rows have no limits."""
+    settings = verdict_run.Settings("torch/kv", ("torch/vk",), GDNShape(1, 2), (2,), samples=1)
+    made = Verdict("torch/vk", "", "CPU", CORRECT)
+    timed = verdict_run._timed(made, settings, a_run, device="cpu")
+    assert {name for name in timed.names} == {"torch/vk", "torch/kv"} and not made.why
+    assert [each.other for each in made.speed] == ["torch/kv"] and made.limits == []
+    judge_command.write(made, timed, settings, a_run)
+    assert (a_run.folder / "speed_up.svg").is_file() and a_run.rows >= 2
+    assert any(note.startswith("Registers and occupancy are not known: cupti_kernel needs") for note in made.notes)
 
 
 def test_it_is_compared_with_ours_and_peers_that_take_the_pool():
