@@ -4,6 +4,7 @@ import argparse
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -218,6 +219,9 @@ def run_notebooks(paths: list[Path], words: dict[str, str], root: Path = RUNS) -
     if unseen := gpu_unseen():
         say(unseen)
     from ..bench.results import new_folder
+
+    # nbformat imports jsonschema, which for seconds compiles a grammar of addresses that no notebook's schema uses.
+    sys.modules.setdefault("rfc3987_syntax", None)
     from .execute import execute
     from .in_turn import in_turn
     from .stop import Stop

@@ -53,6 +53,12 @@ def test_a_power_of_two_moves_scales_only(seed, power):
     assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)) and torch.equal(a_scale * 2.0**power, b_scale)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_e4m3_number_is_widened_as_pytorch_casts_it(dtype):
+    data = torch.arange(256, dtype=torch.uint8).view(fp8.E4M3).view(16, 16).T  # not contiguous
+    torch.testing.assert_close(fp8.widened(data, dtype), data.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 def test_zeros_stay_zeros():
     x8, scale = fp8.quantize_rows(torch.zeros(2, 130))
     assert not x8.float().any() and (scale > 0).all() and scale.isfinite().all()
