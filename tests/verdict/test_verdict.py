@@ -173,7 +173,7 @@ TAGS = "html head meta title style body main h1 h2 h3 p span section ul li div t
 
 def test_no_name_has_an_effect_on_the_page(a_run):
     checks = [Finding(MINE, name, "pass", name) for name in NAMES]
-    made = Verdict(NAMES[0], f"{NAMES[1]}.py", NAMES[2], ERROR, NAMES[3], checks, notes=list(NAMES))
+    made = Verdict(NAMES[0], f"{NAMES[1]}.py", NAMES[2], ERROR, NAMES[3], checks=checks, notes=list(NAMES))
     made.launched = [launched.Launched(name, (1,), (32,), 10, 0, None) for name in NAMES]
     made.nsight_compute = [{"kernel": name, name: name} for name in NAMES]
     page = bs4.BeautifulSoup(verdict_page.html(made, a_run.info), "html.parser")
