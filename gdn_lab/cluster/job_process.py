@@ -48,6 +48,7 @@ class JobProcess:
     def __init__(self, task: Task, folder: Path):
         self.task, self.folder, self.began = task, folder, time.monotonic()
         self.sent, self.rows, self.statuses, self.status, self.kill_at = 0, 0, set(), None, None
+        self.run: Path | None = None  # where its rows are
         words = [word.replace(FOLDER, str(folder)).replace(PYTHON, sys.executable) for word in task.command]
         paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and not _of_ray(path)]
         environment = os.environ | {
@@ -69,10 +70,10 @@ class JobProcess:
 
     def new_rows(self) -> bytes:
         """Whole lines of rows.jsonl that were not returned before, about READ_BYTES at most; b"" if there are none."""
-        run = self.run_folder()
-        if run is None:
+        self.run = self.run or self.run_folder()
+        if self.run is None or (self.run / ROWS).stat().st_size == self.sent:
             return b""
-        with open(run / ROWS, "rb") as file:
+        with open(self.run / ROWS, "rb") as file:
             file.seek(self.sent)
             found = file.read(READ_BYTES)
             while found and not found.endswith(b"\n") and (more := file.readline()):
@@ -131,7 +132,7 @@ class JobProcess:
     def files(self) -> dict[str, bytes]:
         """The job's files to keep, by name."""
         found = {}
-        run = self.run_folder() or self.run_folder("run.json")  # a notebook that measures nothing has no rows
+        run = self.run or self.run_folder("run.json")  # a notebook that measures nothing has no rows
         for place in filter(None, dict.fromkeys((self.folder, run))):
             for path in sorted(place.iterdir()):
                 kept = path.is_file() and path.name.endswith(KEPT) and path.name != "index.html"
