@@ -3,6 +3,7 @@
 Everything loops over the recorded GPUs and the studies: a newly recorded run is tested without a line here.
 """
 
+import hashlib
 import json
 import re
 
@@ -11,6 +12,9 @@ import pytest
 from gdn_lab.report import recorded
 from gdn_lab.report.timed import Timed
 from gdn_lab.studies import studies
+from gdn_lab.studies.accuracy.accuracy_cases import NO_DT_BIAS, UNGUARDED
+from gdn_lab.studies.accuracy.accuracy_rows import ALL, AccuracyRows
+from gdn_lab.trained.checkpoint import CHECKPOINT
 
 RUNS = recorded.recorded_runs()
 NOTEBOOKS = {study.notebook: study for study in studies()}
@@ -22,7 +26,10 @@ def gpus(notebook):
 
 
 # Runs that were stopped by a time limit; the rows that they have are whole.
-STOPPED = {("h100", "06_prefill_tp1"): "running"}  # all workloads at tp 1, one at tp 8
+STOPPED = {
+    ("h100", "06_prefill_tp1"): "running",  # all workloads at tp 1, one at tp 8
+    ("h200", "11_accuracy"): "interrupted",  # nine cases: paths, padding, gates, bfloat16
+}
 
 
 def test_measured_reads_a_recorded_run(tmp_path):
@@ -161,3 +168,20 @@ def test_recorded_prefill_is_ahead_of_fla_and_of_the_detour(gpu):
     assert len(detours) == 6
     for name, *work, _ in detours:
         assert us["triton/vk", *work, "in_place"] < us[name, *work, "detour"], work
+
+
+@pytest.mark.parametrize("gpu", gpus("11_accuracy"))
+def test_recorded_answers_are_of_the_checkpoint_and_allow_their_claims(gpu):
+    """Of the checkpoint in data/trained; float32 answers nine in ten; what must hurt does, by McNemar's test."""
+    run, rows = recorded.measured(gpu, "11_accuracy")
+    answered = AccuracyRows(rows, run)
+    digest = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
+    assert {row["checkpoint_sha256"] for row in answered.answered} == {digest}
+    assert all(len(kinds[ALL]) >= 1000 for kinds in answered.right.values())
+    first = answered.cases[0]
+    for path in ("prefill", "decode", "verify"):
+        assert answered.interval(first._replace(path=path)).low > 0.9, path
+    adjusted = answered.adjusted()
+    for shortcut in (UNGUARDED, NO_DT_BIAS):
+        (case,) = (case for case in adjusted if case.shortcut == shortcut)
+        assert adjusted[case] < 0.001 and answered.compared(case).change.high < 0, shortcut

@@ -62,7 +62,7 @@ def test_sentences_say_what_differs_and_what_does_not(rows):
     assert re.search(r"1,536 tokens, 1,472 of them decode steps: bfloat16 −2.* differs; float16 \+0.0 .* no diff", text)
     assert "none differs" not in text and "flashinfer/vk, bfloat16 (−2" in text
     assert "dt_bias in bf16: −0.0" in text and "(a control" in text
-    assert "Of the requests in slot 0" in text
+    assert "on 3,000 questions. Of the 273 requests in slot 0" in text
     assert all(sentence.endswith(".") for sentence in found)
     assert analysis.refused_sentences(rows) == [
         "flashinfer/vk, 1 case not answered: takes a state of bfloat16 or float32; this one is float16."
@@ -89,6 +89,8 @@ def test_figures_have_their_finding_as_title(rows):
     assert "cases differ from float32" in figures.changes(rows).get_suptitle()
     assert "At 3,072 tokens float32 answers" in figures.lengths(rows).get_suptitle()
     assert "span 5.1 points" in figures.published_scores().get_suptitle()
+    short = AccuracyRows([row for row in accuracy_rows() if row["tokens"] == 1536], RUN)
+    assert figures.lengths(short).get_suptitle() == "Prompts of one length alone were answered"
     assert figures.changes(AccuracyRows([])).get_suptitle() == "Nothing was answered"
 
 

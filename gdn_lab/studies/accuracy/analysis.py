@@ -5,7 +5,7 @@ import pandas
 from ...report.recorded import published
 from ...report.style import label
 from ...trained.as_trained import LayerInputs, half_lives
-from .accuracy_cases import Case
+from .accuracy_cases import PADDED, Case
 from .accuracy_rows import ALL, AccuracyRows
 from .proportions import Interval, fisher, spread, wilson
 
@@ -102,10 +102,12 @@ def conditions(rows: AccuracyRows) -> str:
     row = rows.answered[0]
     total = len(rows.right[rows.cases[0]][ALL])
     small = "" if total >= LEAST_QUESTIONS else f"; fewer than {LEAST_QUESTIONS:,}, so they allow no claim"
+    fewer = [len(kinds[ALL]) for case, kinds in rows.right.items() if case.shortcut in PADDED]
+    padded = f" ({fewer[0]:,} of padded batches)" if fewer and fewer[0] < total else ""
     return (
-        f"the trained model of data/trained · {total:,} questions a case, the same in each{small} · {row['names']} "
-        f"names in a prompt · greedy answers, exact match · 95 % intervals: Wilson's of shares, Agresti and Min's of "
-        f"changes"
+        f"the trained model of data/trained · {total:,} questions a case, the same in each{padded}{small} · "
+        f"{row['names']} names in a prompt · greedy answers, exact match · 95 % intervals: Wilson's of shares, Agresti "
+        f"and Min's of changes"
     )
 
 

@@ -49,7 +49,7 @@ def changes(rows: AccuracyRows) -> Figure:
     finding = f"{len(sure)} of {len(cases)} cases differ from float32"
     if sure:
         change = rows.compared(worst).change.share
-        finding += f", {analysis.what(worst)} the most: {100 * change:+.1f} points".replace("-", "−")
+        finding += f"; the most {analysis.what(worst)}: {100 * change:+.1f} points".replace("-", "−")
     notes = [
         analysis.conditions(rows),
         f"Filled: differs, McNemar's test at {SURE} after Holm's adjustment. Zero: float32",
@@ -84,6 +84,8 @@ def lengths(rows: AccuracyRows) -> Figure:
         for case in rows.cases
         if case.path == DECODE and case.kernel == rows.baseline and case.shortcut == NO_SHORTCUT
     ]
+    if len({case.tokens for case in chosen}) < 2:
+        return empty_figure("Prompts of one length alone were answered", [analysis.conditions(rows)])
     states = list(dict.fromkeys(case.state for case in chosen))
     colours = dtype_colours(states)
     fig, axes = new_figure(

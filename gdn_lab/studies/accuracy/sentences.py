@@ -77,7 +77,8 @@ def _kernels(rows: AccuracyRows) -> list[str]:
         worse = [case for case in compared if adjusted[case] < SURE]
         if not compared:
             continue
-        text = f"On the path {path} {len(compared)} cases were compared with {label(rows.baseline)}, float32"
+        number = "1 case was" if len(compared) == 1 else f"{len(compared)} cases were"
+        text = f"On the path {path} {number} compared with {label(rows.baseline)}, float32"
         parts = [f"{what(case)} ({points(rows.compared(case).change)} points)" for case in worse]
         found.append(f"{text}: {f'{listed(parts)} differ' if worse else 'none differs'}.")
     return found
@@ -98,17 +99,17 @@ def _padding(rows: AccuracyRows) -> list[str]:
     case = next((case for case in rows.cases if case.shortcut == UNGUARDED), None)
     if case is None or not rows.compared(case):
         return []
-    hit, spared = hit_and_spared(rows, case)
+    (hit, count), spared = hit_and_spared(rows, case)
     return [
         f"Padding rows that write slot 0 (SGLang issue 20791), batches of {BATCH} requests and {PADDING} padding rows: "
-        f"{_verdict(rows, case)}. Of the requests in slot 0 {percent(hit)} % are right, of the others "
-        f"{percent(spared)} %."
+        f"{_verdict(rows, case)}, on {len(rows.right[case][ALL]):,} questions. Of the {count} requests in slot 0 "
+        f"{percent(hit)} % are right, of the others {percent(spared)} %."
     ]
 
 
-def hit_and_spared(rows: AccuracyRows, case: Case) -> tuple[Interval, Interval]:
-    """The right answers of the requests in slot 0, the first of each batch, and of all others."""
+def hit_and_spared(rows: AccuracyRows, case: Case) -> tuple[tuple[Interval, int], Interval]:
+    """The right answers of the requests in slot 0, the first of each batch, with their number; and of all others."""
     own = [row for row in rows.answered if case_of(row) == case]
     hit, hit_right = (sum(row[field] for row in own) for field in ("first_questions", "first_right"))
     every, right = (sum(row[field] for row in own) for field in ("questions", "right"))
-    return wilson(hit_right, hit), wilson(right - hit_right, every - hit)
+    return (wilson(hit_right, hit), hit), wilson(right - hit_right, every - hit)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..declaration import Study
+from ..declaration import Section, Study
 from ..parameters import (
     RecordedGPU,
     Seed,
@@ -82,7 +82,7 @@ class Parameters(StudyParameters):
     minutes: float = Field(2.0, gt=0, description="after which no further case is begun")
     seed: Seed = Field(0, description="of the questions")
     gpu_reference: RecordedGPU = Field(
-        "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+        "h200", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
     )
 
     @property
@@ -106,6 +106,20 @@ class Parameters(StudyParameters):
         return max(1, min(most, self.stepped if self.stepped >= 0 else most if on_gpu() else 4))
 
 
+def section(run: dict, rows: list[dict]) -> Section:
+    """What docs/results_<gpu>.md shows of a recorded run."""
+    from . import analysis, figures, sentences
+    from .accuracy_rows import AccuracyRows
+
+    answered = AccuracyRows(rows, run)
+    return Section(
+        conditions=analysis.conditions(answered),
+        sentences=sentences.answers(answered),
+        figures={"accuracy_changes": figures.changes(answered)},
+        not_timed=analysis.refused_sentences(answered),
+    )
+
+
 def record(parameters: Parameters, run, earlier: list[dict]) -> None:
     """Measure what `gdn-lab record accuracy` records."""
     from .sweep import accuracy_sweep
@@ -118,6 +132,8 @@ STUDY = Study(
     name="accuracy",
     question="What do layout, dtype and shortcuts do to the answers of a model?",
     parameters=Parameters,
+    section=section,
+    section_name="accuracy",
     record=record,
     records={"11_accuracy": {}},
 )
