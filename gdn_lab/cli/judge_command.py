@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .errors import BatchError, Interrupted, UsageError
 from .run import RUNS, shown
+from .run_folders import VERDICT
 
 NOTEBOOK = "judge"  # in the names of run folders
 
@@ -166,7 +167,7 @@ def judged(checked, settings, arguments: argparse.Namespace):
         raise Interrupted(f"interrupted; the rows until then are in {shown(made.folder)}") from None
     except (RuntimeError, ValueError, OSError) as error:
         raise BatchError(f"{str(error).rstrip('.')}; the rows until then are in {shown(made.folder)}") from None
-    print(f"\n{words.text(found)}\n\nRead {shown(made.folder / 'verdict.html')}")
+    print(f"\n{words.text(found)}\n\nRead {shown(made.folder / VERDICT)}")
     return found
 
 
@@ -184,7 +185,7 @@ def write(found, timed, settings, made) -> None:
     if found.speed:
         figure = yours.speed_up(timed, found.kernel, settings.baseline)
         drawn = made.save_figure(figure, "speed_up").with_suffix(".svg"), title_of(figure)
-    verdict_page.write(made.folder / "verdict.html", found, made.info, drawn)
+    verdict_page.write(made.folder / VERDICT, found, made.info, drawn)
     kept_answer.write(
         made.folder,
         sentences=[headline(found), *found.sentences],

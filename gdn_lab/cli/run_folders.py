@@ -12,6 +12,7 @@ from . import kept_answer
 
 NAME = re.compile(r"(\d{8}T\d{6}Z)-([\w.-]+?)(?:-\d{1,3})?$")
 BATCH = "batch.json"  # of a folder that ties the runs of one command together
+VERDICT = "verdict.html"  # the page of gdn-lab judge
 ENDINGS = {".interrupted": "interrupted", ".failed": "failed", "": "complete", ".running": "running"}
 
 
@@ -43,8 +44,8 @@ class RunFolder:
 
     @property
     def page(self) -> Path | None:
-        """The HTML page, if there is one."""
-        pages = [self.folder / f"{self.notebook}{end}.html" for end in ENDINGS]
+        """The HTML page of the notebook or of a verdict, if there is one."""
+        pages = [self.folder / f"{self.notebook}{end}.html" for end in ENDINGS] + [self.folder / VERDICT]
         return next((page for page in pages if page.is_file()), None)
 
     @property

@@ -15,6 +15,7 @@ from gdn_lab.bench.results import Run
 from gdn_lab.cli import judge_command, verdict_page
 from gdn_lab.cli.errors import UsageError
 from gdn_lab.cli.main import parser
+from gdn_lab.cli.run_folders import run_folders
 from gdn_lab.judge.judging import Finding
 from gdn_lab.names import readable
 from gdn_lab.report.timed import Timed
@@ -166,6 +167,8 @@ def test_json_and_page_hold_the_same(a_run, on_gpu):
     ):
         assert part in page
     assert "/somewhere" not in page
+    (listed,) = run_folders(a_run.folder.parent)
+    assert listed.page == a_run.folder / "verdict.html" and listed.answer["sentences"][0] == headline(made)
 
 
 TAGS = "html head meta title style body main h1 h2 h3 p span section ul li div table thead tbody tr th td code".split()
