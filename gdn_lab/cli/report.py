@@ -4,6 +4,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
 
     picture                     decode calls of a recorded GPU, by variant
     which_backend               for each kind of call the variant to use, and what it saves
+    servers                     the recorded servers: model, GPUs, TPOT by configuration, tokens per second
     hardware                    for each compute capability what serves, is compiled and is recorded
     studies                     every notebook and its question
     computed:<figure>           a figure that needs no data
@@ -26,7 +27,7 @@ from ..studies.declaration import Section
 from .run import ROOT, shown
 
 BLOCKS = (
-    r"picture|which_backend|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|history:\w+"
+    r"picture|which_backend|servers|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|history:\w+"
     r"|measured:\w+-\w+(?:-\w+)?"
 )
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
@@ -84,6 +85,10 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
     kind, _, rest = block.partition(":")
     if kind in ("picture", "which_backend", "hardware"):
         return front(kind, root)
+    if kind == "servers":
+        from ..studies.serving.servers_table import servers_table
+
+        return servers_table(root / "data"), []
     if kind == "studies":
         return studies_table(), []
     if kind == "variants":

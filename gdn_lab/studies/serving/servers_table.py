@@ -1,0 +1,39 @@
+"""Every recorded server in one table: a model on a number of GPUs, its TPOT by configuration, its tokens per second."""
+
+from pathlib import Path
+
+from ...report.nearest import gpu_name
+from ...report.recorded import DATA, measured, recorded_runs
+from .recorded_serving import NOTEBOOK
+
+SHOWN = ("before", "before-32", "after", "best")
+
+
+def servers_table(data: Path = DATA) -> str:
+    """Markdown: a line for each recorded run that compares configurations, at its largest concurrency; "" for none."""
+    from .serving_rows import ServingRows
+
+    lines = []
+    for gpu, folder in recorded_runs(data):
+        if not folder.startswith(NOTEBOOK):
+            continue
+        run, rows = measured(gpu, folder, data)
+        served = ServingRows(rows, run)
+        if len(served.configurations) > 1:
+            lines.append(_line(served))
+    if not lines:
+        return ""
+    head = ["model", "GPUs", "C", *(f"{name}, ms" for name in SHOWN), "tokens/s of best"]
+    return "\n".join([_cells(head), "|---|---|" + "---:|" * (len(head) - 2), *map(_cells, sorted(lines))])
+
+
+def _line(served) -> list[str]:
+    row, concurrency = served.first, served.concurrencies[-1]
+    points = served.at(concurrency)
+    times = [f"{points[name].run['tpot_ms']:.1f}" if name in points else "" for name in SHOWN]
+    best = f"{points['best'].run['output_throughput']:,.0f}" if "best" in points else ""
+    return [row["model"], f"{row['ranks']} × {gpu_name(served.run)}", str(concurrency), *times, best]
+
+
+def _cells(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
