@@ -21,8 +21,7 @@ from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
 from .ring import SLOTS_AT_ONCE, described, drop, make_ring, true_state, write_pending
 from .rollback import commit
-from .rounding import DTYPES as STOCHASTIC_DTYPES
-from .rounding import ROUNDINGS, Stochastic
+from .rounding import Stochastic, check_rounding
 
 LAYOUTS = ("VK", "KV")
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -85,7 +84,7 @@ class StatePool:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
         if dtype not in STATE_DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(map(str, STATE_DTYPES))}, got {dtype}")
-        _check_rounding(rounding, seed, dtype)
+        check_rounding(rounding, seed, dtype)
         self.shape, self.slots, self.layout, self.dtype, self.rounding = shape, slots, layout, dtype, rounding
         device = usable_device(device)
         inner = (shape.head_v_dim, shape.head_k_dim) if layout == "VK" else (shape.head_k_dim, shape.head_v_dim)
@@ -385,15 +384,6 @@ class StatePool:
         if outside:
             raise ValueError(f"indices: expected slots below {self.slots}, got {outside}")
         return slots
-
-
-def _check_rounding(rounding, seed, dtype) -> None:
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding: expected one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    if rounding == "stochastic" and dtype not in STOCHASTIC_DTYPES:
-        raise ValueError(f"rounding: expected nearest for a state of {dtype}, which is not rounded, got {rounding!r}")
-    if type(seed) is not int or not 0 <= seed < 2**31:
-        raise ValueError(f"seed: expected an int from 0 to 2^31 - 1, got {seed!r}")
 
 
 def _seen(x) -> str:

@@ -70,3 +70,13 @@ def _mixed(x):
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK
     return x ^ (x >> 16)
+
+
+def check_rounding(rounding, seed, dtype) -> None:
+    """Raise ValueError, one sentence, for a rounding, seed or dtype of a state that cannot be."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding: expected one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if rounding == "stochastic" and dtype not in DTYPES:
+        raise ValueError(f"rounding: expected nearest for a state of {dtype}, which is not rounded, got {rounding!r}")
+    if type(seed) is not int or not 0 <= seed < 2**31:
+        raise ValueError(f"seed: expected an int from 0 to 2^31 - 1, got {seed!r}")
