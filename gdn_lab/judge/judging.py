@@ -94,10 +94,11 @@ def findings(
     except Refused as reason:
         yield Finding(name, "device", REFUSED, str(reason))
         return
+    allowed = seconds / 2 if candidate.cuts else seconds  # so that all of them take less than a minute
     for check in only or CHECKS:
         begin(check)
         began = time.monotonic()
-        status, sentence = outcome(lambda check=check: CHECKS[check](candidate, seconds))
+        status, sentence = outcome(lambda check=check: CHECKS[check](candidate, allowed))
         yield Finding(name, check, status, sentence, time.monotonic() - began)
         if sentence.endswith(BROKEN):
             return
