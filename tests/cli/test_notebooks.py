@@ -24,7 +24,6 @@ SMALLEST = {
     "02_decode_kernels": {"tp": 16, "batches": "1,2", "samples": 1, "backends": "torch"},
     "03_decode_step": {"tp": 8, "batch": 2, "heat_batches": "1", "samples": 1},
     "05_verify": {"tp": 16, "tokens": "2,3", "samples": 1, "backends": "torch"},
-    "12_fewer_bytes": {"drift_steps": 5},
     "06_prefill": {"tp": 16, "second_tp": 0, "workloads": "1x70", "samples": 1, "backends": "torch"},
 }
 each_study = pytest.mark.parametrize("study", studies(), ids=lambda study: study.notebook)

@@ -57,7 +57,7 @@ def test_fp8_is_rounded_to_its_grid_and_right_on_average():
 def ring_rows():
     """Made-up rows: FlashInfer in place and a ring of 16 at two batches."""
     shared = {"status": "ok", "timer": "cuda_graph_replay", "num_k_heads": 16, "num_v_heads": 64}
-    shared |= {"roof_gb_per_s": 2950.0, "share_of_roof": 0.9, "state_dtype": "bfloat16"}
+    shared |= {"roof_gb_per_s": 2950.0, "share_of_roof": 0.9, "state_dtype": "bfloat16", "count": 50}
     rows = []
     for batch, us in ((128, 100.0), (512, 400.0)):
         rows.append(shared | {"backend": "flashinfer", "variant": "vk", "batch": batch, "median_us": us})
@@ -70,12 +70,23 @@ def test_what_rows_say():
     rows = ring_rows()
     table = analysis.prediction_table(rows)
     assert table[(table.B == 512) & (table.ring == 16) & (table["value heads"] == 64)].measured.item() == 0.6
-    assert "At B = 512 triton/replay, ring of 16 takes 240 µs, 0.60 of FlashInfer's time" in analysis.time_sentence(
-        rows
-    )
+    said = " ".join(analysis.time_sentences(rows))
+    assert "At B = 512 triton/replay, ring of 16 takes 240 µs, 0.60 of FlashInfer's time" in said
+    assert "over FlashInfer in place: 0.60 at B = 128" in said and "was 0.58, on an H100: missed" in said
     assert len(analysis.time_table(rows)) == 4 and analysis.bandwidth(rows, "h100") == 2950.0
-    assert "No time of a ring is recorded" in analysis.time_sentence([])
-    figure = figures.step_bytes(SHAPE, 512, rows)
-    assert (
-        "dots" in figure.axes[0].get_xlabel() and "dots" not in figures.step_bytes(SHAPE, 512, []).axes[0].get_xlabel()
-    )
+    assert "HK 16, HV 64" in analysis.conditions(rows) and analysis.not_timed(rows) == []
+
+
+def test_figures_with_and_without_times():
+    rows = ring_rows()
+    assert "dots" in figures.step_bytes(SHAPE, 512, rows).axes[0].get_xlabel()
+    assert "dots" not in figures.step_bytes(SHAPE, 512, []).axes[0].get_xlabel()
+    assert "0.60 of FlashInfer's time at B = 512" in figures.over_flashinfer(rows).get_suptitle()
+    assert "No time of a ring" in figures.over_flashinfer([]).get_suptitle()
+    assert "No time of a ring is recorded" in analysis.time_sentences([])[0]
+
+
+def test_the_recorded_run_answers():
+    run, rows = analysis.recorded_rows("h200")
+    assert run["recorded_on"] == "h200" and len(analysis.rings(rows)) == 4
+    assert analysis.recorded_answers(rows)[0].startswith("At B = 512 triton/replay, ring of 32 takes 386 µs")

@@ -104,7 +104,7 @@ def time_table(rows: list[dict]) -> pandas.DataFrame:
 
 
 def prediction_table(rows: list[dict]) -> pandas.DataFrame:
-    """What was predicted for an H100, and what was measured in `rows`, where it was."""
+    """What was predicted for an H100, and what was measured in `rows`, of whatever GPU they are, where it was."""
     lines = timed(rows)
     table = []
     for one in PREDICTIONS:
@@ -124,14 +124,36 @@ def notes() -> list[str]:
     return list(TRIED)
 
 
+def conditions(rows: list[dict]) -> str:
+    """What the times hold for, in one line."""
+    lines = timed(rows)
+    if lines.empty:
+        return "nothing was timed"
+    row = lines.iloc[0]
+    heads = f"HK {row.num_k_heads}, HV {row.num_v_heads}"
+    return (
+        f"T = 1 decode, {heads}, {row.state_dtype} state · {TIMER}, median of {row['count']} samples over slots of all "
+        f"phases · measured bandwidth {row.roof_gb_per_s:,.0f} GB/s"
+    )
+
+
+def not_timed(rows: list[dict]) -> list[str]:
+    """A sentence for each variant that was refused or wrong."""
+    left = [row for row in rows if row["status"] != "ok"]
+    return list(dict.fromkeys(f"{name_of(row)} {row['status']}: {row.get('reason', '')}" for row in left))
+
+
 def answers(shape: GDNShape, batch: int, drifted: list[dict], rows: list[dict]) -> list[str]:
     """The answer, a sentence each: bytes, time, drift, memory."""
-    return [
-        bytes_sentence(shape, batch),
-        time_sentence(rows),
-        drift_sentence(drifted),
-        memory_sentence(shape),
-    ]
+    return [bytes_sentence(shape, batch), *time_sentences(rows), drift_sentence(drifted), memory_sentence(shape)]
+
+
+def recorded_answers(rows: list[dict]) -> list[str]:
+    """What a recorded run says of times, and the formulas of its heads."""
+    row = rows[0]
+    shape = GDNShape(row["num_k_heads"], row["num_v_heads"], row["head_k_dim"], row["head_v_dim"])
+    batch = max(one["batch"] for one in rows if "batch" in one)
+    return [*time_sentences(rows), bytes_sentence(shape, batch), memory_sentence(shape)]
 
 
 def bytes_sentence(shape: GDNShape, batch: int) -> str:
@@ -147,17 +169,34 @@ def bytes_sentence(shape: GDNShape, batch: int) -> str:
     )
 
 
-def time_sentence(rows: list[dict]) -> str:
-    """What was measured at the largest batch."""
+def rings(rows: list[dict]) -> pandas.DataFrame:
+    """The lines of timed() that have a ring, the fastest of each batch."""
     lines = timed(rows)
-    if "ring_updates" not in lines or lines.ring_updates.isna().all():
-        return "No time of a ring is recorded: measuring takes a GPU, and `gdn-lab run 12` on it."
-    lines = lines[lines.batch == lines.batch.max()]
-    best = lines[lines.ring_updates.notna()].sort_values("median_us").iloc[0]
-    return (
-        f"At B = {best.batch} {best['name']} takes {micro(best.median_us)}, {best.over_flashinfer:.2f} of FlashInfer's "
-        f"time; it moves its bytes at {percent(best.share_of_roof)} of the measured bandwidth."
-    )
+    if "ring_updates" not in lines:
+        return lines.head(0)
+    lines = lines[lines.ring_updates.notna()]
+    return lines.loc[lines.groupby("batch").median_us.idxmin()]
+
+
+def time_sentences(rows: list[dict]) -> list[str]:
+    """What was measured: the largest batch, the others, and what was predicted."""
+    lines = rings(rows)
+    if lines.empty:
+        return ["No time of a ring is recorded: measuring takes a GPU, and `gdn-lab run 12` on it."]
+    last = lines.iloc[-1]
+    sentences = [
+        f"At B = {last.batch} {last['name']} takes {micro(last.median_us)}, {last.over_flashinfer:.2f} of FlashInfer's "
+        f"time in place; it moves its bytes at {percent(last.share_of_roof)} of the measured bandwidth."
+    ]
+    others = [f"{line.over_flashinfer:.2f} at B = {line.batch}" for line in lines.iloc[:-1].itertuples()]
+    if others:
+        sentences.append(f"The best ring over FlashInfer in place: {listed(others)}.")
+    predicted = [one for one in PREDICTIONS if (one.heads, one.batch) == (last.num_v_heads, last.batch)]
+    if predicted:
+        least = min(one.over_flashinfer for one in predicted)
+        met = "met" if last.over_flashinfer <= least else "missed"
+        sentences.append(f"Predicted for B = {last.batch} was {least:.2f}, on an H100: {met}.")
+    return sentences
 
 
 def drift_sentence(drifted: list[dict]) -> str:

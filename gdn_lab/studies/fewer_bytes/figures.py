@@ -3,8 +3,18 @@
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ...backends.registry import variant
 from ...models import GDNShape
-from ...report.style import STYLE, label_ends, new_figure, other_colours, plain_log_axis
+from ...report.recorded import titled
+from ...report.style import (
+    STYLE,
+    batch_axis,
+    empty_figure,
+    label_ends,
+    new_figure,
+    other_colours,
+    plain_log_axis,
+)
 from ...report.text import percent
 from . import analysis
 from .byte_designs import DESIGNS, IN_PLACE
@@ -42,6 +52,29 @@ def _measured(rows: list[dict], batch: int) -> dict[str, float]:
         f"{dtype}, ring of {int(updates)}": ratio
         for dtype, updates, ratio in zip(lines.state_dtype, lines.ring_updates, lines.over_flashinfer, strict=True)
     }
+
+
+@rc_context(STYLE)
+def over_flashinfer(rows: list[dict], run: dict | None = None) -> Figure:
+    """Time over FlashInfer's in place against the batch, a line for each variant and ring. run: what run.json holds."""
+    lines, best = analysis.timed(rows), analysis.rings(rows)
+    if best.empty:
+        return empty_figure("No time of a ring is recorded", analysis.not_timed(rows))
+    last = best.iloc[-1]
+    finding = f"{last['name']} takes {last.over_flashinfer:.2f} of FlashInfer's time at B = {last.batch}"
+    fig, (axes,) = new_figure(titled(finding, run, rows), 9.5, 4.6, notes=[analysis.conditions(rows)])
+    ends, rings = [], [name for name in dict.fromkeys(lines.name) if "ring" in name]
+    colours = other_colours(rings)
+    for name, there in lines.sort_values("batch").groupby("name", sort=False):
+        record = variant(f"{there.backend.iloc[0]}/{there.variant.iloc[0]}")
+        look = {"color": colours.get(name, record.colour), "marker": record.marker}
+        axes.plot(there.batch, there.over_flashinfer, **look)
+        ends.append((there.over_flashinfer.iloc[-1], f"{name}  {there.over_flashinfer.iloc[-1]:.2f}", look["color"]))
+    axes.set_ylim(0, max(1.05, lines.over_flashinfer.max() * 1.05))
+    axes.set_ylabel("time ÷ FlashInfer's in place")
+    batch_axis(axes, sorted(lines.batch.unique()))
+    label_ends(axes, ends)
+    return fig
 
 
 @rc_context(STYLE)

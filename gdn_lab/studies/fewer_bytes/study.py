@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ..declaration import Study
+from ..declaration import Section, Study
 from ..parameters import ModelParameters, RecordedGPU, Samples, Seed, batch_list, by_device, whole_numbers
 
 GPU_BATCHES = (32, 128, 256, 512)
@@ -29,13 +29,25 @@ class Parameters(ModelParameters):
     updates: Annotated[Any, BeforeValidator(_updates)] = Field(
         "16,32", description="comma-separated ring sizes: updates that a slot holds back; 16, 32 or 64"
     )
-    drift_steps: by_device(cpu=102, gpu=2000) = Field(
-        0, description="decode steps over which rounding errors add up; 0 is 2000, on a CPU 102"
+    drift_steps: by_device(cpu=51, gpu=2000) = Field(
+        0, description="decode steps over which rounding errors add up; 0 is 2000, on a CPU 51"
     )
     samples: Samples = Field(0, description="timed samples of each variant and batch; 0 is 50")
     seed: Seed = Field(0, description="of the random inputs, states and slots")
     gpu_reference: RecordedGPU = Field(
-        "h100", description="a recorded GPU, or a run folder, whose bandwidth and times to show"
+        "h200", description="a recorded GPU, or a run folder, whose bandwidth and times to show"
+    )
+
+
+def section(run: dict, rows: list[dict]) -> Section:
+    """What docs/results_<gpu>.md shows of a recorded run."""
+    from . import analysis, figures
+
+    return Section(
+        conditions=analysis.conditions(rows),
+        sentences=analysis.recorded_answers(rows),
+        figures={"fewer_bytes": figures.over_flashinfer(rows, run)},
+        not_timed=analysis.not_timed(rows),
     )
 
 
@@ -44,5 +56,7 @@ STUDY = Study(
     name="fewer_bytes",
     question="How far below one read and one write of the state can a decode step go, and what does it cost?",
     parameters=Parameters,
+    section=section,
+    section_name="fewer_bytes",
     records={"12_fewer_bytes": {}},
 )
