@@ -20,6 +20,8 @@ from .accuracy_rows import ALL, AccuracyRows
 from .answering import DECODE
 from .sentences import SURE
 
+FAR = 15  # points of change from which on the axis is logarithmic
+
 
 def _where(rows: AccuracyRows) -> str:
     """ " (recorded: H100)" or the device of this machine."""
@@ -67,7 +69,8 @@ def changes(rows: AccuracyRows) -> Figure:
     ax.axvline(0, color=GREY, linewidth=0.9)
     ax.set_yticks(range(len(cases)), names)
     ax.set_ylim(len(cases) - 0.4, -0.6)
-    ax.set_xscale("symlog", linthresh=1.0)
+    if 100 * rows.compared(worst).change.low < -FAR:
+        ax.set_xscale("symlog", linthresh=1.0)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:+g}".replace("-", "−") if x else "0")
     ax.set_xlabel("change of exact match, percentage points on the same questions")
     ax.grid(axis="y", visible=False)
