@@ -29,6 +29,7 @@ OPTIONS_OF = {  # phase: the keyword arguments that a kernel gets besides q, k, 
     "verify": (*OPTIONS, "intermediate_states", "update_state"),
     "prefill": (*OPTIONS, "cu_seqlens"),
 }
+TRITON = ("JITFunction", "InterpretedFunction", "Autotuner", "Heuristics")  # types of Triton's kernels
 PLAN = "plan"  # what setup() returned, where it is not None
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,17 +71,26 @@ class AuthorBackend(Backend):
         return importlib.metadata.version(named.pop()) if named else ""
 
     def missing(self, device):
-        reasons = [_refusal_of_device(variant, device) for variant in self.variants]
+        reasons = [self._refusal_of_device(variant, device) for variant in self.variants]
         return reasons[0] if all(reasons) else None
 
     def refusal(self, variant: Variant, call: Call) -> str | None:
-        if reason := super().refusal(variant, call) or _refusal_of_device(variant, call.device):
+        if reason := super().refusal(variant, call) or self._refusal_of_device(variant, call.device):
             return reason
         supports = self.parts[variant.name, call.phase].supports
         reason = supports(call) if supports else None
         if reason is not None and not isinstance(reason, str):
             raise TypeError(f"{variant.full_name}: supports(call) must return None or a sentence, got {reason!r}")
         return reason
+
+    def _refusal_of_device(self, variant: Variant, device: torch.device) -> str | None:
+        if variant.needs == (0, 0):
+            return None
+        functions = [part.function for (name, _), part in self.parts.items() if name == variant.name]
+        interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        if interpreted and any(map(uses_triton, functions)):
+            return None
+        return needs_capability(device, *variant.needs)
 
     def decode_launch(self, variant, call):
         kernel = self._kernel(variant, call)
@@ -231,10 +241,12 @@ def _check_signature(full_name: str, function: Callable, phase: str, planned: bo
         ) from None
 
 
-def _refusal_of_device(variant: Variant, device: torch.device) -> str | None:
-    if variant.needs == (0, 0) or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return None
-    return needs_capability(device, *variant.needs)
+def uses_triton(function: Callable) -> bool:
+    """Tell whether a function's module, or one that its module imports from, has Triton kernels."""
+    scopes = [getattr(function, "__globals__", {})]
+    for value in list(scopes[0].values()):
+        scopes.append(vars(value) if inspect.ismodule(value) else getattr(value, "__globals__", {}))
+    return any(type(value).__name__ in TRITON for scope in scopes for value in list(scope.values()))
 
 
 def _first_line(function: Callable) -> str:

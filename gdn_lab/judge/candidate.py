@@ -20,7 +20,6 @@ MODEL_HEAD = (128, 128)  # K and V of every model there is
 OTHER_HEADS = ((16, 32), (64, 128), (128, 64), (32, 32))  # of kernels that say which they take
 INTERPRETED_HEADS = ((16, 32), (32, 64))  # in Triton's interpreter, which takes seconds for a call of a model's
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-TRITON = ("JITFunction", "InterpretedFunction", "Autotuner", "Heuristics")
 
 
 class Candidate:
@@ -111,7 +110,7 @@ class Candidate:
     @property
     def uses_triton(self) -> bool:
         """Whether its launch, or the module that it is in, has Triton kernels."""
-        return any(type(value).__name__ in TRITON for value in self.namespace().values())
+        return any(type(value).__name__ in author.TRITON for value in self.namespace().values())
 
     @property
     def cuts(self) -> bool:

@@ -111,7 +111,31 @@ def test_it_refuses_in_its_own_words(kernel_file):
 def test_needs_is_a_compute_capability(kernel_file, needs, monkeypatch):
     variant("mine/new", needs=needs)(lambda *_, **__: None)
     assert registry.VARIANTS["mine/new"].needs == (9, 0)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # Triton's interpreter runs such kernels on a CPU
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which runs Triton's kernels, and no others, on a CPU
+    assert "this is a CPU" in refusal("mine/new", SHAPE)
+
+
+KERNEL = "import triton\n\n@triton.jit\ndef kernel(x): pass\n\n"
+USES = 'from gdn_lab import variant\n\n@variant("mine/new", needs="sm_90")\ndef f(*_, **__): pass\n'
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"mine": KERNEL + USES},
+        {"mine": "import other_module\n" + USES},
+        {"mine": "from other_module import launch\n" + USES},
+    ],
+    ids=["in the file", "in a module", "behind a function of a module"],
+)
+def test_triton_kernels_are_interpreted_on_a_cpu(kernel_file, tmp_path, monkeypatch, files):
+    pytest.importorskip("triton", reason="there is no Triton for this operating system")
+    monkeypatch.delitem(sys.modules, "other_module", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "other_module.py").write_text(KERNEL + "def launch(): pass\n")
+    author_files.load(kernel_file(files["mine"]))
+    assert "this is a CPU" in refusal("mine/new", SHAPE)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert refusal("mine/new", SHAPE) is None
 
 

@@ -65,7 +65,19 @@ def test_a_solution_is_judged_on_its_heads_and_on_normalised_keys(tmp_path, caps
     assert checked.correctness == "correct", capsys.readouterr().out
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("cutlass"), reason="there is no CuTe DSL for this operating system")
+def needs_the_cute_dsl(test):
+    missing = not importlib.util.find_spec("cutlass")
+    return pytest.mark.skipif(missing, reason="there is no CuTe DSL for this operating system")(test)
+
+
+@needs_the_cute_dsl
+def test_the_example_in_the_cute_dsl_is_refused_on_a_cpu():
+    (checked,) = judge_command.checked_apart(str(EXAMPLES / "decode_cutedsl.py"), 0, only=SOME)
+    assert checked.correctness == "refused"
+    assert checked.findings[0].sentence == "needs an NVIDIA GPU of compute capability 9.0 or newer; this is a CPU"
+
+
+@needs_the_cute_dsl
 def test_the_example_in_the_cute_dsl_compiles_for_hopper_and_refuses_what_it_cannot():
     (name,) = author_files.load(EXAMPLES / "decode_cutedsl.py")
     gpu, shape = torch.device("cuda", 0), GDNShape(2, 4)
