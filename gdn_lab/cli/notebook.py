@@ -31,6 +31,7 @@ from .report import title
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # set by `gdn-lab run`: the folder that it made for this run
 INJECTED = "# Parameters"  # how the cell begins that papermill puts after the one tagged `parameters`
 NO_MATHS = "mathjax_ignore tex2jax_ignore"  # classes whose text MathJax leaves alone: JupyterLab's, and version 2
+LONGEST_NAME, SHORTEST_SENTENCE = 24, 40  # letters: a column of names has no line breaks, one of sentences gets room
 ROOT = DATA.parent
 
 
@@ -274,16 +275,30 @@ def table(frame: pandas.DataFrame, caption: str = "", *, digits: int = 1):
     """
     errors = [column for column in frame.columns if "error" in str(column)]
     words = [column for column in frame.columns if frame[column].dtype.kind not in "iuf"]
-    whole = [column for column in frame.columns if pandas.api.types.is_integer_dtype(frame[column])]
-    rest = [column for column in frame.columns if pandas.api.types.is_float_dtype(frame[column])]
+    whole = [column for column in frame.columns if _whole_numbers(frame[column])]
+    rest = [
+        column for column in frame.columns if pandas.api.types.is_float_dtype(frame[column]) and column not in whole
+    ]
     style = frame.style.format(as_html, na_rep="", subset=words)
     for axis in (0, 1):
         style = style.format_index(as_html, axis=axis).format_index_names(as_html, axis=axis)
-    style = style.format("{:,d}", subset=whole, na_rep="")
+    style = style.format("{:,.0f}", subset=whole, na_rep="")
     style = style.format(precision=digits, thousands=",", na_rep="", subset=rest)
     style = style.format("{:.1e}", na_rep="", subset=[column for column in errors if column in rest])
     style = style.set_properties(subset=words, **{"text-align": "left"})
+    longest = {column: max((len(str(cell)) for cell in frame[column]), default=0) for column in words}
+    names = [column for column in words if longest[column] <= LONGEST_NAME]
+    sentences = [column for column in words if longest[column] > SHORTEST_SENTENCE]
+    style = style.set_properties(subset=names, **{"white-space": "nowrap"})
+    style = style.set_properties(subset=sentences, **{"min-width": "16em"})
     left = [{"selector": "th.col_heading", "props": "text-align: left"}]
     style = style.set_table_styles({column: left for column in words}, overwrite=False)
     style = style.set_table_attributes(f'class="{NO_MATHS}"').set_caption(as_html(caption))
     return style.hide(axis="index") if isinstance(frame.index, pandas.RangeIndex) else style
+
+
+def _whole_numbers(column: pandas.Series) -> bool:
+    """Whether a column holds whole numbers alone, as one of batch sizes does that is float because cells are empty."""
+    if pandas.api.types.is_integer_dtype(column):
+        return True
+    return pandas.api.types.is_float_dtype(column) and column.isna().any() and (column.dropna() % 1 == 0).all()
