@@ -15,12 +15,14 @@ from gdn_lab.ops import decode_gathered, make_inputs
 pytestmark = pytest.mark.gpu
 
 KERNELS = kernels("decode")
+IN_PLACE = [variant for variant in serving("decode") if not variant.ring]  # others: test_gpu_replay.py
 every_variant = named(serving("decode"))
 
 
 def one_call(variant, *, batch=7, slots=9):
     """A call with out= given, ready to be repeated, and its parts; warmed up, so that kernels are compiled."""
     pool = filled_pool(RANK, slots, layout=variant.layout, dtype=variant.state_dtypes[0], device=GPU)
+    pool.reserve_ring(variant.ring)
     indices = row_slots(batch, slots, padding=[1], device=GPU)
     inputs = make_inputs(RANK, batch, device=GPU)
     out = torch.empty(batch, RANK.num_v_heads, RANK.head_v_dim, dtype=BF16, device=GPU)
@@ -45,7 +47,7 @@ def test_packed_views_are_read_without_an_allocation(variant):
         assert torch.cuda.memory_stats(GPU)["allocation.all.allocated"] == before
 
 
-@named(KERNELS)
+@named([variant for variant in KERNELS if not variant.ring])
 def test_packed_views_are_read_by_one_kernel(variant):
     call, *_ = one_call(variant)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -56,7 +58,7 @@ def test_packed_views_are_read_by_one_kernel(variant):
     assert len(on_gpu) == 3 and len(set(on_gpu)) == 1, on_gpu
 
 
-@every_variant
+@named(IN_PLACE)
 def test_a_models_parameters_leave_no_graph(variant):
     """A_log and dt_bias of a model require gradients; libraries may refuse that, and the pool must keep none."""
     call, pool, indices, inputs, out = one_call(variant)
@@ -78,12 +80,13 @@ def test_never_synchronises(variant):
     try:
         call()
         decode(*inputs.arguments(), **options)  # out= not given
-        decode_gathered(*inputs.arguments(), **options, scratch=scratch, rows=rows, out=out)
+        if not variant.ring:
+            decode_gathered(*inputs.arguments(), **options, scratch=scratch, rows=rows, out=out)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@every_variant
+@named(IN_PLACE)
 @pytest.mark.parametrize("gathered", [False, True], ids=["in_place", "gathered"])
 def test_cuda_graph_replays_on_new_indices_and_inputs(variant, gathered):
     """Captured once; replayed three times after its indices (padding in another row) and inputs were overwritten."""
@@ -121,6 +124,7 @@ def test_kernels_in_a_row_see_each_other(variant):
     """32 steps on the same slots, their inputs written by a kernel just before: launches overlap, results must not."""
     steps, batch = 32, 33
     first = filled_pool(RANK, 35, layout=variant.layout, dtype=FP32, device=GPU)
+    first.reserve_ring(variant.ring)
     second = first.to()
     indices = row_slots(batch, 35, device=GPU)
     fresh = [make_inputs(RANK, batch, device=GPU, seed=step, strong_decay=False) for step in range(steps)]
