@@ -5,6 +5,8 @@ which of them a job has. A job runs the copy of the checkout that Ray sends when
 """
 
 import os
+import signal
+import threading
 import time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -83,6 +85,20 @@ def _hidden_imports():
             os.environ["PYTHONPATH"] = before
 
 
+@contextmanager
+def _own_signals():
+    """Keep this process's handlers of signals: Ray's own would end it at SIGTERM, without its pages."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class RayHosts(Hosts):
     """root: the checkout to send. made_up_gpus: of this machine, for a trial; None: those that Ray finds."""
 
@@ -134,7 +150,7 @@ class RayHosts(Hosts):
 
     def _start_ray(self, options: dict) -> None:
         """Start Ray, or join its cluster. On a busy machine its own limit of 30 s is short, so it is tried again."""
-        with _hidden_imports():
+        with _hidden_imports(), _own_signals():
             for left in reversed(range(STARTS)):
                 try:
                     self.ray.init(**options)

@@ -1,6 +1,7 @@
 """Jobs on hosts that Ray reaches: made-up GPUs of this machine."""
 
 import importlib.util
+import signal
 import sys
 
 import pytest
@@ -22,7 +23,9 @@ def test_without_ray_a_sentence_says_what_to_do(monkeypatch):
 @needs_ray
 def test_rows_are_gathered_and_an_agent_that_is_killed_is_replaced(tmp_path):
     jobs = [toy(n, seconds=0.2) for n in range(24)] + [toy(90, script="exit 1"), toy(91, gpus=4)]
+    handler = signal.getsignal(signal.SIGTERM)
     hosts, lines, killed = ray_hosts.RayHosts(None, made_up_gpus=4), [], []
+    assert signal.getsignal(signal.SIGTERM) == handler
 
     def kill_once(driver):
         if len(driver.done) > 4 and not killed:
