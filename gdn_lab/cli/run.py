@@ -1,4 +1,4 @@
-"""gdn-lab run: find the notebooks, check the parameters and the output folder, then execute one after the other."""
+"""gdn-lab run: find the notebooks, check the parameters and the output folder, then execute them."""
 
 import argparse
 import shlex
