@@ -57,16 +57,21 @@ def cutedsl_resources(build) -> Resources:
 
 def _resources(label, architecture, cubin: bytes, dynamic_shared: int, num_warps: int) -> Resources:
     """Read the report of the cuobjdump that comes with Triton."""
-    import triton
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    report = dumped(cubin, "-res-usage")
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", report)}
     shared, stack = found["SHARED"] + dynamic_shared, found["STACK"] + found["LOCAL"]
     return Resources(label, architecture, found["REG"], shared, stack, num_warps)
+
+
+def dumped(cubin: bytes, option: str) -> str:
+    """Return what the cuobjdump that comes with Triton prints of a cubin: "-res-usage", "-sass"."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def add_arguments(parser) -> None:

@@ -191,6 +191,17 @@ def test_weights_go_to_the_tensor_cores_as_they_are_stored():
         assert copies and {size for _, size in copies} == {"10"}, copies[:3]  # hexadecimal: 16
 
 
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a"])
+def test_stochastic_rounding_to_float16_scales_every_element(architecture):
+    """In machine code: ptxas has dropped the product with 2^-112, so that every state was 0."""
+    [compilation] = find("decode triton/vk float16, stochastic:", architecture, TILE=16)
+    major, minor = ARCHITECTURES[architecture]
+    code = resources.dumped(compiled(compilation, 10 * major + minor).asm["cubin"], "-sass")
+    elements = 16 * 128 // 32  # of the tile, for each thread of the warp
+    scaled = re.findall(r"(FMUL2?)\S* R\d+\S*, [^;]*1\.92592994\d*e-34", code)
+    assert sum(2 if name == "FMUL2" else 1 for name in scaled) == elements, scaled
+
+
 def test_an_unknown_architecture_is_refused(capsys):
     assert main.main(["resources", "sm_80"]) == 2
     assert "architecture: sm_80 unknown; choose some of sm_90a, sm_100a, sm_120a" in capsys.readouterr().err

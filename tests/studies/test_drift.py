@@ -267,6 +267,13 @@ def test_tables(rows):
     assert not tables.shortcut_table(rows, analysis.regimes(rows)[0]).empty
 
 
+def test_a_way_that_was_wrong_is_left_out_and_named():
+    made = recorded_rows()
+    made.append(next(row for row in made if "median_us" in row and row["way"] == "bfloat16 sr") | {"status": "wrong"})
+    assert "bfloat16, stochastic" not in analysis.precisions(made, "typical / full rank")
+    assert sentences.not_run(made) == ["bfloat16 sr: was wrong in the check before timing, so its rows are left out"]
+
+
 # --- parameters
 
 

@@ -46,7 +46,8 @@ def round_stochastically(x, bits, DTYPE: tl.constexpr):
         return ((whole + bits) >> 16).to(tl.uint16).to(DTYPE, bitcast=True)
     else:
         tl.static_assert(DTYPE == tl.float16)
-        magnitude = ((x * SCALE).to(tl.uint32, bitcast=True) << 3) + bits  # the shift drops the sign
-        signed = magnitude | (x.to(tl.uint32, bitcast=True) & 0x80000000)
+        # Not (x * SCALE's bits << 3): ptxas 12.8 takes that for 0.
+        whole = (x * SCALE).to(tl.uint32, bitcast=True) + (bits >> 3)
+        rounded = ((whole >> 13) & 0x7FFF) | ((whole >> 16) & 0x8000)
         finite = tl.abs(x) < 65536.0  # not so of NaN
-        return tl.where(finite, (signed >> 16).to(tl.uint16).to(DTYPE, bitcast=True), x.to(DTYPE))
+        return tl.where(finite, rounded.to(tl.uint16).to(DTYPE, bitcast=True), x.to(DTYPE))

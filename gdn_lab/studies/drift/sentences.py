@@ -183,4 +183,8 @@ def not_run(rows: list[dict]) -> list[str]:
     for row in rows:
         if row["status"] == "refused":
             reasons.setdefault(row["reason"], []).append(row.get("way") or analysis.regime(row))
-    return [f"{listed(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
+    wrong = [
+        f"{name}: was wrong in the check before timing, so its rows are left out"
+        for name in sorted(analysis.wrong_ways(rows))
+    ]
+    return wrong + [f"{listed(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()]
