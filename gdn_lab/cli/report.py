@@ -5,6 +5,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     picture                     decode calls of a recorded GPU, by variant
     which_backend               for each kind of call the variant to use, and what it saves
     servers                     the recorded servers: model, GPUs, TPOT by configuration, tokens per second
+    precision                   what each dtype of the state is enough for, and what it costs, from recorded drift
     hardware                    for each compute capability what serves, is compiled and is recorded
     studies                     every notebook and its question
     computed:<figure>           a figure that needs no data
@@ -27,7 +28,8 @@ from ..studies.declaration import Section
 from .run import ROOT, shown
 
 BLOCKS = (
-    r"picture|which_backend|servers|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+|history:\w+"
+    r"picture|which_backend|servers|precision|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+"
+    r"|history:\w+"
     r"|measured:\w+-\w+(?:-\w+)?"
 )
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
@@ -89,6 +91,11 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
         from ..studies.serving.servers_table import servers_table
 
         return servers_table(root / "data"), []
+    if kind == "precision":
+        from ..studies.advice.precision import in_short
+
+        lines = in_short(root / "data")
+        return ("\n".join(f"- {line}" for line in lines), []) if lines else None
     if kind == "studies":
         return studies_table(), []
     if kind == "variants":

@@ -197,7 +197,8 @@ def label_ends(ax, ends):
         return min(max((ax.transScale + ax.transLimits).transform((ax.get_xlim()[0], y))[1], 0.0), 1.0)
 
     ends = sorted(ends, key=lambda end: height_of(end[0]))
-    step = 0.07 * 4.0 / ax.get_figure().get_figheight()
+    rows = ax.get_subplotspec().get_gridspec().nrows if ax.get_subplotspec() else 1
+    step = 0.07 * 4.0 * rows / ax.get_figure().get_figheight()
     heights = _spread([height_of(y) for y, _, _ in ends], step)
     for height, (y, text, ink) in zip(heights, ends, strict=True):
         ax.annotate(

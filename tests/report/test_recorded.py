@@ -25,6 +25,8 @@ def gpus(notebook):
     return [gpu for gpu, name in RUNS if name == notebook]
 
 
+# Runs in which a kernel was wrong, which was mended after: stochastic rounding to float16.
+WRONG = {("h200", "10_drift"): {"triton/vk float16 stochastic"}}
 # Runs that were stopped by a time limit; the rows that they have are whole.
 STOPPED = {
     ("h100", "06_prefill_tp1"): "running",  # all workloads at tp 1, one at tp 8
@@ -58,8 +60,7 @@ def test_a_gpu_that_is_nearly_right_is_hinted_at(tmp_path):
 
 
 def test_something_is_recorded_of_every_study_with_a_section():
-    """But of a new one, until it is."""
-    assert all(gpus(study.notebook) for study in studies() if study.section and study.notebook != "10_drift")
+    assert all(gpus(study.notebook) for study in studies() if study.section)
 
 
 @pytest.mark.parametrize(("gpu", "name"), RUNS)
@@ -68,7 +69,7 @@ def test_a_recorded_run_is_whole(gpu, name):
     run, rows = recorded.measured(gpu, name)
     assert run["status"] == STOPPED.get((gpu, name), "complete") and gpu in run["environment"]["gpu_name"].lower()
     assert run["environment"]["git_commit"] and not run["environment"]["git_dirty"]
-    assert rows and not [row for row in rows if row.get("status") == "wrong"]
+    assert rows and {row.get("way") for row in rows if row.get("status") == "wrong"} == WRONG.get((gpu, name), set())
     assert run["notebook"] in NOTEBOOKS, "a run of a study"
 
 

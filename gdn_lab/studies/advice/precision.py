@@ -22,6 +22,12 @@ def precision(gpu: str, data: Path = DATA) -> list[str]:
     return []
 
 
+def in_short(data: Path = DATA) -> list[str]:
+    """Three lines on bfloat16, float16 and float32 of the first GPU whose drift is recorded; [] of none."""
+    found = (sentences.in_short(_rows(gpu, data)) for gpu in recorded_gpus(data))
+    return next((lines for lines in found if lines), [])
+
+
 def _rows(gpu: str, data: Path) -> list[dict]:
     """The recorded rows of drift; [] in the folder of another notebook's run."""
     try:

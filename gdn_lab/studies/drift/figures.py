@@ -30,9 +30,9 @@ def _where(rows, run) -> str:
 
 
 def _chosen(rows) -> list[str]:
-    """At most MOST_PANELS regimes: full rank and few dimensions first."""
+    """At most MOST_PANELS regimes; strong decay, which forgets everything, and parallel keys last."""
     names = analysis.regimes(rows)
-    return [name for name in names if "parallel" not in name][:MOST_PANELS] or names[:MOST_PANELS]
+    return sorted(names, key=lambda name: "strong" in name or "parallel" in name)[:MOST_PANELS]
 
 
 def _panels(title, rows, names, height=3.9):

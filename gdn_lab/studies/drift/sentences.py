@@ -16,6 +16,34 @@ def answers(rows: list[dict]) -> list[str]:
     return [sentence for make in makers for sentence in make(rows)]
 
 
+def in_short(rows: list[dict]) -> list[str]:
+    """Three lines: what bfloat16 is enough for, what float16 adds, and what the worst regime needs and costs."""
+    found = {where: analysis.precisions(rows, where) for where in analysis.regimes(rows)}
+    found = {where: each for where, each in found.items() if {BF16, FP16, FLOAT32} <= set(each)}
+    times = _times(rows)
+    if not found or BF16 not in times:
+        return []
+    enough = [where for where, each in found.items() if final(each[BF16], OUTPUT) <= ENOUGH]
+    worst = max(found, key=lambda where: final(found[where][BF16], OUTPUT))
+    errors = {kind: error(final(row, OUTPUT)) for kind, row in found[worst].items()}
+    us = {kind: row["median_us"] / times[BF16]["median_us"] - 1 for kind, row in times.items()}
+    steps = next(iter(found[worst].values()))["steps"][-1]
+    lines = [
+        f"**bfloat16** is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} decode "
+        f"steps the output of its state is at most {ENOUGH:.0%} off.",
+        f"**float16** takes the same bytes and time, errs {span(_ratios(rows, BF16, FP16).values())} times less, and "
+        f"states stay {limit(rows):,.0f} times below its limit.",
+        f"**float32** is needed with {worst}: {errors[FLOAT32]} there, bfloat16 {errors[BF16]}, float16 "
+        f"{errors[FP16]}. "
+        f"A step takes {us[FLOAT32]:.0%} more time at B = {times[BF16]['batch']}, a request twice the memory.",
+    ]
+    if BF16_STOCHASTIC in errors and BF16_STOCHASTIC in us:
+        lines[-1] += (
+            f" Stochastic rounding to bfloat16 has {errors[BF16_STOCHASTIC]} for {us[BF16_STOCHASTIC]:.0%} more."
+        )
+    return lines
+
+
 def error(value: float) -> str:
     """An error: "2.2%", "0.17%", below that "1.2e-05"."""
     return f"{value:.1e}" if value < 1e-3 else f"{value:.2%}" if value < 0.01 else f"{value:.1%}"
@@ -53,17 +81,12 @@ def verdict(rows: list[dict]) -> list[str]:
 
 def cost(rows: list[dict]) -> list[str]:
     """What each precision costs: µs of a step, GB of 1,000 slots."""
-    main = analysis.main_backend(rows)
-    found = {
-        analysis.precision(row["state_dtype"], row["rounding"]): row
-        for row in analysis.timed(rows)
-        if analysis.backend_of(row) == main
-    }
+    main, found = analysis.main_backend(rows), _times(rows)
     if BF16 not in found:
         return []
     base = found[BF16]
     parts = [
-        f"{kind} {micro(row['median_us'])} ({row['median_us'] / base['median_us'] - 1:+.1%})"
+        f"{kind} {micro(row['median_us'])} ({row['median_us'] / base['median_us'] - 1:+.1%})".replace("-", "−")
         for kind, row in found.items()
         if kind != BF16
     ]
@@ -74,6 +97,18 @@ def cost(rows: list[dict]) -> list[str]:
         f"1,000 requests of {base['model']} keep {gb[BF16]:.1f} GB in either 16-bit dtype and {gb[FLOAT32]:.1f} GB in "
         f"float32, in which {gb[BF16] / gb[FLOAT32]:.2f} times as many fit.",
     ]
+
+
+def _times(rows: list[dict]) -> dict[str, dict]:
+    """{precision: timed row} of the main backend."""
+    main = analysis.main_backend(rows)
+    found = [row for row in analysis.timed(rows) if analysis.backend_of(row) == main]
+    return {analysis.precision(row["state_dtype"], row["rounding"]): row for row in found}
+
+
+def limit(rows: list[dict]) -> float:
+    """How many times below float16's limit the largest |S| of all regimes is."""
+    return 1 / max(row["share_of_float16_limit"] for row in analysis.of_regimes(rows))
 
 
 def growth_of_state(rows: list[dict]) -> list[str]:

@@ -59,7 +59,7 @@ class Parameters(ModelParameters):
     seed: Seed = Field(0, description="of the random inputs and of stochastic rounding")
     minutes: float = Field(9.0, gt=0, description="after which no further regime is begun")
     gpu_reference: RecordedGPU = Field(
-        "h100", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
+        "h200", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
     )
 
     @model_validator(mode="after")
