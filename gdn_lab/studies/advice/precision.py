@@ -24,8 +24,10 @@ def precision(gpu: str, data: Path = DATA) -> list[str]:
 
 def in_short(data: Path = DATA) -> list[str]:
     """Three lines on bfloat16, float16 and float32 of the first GPU whose drift is recorded; [] of none."""
-    found = (sentences.in_short(_rows(gpu, data)) for gpu in recorded_gpus(data))
-    return next((lines for lines in found if lines), [])
+    for gpu in recorded_gpus(data):
+        if lines := sentences.in_short(_rows(gpu, data)):
+            return [f"{lines[0].rstrip('.')} ({gpu.upper()}, `{NOTEBOOK}`).", *lines[1:]]
+    return []
 
 
 def _rows(gpu: str, data: Path) -> list[dict]:
