@@ -29,10 +29,10 @@ def in_short(rows: list[dict]) -> list[str]:
     us = {kind: row["median_us"] / times[BF16]["median_us"] - 1 for kind, row in times.items()}
     steps = next(iter(found[worst].values()))["steps"][-1]
     lines = [
-        f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} decode "
-        f"steps its output is at most {ENOUGH:.0%} off.",
-        f"A **float16** state takes the same bytes and time, errs {span(_ratios(rows, BF16, FP16).values())} times less, and "
-        f"states stay {limit(rows):,.0f} times below its limit.",
+        f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
+        f"decode steps its output is at most {ENOUGH:.0%} off.",
+        f"A **float16** state takes the same bytes and time, errs {span(_ratios(rows, BF16, FP16).values())} times "
+        f"less, and states stay {limit(rows):,.0f} times below its limit.",
         f"A **float32** state is needed with {worst}: {errors[FLOAT32]} there, bfloat16 {errors[BF16]}, float16 "
         f"{errors[FP16]}. "
         f"A step takes {us[FLOAT32]:.0%} more time at B = {times[BF16]['batch']}, a request twice the memory.",
