@@ -113,8 +113,7 @@ def section(run: dict, rows: list[dict]) -> Section:
 STUDY = Study(
     number="10",
     name="drift",
-    question="How far does the state drift over thousands of steps, by dtype, rounding and kernel, and what does "
-    "each precision cost?",
+    question="How far does the state drift over thousands of steps, and what does each precision cost?",
     parameters=Parameters,
     section=section,
     section_name="drift",
