@@ -3,6 +3,8 @@
 import math
 
 from ...models import STATE_BYTES, GDNShape, model, slot_nbytes
+from ...report.nearest import candidate_runs
+from ...report.recorded import DATA
 
 NOTEBOOK = "10_drift"
 FLAT = 0.15  # power of the step below which an error counts as settled
@@ -17,6 +19,11 @@ PRECISIONS = (
 )
 ENOUGH = 0.02  # of the output's error that counts as enough: about 5 times what rounding the output to bfloat16 costs
 STATE, OUTPUT, RETURNED = "state_error", "output_error_of_state", "output_error"
+
+
+def recorded_rows(gpu: str, data=DATA) -> tuple[dict, list[dict]]:
+    """(run, rows) of the recorded run with most rows on a GPU, or of a run folder; ({}, []) where there is none."""
+    return max(candidate_runs(gpu, NOTEBOOK, data).values(), key=lambda one: len(one[1]), default=({}, []))
 
 
 def precision(dtype: str, rounding: str) -> str:
