@@ -10,7 +10,7 @@ FROM_US = 5.0
 REPLAY, KERNEL = "cuda_graph_replay", "cupti_kernel"
 CASE_FIELDS = (
     "phase", "backend", "variant", "indexing", "mode", "state_dtype", "io_dtype", "batch", "tokens", "length",
-    "num_k_heads", "num_v_heads", "model", "tp",
+    "ring_updates", "num_k_heads", "num_v_heads", "model", "tp",
 )  # fmt: skip
 
 
@@ -70,5 +70,6 @@ def _kernels(row: dict) -> int | None:
     if "kernels" in row:
         return row["kernels"]
     record = variant(f"{row['backend']}/{row['variant']}")
-    alone = row["phase"] == "decode" and row["indexing"] == "in_place" and record.role != "eager" and not record.copies
+    in_place = row.get("indexing") == "in_place"
+    alone = row["phase"] == "decode" and in_place and record.role != "eager" and not record.copies
     return 1 if alone else None

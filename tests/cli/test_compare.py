@@ -91,7 +91,7 @@ def test_a_recorded_run_is_equal_to_itself(gpu, name):
     found = compare(a, b)
     served = ("run", "part")  # TPOT and parts of a step
     numbers = [row for row in a[1] if isinstance(row.get("median_us"), float | int) or row.get("type") in served]
-    assert len(found.changes) == len(numbers) > 0
+    assert len(found.changes) == len(numbers) and (numbers or name.startswith("11_accuracy"))  # which times nothing
     assert not found.settings and not found.beyond and not found.only_in_a + found.only_in_b
 
 
