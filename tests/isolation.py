@@ -3,6 +3,8 @@
 reached() says whether it did. Used for every backend and phase, on a CPU and on a GPU.
 """
 
+import functools
+
 import torch
 from against_reference import filled_pool, row_slots, same_bits
 
@@ -76,9 +78,14 @@ class Call:
         o = verify(*arguments, **options, intermediate_states=buffer, update_state="update" in self.mode)
         return o, pool.state, buffer
 
+    @functools.cached_property
+    def clean(self):
+        """What run() returns with no row spoilt."""
+        return self.run()
+
     def reaches(self, spoilt: int) -> bool:
         """Whether the live rows other than `spoilt`, or a slot that no row names, differ from those of a clean call."""
-        clean, dirty = self.run(), self.run(spoilt)
+        clean, dirty = self.clean, self.run(spoilt)
         for row in range(len(LENGTHS)):
             if row in (spoilt, PADDING_ROW):
                 continue

@@ -3,6 +3,8 @@
 On a GPU a lane's chunk of steps is one CUDA graph, captured after the first chunk has run step by step.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -13,15 +15,15 @@ from .regimes import Inputs
 from .ways import Way
 
 
-class Lane:
+class Lane(ABC):
     """What all lanes share: steps one by one, or a whole chunk."""
 
     def __init__(self, device):
         self.device, self.graph = torch.device(device), None
 
+    @abstractmethod
     def step(self, t: int) -> None:
         """Take step t of the current chunk."""
-        raise NotImplementedError
 
     def chunk(self, steps: int) -> None:
         """Take all steps of the current chunk."""
