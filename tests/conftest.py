@@ -1,6 +1,7 @@
 """What every test file shares: the `gpu` marker's meaning, and hypothesis kept repeatable and small."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -22,6 +23,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("gdn_lab")
 
+
+# A shell starts its background jobs with SIGINT ignored, nohup with SIGHUP; both stay ignored, as they should, in all
+# that such a process starts. Tests send these signals.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # Of several workers each takes its share of the cores: the reference runs on the CPU.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:

@@ -52,15 +52,6 @@ def send(number: str, then: str = "time.sleep(60)") -> str:
     return f"os.kill(os.getppid(), signal.{number})\n{then}"
 
 
-@pytest.fixture(autouse=True)
-def not_under_nohup():
-    """What nohup has ignored stays ignored, as it should; these tests send it, so here it is not."""
-    before = signal.getsignal(signal.SIGHUP)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 def interrupted(status, files, info, err):
     assert status == 130
     assert {"tiny.interrupted.ipynb", "tiny.interrupted.html", "rows.jsonl", "run.json"} == set(files)
