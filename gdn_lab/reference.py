@@ -19,15 +19,15 @@ NORM_EPS = 1e-6
 SOFTPLUS_THRESHOLD = 20.0
 
 
-def decode(q, k, v, a, b, *, A_log, dt_bias, state, scale=None, use_qk_l2norm=True):
+def decode(q, k, v, a, b, *, A_log, dt_bias, state, scale=None, use_qk_l2norm=True, device="cpu"):
     """Take one token for each row.
 
-    q, k [B, HK, K]; v [B, HV, V]; a, b [B, HV]; A_log, dt_bias [HV]; state [B, HV, V, K].
+    q, k [B, HK, K]; v [B, HV, V]; a, b [B, HV]; A_log, dt_bias [HV]; state [B, HV, V, K]. device: where it is computed.
     Returns o [B, HV, V] and the new state [B, HV, V, K].
     """
-    o, states = _trajectory(
-        *(x.unsqueeze(1) for x in (q, k, v, a, b)), A_log, dt_bias, state, scale=scale, use_qk_l2norm=use_qk_l2norm
-    )
+    tokens = (x.unsqueeze(1) for x in (q, k, v, a, b))
+    options = {"scale": scale, "use_qk_l2norm": use_qk_l2norm, "device": device}
+    o, states = _trajectory(*tokens, A_log, dt_bias, state, **options)
     return o[:, 0], states[:, 0]
 
 
@@ -81,10 +81,10 @@ def prepared(q, k, v, a, b, A_log, dt_bias, scale=None, use_qk_l2norm=True, devi
     return q, k, v, log_decay(a, A_log, dt_bias, device), torch.sigmoid(b)
 
 
-def _trajectory(q, k, v, a, b, A_log, dt_bias, state, *, scale, use_qk_l2norm):
+def _trajectory(q, k, v, a, b, A_log, dt_bias, state, *, scale, use_qk_l2norm, device="cpu"):
     """Run token by token with a T axis: return o [B, T, HV, V] and the state after each token [B, T, HV, V, K]."""
-    q, k, v, log_g, beta = prepared(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm)
-    S = _double(state)
+    q, k, v, log_g, beta = prepared(q, k, v, a, b, A_log, dt_bias, scale, use_qk_l2norm, device)
+    S = _double(state, device)
     outputs, states = [], []
     for t in range(q.shape[1]):
         S = torch.exp(log_g[:, t])[..., None, None] * S

@@ -1,7 +1,7 @@
 """gdn-lab check: is a decode kernel right in every corner that an engine reaches?
 
     gdn-lab check my_kernel.py          every check, a line each: pass, fail or refused
-    gdn-lab check triton/vk --calls 100000
+    gdn-lab check ours --calls 100000
     gdn-lab check my_kernel.py --seconds 600 --seed 1
 
 The kernel runs in a process of its own. Exit status 0: right wherever it could be checked; 1: not; 2: usage error.
@@ -15,7 +15,7 @@ from .errors import BatchError, UsageError
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("judged", nargs="+", metavar="FILE|NAME", help='a .py file, "triton/vk", or a backend')
+    parser.add_argument("judged", nargs="+", metavar="FILE|NAME", help='a .py file, "triton/vk", a backend, or "ours"')
     parser.add_argument("--seconds", type=float, metavar="N", help="make random calls for so long instead")
     parser.add_argument("--calls", type=int, metavar="N", help="make so many random calls instead")
     parser.add_argument("--call", type=int, metavar="I", help="make the random call number I alone")

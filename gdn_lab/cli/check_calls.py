@@ -7,9 +7,10 @@ import shutil
 import sys
 import time
 
+from ..cluster.code import code_id
 from .errors import BatchError, UsageError
 
-PARALLEL = 12  # processes on a GPU, at most: the reference runs on the CPU, which needs most of the time
+PARALLEL = 4  # processes on a GPU, at most: each spends most of its time in launching, and they take turns on the GPU
 ENDLESS = 1 << 62
 TOOLS = ("memcheck", "racecheck")
 SANITIZED = "reference,padding,strides,large batches"
@@ -21,7 +22,7 @@ def random_calls(request: dict, arguments) -> int:
     last = arguments.call + 1 if one else ENDLESS if arguments.calls is None else arguments.calls
     first, seconds = (arguments.call if one else 0), arguments.seconds if arguments.seconds is not None else 1e9
     processes = 1 if one else arguments.processes or default_processes()
-    began, totals, failures, refusals = time.monotonic(), {}, [], {}
+    began, totals, failures, refusals, commit = time.monotonic(), {}, [], {}, code_id()
     for message in merged(request, first, last, seconds, processes):
         if "usage" in message:
             print(message["shown"], end="", file=sys.stderr)
@@ -31,7 +32,7 @@ def random_calls(request: dict, arguments) -> int:
         elif "refusal" in message.get("row", {}):
             refusals[message["row"]["variant"]] = message["row"]["refusal"]
         elif "row" in message:
-            row = message["row"]
+            row = message["row"] | {"commit": commit}
             if arguments.rows:
                 with open(arguments.rows, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -66,12 +67,12 @@ def default_processes() -> int:
 
 
 def merged(request: dict, first: int, last: float, seconds: float, processes: int):
-    """Yield the messages of several processes, each of which makes every so many-th call."""
+    """Yield the messages of several processes, which share the calls."""
     from ..judge.apart import PATIENCE_S, Child, how_it_ended
 
     children = []
     for number in range(processes):
-        calls = {"first": first + number, "step": processes, "last": last, "seconds": seconds}
+        calls = {"first": first, "last": last, "share": number, "shares": processes, "seconds": seconds}
         children.append(Child(request | {"calls": calls, "threads": 1 if processes > 1 else 0}))
     with selectors.DefaultSelector() as selector:
         for child in children:

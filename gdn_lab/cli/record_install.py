@@ -12,7 +12,7 @@ from ..cluster.journal import Journal
 from ..files import replacing
 from ..report import history
 from ..studies import studies
-from .record_pieces import SANITIZE, SHELL, TESTS
+from .record_pieces import CALLS, SANITIZE, SHELL, TESTS
 from .run import ROOT
 from .site import write_site
 
@@ -34,6 +34,8 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
             runs[name] = history.of_run(*load(measured / name))
         elif name == SANITIZE:
             written += [_copy(path, measured / SANITIZE / path.name) for path in sorted(place.glob("*-*.log"))]
+        elif name == CALLS:
+            written.append(_copy(place / ROWS, measured / CALLS / ROWS))
         elif name == TESTS:
             written.append(_tail(place / "log.txt", measured / TESTS / "test-gpu.log"))
     if runs and not _known(runs, history.read(root / "data", gpu)):

@@ -1,14 +1,16 @@
-"""The pieces of a whole record of one GPU: every notebook, the tests on a GPU, and the sanitizer."""
+"""The pieces of a whole record of one GPU: every notebook, the tests on a GPU, random calls, and the sanitizer."""
 
+from ..cluster.gather import ROWS
 from ..cluster.job import FOLDER, PYTHON, Job
 from ..report.history import last_seconds
+from ..report.random_calls import FOLDER as CALLS
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError
 from .run import ROOT
 from .sweep_jobs import expected_seconds
 
 TESTS, SANITIZE = "tests", "sanitize"
-GUESSED_S = {TESTS: 240.0, SANITIZE: 240.0}  # until the first record has measured them
+GUESSED_S = {TESTS: 240.0, SANITIZE: 240.0, CALLS: 240.0}  # until the first record has measured them
 PAGE_S = 40.0  # of a notebook that measures nothing
 SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
 # make's own recipes, on the Python that runs this; READY= leaves the set-up of .venv out. make fails with 2, which is a
@@ -16,6 +18,7 @@ SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
 MAKE = f'make READY= IN_VENV={PYTHON} GDN_LAB="{PYTHON} -m gdn_lab"'
 SHELL = {
     TESTS: f"{MAKE} test-gpu || exit 1",
+    CALLS: f"{PYTHON} -m gdn_lab check ours --calls 100000 --rows {FOLDER}/{ROWS}",
     SANITIZE: f"{MAKE} -k -j 4 sanitize; status=$?; cp runs/sanitize/*.log {FOLDER}/; [ $status -eq 0 ]",
 }
 

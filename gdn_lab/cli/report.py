@@ -11,6 +11,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     computed:<figure>           a figure that needs no data
     variants                    every kernel variant: pool, role, what it is
     licences                    the distributions that requirements*.txt name, with version and licence
+    random_calls:<gpu>          how many random calls each variant has passed there
     recorded:<gpu>              when, where and with which versions and kernels the runs of a GPU were recorded
     published:<table>           a table that others published, of data/published/pr19150: end_to_end, accuracy
     history:<gpu>               how its records changed from one to the next
@@ -29,7 +30,7 @@ from .run import ROOT, shown
 
 BLOCKS = (
     r"picture|which_backend|servers|precision|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+"
-    r"|history:\w+"
+    r"|history:\w+|random_calls:\w+"
     r"|measured:\w+-\w+(?:-\w+)?"
 )
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
@@ -116,6 +117,10 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
         return recorded_with(rest, root), []
     if kind == "history":
         return history_of(rest, root)
+    if kind == "random_calls":
+        from ..report.random_calls import table as random_calls
+
+        return random_calls(rest, root / "data"), []
     gpu, section, *what = rest.split("-")
     study = next((each for each in studies() if each.section and each.section_name == section), None)
     return None if study is None else section_of(study, gpu, root, *what)

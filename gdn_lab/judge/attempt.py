@@ -13,22 +13,30 @@ STRICT, CUTS = ROUNDING, ROUNDING | {torch.bfloat16: LAST_PLACE[torch.bfloat16]}
 
 
 class Wrong(Exception):
-    """A kernel did what it must not. One sentence: what was seen, and what was expected."""
+    """A kernel did what it must not. One sentence: what was seen, and what was expected.
+
+    row: of the live rows, the one that is wrong most, None where no row is.
+    """
+
+    row: int | None = None
 
 
 class Refused(Exception):
     """A check cannot be made here, or the kernel says that it does not do this. One sentence."""
 
 
-def attempt(candidate, trial: Trial) -> None:
-    """Make a trial's call and judge it. Wrong, with the trial, if something is not as it must be."""
+def attempt(candidate, trial: Trial) -> float:
+    """Make a trial's call and judge it; return the largest error as a share of what is allowed.
+
+    Wrong, with the trial, if something is not as it must be.
+    """
     trial = candidate.suited(trial)
     made = candidate.make(trial)
     before = kept(made)
     try:
-        judge(candidate, made, before, *taken(made, candidate.run(made)))
+        return judge(candidate, made, before, *taken(made, candidate.run(made)))
     except Wrong as error:
-        raise Wrong(f"{error} ({trial})") from None
+        raise with_row(Wrong(f"{error} ({trial})"), error.row) from None
 
 
 def kept(made: Made) -> dict:
@@ -55,19 +63,21 @@ def states_of(made: Made) -> torch.Tensor:
     return states if pool.layout == "VK" else states.transpose(-1, -2)
 
 
-def judge(candidate, made: Made, before: dict, out, out_then, states_then) -> None:
-    """Raise Wrong unless a call has done what it must, and nothing else."""
+def judge(candidate, made: Made, before: dict, out, out_then, states_then) -> float:
+    """Raise Wrong unless a call has done what it must, and nothing else; return the largest share of near()."""
     trial, live = made.trial, made.live
     rows = [x[live] for x in (before[name] for name in NAMES[:5])]
     gates = {"A_log": before["A_log"], "dt_bias": before["dt_bias"]}
-    options = {"scale": trial.scale, "use_qk_l2norm": trial.l2norm}
+    options = {"scale": trial.scale, "use_qk_l2norm": trial.l2norm, "device": candidate.device}
     o, states = reference.decode(*rows, **gates, state=made.old, **options)
     rounding = CUTS if candidate.cuts else STRICT
+    share = 0.0
     if live:
-        near("the output", out_then[live], o, trial.io_dtype, rounding)
+        share = near("the output", out_then[live], o, trial.io_dtype, rounding)
         more = CORRECTIONS[trial.state_dtype] if made.pool.ring else 0.0
-        near("the state", states_then, states, trial.state_dtype, rounding, ARITHMETIC + more)
+        share = max(share, near("the state", states_then, states, trial.state_dtype, rounding, ARITHMETIC + more))
     _check_the_rest(made, before, out, out_then, states_then)
+    return share
 
 
 def _check_the_rest(made: Made, before: dict, out, out_then, states_then) -> None:
@@ -94,22 +104,32 @@ def check_not_late(made: Made, out, out_then, states_then) -> None:
         raise Wrong("the output or the state changed after the call had returned")
 
 
-def near(what: str, actual, expected, dtype, rounding=STRICT, arithmetic: float = ARITHMETIC) -> None:
-    """Raise Wrong unless every element is near enough to the reference, float64 on the CPU."""
-    actual = actual.detach().to("cpu", torch.float64)
+def near(what: str, actual, expected, dtype, rounding=STRICT, arithmetic: float = ARITHMETIC) -> float:
+    """Raise Wrong unless every element is near enough to the reference, which is float64.
+
+    Returns the largest error as a share of what is allowed.
+    """
+    actual = actual.detach().to(expected.device, torch.float64)
     if not bool(torch.isfinite(expected).all()):
         raise AssertionError(f"{what}: the reference is not finite, so nothing can be judged by it")
     most = allowed(expected, dtype, arithmetic, rounding)
     error = (actual - expected).abs()
     wrong = ~(error <= most)  # NaN is wrong
     if not bool(wrong.any()):
-        return
+        return float((error / most.clamp_min(torch.finfo(torch.float64).tiny)).max())
     worst = int((error - most).nan_to_num(nan=torch.inf).argmax())
     at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
-    raise Wrong(
+    sentence = (
         f"{what} is wrong in {int(wrong.sum()):,} of {wrong.numel():,} elements, worst at {list(at)} of the live rows: "
         f"{actual[at]:.6g}, expected {expected[at]:.6g} within {most[at]:.2g}"
     )
+    raise with_row(Wrong(sentence), at[0])
+
+
+def with_row(error: Wrong, row: int | None) -> Wrong:
+    """Return the error with the row that it is about."""
+    error.row = row
+    return error
 
 
 def _slots(changed: list[int], slots: int) -> str:

@@ -87,18 +87,29 @@ class Candidate:
         return made
 
     def run(self, made: Made) -> torch.Tensor:
-        """Make a call and return its output. Refused if the kernel raises NotImplementedError, or a backend refuses."""
+        """Make a trial's call or calls and return the output of all rows.
+
+        Refused if the kernel raises NotImplementedError, or a backend refuses.
+        """
+        if not made.trial.calls:
+            return self._call(made, slice(None))
+        ends = list(itertools.accumulate(made.trial.calls))
+        parts = [self._call(made, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
+        return torch.cat(parts) if made.out is None else made.out
+
+    def _call(self, made: Made, rows: slice) -> torch.Tensor:
+        """Make one call of some rows, views of the trial's tensors."""
         trial = made.trial
         try:
             return ops.decode(
-                *made.arguments,
+                *(x[rows] for x in made.arguments),
                 **made.inputs.gates(),
                 pool=made.pool,
-                indices=made.indices,
+                indices=made.indices[rows],
                 backend=self.name,
                 scale=trial.scale,
                 use_qk_l2norm=trial.l2norm,
-                out=made.out,
+                out=None if made.out is None else made.out[rows],
             )
         except NotImplementedError as error:
             raise Refused(str(error) or "raises NotImplementedError") from error

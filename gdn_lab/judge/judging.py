@@ -18,6 +18,7 @@ PASS, FAIL, REFUSED = "pass", "fail", "refused"
 BROKEN = "; this process can use the GPU no more, so nothing after this was checked"
 SECONDS = 2.0  # of a check of random calls
 ROW_CALLS = 1000  # random calls that a row of results stands for
+TOGETHER = 25  # random calls that share their tensors on a GPU, so that most of the time goes into the kernel's calls
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ CHECKS = {
 
 
 def names_of(word: str) -> list[str]:
-    """Return the decode variants that a word means: "mine/vk", or a backend. ValueError, one sentence, if none."""
-    found = [v.full_name for v in registry.VARIANTS.values() if word in (v.full_name, v.backend)]
+    """Return the decode variants that a word means: "mine/vk", a backend, or a role such as "ours".
+
+    ValueError, one sentence, if there are none.
+    """
+    found = [v.full_name for v in registry.VARIANTS.values() if word in (v.full_name, v.backend, v.role)]
     if not found:
         raise ValueError(f"there is no variant {word!r}; there are: {', '.join(registry.VARIANTS)}")
     decode = [name for name in found if "decode" in registry.VARIANTS[name].phases]
@@ -131,36 +135,67 @@ def judge(name: str, device="cpu", **options) -> list[Finding]:
 # ---- random calls for as long as asked ------------------------------------------------------------------------------
 
 
-def random_calls(name: str, device, *, seed: int, first: int, step: int, last: float, seconds: float) -> Iterator[dict]:
-    """Make the random calls number first, first + step, … below `last` for up to `seconds`, and yield a row at times.
+def random_calls(
+    name: str, device, *, seed: int, first: int, last: float, share: int, shares: int, seconds: float
+) -> Iterator[dict]:
+    """Make the random calls number first to last - 1, or until `seconds` are over, and yield a row at times.
 
-    A row: variant, seed, first (its first call), step, calls, failed, refused, seconds, failures ([number, sentence]).
+    On a GPU TOGETHER calls, whose first is a multiple of that, share their tensors and are judged together, the whole
+    of the first and of the last such group. share: of `shares` processes, this one, which takes every so many-th group.
+    A row: variant, device, seed, together, share, shares, first (its first call), calls, failed, refused, worst (the
+    largest error as a share of what is allowed), failures ([number, sentence]), seconds.
     """
     try:
         candidate = Candidate(name, torch.device(device), seed)
     except Refused as reason:
         yield {"variant": name, "refusal": str(reason)}
         return
-    began, number = time.monotonic(), first
+    together = TOGETHER if candidate.device.type == "cuda" else 1
+    fixed = {"variant": name, "device": device_name(device), "seed": seed, "together": together}
+    fixed |= {"share": share, "shares": shares}
+    began, number = time.monotonic(), (first // together + share) * together
     most_rows = 3 if candidate.cuts else 9
-    while number < last and time.monotonic() - began < seconds:
-        row = {"variant": name, "device": device_name(device), "seed": seed, "first": number, "step": step}
-        row |= {"calls": 0, "failed": 0, "refused": 0, "failures": []}
+
+    def goes_on() -> bool:
+        return number < last and time.monotonic() - began < seconds
+
+    while goes_on():
+        row = fixed | {"first": number, "calls": 0, "failed": 0, "refused": 0, "worst": 0.0, "failures": []}
         started = time.monotonic()
-        while row["calls"] < ROW_CALLS and number < last and time.monotonic() - began < seconds:
-            trial = drawn(random_of(seed, number), candidate.calls, most_rows=most_rows)
-            status, sentence = outcome(lambda trial=trial: attempt(candidate, trial))
-            row["calls"] += 1
-            row["refused"] += status == REFUSED
-            if status == FAIL:
-                row["failed"] += 1
-                row["failures"].append([number, f"{sentence}" if "(B = " in sentence else f"{sentence} ({trial})"])
-            number += step
-            if row["failed"]:
-                break
+        while row["calls"] < ROW_CALLS and not row["failed"] and goes_on():
+            trial = drawn(random_of(seed, number), candidate.calls, most_rows=most_rows, together=together)
+            _count(row, candidate, trial, number)
+            number += shares * together
         yield row | {"seconds": round(time.monotonic() - started, 3)}
         if row["failed"]:
             return
+
+
+def _count(row: dict, candidate: Candidate, trial, number: int) -> None:
+    """Attempt the calls from `number` on that a trial describes, and count them in a row."""
+    calls = len(trial.calls) or 1
+    row["calls"] += calls
+    wrong, shares = [], []
+
+    def call() -> str:
+        try:
+            shares.append(attempt(candidate, trial))
+        except Wrong as error:
+            wrong.append(error)
+            raise
+        return ""
+
+    status, sentence = outcome(call)
+    row["worst"] = max(row["worst"], *shares, 0.0)
+    row["refused"] += calls * (status == REFUSED)
+    if status == FAIL:
+        row["failed"] += 1
+        at = trial.call_of(wrong[0].row) if wrong else None
+        said = sentence if "(B = " in sentence else f"{sentence} ({trial})"
+        said = f"in one of {calls} calls {said}" if calls > 1 and at is None else said
+        row["failures"].append(
+            [number + (at or 0), f"in one of {calls} calls {said}" if calls > 1 and at is None else said]
+        )
 
 
 def device_name(device) -> str:

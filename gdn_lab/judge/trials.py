@@ -1,6 +1,7 @@
 """Trials: a description of one decode call, drawn at random or set by a check, that repeats on every machine."""
 
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from random import Random
 
 import torch
@@ -17,11 +18,12 @@ SCALES = (None, 1.0, 0.25, 0.0, -0.5)
 
 @dataclass(frozen=True)
 class Trial:
-    """One decode call.
+    """One decode call, or several that share their tensors.
 
     kind: of the inputs. state_std: of the state, where the kind says nothing. strong_decay: of random inputs.
     magnitude: of q and k, where the call normalises them (l2norm). padding: rows that are padding; padding_value:
-    their index. strides: of q, k, v, a, b. out: what `out` holds before, as a number; "v" if it is v, "allocated" if
+    their index. calls: how many rows each of several calls takes, one after the other from the same tensors; empty: one
+    call takes all. strides: of q, k, v, a, b. out: what `out` holds before, as a number; "v" if it is v, "allocated" if
     the call makes it. poison: NaN in all slots that no row names. spare: slots that no row names. seed: of all values.
     """
 
@@ -38,6 +40,7 @@ class Trial:
     scale: float | None = None
     padding: tuple[int, ...] = ()
     padding_value: int = -1
+    calls: tuple[int, ...] = ()
     strides: str = "packed"
     out: str = "nan"
     poison: bool = False
@@ -48,6 +51,14 @@ class Trial:
     def slots(self) -> int:
         """Slots of the pool, the null slot included."""
         return max(2, self.batch + 1 + self.spare)
+
+    def call_of(self, live_row: int | None) -> int | None:
+        """Return which of the calls has a row, counted without padding; None if that is not known."""
+        if live_row is None:
+            return None
+        row = [row for row in range(self.batch) if row not in self.padding][live_row]
+        ends = accumulate(self.calls or (self.batch,))
+        return next(n for n, end in enumerate(ends) if row < end)
 
     def __str__(self) -> str:
         HK, HV, K, V = self.shape.dims
@@ -65,13 +76,16 @@ def random_of(seed: int, number: int) -> Random:
     return Random(f"{seed}:{number}")
 
 
-def drawn(random: Random, calls, *, most_rows: int = 9) -> Trial:
+def drawn(random: Random, calls, *, most_rows: int = 9, together: int = 1) -> Trial:
     """Draw a trial in which everything may be special at once.
 
-    calls: (shape, state dtype, io dtype, index dtype) of calls that the kernel takes.
+    calls: (shape, state dtype, io dtype, index dtype) of calls that the kernel takes. together: calls of the trial,
+    which differ in their numbers of rows, their slots, their padding and all values.
     """
     shape, state_dtype, io_dtype, index_dtype = random.choice(calls)
-    batch = random.choice([random.randint(1, min(4, most_rows)), random.randint(1, most_rows)])
+    few = min(4, most_rows)
+    batches = [random.randint(1, random.choice([few, most_rows])) for _ in range(together)]
+    batch = sum(batches)
     kind = random.choice([RANDOM, RANDOM, LIMITS, *KINDS])
     l2norm = random.random() < 0.8
     magnitude = 1.0
@@ -91,6 +105,7 @@ def drawn(random: Random, calls, *, most_rows: int = 9) -> Trial:
         scale=random.choice(SCALES) if random.random() < 0.3 else None,
         padding=tuple(row for row in range(batch) if random.random() < 0.2),
         padding_value=random.choice(PADDINGS),
+        calls=tuple(batches) if together > 1 else (),
         strides=random.choice(STRIDES),
         out=random.choice(["nan", "nan", "inf", "0", "allocated"]),
         poison=random.random() < 0.5,

@@ -89,7 +89,7 @@ def test_random_calls_and_how_to_repeat_one(kernel_file, capsys, tmp_path):
     found = re.search(r"repeat it with: gdn-lab check (\S+) --seed 5 --call (\d+)", out)
     assert found and found[1] == str(path) and f"call {found[2]}: " in out
     kept = [json.loads(line) for line in rows.read_text().splitlines()]
-    assert {row["step"] for row in kept} == {2} and {row["first"] for row in kept} <= {0, 1}
+    assert {row["shares"] for row in kept} == {2} and {row["first"] for row in kept} <= {0, 1}
     assert sum(row["failed"] for row in kept) >= 1 and {row["variant"] for row in kept} == {"planted/vk"}
     assert main(["check", str(path), "--seed", "5", "--call", found[2]]) == 1
     again = capsys.readouterr().out

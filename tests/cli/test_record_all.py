@@ -57,6 +57,7 @@ def pieces(tmp_path, us=105.5, fails=False) -> list[Job]:
         "02_decode_kernels": f"cp -r {one} {FOLDER}/run",
         "00_start_here": f"cp -r {two} {FOLDER}/run",
         record_pieces.TESTS: "echo a; echo b; echo c; echo '31 passed in 9 s'" + ("; exit 1" if fails else ""),
+        record_pieces.CALLS: f"echo '{{\"calls\": 25}}' > {FOLDER}/rows.jsonl",
         record_pieces.SANITIZE: f"echo 0 errors > {FOLDER}/memcheck-triton.log",
     }
     return [Job(name, {}, COMMIT, "h100", command=("sh", "-c", line), seconds=1.0) for name, line in lines.items()]
@@ -94,10 +95,11 @@ def test_a_record_replaces_rows_pages_and_logs_and_adds_a_line_of_history(root, 
     assert info["environment"]["git_commit"] == COMMIT and rows[0]["median_us"] == 105.5
     assert not (measured / "00_start_here").exists(), "it measures nothing"
     assert (measured / "sanitize" / "memcheck-triton.log").read_text() == "0 errors\n"
+    assert (measured / "random_calls" / "rows.jsonl").read_text() == '{"calls": 25}\n'
     assert (measured / "tests" / "test-gpu.log").read_text().endswith("31 passed in 9 s\n")
     (line,) = history.read(root / "data", "h100")
     assert line["runs"]["02_decode_kernels"]["headlines"] == {"decode bfloat16, batch 64, triton/vk": 105.5}
-    assert set(line["seconds"]) == {"02_decode_kernels", "00_start_here", "tests", "sanitize"}
+    assert set(line["seconds"]) == {"02_decode_kernels", "00_start_here", "tests", "random_calls", "sanitize"}
     pages = root / "docs" / "site"
     assert "h100/index.html" in (pages / "index.html").read_text()
     assert "How fast?" in (pages / "h100" / "02_decode_kernels.html").read_text()
@@ -112,7 +114,7 @@ def test_what_does_not_fit_the_time_is_left_to_the_same_command(root, tmp_path, 
     assert len(history.read(root / "data", "h100")) == 1
     (folder,) = (tmp_path / "runs" / "records").iterdir()
     began = [json.loads(line) for line in (folder / "journal.jsonl").open()]
-    assert len([line for line in began if line["event"] == "began"]) == 4, "no piece ran twice"
+    assert len([line for line in began if line["event"] == "began"]) == 5, "no piece ran twice"
 
 
 def test_fresh_begins_anew(root, tmp_path):
@@ -149,7 +151,7 @@ def test_what_cannot_be_recorded_is_a_usage_error(root, tmp_path, monkeypatch, c
 def test_the_pieces_are_every_notebook_the_tests_and_the_sanitizer():
     jobs, refused = record_pieces.pieces("h100", COMMIT)
     folders = [job.study for job in jobs]
-    assert {"tests", "sanitize"} <= set(folders) and len(folders) == len(set(folders))
+    assert {"tests", "random_calls", "sanitize"} <= set(folders) and len(folders) == len(set(folders))
     notebooks = {job.command[4] for job in jobs if job.command[0] != "sh"}
     assert notebooks == {study.notebook for study in studies()} and not refused
     wide = {job.study: job.gpus for job in jobs if job.gpus > 1}

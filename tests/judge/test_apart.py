@@ -44,9 +44,10 @@ def test_one_that_leaves_or_raises_has_failed(kernel_file, capfd):
 
 def test_random_calls_are_numbered():
     request = {"judged": ["torch/vk"], "kernels": [], "seed": 3}
-    request["calls"] = {"first": 5, "step": 2, "last": 15, "seconds": 100}
+    request["calls"] = {"first": 5, "last": 15, "share": 1, "shares": 2, "seconds": 100}
     (row,) = [message["row"] for message in apart.messages(request) if "row" in message]
-    assert (row["calls"], row["failed"], row["first"], row["step"], row["seed"]) == (5, 0, 5, 2, 3)
+    assert (row["calls"], row["failed"], row["first"], row["shares"], row["seed"]) == (5, 0, 6, 2, 3)
+    assert 0 < row["worst"] < 1
 
 
 def test_what_is_asked_is_checked(kernel_file):
