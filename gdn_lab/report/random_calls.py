@@ -18,7 +18,8 @@ def table(gpu: str, data: Path = DATA) -> str:
     """Markdown: calls, failures and the largest error of each variant, and where and of which commit."""
     found = rows(gpu, data)
     if not found:
-        return f"Nothing is recorded yet: `gdn-lab check ours --calls 100000 --rows data/measured/{gpu}/{FOLDER}/rows.jsonl`."
+        place = f"data/measured/{gpu}/{FOLDER}/rows.jsonl"
+        return f"Nothing is recorded yet: `gdn-lab check ours --calls 100000 --rows {place}`."
     lines = [
         "| variant | random calls | failed | refused | largest error, of what is allowed |",
         "|---|--:|--:|--:|--:|",
