@@ -13,6 +13,7 @@ def main(words: list[str]) -> int:
     request = json.loads(words[0])
     messages = os.fdopen(os.dup(request["fd"]), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout.reconfigure(line_buffering=True)  # the process may be killed at any moment
     device = _prepare(request)
     from . import judging  # all that judges is imported before a stranger's file is executed
     from .answers import answer
