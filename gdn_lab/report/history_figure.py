@@ -3,31 +3,39 @@
 import statistics
 from collections import defaultdict
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..backends.registry import VARIANTS
 from .history import changed_versions
+from .style import GREY, STYLE, label_ends, new_figure
 
-OTHER = "#555555"  # of steps and serving, which have no variant
+LEAST = 0.01  # a change below is not told from noise
 
 
+@rc_context(STYLE)
 def draw(lines: list[dict], gpu: str) -> Figure:
-    """Median over a variant's headline numbers of the time relative to its first record, against the record."""
+    """Median over a variant's headline numbers of the time relative to its first record, against the record.
+
+    What has changed by LEAST or more is drawn in its colour with its name; the rest in grey.
+    """
     times = relative_times(lines)
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, points in sorted(times.items()):
+    last = max((points[-1][0] for points in times.values()), default=0)
+    still = [name for name, points in times.items() if all(abs(ratio - 1) < LEAST for _, ratio in points)]
+    notes = [f"grey: changed by less than {LEAST:.0%}: {', '.join(sorted(still))}"] if still else []
+    fig, (axes,) = new_figure(_title(times, gpu), 10, 4.6, notes=notes)
+    ends = []
+    for name, points in sorted(times.items(), key=lambda item: item[0] not in still):
         variant = VARIANTS.get(name.split()[-1])
-        colour, marker = (variant.colour, variant.marker) if variant else (OTHER, "o")
+        colour, marker = (variant.colour, variant.marker) if variant and name not in still else (GREY, "o")
         style = {"decode": "-", "verify": "--", "prefill": ":"}.get(name.split()[0], "-.")
-        axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, label=name, markersize=4)
-    axes.axhline(1, color="#999999", linewidth=0.8)
-    axes.set(xticks=range(len(lines)), ylabel="time relative to its first record")
-    axes.set_xticklabels([_label(lines, number) for number in range(len(lines))], fontsize=7)
-    if times:
-        axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(_title(times, gpu), fontsize=11)
-    return figure
+        axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, alpha=0.4 if name in still else 1)
+        ends += [] if name in still else [(points[-1][1], f"{name}  {points[-1][1]:.2f}", colour)]
+    axes.axhline(1, color=GREY, linewidth=0.8)
+    axes.set(xlim=(-0.3, last + 0.3), ylabel="time relative to its first record")
+    axes.set_xticks(range(last + 1), [_label(lines, number) for number in range(last + 1)], fontsize=8)
+    label_ends(axes, ends)
+    return fig
 
 
 def relative_times(lines: list[dict]) -> dict[str, list[tuple[int, float]]]:
