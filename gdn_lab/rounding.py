@@ -4,9 +4,15 @@ An element between two neighbours of a 16-bit dtype takes the upper one with the
 lower one, so that the mean of many roundings is the element itself. The random bits are a hash of seed, step, slot,
 head and element: no generator, and the same seed gives the same state whatever the batch and the tile.
 
-One 32-bit hash serves two neighbours along K. bfloat16 uses 16 bits for the 16 that it drops, so the probability is
-exact; float16 uses 13 for its 13. Hashes: the finalizer of MurmurHash3 (Appleby) for the key of a head, and for its
-elements two rounds of multiply and shift with Wellons' constants ("lowbias32").
+The bits of S[v, k] are a hash of row v, exclusive-or a hash of column k: 16 bits each, new in every step. So the bits
+of any two elements are independent, those of all elements of one row are, and those of one column: a sum of rounding
+errors has mean zero and the variance of independent roundings, and the errors of S k and S q average as those do. Only
+four corners of a rectangle depend on each other. A kernel hashes rows and columns, and pays two instructions for an
+element.
+
+bfloat16 uses 16 bits for the 16 that it drops, so the probability is exact; float16 uses 13 for its 13. Hashes: the
+finalizer of MurmurHash3 (Appleby) for the key of a head, and for its rows and columns two rounds of multiply and shift
+with Wellons' constants ("lowbias32"). One hash of 32 bits serves two columns.
 """
 
 from typing import NamedTuple
@@ -44,11 +50,10 @@ def head_keys(seed: int, steps: Tensor, slots: Tensor, heads: int) -> Tensor:
 
 def random_bits(keys: Tensor, rows: int, columns: int) -> Tensor:
     """Return 16 random bits for each element of S, [B, HV, V, K] int32, of keys [B, HV] as head_keys() makes them."""
-    pairs = torch.arange(rows * columns // 2, device=keys.device)
-    x = ((keys[..., None] + pairs) * 0x7FEB352D) & MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
-    x ^= x >> 16
-    return torch.stack([x & 0xFFFF, x >> 16], -1).to(torch.int32).view(*keys.shape, rows, columns)
+    pairs = _hashed(keys, 0, columns // 2)
+    of_column = torch.stack([pairs & 0xFFFF, pairs >> 16], -1).flatten(-2)
+    of_row = _hashed(keys, columns // 2, rows) & 0xFFFF
+    return (of_row[..., :, None] ^ of_column[..., None, :]).to(torch.int32)
 
 
 def round_stochastically(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
@@ -63,6 +68,13 @@ def round_stochastically(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     magnitude = ((whole & 0x7FFFFFFF) + (bits >> 3)).clamp(max=0x7C00 << 13)
     magnitude = torch.where(x.isnan(), 0x7E00 << 13, magnitude)
     return (((whole >> 16) & 0x8000) | (magnitude >> 13)).to(torch.int16).view(torch.float16)
+
+
+def _hashed(keys: Tensor, first: int, count: int) -> Tensor:
+    """Return a hash below 2^32 of `count` numbers from `first` on, [B, HV, count] int64."""
+    x = ((keys[..., None] + torch.arange(first, first + count, device=keys.device)) * 0x7FEB352D) & MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
+    return x ^ (x >> 16)
 
 
 def _mixed(x):

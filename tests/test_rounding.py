@@ -58,6 +58,20 @@ def test_neighbours_rows_heads_and_steps_get_bits_of_their_own():
 
 
 @every_dtype
+def test_sums_of_rounding_errors_vary_as_independent_ones_do(dtype):
+    """Of rows and columns of a state, and of all of it, with weights: variances within 5 standard errors."""
+    rng, draws = torch.Generator().manual_seed(2), 4000
+    x = torch.randn(16, 32, generator=rng)
+    weights = torch.randn(16, 32, generator=rng).double()
+    keys = rounding.head_keys(11, torch.arange(draws)[:, None], torch.ones(draws), 1)
+    rounded = rounding.round_stochastically(x, dtype, rounding.random_bits(keys, 16, 32)[:, 0]).double()
+    errors, own = weights * (rounded - x.double()), weights**2 * (x - rounded.amin(0)) * (rounded.amax(0) - x)
+    for dims in (1, 2, (1, 2)):
+        ratio = errors.sum(dims).square().mean(0) / own[None].sum(dims)[0]
+        assert (ratio - 1).abs().max() < 5 * math.sqrt(2 / draws)
+
+
+@every_dtype
 def test_numbers_that_are_not_finite_and_those_that_need_no_rounding(dtype):
     bits = torch.tensor([0, 65535]).int()[:, None]
     exact = torch.tensor([0.0, -0.0, 1.0, -2.5, torch.inf, -torch.inf])

@@ -191,15 +191,34 @@ def test_weights_go_to_the_tensor_cores_as_they_are_stored():
         assert copies and {size for _, size in copies} == {"10"}, copies[:3]  # hexadecimal: 16
 
 
-@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a"])
-def test_stochastic_rounding_to_float16_scales_every_element(architecture):
-    """In machine code: ptxas has dropped the product with 2^-112, so that every state was 0."""
-    [compilation] = find("decode triton/vk float16, stochastic:", architecture, TILE=16)
+def machine_code(words, architecture, **constants):
+    """The instructions, one a line, and the resources of the one kernel that these words name."""
+    [compilation] = find(words, architecture, **constants)
     major, minor = ARCHITECTURES[architecture]
     code = resources.dumped(compiled(compilation, 10 * major + minor).asm["cubin"], "-sass")
-    elements = 16 * 128 // 32  # of the tile, for each thread of the warp
-    scaled = re.findall(r"(FMUL2?)\S* R\d+\S*, [^;]*1\.92592994\d*e-34", code)
-    assert sum(2 if name == "FMUL2" else 1 for name in scaled) >= elements, scaled
+    lines = re.findall(r"/\*[0-9a-f]{4,5}\*/ +(.*?);", code)
+    return [line for line in lines if line.strip() != "NOP"], resources.resources(compilation, architecture)
+
+
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a"])
+@pytest.mark.parametrize("dtype, most", [("bfloat16", 4), ("float16", 6)])
+def test_stochastic_rounding_takes_few_instructions_more_and_no_program_off_an_sm(architecture, dtype, most):
+    """Of 28 an element for which a warp scheduler of an H200 has time while the state's 4 bytes travel."""
+    nearest, plain = machine_code(f"decode triton/vk {dtype}:", architecture, TILE=32)
+    code, found = machine_code(f"decode triton/vk {dtype}, stochastic:", architecture, TILE=32)
+    assert len(code) - len(nearest) <= most * 32 * 128 // 32
+    assert 65536 // (32 * found.registers) >= 65536 // (32 * plain.registers) == 9
+
+
+@pytest.mark.parametrize("architecture", ["sm_90a", "sm_100a"])
+@pytest.mark.parametrize("tile", [16, 32])
+def test_stochastic_rounding_to_float16_shifts_every_element(architecture, tile):
+    """ptxas takes a product with 2^-112, shifted by 3 bits, for 0, so that every state was 0."""
+    code, _ = machine_code("decode triton/vk float16, stochastic:", architecture, TILE=tile)
+    elements = tile * 128 // 32  # of the tile, for each thread of the warp
+    assert sum("FMNMX" in line and "1.2621774" in line for line in code) == elements, "each is clamped to 2^-96"
+    shifted = [line for line in code if re.search(r"^(LEA R.*, 0x3|IMAD R.*, 0x8, R\d+) *$", line)]
+    assert len(shifted) == elements
 
 
 def test_an_unknown_architecture_is_refused(capsys):

@@ -30,7 +30,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..base import capability
 from .device import EPS, log_decay, program_coords, sigmoid, state_offsets
-from .stochastic import STEP_ROWS, head_key, random_bits, round_stochastically
+from .stochastic import STEP_ROWS, head_key, random_bits, round_stochastically, scaled
 
 SATURATED_HEADS = 1024  # B · HV heads that fill a GPU
 FEW_HEADS = 256  # fewer than these leave most of it idle
@@ -169,13 +169,15 @@ def recurrent_kernel(
             tl.store(out_at, (g * Sq + u * tl.sum(q_vec * k_vec)).to(out.dtype.element_ty))
         else:
             o = g * Sq + u * tl.sum(q_vec * k_vec)
+            if STOCHASTIC:  # cheaper here than once for each element
+                g, u = scaled(g, state.dtype.element_ty), scaled(u, state.dtype.element_ty)
             S = g * S + u[:, None] * k_vec[None, :]
             tl.store(out_at + t * (HV * V), o.to(out.dtype.element_ty))
         if STORE_STATES:
             states_at = states + row * states_row + t * (HV * V * K) + head * (V * K) + inside
             tl.store(states_at, S.to(states.dtype.element_ty))
     if STOCHASTIC:
-        bits = random_bits(head_key(seed, step, slot * HV + head), vs, ks, K)
+        bits = random_bits(head_key(seed, step, slot * HV + head), vs, ks, u, K)
         tl.store(tile_at, round_stochastically(S, bits, state.dtype.element_ty))
         tl.store(steps_at + tl.arange(0, TILE // STEP_ROWS), tl.zeros([TILE // STEP_ROWS], tl.int32) + (step + 1))
     elif UPDATE and not STATE_FIRST:
@@ -236,9 +238,9 @@ def decode_tile(heads: int, overlap: bool) -> Tile:
 
 
 def stochastic_tile(tile: Tile) -> Tile:
-    """Choose the tile of stochastic rounding, given that of rounding to nearest: of 32 rows a thread's part, with the
-    random bits, takes all registers, and too few programs fit an SM to hide the longer arithmetic."""
-    return tile._replace(rows=min(tile.rows, 16))
+    """Choose the tile of stochastic rounding, given that of rounding to nearest: a few registers more would cost one
+    of 9 or 16 programs on an SM, and the compiler can do without."""
+    return tile._replace(registers={32: 224, 16: 128}.get(tile.rows))
 
 
 def verify_tile(heads: int, tokens: int, dtype: torch.dtype, k_last: bool, hopper: bool) -> Tile:

@@ -1,7 +1,6 @@
 """Device code of stochastic rounding: the bits and the rounding of rounding.py, without a branch.
 
-Of the elements that a thread holds, neighbours along K share a hash: it is written for each, and the compiler finds
-that both halves of a pair need the same.
+A thread hashes its rows and its columns; an element then costs one instruction for its bits, and one to add them.
 """
 
 import triton
@@ -29,25 +28,41 @@ def head_key(seed, step, head):
 
 
 @triton.jit
-def random_bits(key, vs, ks, K: tl.constexpr):
-    """Return 16 random bits, uint32 [len(vs), len(ks)], for the elements S[vs, ks] of a head's state."""
-    pair = (vs * (K // 2))[:, None] + (ks >> 1)[None, :]
-    x = (key + pair.to(tl.uint32)) * 0x7FEB352D
+def hashed(key, at):
+    """Return a hash, uint32, of each number of `at`."""
+    x = (key + at.to(tl.uint32)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
-    x ^= x >> 16
-    return (x >> ((ks & 1) * 16).to(tl.uint32)[None, :]) & 0xFFFF
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def random_bits(key, vs, ks, u, K: tl.constexpr):
+    """Return 16 random bits, uint32 [len(vs), len(ks)], for the elements S[vs, ks] of a head's state.
+
+    u [len(vs)]: S = g S + u kᵀ, u = beta (v - g S k). An S, k, g or v that is not finite makes u so. Such a row has no
+    finite element; it gets 0, since a NaN plus random bits may be a number.
+    """
+    columns = (hashed(key, ks >> 1) >> ((ks & 1) * 16).to(tl.uint32)) & 0xFFFF
+    rows = hashed(key, K // 2 + vs) & 0xFFFF
+    kept = tl.where(tl.abs(u) < float("inf"), 0xFFFF, 0).to(tl.uint32)
+    return (rows[:, None] ^ columns[None, :]) & kept[:, None]
+
+
+@triton.jit
+def scaled(x, DTYPE: tl.constexpr):
+    """Return x as round_stochastically takes it: for float16 times 2^-112, else as it is."""
+    return x * SCALE if DTYPE == tl.float16 else x
 
 
 @triton.jit
 def round_stochastically(x, bits, DTYPE: tl.constexpr):
-    """Return float32 x rounded to bfloat16 or float16 by 16 random bits for each element; NaN stays NaN."""
+    """Return float32 x, scaled, rounded to bfloat16 or float16 by 16 random bits for each element, 0 for a NaN."""
     if DTYPE == tl.bfloat16:
-        whole = tl.where(x == x, x.to(tl.uint32, bitcast=True), 0x7FC00000)
-        return ((whole + bits) >> 16).to(tl.uint16).to(DTYPE, bitcast=True)
+        rounded = x.to(tl.uint32, bitcast=True) + bits
     else:
         tl.static_assert(DTYPE == tl.float16)
-        # Not (x * SCALE's bits << 3): ptxas 12.8 takes that for 0.
-        whole = (x * SCALE).to(tl.uint32, bitcast=True) + (bits >> 3)
-        rounded = ((whole >> 13) & 0x7FFF) | ((whole >> 16) & 0x8000)
-        finite = tl.abs(x) < 65536.0  # not so of NaN
-        return tl.where(finite, rounded.to(tl.uint16).to(DTYPE, bitcast=True), x.to(DTYPE))
+        # From 65536 on infinity. The exponent then has 5 bits, so that of a float16 begins 3 bits further left.
+        size = tl.minimum(tl.abs(x), 65536.0 * SCALE, propagate_nan=tl.PropagateNan.ALL)
+        magnitude = (size.to(tl.uint32, bitcast=True) << 3) + bits
+        rounded = magnitude | (x.to(tl.uint32, bitcast=True) & 0x80000000)
+    return (rounded >> 16).to(tl.uint16).to(DTYPE, bitcast=True)
