@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="S", default=plan.seconds, help="default: %(default)g")
     parser.add_argument("--steps", type=int, metavar="N", help="train for so many steps instead of a time")
     parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and documents; default: %(default)d")
+    parser.add_argument("--eager", action="store_true", help="launch each kernel by itself instead of a CUDA graph")
     parser.add_argument(
         "--folder",
         type=Path,
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
             "training takes four minutes on a GPU, hours on a CPU, and torch finds no GPU here; try --steps 2"
         )
     plan = replace(Plan(), seconds=arguments.seconds, steps=arguments.steps, seed=arguments.seed)
+    plan = replace(plan, graph=not arguments.eager)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train(Sizes(), plan, arguments.folder, device, lambda line: print(line, flush=True))
     facts = {"plan": plan.as_dict(), "sizes": Sizes().as_dict(), "environment": environment(device)}

@@ -52,13 +52,14 @@ def chunked_gdn(q, k, v, log_g, beta) -> Tensor:
         x = x.reshape(n, T // CHUNK, CHUNK, *x.shape[2:]).movedim(3, 1)
         return x.repeat_interleave(repeat, 1)
 
-    q, k, v, beta = chunks(q, group), chunks(k, group), chunks(v), chunks(beta)[..., None]
+    q, k, v, beta = chunks(q, group), chunks(k, group), chunks(v), chunks(beta)
     G = chunks(log_g).cumsum(-1)
     lower = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=v.device).tril()
     decay = torch.exp((G[..., :, None] - G[..., None, :]).masked_fill(~lower, float("-inf")))
-    from_start, whole = torch.exp(G)[..., None], torch.exp(G[..., -1])[..., None, None]
-    inverse = _InverseUnitLower.apply((beta * decay * (k @ k.transpose(-1, -2))).tril(-1))
-    writes, reads = inverse @ (beta * v), inverse @ (beta * from_start * k)
+    from_start, whole = torch.exp(G), torch.exp(G[..., -1])[..., None, None]
+    A = (beta[..., None] * decay * (k @ k.transpose(-1, -2))).tril(-1)
+    T_beta = _InverseUnitLower.apply(A) * beta[..., None, :]
+    writes, reads = T_beta @ v, (T_beta * from_start[..., None, :]) @ k
     to_end = (decay[..., -1, :, None] * k).transpose(-1, -2)
     M = whole * torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - to_end @ reads
     B = to_end @ writes
@@ -69,5 +70,5 @@ def chunked_gdn(q, k, v, log_g, beta) -> Tensor:
         S = B_chunk + M_chunk @ S
     S = torch.stack(states, 2)
     u = writes - reads @ S
-    o = (from_start * q) @ S + (decay * (q @ k.transpose(-1, -2))) @ u
+    o = from_start[..., None] * (q @ S) + (decay * (q @ k.transpose(-1, -2))) @ u
     return o.movedim(1, 3).reshape(n, T, HV, V)

@@ -39,6 +39,7 @@ from .vocabulary import (
 STATEMENT, CALCULATION = 3, 9  # tokens
 MODULUS = 10
 MOST_ASKS = 0.6  # of the statements of a document to train on
+LEAST_NAMES = 4  # of such a document
 ANSWER_TOKENS = 2  # of the longest answer
 
 
@@ -176,7 +177,8 @@ def calculate(left: Tensor, sign: Tensor, right: Tensor) -> Tensor:
 
 
 def documents(n: int, statements: int, most_names: int, seed: int, device="cpu") -> Documents:
-    """Make n documents to train on: the kinds of MIX in turn, of 4 to most_names names, with different shares of asks.
+    """Make n documents to train on: the kinds of MIX in turn, of a quarter of most_names (at least 4) to most_names
+    names, with different shares of asks.
 
     Each begins with one to three PAD, and is cut off so that all have as many tokens: statements * STATEMENT.
     The same seed makes the same documents on one kind of device.
@@ -186,7 +188,7 @@ def documents(n: int, statements: int, most_names: int, seed: int, device="cpu")
     asks = (torch.rand(n, generator=rng, device=device) * MOST_ASKS).tolist()
     kinds = [base[i % len(base)] for i in range(n)]
     kinds = [kind if kind.calculations else replace(kind, asks=asks[i]) for i, kind in enumerate(kinds)]
-    names = torch.randint(4, most_names + 1, (n,), generator=rng, device=device)
+    names = torch.randint(max(LEAST_NAMES, most_names // 4), most_names + 1, (n,), generator=rng, device=device)
     writer = _Writer(kinds, names, statements, rng)
     writer.write()
     pads = torch.randint(1, STATEMENT + 1, (n, 1), generator=rng, device=device)

@@ -56,13 +56,10 @@ class GDN(nn.Module):
         HK, HV, K, V = self.shape.dims
         mixed, z = self.in_proj_qkvz(x).split([self.shape.conv_dim, HV * V], -1)
         b, a = self.in_proj_ba(x).split(HV, -1)
-        past = F.pad(mixed, (0, 0, CONV_WIDTH - 1, 0))
-        mixed = mixed * self.conv[:, -1]
-        for i in range(CONV_WIDTH - 1):
-            mixed = torch.addcmul(mixed, past[:, i : i + T], self.conv[:, i])
-        mixed = F.silu(mixed)
+        past = F.pad(mixed.transpose(1, 2), (CONV_WIDTH - 1, 0))
+        mixed = F.silu(F.conv1d(past, self.conv[:, None], groups=len(self.conv))).transpose(1, 2)
         q, k, v = mixed.split(self.widths, -1)
-        q, k, v = q.view(n, T, HK, K), k.view(n, T, HK, K), v.view(n, T, HV, V)
+        q, k, v = q.unflatten(-1, (HK, K)), k.unflatten(-1, (HK, K)), v.unflatten(-1, (HV, V))
         log_g = -self.A_log.exp() * F.softplus(a + self.dt_bias)
         o = chunked_gdn(normalised(q) * self.shape.scale, normalised(k), v, log_g, b.sigmoid())
         o = rms_norm(o, self.norm) * F.silu(z.view(n, T, HV, V))
@@ -117,7 +114,7 @@ class Layer(nn.Module):
 
 
 class Network(nn.Module):
-    """The model: forward takes tokens [n, T] and returns logits [n, T, vocab], or of places `at` [m, vocab]."""
+    """The model: forward takes tokens [n, T] and returns logits [n, T, vocab]."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -126,9 +123,8 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Layer(sizes, number) for number in range(sizes.layers))
         self.norm = nn.Parameter(torch.ones(sizes.hidden))
 
-    def forward(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding[tokens] * self.sizes.hidden**0.5
         for layer in self.layers:
             x = layer(x)
-        x = rms_norm(x if at is None else x.flatten(0, 1)[at], self.norm)
-        return x @ self.embedding.T
+        return rms_norm(x, self.norm) @ self.embedding.T

@@ -19,25 +19,34 @@ class Stage:
 
 CURRICULUM = (
     Stage(0.0, 64, 12, 16384),
-    Stage(0.06, 64, 24, 16384),
-    Stage(0.14, 128, 48, 16384),
-    Stage(0.35, 256, 64, 16384),
+    Stage(0.04, 64, 24, 16384),
+    Stage(0.1, 128, 48, 16384),
+    Stage(0.25, 256, 72, 16384),
+    Stage(0.75, 512, 72, 16384),
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training run is. seconds: its length; steps, if given, replaces it. every: seconds between lines of the
-    loss curve; tested: questions of each kind in one."""
+    """What a training run is.
 
-    seconds: float = 220.0
+    seconds: its length; steps, if given, replaces it. rate: AdamW's learning rate; Muon's is `muon` times as high.
+    at_once: batches that are made together. every: seconds between lines of the loss curve. tested: questions of each
+    kind in a line, about documents as `asked` has them. graph: whether a step on a GPU is a CUDA graph.
+    """
+
+    seconds: float = 215.0
     steps: int | None = None
     rate: float = 2e-3
+    muon: float = 10.0
     decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
+    at_once: int = 256
     every: float = 15.0
-    tested: int = 128
+    tested: int = 256
+    asked: Stage = Stage(0.0, 256, 64, 16384)
+    graph: bool = True
     curriculum: tuple[Stage, ...] = CURRICULUM
 
     def stage(self, share: float) -> Stage:

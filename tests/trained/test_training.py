@@ -1,6 +1,7 @@
 """Training: the loss falls on an easy language, files are written as it goes, a seed repeats."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from gdn_lab.trained.sizes import Sizes
 
 SMALL = Sizes(hidden=32, num_k_heads=1, num_v_heads=1, head_dim=16, attn_heads=1, attn_kv_heads=1, attn_dim=16, ffn=32)
 pytestmark = pytest.mark.usefixtures("one_thread")
-EASY = plans.Plan(steps=8, rate=1e-2, every=0.0, tested=2, curriculum=(plans.Stage(0.0, 64, 4, 384),))
+STAGE = plans.Stage(0.0, 64, 4, 384)
+EASY = plans.Plan(steps=8, rate=1e-2, at_once=8, every=0.0, tested=2, asked=STAGE, curriculum=(STAGE,))
 
 
 def test_the_loss_falls_and_the_files_say_so(tmp_path):
@@ -31,7 +33,7 @@ def test_the_loss_falls_and_the_files_say_so(tmp_path):
 
 
 def test_a_seed_repeats(tmp_path):
-    plan = plans.Plan(steps=2, every=1e9, tested=1, curriculum=EASY.curriculum)
+    plan = replace(EASY, steps=2, every=1e9)
     first, second = (training.train(SMALL, plan, tmp_path / name, "cpu", lambda line: None) for name in "ab")
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name]), name
