@@ -34,11 +34,13 @@ class Kernels(NamedTuple):
 
 
 class SmallModel:
-    """Weights on a device. gates: {layer: (A_log, dt_bias)}, float32 [HV], which a study may replace."""
+    """Weights on a device. gates: {layer: (A_log, dt_bias)}, float32 [HV], which a study may replace. rounds_beta:
+    whether decode() gets inputs whose beta is rounded to bfloat16, which a study may set."""
 
     def __init__(self, sizes: Sizes, tensors: dict[str, Tensor], device="cpu"):
         self.sizes, self.device = sizes, torch.device(device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.rounds_beta = False
         self.layers = []
         for number in range(sizes.layers):
             start = f"layers.{number}."
@@ -200,6 +202,9 @@ class Requests:
         past = torch.cat([window, mixed], 1)
         conv[self.indices] = past[: len(self.indices), 1:].transpose(1, 2)
         one = [part[:, 0] for part in (*self._heads(w, past, 1), a, b)]
+        if self.model.rounds_beta:
+            *one, b = (part.float() for part in one)
+            one.append(torch.logit(b.sigmoid().bfloat16().float(), eps=2.0**-24))
         options = self._call(number) | {"backend": self.kernels.decode}
         if self.unguarded:  # one call after the other, so that it does not depend on which block of a GPU comes last
             n = len(self.indices)
@@ -208,7 +213,7 @@ class Requests:
                 o.append(decode(*(part[row : row + 1] for part in one), **options, indices=self.indices[:1]))
             return self._gated(w, torch.cat(o)[:, None], z)
         indices = F.pad(self.indices, (0, self.padding), value=-1)
-        return self._gated(w, decode(*one, **options, indices=indices)[:, None], z)
+        return self._gated(w, decode(*one, **options, indices=indices)[:, None].bfloat16(), z)
 
     def _verify_gdn(self, number: int, w: dict, x: Tensor) -> Tensor:
         n, T, _ = x.shape

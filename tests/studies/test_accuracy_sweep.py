@@ -1,17 +1,21 @@
 """The sweep of accuracy with a small random model: cases, rows, and that all paths answer alike."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_network import network_and_model
 
+from gdn_lab.backends.registry import VARIANTS
 from gdn_lab.bench.results import Run
 from gdn_lab.studies.accuracy import accuracy_cases as cases
 from gdn_lab.studies.accuracy import study, sweep
+from gdn_lab.studies.accuracy.accuracy_costs import Clock
 from gdn_lab.studies.accuracy.accuracy_rows import AccuracyRows
 from gdn_lab.studies.accuracy.answering import PATHS, right_answers
-from gdn_lab.trained.inference import Kernels
+from gdn_lab.trained import inference
+from gdn_lab.trained.inference import Kernels, Requests
 from gdn_lab.trained.language import questions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,9 +31,8 @@ def p(tmp_path):
 def test_cases_begin_with_what_others_are_compared_with(p):
     found = cases.cases(p)
     assert [(case.path, case.dtype, case.shortcut) for case in found[:3]] == [(path, "float32", "") for path in PATHS]
-    assert (
-        len(found) == len(set(found)) == 3 + 5 + 3 + 1
-    )  # paths; padding and gates; bfloat16 on three paths; stochastic
+    # Paths; padding and gates; bfloat16 on three paths; stochastic
+    assert len(found) == len(set(found)) == 3 + 6 + 3 + 1
     for case in found:
         other = cases.baseline_of(case, p.baseline)
         assert found.index(other) <= found.index(case)
@@ -60,12 +63,49 @@ def test_a_kernel_that_fails_stops_no_other(p, monkeypatch, capsys):
     assert len(rows) == 2 + 3 * (len(cases.cases(p)) - 2)
 
 
-def test_no_time_is_left(p, capsys):
-    rows = sweep.accuracy_sweep(p.model_copy(update={"minutes": -1.0}), "cpu")
-    assert (
-        rows == []
-        and "No time was left for 12 cases: prefill, torch/vk, float32, 128 tokens" in capsys.readouterr().out
+def test_a_run_without_time_is_interrupted_and_gone_on_with(p, tmp_path, capsys):
+    with Run.create("11_accuracy", {}, root=tmp_path) as run:
+        assert sweep.accuracy_sweep(p.model_copy(update={"minutes": -1.0}), "cpu", run) == []
+    said = "No time was left for 13 cases; the same command goes on with: prefill, torch/vk, float32, 128 tokens; "
+    assert said in capsys.readouterr().out and run.info["status"] == "interrupted"
+    half = sweep.accuracy_sweep(p, "cpu")[:15]
+    with Run.create("11_accuracy", {}, root=tmp_path) as run:
+        rows = sweep.accuracy_sweep(p, "cpu", run, half)
+    assert rows[:15] == half and len(AccuracyRows(rows).cases) == 13
+    assert run.info["status"] == "complete" and run.rows == len(rows) - 15
+
+
+def test_rows_of_another_checkpoint_are_refused(p):
+    earlier = [{"checkpoint_sha256": "0"}]
+    with pytest.raises(RuntimeError, match="earlier rows are not of .* as it is now; record anew with --fresh"):
+        sweep.accuracy_sweep(p, "cpu", None, earlier)
+
+
+def test_eager_kernels_come_last_and_each_path_is_there():
+    p = SimpleNamespace(
+        tokens=[768, 1536], baseline="triton/vk", backends="all", dtypes=[torch.float32, torch.bfloat16, torch.float16]
     )
+    found = cases.cases(p)
+    eager = [VARIANTS[case.kernel].role == "eager" for case in found]
+    assert eager == sorted(eager) and any(eager)
+    for name in ("cutedsl/vk", "flashinfer/vk", "triton/replay", "triton/kv32", "fla/vk"):
+        assert cases.Case("decode", name, "bfloat16", "", 768) in found
+    assert cases.Case("verify", "flashinfer/wy", "bfloat16", "", 768) in found
+    assert {case.state for case in found if case.tokens == 1536} >= {"float32", "float16 stochastic"}
+    assert {case.shortcut for case in found} == {"", *cases.PADDED, *cases.GATES}
+
+
+def test_a_case_begins_if_those_like_it_say_that_it_ends_in_time():
+    now = [0.0]
+    clock = Clock(100.0, clock=lambda: now[0])
+    p = SimpleNamespace(questions=2049, stepped_of=lambda tokens: tokens - 64)
+    short, long = (cases.Case("decode", "triton/vk", "float32", "", tokens) for tokens in (768, 3072))
+    assert clock.predicted(p, long) is None and clock.allows(p, long)
+    clock.took(p, short, 10.0)
+    assert clock.predicted(p, long) == pytest.approx(10 * 3008 / 704)
+    now[0] = 60.0
+    assert clock.allows(p, short) and not clock.allows(p, long)
+    assert clock.allows(p, short._replace(path="verify")), "nothing like it was answered"
 
 
 def test_all_paths_give_the_same_answers(tmp_path):
@@ -80,9 +120,25 @@ def test_all_paths_give_the_same_answers(tmp_path):
 def answered(model, asked):
     """What the model answers on the path prefill, whatever is right."""
     from gdn_lab.studies.accuracy.answering import _decoded
-    from gdn_lab.trained.inference import Requests
 
     return _decoded(Requests(model, len(asked.prompts), Kernels()), asked.prompts, 1)
+
+
+def test_a_rounded_beta_reaches_decode(tmp_path, monkeypatch):
+    _, model = network_and_model(tmp_path)
+    model.rounds_beta, given = True, []
+    whole = inference.decode
+    monkeypatch.setattr(
+        inference, "decode", lambda *tensors, **options: given.append(tensors) or whole(*tensors, **options)
+    )
+    requests = Requests(model, 3, Kernels())
+    requests.prefill(torch.randint(300, (3, 5)))
+    requests.decode(torch.randint(300, (3, 1)))
+    for tensors in given:
+        beta = tensors[4].sigmoid()
+        torch.testing.assert_close(beta, beta.bfloat16().float(), rtol=1e-6, atol=0)
+        assert all(torch.equal(x, x.bfloat16().float()) for x in tensors[:4])
+    assert len(given) == 3
 
 
 def test_gates_of_a_shortcut(tmp_path):
@@ -93,7 +149,9 @@ def test_gates_of_a_shortcut(tmp_path):
     assert torch.equal(model.gates[layer][0], A_log) and not torch.equal(model.gates[layer][1], dt_bias)
     assert (model.gates[layer][1] - dt_bias).abs().max() <= 2**-8 * dt_bias.abs().max()
     cases.set_gates(model, originals, cases.NO_DT_BIAS)
-    assert not model.gates[layer][1].any()
+    assert not model.gates[layer][1].any() and not model.rounds_beta
+    cases.set_gates(model, originals, cases.BF16_BETA)
+    assert torch.equal(model.gates[layer][1], dt_bias) and model.rounds_beta
     cases.set_gates(model, originals, cases.NO_SHORTCUT)
     assert torch.equal(model.gates[layer][1], dt_bias)
 

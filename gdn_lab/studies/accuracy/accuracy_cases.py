@@ -14,8 +14,9 @@ FLOAT32 = "float32"
 NEAREST, STOCHASTIC = "nearest", "stochastic"
 NO_SHORTCUT = ""
 BF16_DT_BIAS, BF16_A_LOG, NO_DT_BIAS = "dt_bias in bf16", "A_log in bf16", "dt_bias left out"
+BF16_BETA = "beta in bf16"  # of decode()
 GUARDED, UNGUARDED = "padding, guarded", "padding writes slot 0"
-GATES = (BF16_DT_BIAS, BF16_A_LOG, NO_DT_BIAS)
+GATES = (BF16_DT_BIAS, BF16_A_LOG, BF16_BETA, NO_DT_BIAS)
 PADDED = (GUARDED, UNGUARDED)
 # Requests and padding rows of a padded batch: a CUDA graph for 16. Kinds of questions come in turn, three of them, so
 # that the first request of a batch, which the unguarded rows hit, is of each kind in turn too.
@@ -75,7 +76,8 @@ def case_of(row: dict) -> Case:
 
 def cases(p) -> list[Case]:
     """All cases of the parameters (study.py), the most wanted first: what others are compared with, padding and gates,
-    states of the baseline's kernel at two lengths, other kernels, and at last states at the other lengths."""
+    states of the baseline's kernel, other kernels through decode() and verify(), states of the baseline's kernel at
+    other lengths, other kernels' prefill(), and at last eager kernels."""
     first, *longer = p.tokens
     found = [Case(path, p.baseline, FLOAT32, NO_SHORTCUT, first) for path in PATHS]
     found += [Case(DECODE, p.baseline, FLOAT32, shortcut, first) for shortcut in (*PADDED, *GATES)]
@@ -86,13 +88,32 @@ def cases(p) -> list[Case]:
     def at(tokens: int) -> list[Case]:
         return [Case(DECODE, p.baseline, dtype, NO_SHORTCUT, tokens, rounding) for dtype, rounding in states]
 
-    found += at(first) + (at(longer[0]) if longer else [])
-    for path in (DECODE, VERIFY, PREFILL):
-        for name, variant in VARIANTS.items():
-            if (p.backends == "all" or name in p.backends) and path in variant.phases:
-                served = [dtype for dtype in dtypes if dtype in map(dtype_name, variant.state_dtypes)]
-                found += [Case(path, name, dtype, NO_SHORTCUT, first) for dtype in served]
-    return list(dict.fromkeys(found + [case for tokens in longer[1:] for case in at(tokens)]))
+    def others(eager: bool, *paths: str) -> list[Case]:
+        chosen = [
+            (path, name, variant)
+            for path in paths
+            for name, variant in VARIANTS.items()
+            if (p.backends == "all" or name in p.backends)
+            and path in variant.phases
+            and (variant.role == "eager") == eager
+        ]
+        return [
+            Case(path, name, dtype, NO_SHORTCUT, first)
+            for path, name, variant in chosen
+            for dtype in dtypes
+            if dtype in map(dtype_name, variant.state_dtypes)
+        ]
+
+    found += at(first) + others(False, DECODE, VERIFY)
+    found += [case for tokens in longer for case in at(tokens)]
+    return list(dict.fromkeys(found + others(False, PREFILL) + others(True, DECODE, VERIFY, PREFILL)))
+
+
+def padded(case: Case, questions: int, stepped: int) -> tuple[int, int]:
+    """Questions of a case and the tokens that it steps through: padded batches are so small that they take fewer."""
+    if case.shortcut in PADDED:
+        return min(questions, PADDED_QUESTIONS), min(stepped, PADDED_STEPS)
+    return questions, stepped
 
 
 def baseline_of(case: Case, kernel: str) -> Case:
@@ -112,6 +133,7 @@ def refused(case: Case, sizes: Sizes, device) -> str | None:
 
 def set_gates(model: SmallModel, originals: dict, shortcut: str) -> None:
     """Give the model the gates of a shortcut; originals: its own, as loaded."""
+    model.rounds_beta = shortcut == BF16_BETA
     for layer, (A_log, dt_bias) in originals.items():
         if shortcut == BF16_DT_BIAS:
             dt_bias = dt_bias.bfloat16().float()

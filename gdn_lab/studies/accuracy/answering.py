@@ -50,12 +50,35 @@ def _decoded(requests: Requests, prompts: Tensor, stepped: int) -> Tensor:
     """Answers [n, ANSWER_TOKENS]."""
     start = prompts.shape[1] - stepped
     requests.prefill(prompts[:, :start])
+    step = _Step(requests)
     for token in prompts[:, start:].split(1, 1):
-        logits = requests.decode(token)
+        logits = step(token)
     answers = [logits[:, -1].argmax(-1, keepdim=True)]
     while len(answers) < ANSWER_TOKENS:
-        answers.append(requests.decode(answers[-1])[:, -1].argmax(-1, keepdim=True))
+        answers.append(step(answers[-1])[:, -1].argmax(-1, keepdim=True))
     return torch.cat(answers, 1)
+
+
+class _Step:
+    """decode() of requests on a GPU as a CUDA graph from the third step on: kernels compile in the first two. Padded
+    batches, whose stale tokens the host keeps, take each step eagerly."""
+
+    def __init__(self, requests: Requests):
+        self.requests, self.steps, self.graph = requests, 0, None
+        self.captures = requests.model.device.type == "cuda" and not requests.padding
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Take a token for each request [n, 1]; return logits [n, 1, vocab], which the next step overwrites."""
+        self.steps += 1
+        if not self.captures or self.steps <= 2:
+            return self.requests.decode(token)
+        if self.graph is None:
+            self.token, self.graph = token.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.logits = self.requests.decode(self.token)
+        self.token.copy_(token)
+        self.graph.replay()
+        return self.logits
 
 
 def _verified(requests: Requests, prompts: Tensor, stepped: int, seed: int) -> Tensor:

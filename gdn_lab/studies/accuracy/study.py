@@ -79,7 +79,7 @@ class Parameters(StudyParameters):
     checkpoint: Annotated[str, AfterValidator(_checkpoint)] = Field(
         "data/trained/model.safetensors", description="the model that answers, as gdn-lab train writes it"
     )
-    minutes: float = Field(2.0, gt=0, description="after which no further case is begun")
+    minutes: float = Field(5.0, gt=0, description="that it may take: cases that need more are left out")
     seed: Seed = Field(0, description="of the questions")
     gpu_reference: RecordedGPU = Field(
         "h200", description="a recorded GPU, or a run folder, whose results to show next to this machine's"
