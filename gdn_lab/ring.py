@@ -1,6 +1,6 @@
 """The pool's ring of updates that are not yet part of the state (backends.base.Ring), in plain PyTorch.
 
-The kernels of backends/triton/replay.py fill and empty it; here it is made, read and dropped. Nothing synchronises.
+The kernel of backends/triton/replay.py fills and empties it; here it is made, read and dropped. Nothing synchronises.
 """
 
 import functools
@@ -33,9 +33,7 @@ def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, de
         corrections=zeros(slots, HV, updates, V, dtype=correction_dtype(dtype)),
         log_decays=zeros(slots, HV, updates),
         span=phases[:, None].repeat(1, 2),
-        taken=zeros(slots, 2, dtype=torch.int32),
-        due=zeros(1 + slots, dtype=torch.int32),
-        products=zeros(slots, HV, 2 * updates + 8),
+        arrivals=zeros(slots, dtype=torch.int32),
     )
 
 

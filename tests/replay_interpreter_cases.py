@@ -32,7 +32,7 @@ def poisoned_pool(dtype, *, shape=TINY, slots=22, key_dtype=BF16, updates=C):
     """A pool with NaN everywhere in its states and its ring."""
     pool = StatePool(shape, slots, dtype=dtype)
     pool.reserve_ring(updates, key_dtype=key_dtype)
-    for part in (pool.state, pool.ring.keys, pool.ring.corrections, pool.ring.log_decays, pool.ring.products):
+    for part in (pool.state, pool.ring.keys, pool.ring.corrections, pool.ring.log_decays):
         part.fill_(torch.nan)
     return pool
 
@@ -134,7 +134,7 @@ def test_scale_no_norm_and_out(full):
 @pytest.mark.parametrize("rows, splits", [(32, 1), (32, 2), (16, 4)])
 def test_tiles(monkeypatch, rows, splits):
     """V is not K, and a head has several tiles, so that a tile that mixes them up shows."""
-    tiles = replay.ReplayTiles(rows, splits, 2, 1, rows, splits, 2, 1, 3)
+    tiles = replay.ReplayTiles(rows, splits, 2, 1, 16, 8)
     monkeypatch.setattr(replay, "replay_tiles", lambda *_: tiles)
     registry.launch_for.cache_clear()
     pool = poisoned_pool(FP32, shape=GDNShape(1, 2, 16, 64))

@@ -24,7 +24,7 @@ def test_whole_periods(dtype, io_dtype, updates, captured):
     """NaN in every slot that no row names, and in the ring where nothing is pending."""
     pool = StatePool(RANK, 22, dtype=dtype, device=GPU)
     pool.reserve_ring(updates, key_dtype=io_dtype)
-    for part in (pool.state, pool.ring.keys, pool.ring.corrections, pool.ring.log_decays, pool.ring.products):
+    for part in (pool.state, pool.ring.keys, pool.ring.corrections, pool.ring.log_decays):
         part.fill_(torch.nan)
     indices = torch.tensor(INDICES, dtype=torch.int32, device=GPU)
     state = torch.randn(len(LIVE), *pool.state.shape[1:], generator=torch.Generator().manual_seed(0)).mul(0.3).to(dtype)

@@ -83,17 +83,15 @@ class Ring(NamedTuple):
     corrections [slots, HV, C, V]: u over the norm of k, bf16 for a bf16 state, else float32.
     log_decays [slots, HV, C] float32.
     span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0.
-    taken [slots, 2] int32, due [1 + slots] int32 and products [slots, HV, 2 C + 8] float32: what the kernels of a step
-    hand to each other.
+    arrivals [slots] int32: how many programs of a step have read the slot's span, of which the last moves it on; 0
+    between steps.
     """
 
     keys: torch.Tensor
     corrections: torch.Tensor
     log_decays: torch.Tensor
     span: torch.Tensor
-    taken: torch.Tensor
-    due: torch.Tensor
-    products: torch.Tensor
+    arrivals: torch.Tensor
 
     @property
     def updates(self) -> int:

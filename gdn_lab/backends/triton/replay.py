@@ -5,17 +5,14 @@ state is written once the ring is full. With the state S₀ as stored, the pendi
 
     S x = e^{G} S₀ x + Σ_j e^{G_j} (k_j . x) u_j        x = k, q;  G = Σ g_i,  G_j = Σ_{i > j} g_i, all ≤ 0
 
-is the step in place in real arithmetic. Three launches, without a decision of the host:
+is the step in place in real arithmetic. It is one launch, without a decision of the host: a program takes a part of a
+head's state, and where the ring is full it also writes that part. Each slot has its own phase, so that of B rows about
+B / (C + 1) are full at a step. The last program of a row that reads the slot's span moves it on, whichever that is.
 
-    prepare_kernel   a program for each row and key head: k_j . k and k_j . q, gates, weights; stores k. One more lists
-                     the rows whose ring is full
-    read_kernel      a program for a part of each head's state: reads S₀ and the ring's u_j, stores u and o
-    fold_kernel      (replay_fold.py) few programs that go through the rows whose ring is full: these read the state,
-                     add the ring, take the step, and write
-
-Each slot has its own phase, so that of B rows about B / (C + 1) are full at a step. The kernels use programmatic
-dependent launch (PDL): read_kernel asks for its state while prepare_kernel runs, fold_kernel fills the tail of
-read_kernel.
+With a bf16 state and bf16 inputs, S₀ k and S₀ q are one product [TILE, K] · [K, 8] on the tensor cores, exact but for
+its float32 sum, because k and q are taken as they came and their norms are factors of the result. The ring adds to it
+a product [TILE, C] · [C, 8] whose float32 weights are split into three bf16 terms, two columns each. Sums across the
+threads of a warp, of which the CUDA cores need 64 shuffles for each 16 rows, are what limits them.
 """
 
 import functools
@@ -26,253 +23,236 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..base import multiprocessors
-from .device import EPS, log_decay, prefetch, program_coords, sigmoid, state_offsets
+from .device import EPS, INTERPRETED, log_decay, prefetch, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
-from .replay_fold import fold_kernel, terms
+from .replay_fold import decays_after, terms, with_pending
 
-FEWEST_ROWS = 512  # that the list of full rings looks through, so that one compilation serves every batch up to it
+ARRIVE = tl.constexpr(
+    "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; mov.b32 $0, -1;"
+    " @p atom.relaxed.gpu.global.add.u32 $0, [$1], 1; }"
+)
+PREFETCH_BULK = tl.constexpr(
+    "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; mov.b32 $0, 0;"
+    " @p cp.async.bulk.prefetch.L2.global [$1], $2; }"
+)
 
 
 class ReplayTiles(NamedTuple):
-    """How read_kernel and fold_kernel are launched. rows: of the state, at a time. splits: programs for a head.
+    """How replay_kernel is launched. rows: of the state, at a time. splits: programs for a head.
 
-    stages: of the pipelined loop over rows.
+    stages: of the pipelined loop over rows. ahead: rows brought into the L2 at the start, `bulk` by one instruction.
+    columns: of a state that is written, at a time. registers: the most that a thread may take.
     """
 
     rows: int
     splits: int
     stages: int
     warps: int
-    fold_rows: int
-    fold_splits: int
-    fold_stages: int
-    fold_warps: int
-    fold_programs_per_sm: int
+    ahead: int
+    columns: int
+    registers: int | None = None
+    bulk: bool = False
 
 
 @triton.jit
-def prepare_kernel(
-    q, k, a, b, A_log, dt_bias, indices, keys, log_decays, span, taken, due, products, scale, rows,
-    q_row, q_head, k_row, k_head, a_row, b_row,
-    HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, OVERLAP: tl.constexpr,
-    L2NORM: tl.constexpr,
-):  # fmt: skip
-    """Compute what read_kernel needs of one row and key head, for each of its value heads. Grid: [1 + HK · B].
-
-    products [slots, HV, 2 C + 8]: e^{G_j} (k_j . k) for each j, e^{G_j} (k_j . q), then e^{G} and the norm of k, e^{G}
-    and the norm and scale of q, beta, k . q, the norm of k. Stores k and log g behind the ring's last entry and copies
-    the slot's span to `taken`. Program 0 writes to `due` how many rows are full, and which. ROWS: a power of two of at
-    least `rows`.
-    """
-    if OVERLAP:
-        # In this order: once every program is past its wait, read_kernel may load what earlier kernels have written
-        gdc_wait()
-        gdc_launch_dependents()
-    if tl.program_id(0) == 0:
-        list_full_rings(indices, span, due, rows, C, ROWS)
-        return
-    GROUP: tl.constexpr = HV // HK
-    WIDTH: tl.constexpr = 2 * C + 8
-    key_head = (tl.program_id(0) - 1) % HK
-    row = ((tl.program_id(0) - 1) // HK).to(tl.int64)
-    slot = tl.load(indices + row).to(tl.int64)
-    if slot < 0:
-        return
-    first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
-    if key_head == 0:
-        tl.store(taken + 2 * slot, first)
-        tl.store(taken + 2 * slot + 1, end)
-    if end == C:
-        return
-    ks = tl.arange(0, K)
-    js = tl.arange(0, C)
-    members = tl.arange(0, triton.next_power_of_2(GROUP))
-    heads = key_head * GROUP + members
-    inside = members < GROUP
-    pending = (js >= first) & (js < end)
-    is_later = (js + 1 >= first) & (js + 1 < end)
-    keys_at = keys + (slot * HK + key_head) * (C * K)
-    decays_at = log_decays + (slot * HV + heads) * C
-    ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0).to(tl.float32)
-    k_raw = tl.load(k + row * k_row + key_head * k_head + ks)
-    q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
-    every_at = decays_at[:, None] + js[None, :]
-    later = tl.load(every_at + 1, mask=inside[:, None] & is_later[None, :], other=0.0)
-    every = tl.load(every_at, mask=inside[:, None] & pending[None, :], other=0.0)
-    x = tl.load(a + row * a_row + heads, mask=inside, other=0.0).to(tl.float32)
-    b_log = tl.load(b + row * b_row + heads, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(dt_bias + heads, mask=inside, other=0.0)
-    A = tl.exp(tl.load(A_log + heads, mask=inside, other=0.0))
-
-    k_vec = k_raw.to(tl.float32)
-    tl.store(keys_at + end * K + ks, k_raw)
-    q_norm = scale
-    k_norm = 1.0
-    if L2NORM:
-        q_norm = scale * tl.rsqrt(tl.sum(q_vec * q_vec) + EPS)
-        k_norm = tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)
-    kk = tl.sum(ring * k_vec[None, :], axis=1) * k_norm
-    kq = tl.sum(ring * q_vec[None, :], axis=1) * q_norm
-    own = tl.sum(k_vec * q_vec) * k_norm * q_norm
-    log_g = log_decay(x, A)
-    after = tl.cumsum(later, axis=1, reverse=True) + log_g[:, None]  # Σ_{i > j} g_i with this step's
-    weights = tl.where(pending[None, :], tl.exp(after), 0.0)
-    decay = tl.exp(tl.sum(every, axis=1) + log_g)
-    at = products + (slot * HV + heads) * WIDTH
-    weights_at = at[:, None] + js[None, :]
-    tl.store(weights_at, weights * kk[None, :], mask=inside[:, None])
-    tl.store(weights_at + C, weights * kq[None, :], mask=inside[:, None])
-    at += 2 * C
-    tl.store(at, decay * k_norm, mask=inside)
-    tl.store(at + 1, decay * q_norm, mask=inside)
-    tl.store(at + 2, sigmoid(b_log), mask=inside)
-    tl.store(at + 3, tl.zeros_like(log_g) + own, mask=inside)
-    tl.store(at + 4, tl.zeros_like(log_g) + k_norm, mask=inside)
-    tl.store(decays_at + end, log_g, mask=inside)
+def arrive(counter):
+    """Add one to *counter, int32; return what it was, in the program's first thread alone."""
+    if INTERPRETED:
+        return tl.atomic_add(counter, 1, sem="relaxed")
+    else:
+        return tl.inline_asm_elementwise(ARRIVE, "=r,l", [counter.to(tl.int64)], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def list_full_rings(indices, span, due, rows, C: tl.constexpr, ROWS: tl.constexpr):
-    """Write to due, [1 + slots], how many rows have a full ring, and their numbers, ascending."""
-    numbers = tl.arange(0, ROWS)
-    slots = tl.load(indices + numbers, mask=numbers < rows, other=-1).to(tl.int64)
-    is_full = tl.load(span + 2 * slots + 1, mask=slots >= 0, other=-1) == C
-    tl.store(due + tl.cumsum(is_full.to(tl.int32), axis=0), numbers, mask=is_full)
-    tl.store(due, tl.sum(is_full.to(tl.int32)))
+def prefetch_at_once(first, BYTES: tl.constexpr):
+    """Ask for BYTES of memory from pointer `first` on to be brought into the L2, in one instruction of one thread."""
+    if not INTERPRETED:
+        size = tl.full([], BYTES, tl.int32)
+        tl.inline_asm_elementwise(PREFETCH_BULK, "=r,l,r", [first.to(tl.int64), size], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def read_kernel(
-    q, k, v, state, indices, corrections, span, products, out,
-    q_row, q_head, k_row, k_head, v_row, v_head,
+def dot(x, y, z):
+    """Return x y + z, float32, of 16-bit x and y."""
+    if INTERPRETED:  # it has no product of bf16
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), z)
+    else:
+        return tl.dot(x, y, z)
+
+
+@triton.jit
+def in_terms(x, columns):
+    """Return x [.., COLUMNS] as bf16: the first, second and third term of x in columns 0 and 1, 2 and 3, 4 and 5."""
+    high = x.to(tl.bfloat16)
+    x -= high.to(tl.float32)
+    middle = x.to(tl.bfloat16)
+    low = (x - middle.to(tl.float32)).to(tl.bfloat16)
+    zero = tl.zeros_like(x).to(tl.bfloat16)
+    return tl.where(columns < 2, high, tl.where(columns < 4, middle, tl.where(columns < 6, low, zero)))
+
+
+@triton.jit
+def replay_kernel(
+    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
+    q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, BULK: tl.constexpr, COLUMNS: tl.constexpr,
+    TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
-    """Compute o and u of V // SPLITS rows of one head's state, TILE at a time. Grid: [SPLITS · HV · B], parts fastest.
+    """Take the step of V // SPLITS rows of one head's state, TILE at a time. Grid: [SPLITS · HV · B], parts fastest.
 
-    Rows whose ring is full are fold_kernel's. OVERLAP: everything but `products` is complete once prepare_kernel has
-    let this kernel start, so that the first tiles are asked for before the wait for it. No program ends without that
-    wait, which fold_kernel relies on.
+    arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. AHEAD: rows
+    brought into the L2 at the start. TENSOR: state, u and inputs are bf16, and products with the state and the ring
+    run on the tensor cores. COLUMNS: of a state that is written, at a time. TERMS: of with_pending().
     """
     PART: tl.constexpr = V // SPLITS
     part, head, key_head, row = program_coords(HK, HV, SPLITS)
     ks = tl.arange(0, K)
     js = tl.arange(0, C)
+    rows = tl.arange(0, TILE)
     out_at = out + (row * HV + head) * V + part * PART
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     slot = tl.load(indices + row).to(tl.int64)
     if slot < 0:
-        if OVERLAP:
-            gdc_wait()
-            gdc_launch_dependents()
         for tile in tl.static_range(PART // TILE):
-            at = out_at + tile * TILE + tl.arange(0, TILE)
-            tl.store(at, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
-        return
-    first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
-    if end == C:
-        if OVERLAP:
-            gdc_wait()
-            gdc_launch_dependents()
+            tl.store(out_at + tile * TILE + rows, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
         return
 
     state_at = state + (slot * HV + head) * (V * K) + part * (PART * K)
-    ring_at = corrections + (slot * HV + head) * (C * V) + part * PART
-    v_at = v + row * v_row + head * v_head + part * PART
-    q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
-    k_vec = tl.load(k + row * k_row + key_head * k_head + ks).to(tl.float32)
-    if OVERLAP:
-        AHEAD: tl.constexpr = 4 * TILE if 4 * TILE <= PART else TILE
-        AHEAD_BYTES: tl.constexpr = AHEAD * K * state.dtype.element_ty.primitive_bitwidth // 8
+    AHEAD_BYTES: tl.constexpr = AHEAD * K * state.dtype.element_ty.primitive_bitwidth // 8
+    if BULK:
+        prefetch_at_once(state_at, AHEAD_BYTES)
+    elif AHEAD > 0:
         prefetch(state_at, AHEAD_BYTES)
-        gdc_wait()
-        gdc_launch_dependents()
-    at = products + (slot * HV + head) * (2 * C + 8)
-    weights_k = tl.load(at + js)
-    weights_q = tl.load(at + C + js)
-    decay_k = tl.load(at + 2 * C)
-    decay_q = tl.load(at + 2 * C + 1)
-    beta = tl.load(at + 2 * C + 2)
-    kq = tl.load(at + 2 * C + 3)
-    k_norm = tl.load(at + 2 * C + 4)
-    pending = ((js >= first) & (js < end))[:, None]
-    v_next = tl.load(v_at + tl.arange(0, TILE))
+    first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
+    k_at = k + row * k_row + key_head * k_head
+    k_raw = tl.load(k_at + ks)
+    q_raw = tl.load(q + row * q_row + key_head * q_head + ks)
+    x = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head)
+    A = tl.exp(tl.load(A_log + head))
+    beta = sigmoid(tl.load(b + row * b_row + head).to(tl.float32))
+    v_at = v + row * v_row + head * v_head + part * PART
+    v_next = tl.load(v_at + rows)
+    keys_at = keys + (slot * HK + key_head) * (C * K)
+    decays_at = log_decays + (slot * HV + head) * C
+    u_at = corrections + (slot * HV + head) * (C * V) + part * PART
+    pending = (js >= first) & (js < end)
+    ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0)
+    after, total = decays_after(decays_at, first, end, C)
+
+    k_vec = k_raw.to(tl.float32)
+    q_vec = q_raw.to(tl.float32)
+    q_norm = scale
+    k_norm = 1.0
+    if L2NORM:
+        q_norm = scale * tl.rsqrt(tl.sum(q_vec * q_vec) + EPS)
+        k_norm = tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)
+    kq = tl.sum(k_vec * q_vec) * k_norm * q_norm
+    log_g = log_decay(x, A)
+    decay = tl.exp(total + log_g)
+    weights = tl.where(pending, tl.exp(after + log_g), 0.0)
+    if TENSOR:
+        columns = tl.arange(0, 8)[None, :]
+        both = tl.where(columns % 2 == 0, k_raw[:, None], q_raw[:, None])  # k, q, k, q, …
+        weights_both = dot(ring, both, tl.zeros([C, 8], tl.float32)) * weights[:, None]
+        weights_both = in_terms(weights_both, columns)
+    else:
+        ring_32 = ring.to(tl.float32)
+        weights_k = weights * tl.sum(ring_32 * k_vec[None, :], axis=1)
+        weights_q = weights * tl.sum(ring_32 * q_vec[None, :], axis=1)
+
+    tl.debug_barrier()  # every warp has the span, which the last program to come here moves on
+    earlier = arrive(arrivals + slot)
+    if end < C and part == 0:
+        if head % (HV // HK) == 0:
+            tl.store(keys_at + end * K + ks, k_raw)
+        tl.store(decays_at + end, log_g)
     for tile in tl.range(0, PART // TILE, num_stages=STAGES):
-        vs = tile * TILE + tl.arange(0, TILE)
-        S = tl.load(state_at + state_offsets(vs, ks, K, V, True)).to(tl.float32)
-        ring = tl.load(ring_at + js[:, None] * V + vs[None, :], mask=pending, other=0.0).to(tl.float32)
+        vs = tile * TILE + rows
+        S = tl.load(state_at + state_offsets(vs, ks, K, V, True))
         v_vec = v_next.to(tl.float32)
         v_next = tl.load(v_at + vs + TILE, mask=vs + TILE < PART, other=0.0)  # too small to be copied ahead
-        Sk = decay_k * tl.sum(S * k_vec[None, :], axis=1)
-        Sq = decay_q * tl.sum(S * q_vec[None, :], axis=1)
-        ring_k = tl.sum(ring * weights_k[:, None], axis=0)
-        ring_q = tl.sum(ring * weights_q[:, None], axis=0)
-        u = beta * (v_vec - Sk - ring_k)
-        tl.store(out_at + vs, (Sq + ring_q + kq * u).to(out.dtype.element_ty))
-        tl.store(ring_at + end * V + vs, (u * k_norm).to(corrections.dtype.element_ty))
+        if TENSOR:
+            us = tl.load(u_at + js[None, :] * V + vs[:, None], mask=pending[None, :], other=0.0)
+            both_S = decay * dot(S, both, tl.zeros([TILE, 8], tl.float32))
+            both_S = dot(us, weights_both, tl.where(columns < 2, both_S, 0.0))
+            Sk = tl.sum(tl.where(columns % 2 == 0, both_S, 0.0), axis=1)
+            Sq = tl.sum(tl.where(columns % 2 == 1, both_S, 0.0), axis=1)
+        else:
+            us = tl.load(u_at + js[:, None] * V + vs[None, :], mask=pending[:, None], other=0.0).to(tl.float32)
+            S = S.to(tl.float32)
+            Sk = decay * tl.sum(S * k_vec[None, :], axis=1) + tl.sum(us * weights_k[:, None], axis=0)
+            Sq = decay * tl.sum(S * q_vec[None, :], axis=1) + tl.sum(us * weights_q[:, None], axis=0)
+        u = beta * (v_vec - k_norm * Sk)
+        tl.store(out_at + vs, (q_norm * Sq + kq * u).to(out.dtype.element_ty))
+        u *= k_norm
+        if end < C:
+            tl.store(u_at + end * V + vs, u.to(corrections.dtype.element_ty))
+        else:
+            for some in tl.static_range(K // COLUMNS):
+                some_ks = some * COLUMNS + tl.arange(0, COLUMNS)
+                some_at = state_at + state_offsets(vs, some_ks, K, V, True)
+                some_keys = tl.load(keys_at + js[:, None] * K + some_ks[None, :], mask=pending[:, None], other=0.0)
+                S_new = with_pending(tl.load(some_at).to(tl.float32), u_at + tile * TILE, some_keys, weights, decay,
+                                     first, end, V, TILE, C, TERMS)  # fmt: skip
+                S_new += u[:, None] * tl.load(k_at + some_ks).to(tl.float32)[None, :]
+                tl.store(some_at, S_new.to(state.dtype.element_ty))
+
+    is_last = earlier == HV * SPLITS - 1
+    tl.store(arrivals + slot, 0, mask=is_last)
+    tl.store(span + 2 * slot, tl.where(end < C, first, 0), mask=is_last)
+    tl.store(span + 2 * slot + 1, tl.where(end < C, end + 1, 0), mask=is_last)
 
 
-def replay_tiles(heads: int, dtype: torch.dtype, V: int) -> ReplayTiles:
-    """Choose how to launch for B · HV heads; splits and rows divide V."""
+def replay_tiles(heads: int, tensor: bool, V: int) -> ReplayTiles:
+    """Choose how to launch for B · HV heads; splits and rows divide V. tensor: as TENSOR of replay_kernel."""
     most = V & -V  # the largest power of two in it
-    stages = 3 if dtype is torch.float32 else 4
-    return ReplayTiles(16, 1 if heads >= 4096 else 2, stages, 1, 32, min(2, most // 32), 2, 4, 4)
+    splits = 1 if heads >= 4096 else min(2, most // 16)
+    ahead = min(64, most // splits)
+    return ReplayTiles(16, splits, 4, 1, ahead, 32) if tensor else ReplayTiles(16, splits, 3, 2, ahead, 32)
 
 
 def decode_launch(call):
     """Return the launch function of decode for a call (base.Call)."""
     HK, HV, K, V = call.shape.dims
     overlap = can_overlap(call.device)
+    tensor = call.state_dtype is call.key_dtype is torch.bfloat16
     split = terms(call.state_dtype, call.key_dtype)
-    chosen = functools.cache(lambda rows: replay_tiles(rows * HV, call.state_dtype, V))
+    chosen = functools.cache(lambda rows: replay_tiles(rows * HV, tensor, V))
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
         rows, ring, tiles = q.shape[0], state.ring, chosen(q.shape[0])
-        sizes = {"HK": HK, "HV": HV, "K": K, "C": ring.updates, "OVERLAP": overlap}
-        of_q_k = {"q_row": q.stride(0), "q_head": q.stride(1), "k_row": k.stride(0), "k_head": k.stride(1)}
-        of_v = {"v_row": v.stride(0), "v_head": v.stride(1)}
-        of_gates = {"a_row": a.stride(0), "b_row": b.stride(0)}
-        prepare_kernel[(1 + HK * rows,)](
-            *(q, k, a, b, A_log, dt_bias, indices),
-            *(ring.keys, ring.log_decays, ring.span, ring.taken, ring.due, ring.products),
+        replay_kernel[(tiles.splits * HV * rows,)](
+            *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
+            *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, out),
             scale=scale,
-            rows=rows,
-            **of_q_k,
-            **of_gates,
-            **sizes,
-            ROWS=max(FEWEST_ROWS, triton.next_power_of_2(rows)),
-            L2NORM=use_qk_l2norm,
-            num_warps=1,
-            launch_pdl=overlap,
-        )
-        read_kernel[(tiles.splits * HV * rows,)](
-            *(q, k, v, state.data, indices, ring.corrections, ring.span, ring.products, out),
-            **of_q_k,
-            **of_v,
-            **sizes,
+            q_row=q.stride(0),
+            q_head=q.stride(1),
+            k_row=k.stride(0),
+            k_head=k.stride(1),
+            v_row=v.stride(0),
+            v_head=v.stride(1),
+            a_row=a.stride(0),
+            b_row=b.stride(0),
+            HK=HK,
+            HV=HV,
+            K=K,
             V=V,
+            C=ring.updates,
             TILE=tiles.rows,
             SPLITS=tiles.splits,
             STAGES=tiles.stages,
-            num_warps=tiles.warps,
-            launch_pdl=overlap,
-        )
-        fold_kernel[(tiles.fold_programs_per_sm * multiprocessors(state.data.device),)](
-            *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
-            *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.taken, ring.due, out),
-            scale=scale,
-            rows=rows,
-            **of_q_k,
-            **of_v,
-            **of_gates,
-            **sizes,
-            V=V,
-            TILE=tiles.fold_rows,
-            SPLITS=tiles.fold_splits,
-            STAGES=tiles.fold_stages,
+            AHEAD=tiles.ahead,
+            BULK=tiles.bulk,
+            COLUMNS=min(tiles.columns, K),
+            TENSOR=tensor,
             TERMS=split,
+            OVERLAP=overlap,
             L2NORM=use_qk_l2norm,
-            num_warps=tiles.fold_warps,
+            num_warps=tiles.warps,
+            maxnreg=tiles.registers,
             launch_pdl=overlap,
         )
 

@@ -7,9 +7,8 @@ The pending updates of a slot are u_j k_jᵀ with j = first … end - 1 (base.Ri
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import EPS, INTERPRETED, log_decay, sigmoid, state_offsets
+from .device import INTERPRETED, state_offsets
 
 SETTLE_TILE, SETTLE_WARPS = 32, 4
 
@@ -56,64 +55,6 @@ def with_pending(S, corrections_at, keys, weights, decay, first, end, V: tl.cons
             S = tl.dot(term, keys, S)
         u -= term.to(tl.float32)
     return S
-
-
-@triton.jit
-def fold_kernel(
-    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, taken, due, out, scale, rows,
-    q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
-    HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
-):  # fmt: skip
-    """Take the step of the rows whose ring is full and write their state; then advance the span of every row.
-
-    Grid: as many programs as run at once; each takes every n-th part, V // SPLITS rows of a head's state, TILE at a
-    time. Which rows are due was listed by prepare_kernel, so the host need not know it.
-    OVERLAP: this may begin while read_kernel runs, which works on other rows and reads `span`.
-    """
-    ks = tl.arange(0, K)
-    for item in range(tl.program_id(0), tl.load(due) * (HV * SPLITS), tl.num_programs(0)):
-        row = tl.load(due + 1 + item // (HV * SPLITS)).to(tl.int64)
-        head = item // SPLITS % HV
-        key_head = head // (HV // HK)
-        slot = tl.load(indices + row).to(tl.int64)
-        first = tl.load(taken + 2 * slot)
-        q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
-        k_vec = tl.load(k + row * k_row + key_head * k_head + ks).to(tl.float32)
-        x = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head)
-        g = tl.exp(log_decay(x, tl.exp(tl.load(A_log + head))))
-        beta = sigmoid(tl.load(b + row * b_row + head).to(tl.float32))
-        if L2NORM:
-            q_vec *= scale * tl.rsqrt(tl.sum(q_vec * q_vec) + EPS)
-            k_vec *= tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)
-        else:
-            q_vec *= scale
-        kq = tl.sum(q_vec * k_vec)
-        keys_at = keys + (slot * HK + key_head) * (C * K)
-        ring, weights, decay = ring_of_head(keys_at, log_decays + (slot * HV + head) * C, first, C, K, C)
-        for tile in tl.range(0, V // SPLITS // TILE, num_stages=STAGES):
-            v_first = item % SPLITS * (V // SPLITS) + tile * TILE
-            vs = v_first + tl.arange(0, TILE)
-            tile_at = state + (slot * HV + head) * (V * K) + state_offsets(vs, ks, K, V, True)
-            S = tl.load(tile_at).to(tl.float32)
-            v_vec = tl.load(v + row * v_row + head * v_head + vs).to(tl.float32)
-            u_at = corrections + (slot * HV + head) * (C * V) + v_first
-            S = with_pending(S, u_at, ring, weights, decay, first, C, V, TILE, C, TERMS)
-            u = beta * (v_vec - g * tl.sum(S * k_vec[None, :], axis=1))
-            o = g * tl.sum(S * q_vec[None, :], axis=1) + u * kq
-            S = g * S + u[:, None] * k_vec[None, :]
-            tl.store(tile_at, S.to(state.dtype.element_ty))
-            tl.store(out + (row * HV + head) * V + vs, o.to(out.dtype.element_ty))
-
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()  # until read_kernel has read the spans; what follows waits for this kernel and so for both
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        slot = tl.load(indices + row).to(tl.int64)
-        if slot >= 0:
-            first, end = tl.load(taken + 2 * slot), tl.load(taken + 2 * slot + 1)
-            tl.store(span + 2 * slot, tl.where(end == C, 0, first))
-            tl.store(span + 2 * slot + 1, tl.where(end == C, 0, end + 1))
 
 
 @triton.jit

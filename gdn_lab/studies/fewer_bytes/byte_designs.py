@@ -36,8 +36,8 @@ class Design(NamedTuple):
         HK, HV, K, V = shape.dims
         correction = 2 if self.dtype in (torch.bfloat16, FP8) else 4
         ring = self.updates * (HK * K * 2 + HV * V * correction + HV * 4)
-        handed_over = HV * (2 * self.updates + 8) * 4 + 16 if self.updates else 0  # between the kernels of a step
-        return sum(slot_nbytes(shape, self.dtype.itemsize).values()) + self._scales(shape) + ring + handed_over
+        counters = 12 if self.updates else 0  # the ring's span and arrivals
+        return sum(slot_nbytes(shape, self.dtype.itemsize).values()) + self._scales(shape) + ring + counters
 
     def _scales(self, shape: GDNShape) -> int:
         return shape.num_v_heads * shape.head_v_dim * SCALE_BYTES if self.dtype is FP8 else 0
