@@ -10,12 +10,13 @@ from small_network import network_and_model
 from gdn_lab.backends.registry import VARIANTS
 from gdn_lab.bench.results import Run
 from gdn_lab.studies.accuracy import accuracy_cases as cases
-from gdn_lab.studies.accuracy import study, sweep
+from gdn_lab.studies.accuracy import answering, study, sweep
 from gdn_lab.studies.accuracy.accuracy_costs import Clock
 from gdn_lab.studies.accuracy.accuracy_rows import AccuracyRows
 from gdn_lab.studies.accuracy.answering import PATHS, right_answers
 from gdn_lab.trained import inference
-from gdn_lab.trained.inference import Kernels, Requests
+from gdn_lab.trained.checkpoint import CHECKPOINT, load
+from gdn_lab.trained.inference import Kernels, Requests, SmallModel
 from gdn_lab.trained.language import questions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,6 +123,30 @@ def answered(model, asked):
     from gdn_lab.studies.accuracy.answering import _decoded
 
     return _decoded(Requests(model, len(asked.prompts), Kernels()), asked.prompts, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "rounding"),
+    [
+        ("triton/vk", "float32", "nearest"),
+        ("triton/vk", "bfloat16", "stochastic"),
+        ("triton/replay", "bfloat16", "nearest"),
+        ("cutedsl/vk", "bfloat16", "nearest"),
+        ("flashinfer/vk", "float32", "nearest"),
+        ("fla/vk", "float32", "nearest"),
+    ],
+)
+def test_steps_as_a_graph_give_the_answers_of_eager_steps(kernel, dtype, rounding, monkeypatch):
+    model = SmallModel(*load(CHECKPOINT), "cuda")
+    asked = questions(96, 256, 32, seed=3)
+    case = cases.Case("decode", kernel, dtype, "", 256, rounding)
+    if reason := cases.refused(case, model.sizes, model.device):
+        pytest.xfail(reason)
+    graph = right_answers(model, case.kernels(), asked, "decode", 192)
+    monkeypatch.setattr(answering, "COMPILING", 10**9)
+    eager = right_answers(model, case.kernels(), asked, "decode", 192)
+    assert (graph != eager).sum() <= 1 and eager.float().mean() > 0.8
 
 
 def test_a_rounded_beta_reaches_decode(tmp_path, monkeypatch):

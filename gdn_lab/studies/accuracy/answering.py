@@ -15,6 +15,7 @@ from ...trained.language import ANSWER_TOKENS, Questions
 from ...trained.vocabulary import PAD, WORDS
 
 PREFILL, DECODE, VERIFY = PATHS = ("prefill", "decode", "verify")
+COMPILING = 2  # steps before one is captured: kernels compile in them
 WRONG_DRAFTS = 0.15  # share of the drafts that are not the prompt's next token
 
 
@@ -60,8 +61,8 @@ def _decoded(requests: Requests, prompts: Tensor, stepped: int) -> Tensor:
 
 
 class _Step:
-    """decode() of requests on a GPU as a CUDA graph from the third step on: kernels compile in the first two. Padded
-    batches, whose stale tokens the host keeps, take each step eagerly."""
+    """decode() of requests, on a GPU as a CUDA graph after the first steps. Padded batches, whose stale tokens the host
+    keeps, take each step eagerly."""
 
     def __init__(self, requests: Requests):
         self.requests, self.steps, self.graph = requests, 0, None
@@ -70,7 +71,7 @@ class _Step:
     def __call__(self, token: Tensor) -> Tensor:
         """Take a token for each request [n, 1]; return logits [n, 1, vocab], which the next step overwrites."""
         self.steps += 1
-        if not self.captures or self.steps <= 2:
+        if not self.captures or self.steps <= COMPILING:
             return self.requests.decode(token)
         if self.graph is None:
             self.token, self.graph = token.clone(), torch.cuda.CUDAGraph()
