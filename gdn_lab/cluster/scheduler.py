@@ -10,19 +10,24 @@ from .job import DONE, ERROR, FAILED, INTERRUPTED, Job
 TRIES = 2  # of a job that fails
 DROPPED_AFTER = 3  # jobs in a row that failed on a GPU
 MOST_INTERRUPTIONS = 10  # of one job; then it is taken to bring its hosts down
-REST_S = 30.0  # of a GPU whose probe refused it
+FIRST_REST_S, REST_S = 1.0, 30.0  # of a GPU whose probe refused it; each rest in a row is twice as long
 BUSY = "busy"  # how an attempt ends that the probe refused
 
 
 @dataclass
 class Gpu:
-    """One GPU of a host. failed: the jobs in a row that failed on it. rests_until: when it is probed again."""
+    """One GPU of a host.
+
+    failed: the jobs in a row that failed on it. rests_until: when it is probed again. refused: how often in a row its
+    probe refused it.
+    """
 
     host: str
     id: str
     job: str | None = None
     failed: list[str] = field(default_factory=list)
     rests_until: float = 0.0
+    refused: int = 0
 
     @property
     def name(self) -> str:
@@ -111,7 +116,9 @@ class Scheduler:
         gpus, state.on = state.on, []
         self.running.discard(job_id)
         for gpu in gpus:
-            gpu.job = None
+            gpu.job, gpu.refused = None, gpu.refused + 1 if status == BUSY else 0
+            if gpu.refused:
+                gpu.rests_until = now + min(REST_S, FIRST_REST_S * 2 ** (gpu.refused - 1))
         if gpus and self.hosts.get(gpus[0].host, {}).get(gpus[0].id) is gpus[0]:  # its host was not lost
             self._idle[gpus[0].host] += len(gpus)
         if status in DONE:
@@ -121,9 +128,6 @@ class Scheduler:
             return status
         if status in FAILED:
             return self._failed(state, gpus, status)
-        if status == BUSY:
-            for gpu in gpus:
-                gpu.rests_until = now + REST_S
         state.interruptions += status == INTERRUPTED
         if state.interruptions >= MOST_INTERRUPTIONS:
             del self.states[job_id]

@@ -4,7 +4,7 @@ import pytest
 from toy_jobs import TYPE, toy
 
 from gdn_lab.cluster.job import Job, job_id
-from gdn_lab.cluster.scheduler import BUSY, MOST_INTERRUPTIONS, REST_S, Scheduler
+from gdn_lab.cluster.scheduler import BUSY, FIRST_REST_S, MOST_INTERRUPTIONS, REST_S, Scheduler
 
 
 def scheduler(jobs, **hosts) -> Scheduler:
@@ -109,10 +109,18 @@ def test_a_job_that_fails_everywhere_is_no_gpus_fault():
 
 def test_a_busy_gpu_rests_and_the_job_is_not_counted_as_failed():
     made = scheduler([toy(1)], a=["0"])
-    made.place(0)
-    assert made.end(toy(1).id, BUSY, 0) is None
-    assert made.place(1) == [] and made.waiting_for_a_rest(1)
-    assert len(made.place(REST_S + 1)) == 1
+    now, rests = 0.0, []
+    for _ in range(8):
+        assert len(made.place(now)) == 1
+        assert made.end(toy(1).id, BUSY, now) is None
+        (gpu,) = made.gpus()
+        rests.append(gpu.rests_until - now)
+        assert made.place(now + 0.9 * rests[-1]) == [] and made.waiting_for_a_rest(now + 0.9 * rests[-1])
+        now = gpu.rests_until
+    assert rests == [FIRST_REST_S * 2**n for n in range(5)] + [REST_S] * 3, "after a job it rests briefly"
+    made.place(now)
+    made.end(toy(1).id, "interrupted", now)
+    assert gpu.refused == 0
 
 
 def test_a_job_that_is_always_interrupted_ends_as_an_error():
