@@ -44,7 +44,7 @@ class Plan:
     seed: int = 0
     at_once: int = 256
     every: float = 15.0
-    tested: int = 256
+    tested: int = 384
     asked: Stage = Stage(0.0, 256, 64, 16384)
     graph: bool = True
     curriculum: tuple[Stage, ...] = CURRICULUM
