@@ -13,7 +13,7 @@ from pathlib import Path
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError
 from .errors import UsageError
-from .run import add_run_options, given_words, shown
+from .run import add_checkpoint, add_run_options, given_words, shown
 
 MINUTES = "minutes"
 OPEN = (MINUTES, "gpu_reference")  # parameters in which a run that is gone on with may differ
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="the run to go on with; default: the newest such")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="an empty one, for the rows; default: a new run")
     add_run_options(parser, "set a parameter of the study; may be repeated")
+    add_checkpoint(parser)
 
 
 def recordable() -> list[Study]:

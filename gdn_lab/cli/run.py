@@ -25,6 +25,7 @@ TYPES = {"int": int, "float": float, "bool": bool, "str": str}
 def add_arguments(parser) -> None:
     parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help='"02", "02_decode_kernels", or a path')
     add_run_options(parser, "set a parameter of every notebook that has it; may be repeated")
+    add_checkpoint(parser)
 
 
 def add_run_options(parser, meaning: str) -> None:
@@ -39,6 +40,23 @@ def add_run_options(parser, meaning: str) -> None:
         help=f"{meaning}; NAME VALUE is the same",
     )
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help="where run folders go")
+
+
+def add_checkpoint(parser) -> None:
+    """--checkpoint DIR, in words of its own what -p checkpoint=DIR is."""
+    parser.add_argument(
+        "--checkpoint",
+        action=_Checkpoint,
+        default=[],
+        dest="parameters",
+        metavar="DIR",
+        help="a Hugging Face folder of Qwen3-Next or Qwen3.5, whose gates notebook 10 takes too",
+    )
+
+
+class _Checkpoint(argparse.Action):
+    def __call__(self, parser, namespace, value, option=None):
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), ("checkpoint", value)])
 
 
 class _Parameter(argparse.Action):
@@ -145,9 +163,12 @@ def values(path: Path, words: dict[str, str]) -> dict:
     words = divided(words, [path])[path]
     if study := study_of(path):
         try:
-            study.parameters.parse(words, path.stem)
+            parsed = study.parameters.parse(words, path.stem)
         except ParameterError as error:
             raise UsageError(str(error)) from None
+        # As checked: a path from the current folder means another one where the notebook runs.
+        fields = study.parameters.model_fields
+        words |= {name: getattr(parsed, name) for name in words if fields[name].annotation is str}
     kinds = declared(path)
     return {name: _value(name, word, kinds[name][0]) for name, word in words.items()}
 

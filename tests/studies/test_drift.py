@@ -2,11 +2,13 @@
 
 import json
 import math
+from argparse import ArgumentParser
 
 import pytest
 import torch
 
 from gdn_lab import GDNShape, reference
+from gdn_lab.cli import record_command, run
 from gdn_lab.studies import study
 from gdn_lab.studies.drift import analysis, figures, lanes, regimes, sentences, sweep, tables, ways
 from gdn_lab.studies.drift.checkpoint_gates import checkpoint_gates
@@ -351,6 +353,22 @@ def test_gates_of_a_checkpoint_with_the_real_names(tmp_path, family):
     p = PARAMETERS.parse({"checkpoint": str(tmp_path), "gates": "checkpoint", "keys": "full rank", "steps": 3})
     assert p.points == [("checkpoint", "full rank")]
     assert len(analysis.of_ways(sweep.everything(p, None))) == 10
+
+
+def test_a_checkpoint_is_named_from_the_current_folder(tmp_path, monkeypatch):
+    """A notebook runs in the workbook's folder. Notebook 11 has a checkpoint of another kind."""
+    (tmp_path / "qwen").mkdir()
+    made_up(tmp_path / "qwen", "qwen3_5")
+    monkeypatch.chdir(tmp_path)
+    for command in (run, record_command):
+        parser = ArgumentParser()
+        command.add_arguments(parser)
+        words = run.given_words(parser.parse_args(["10", "--checkpoint", "qwen", "-p", "steps=3"]).parameters)
+        assert words == {"checkpoint": "qwen", "steps": "3"}
+    [ten, eleven] = run.find(["10", "11"])
+    assert run.values(ten, words) == {"checkpoint": str(tmp_path / "qwen"), "steps": 3}
+    with pytest.raises(run.UsageError, match="qwen is a folder, .*: gdn-lab run 10 --checkpoint qwen"):
+        run.values(eleven, {"checkpoint": "qwen"})
 
 
 def test_a_single_file_needs_no_index(tmp_path):

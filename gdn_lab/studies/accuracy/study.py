@@ -48,6 +48,8 @@ def _found(name: str):
 
 
 def _checkpoint(name: str) -> str:
+    if Path(name).is_dir():
+        raise ValueError(f"{name} is a folder, whose gates notebook 10 takes: gdn-lab run 10 --checkpoint {name}")
     if _found(name) is None:
         raise ValueError(f"there is no file {name}; `gdn-lab train` writes one into runs/trained")
     return name

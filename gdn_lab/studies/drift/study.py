@@ -1,5 +1,6 @@
 """The study of drift: notebook 10."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -32,11 +33,13 @@ def _chosen(known, word):
 
 
 def _folder(name: str) -> str:
-    if name:
-        from .checkpoint_gates import checkpoint_gates
+    """Return the absolute path of a checkpoint that can be read. ValueError, one sentence, for another."""
+    if not name:
+        return name
+    from .checkpoint_gates import checkpoint_gates
 
-        checkpoint_gates(name)  # raises ValueError, one sentence
-    return name
+    checkpoint_gates(name)
+    return str(Path(name).expanduser().absolute())
 
 
 class Parameters(ModelParameters):
