@@ -8,6 +8,7 @@ what data/measured/<gpu>/ and docs/site/<gpu>/ hold, and `gdn-lab report` rebuil
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ..cluster.code import code_id
@@ -16,6 +17,7 @@ from ..cluster.gather import write_about
 from ..cluster.gpu_probe import gpu_type, probe, visible_gpus
 from ..cluster.hosts import ThisHost
 from ..cluster.job import Job
+from ..studies.parameters import words_of
 from .errors import BatchError, Interrupted, UsageError
 from .record_install import install
 from .record_pieces import pieces
@@ -27,7 +29,7 @@ AGAIN = "the same command goes on"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Record what there is time for, and install the record if nothing is left. 1 if a piece failed or is left."""
+    """Record what there is time for, and install it once nothing asked for is left. 1 if a piece failed or is left."""
     for option in ("gpus", "resume", "folder", "parameters"):
         if getattr(arguments, option):
             raise UsageError(f"--{option} is of one study; name it, or leave the option out")
@@ -43,10 +45,20 @@ def run(arguments: argparse.Namespace) -> int:
     gpu = gpu_type(gpus)
     folder = record_folder(arguments.runs.absolute(), gpu, commit, fresh=arguments.fresh)
     jobs, refused = pieces(gpu, commit)
+    if arguments.only:
+        jobs, refused = chosen(jobs, words_of(arguments.only)), []
     driver = record(folder, gpu, gpus, jobs, deadline)
     for sentence in refused:
         say(sentence)
     return _end(driver, folder, gpu, len(gpus))
+
+
+def chosen(jobs: list[Job], names: list[str]) -> list[Job]:
+    """The pieces of these names, ranked in their order. UsageError for a name that none has."""
+    known = {job.study: job for job in jobs}
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--only: there is no piece {unknown[0]!r} on this machine; there are {', '.join(known)}")
+    return [replace(known[name], rank=rank) for rank, name in enumerate(names)]
 
 
 def record_folder(runs: Path, gpu: str, commit: str, *, fresh: bool) -> Path:

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="?", metavar="STUDY", help=f"one of {known}; default: all that is kept of a GPU")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine; default: the study's")
     parser.add_argument("--minutes", metavar="M", default="9", help="after which no further point is begun; default: 9")
+    parser.add_argument(
+        "--only",
+        metavar="PIECES",
+        help="without STUDY: of all that is kept these alone, begun in this order, such as 02_decode_kernels,tests",
+    )
     parser.add_argument("--fresh", action="store_true", help="take over nothing from an earlier run")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="the run to go on with; default: the newest such")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="an empty one, for the rows; default: a new run")
@@ -43,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int | None:
         from .record_all import run as record_all
 
         return record_all(arguments)
+    if arguments.only:
+        raise UsageError("--only chooses among all that is kept of a GPU; leave it or the study out")
     study = _study(arguments.study)
     words = given_words(arguments.parameters)
     if arguments.gpus is not None and not study.gpus:

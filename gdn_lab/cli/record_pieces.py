@@ -7,7 +7,7 @@ from ..report.random_calls import FOLDER as CALLS
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError
 from .run import ROOT
-from .sweep_jobs import expected_seconds
+from .sweep_jobs import UNKNOWN_S, recorded_seconds
 
 TESTS, SANITIZE = "tests", "sanitize"
 GUESSED_S = {TESTS: 240.0, SANITIZE: 240.0, CALLS: 240.0}  # until the first record has measured them
@@ -43,9 +43,7 @@ def pieces(gpu: str, commit: str) -> tuple[list[Job], list[str]]:
 
 def _notebook(study: Study, folder: str, given: dict[str, str], *, gpus: int, gpu: str, commit: str) -> Job:
     words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
-    seconds = last_seconds(ROOT / "data", gpu).get(folder)
-    if seconds is None:
-        seconds = SET_UP_S + expected_seconds(folder, given, gpu) if study.records else PAGE_S
+    seconds = last_seconds(ROOT / "data", gpu).get(folder) or _guessed(study, folder, given, gpu)
     return Job(
         study=folder,
         parameters={name: str(value) for name, value in given.items()},
@@ -56,3 +54,12 @@ def _notebook(study: Study, folder: str, given: dict[str, str], *, gpus: int, gp
         seconds=seconds,
         limit_s=3 * seconds + 120,
     )
+
+
+def _guessed(study: Study, folder: str, given: dict[str, str], gpu: str) -> float:
+    """How long a notebook may take that `make record` has not made yet: as long as its recorded run, or its limit."""
+    if not study.records:
+        return PAGE_S
+    if found := recorded_seconds(folder, gpu):
+        return SET_UP_S + found[0]
+    return SET_UP_S + (60 * float(given["minutes"]) if "minutes" in given else UNKNOWN_S)

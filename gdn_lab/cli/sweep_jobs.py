@@ -67,13 +67,19 @@ class Plan:
 
 def expected_seconds(notebook: str, parameters: dict[str, str], gpu: str, data: Path = DATA) -> float:
     """How long a job may take: as long as the recorded run of its notebook, by the number of points asked for."""
-    known = [each for each in recorded_runs(data) if each[1] == notebook]
+    found = recorded_seconds(notebook, gpu, data)
+    return max(1.0, found[0] * _points(parameters) / _points(found[1])) if found else UNKNOWN_S
+
+
+def recorded_seconds(folder: str, gpu: str, data: Path = DATA) -> tuple[float, dict] | None:
+    """(how long the run in data/measured/<gpu>/<folder> took, its parameters); of another GPU if this one has none."""
+    known = [each for each in recorded_runs(data) if each[1] == folder]
     for place in sorted(known, key=lambda each: each[0] != gpu):
         info = load_info(data / "measured" / place[0] / place[1])
         if "end_utc" in info:
             took = datetime.fromisoformat(info["end_utc"]) - datetime.fromisoformat(info["start_utc"])
-            return max(1.0, took.total_seconds() * _points(parameters) / _points(info["parameters"]))
-    return UNKNOWN_S
+            return took.total_seconds(), info["parameters"]
+    return None
 
 
 def _points(parameters: dict) -> int:

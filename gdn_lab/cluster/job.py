@@ -18,7 +18,7 @@ class Job:
 
     study: name of a notebook. parameters: all of them, as text. commit: of the code. gpu: type of the GPUs ("h100").
     command: its words, with FOLDER and PYTHON in them. seconds: that it is expected to take;
-    limit_s: after which it is stopped.
+    limit_s: after which it is stopped. rank: jobs with a lower one begin first, whatever they take.
     """
 
     study: str
@@ -29,6 +29,7 @@ class Job:
     command: tuple[str, ...] = ()
     seconds: float = 60.0
     limit_s: float = 3600.0
+    rank: int = 0
     id: str = field(init=False, default="")
 
     def __post_init__(self):

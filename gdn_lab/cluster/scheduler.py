@@ -1,4 +1,4 @@
-"""Which job goes to which GPUs: wide ones first, then the longest; failed ones once more elsewhere."""
+"""Which job goes to which GPUs: wide ones first, then by rank, then the longest; failed ones once more elsewhere."""
 
 import heapq
 from collections import defaultdict
@@ -61,7 +61,9 @@ class Scheduler:
         self.states: dict[str, _State] = {}
         self.running: set[str] = set()
         self._order = count()
-        self._queues: dict[tuple[int, str], list] = defaultdict(list)  # (gpus, type): heap of (-seconds, order, id)
+        self._queues: dict[tuple[int, str], list] = defaultdict(
+            list
+        )  # (gpus, type): heap of (rank, -seconds, order, id)
 
     # ---- what comes and goes --------------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ class Scheduler:
         for (wide, gpu_type), queue in sorted(self._queues.items(), key=lambda item: -item[0][0]):
             aside = []
             while queue:
-                job = self.states[queue[0][2]].job
+                job = self.states[queue[0][-1]].job
                 if not may_begin(job):
                     aside.append(heapq.heappop(queue))
                     continue
@@ -160,7 +162,8 @@ class Scheduler:
     # ---- choosing -------------------------------------------------------------------------------------------------
 
     def _queue(self, job: Job) -> None:
-        heapq.heappush(self._queues[job.gpus, job.gpu], (-job.seconds, next(self._order), job.id))
+        entry = (job.rank, -job.seconds, next(self._order), job.id)
+        heapq.heappush(self._queues[job.gpus, job.gpu], entry)
 
     def _begin(self, job: Job, gpus: list[Gpu]) -> None:
         self.states[job.id].on = gpus

@@ -1,6 +1,7 @@
 """gdn-lab record without a study: pieces, the time limit, going on, and what replaces the earlier record."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,7 @@ from gdn_lab.cli.errors import BatchError
 from gdn_lab.cli.main import main
 from gdn_lab.cluster.job import FOLDER, Job
 from gdn_lab.report import history
-from gdn_lab.report.recorded import recorded_runs
+from gdn_lab.report.recorded import DATA, recorded_runs
 from gdn_lab.studies import studies
 
 COMMIT = "c0ffee0000"
@@ -126,6 +127,18 @@ def test_fresh_begins_anew(root, tmp_path):
     ]
 
 
+def test_chosen_pieces_begin_in_their_order_and_are_installed_without_the_others(root, tmp_path):
+    assert record(tmp_path, "--only", "tests,02_decode_kernels") == 0
+    (folder,) = (tmp_path / "runs" / "records").iterdir()
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").open()]
+    about = [json.loads((folder / "jobs" / line["job"] / "job.json").read_text()) for line in lines]
+    began = [each["study"] for line, each in zip(lines, about, strict=True) if line["event"] == "began"]
+    assert began == ["tests", "02_decode_kernels"]
+    measured = root / "data" / "measured" / "h100"
+    assert sorted(path.name for path in measured.iterdir()) == ["02_decode_kernels", "history.jsonl", "tests"]
+    assert record(tmp_path) == 0 and (measured / "sanitize").is_dir(), "the rest goes on in the same folder"
+
+
 def test_a_piece_that_fails_leaves_the_rest_recorded(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record_all, "pieces", lambda gpu, commit: (pieces(tmp_path, fails=True), []))
     assert record(tmp_path) == 1
@@ -141,6 +154,8 @@ def test_a_piece_that_fails_leaves_the_rest_recorded(root, tmp_path, monkeypatch
         ("code_id", lambda: "c0ffee-dirty", (), "has changes"),
         ("code_id", lambda: COMMIT, ("--gpus", "2"), "--gpus is of one study"),
         ("code_id", lambda: COMMIT, ("--minutes", "soon"), "expected a number"),
+        ("code_id", lambda: COMMIT, ("--only", "tests,fast"), "there is no piece 'fast'"),
+        ("code_id", lambda: COMMIT, ("serving", "--only", "tests"), "leave it or the study out"),
     ],
 )
 def test_what_cannot_be_recorded_is_a_usage_error(root, tmp_path, monkeypatch, capsys, name, value, words, reason):
@@ -157,6 +172,16 @@ def test_the_pieces_are_every_notebook_the_tests_and_the_sanitizer():
     wide = {job.study: job.gpus for job in jobs if job.gpus > 1}
     assert wide == {"08_all_reduce": 2, "09_serving_tp2": 2}
     assert all(job.seconds < 540 for job in jobs), "each fits nine minutes"
+
+
+def test_a_piece_is_expected_to_take_what_its_recorded_run_took():
+    jobs, _ = record_pieces.pieces("h100", COMMIT)
+    seconds = {job.study: job.seconds for job in jobs}
+    for gpu, folder in recorded_runs():
+        info, _ = load(DATA / "measured" / gpu / folder)
+        if gpu == "h100" and folder in seconds and "end_utc" in info:
+            start, end = (datetime.fromisoformat(info[name]) for name in ("start_utc", "end_utc"))
+            assert seconds[folder] >= (end - start).total_seconds(), folder
 
 
 def test_records_keep_the_names_that_are_recorded():

@@ -38,6 +38,11 @@ def test_the_longest_begin_first():
     assert made.place(0) == [], "no GPU is given twice"
 
 
+def test_a_lower_rank_begins_before_a_longer_job():
+    made = scheduler([toy(1, seconds=9, rank=1), toy(2, seconds=1), toy(3, seconds=2)], a=["0", "1", "2"])
+    assert numbers(made.place(0)) == ["3", "2", "1"]
+
+
 def test_a_wide_job_gets_gpus_of_one_host_and_is_not_starved():
     wide = toy(9, gpus=2)
     made = scheduler([toy(1, seconds=9), toy(2, seconds=8), toy(3, seconds=7)], a=["0", "1"])
