@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from .backends.base import State, usable_device
+from .e4m3 import FP8
 from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
-from .ring import SLOTS_AT_ONCE, described, drop, make_ring, true_state, write_pending
-from .rollback import commit
+from .ring import SLOTS_AT_ONCE, described, drop, make_ring, store, stored, true_state, write_pending
+from .rollback import commit, drafts
 from .rounding import Stochastic, check_rounding
 
 LAYOUTS = ("VK", "KV")
@@ -53,12 +54,15 @@ class StatePool:
     """Recurrent state and convolution window of one GDN layer for `slots - 1` requests.
 
     shape: heads of the layer on this GPU. slots: slots allocated, slot 0 (the null slot) included; at least 2.
-    layout: "VK" or "KV". dtype: float32, bfloat16 or float16 of the state. device: as torch takes it. memory: zeros for
-    state and conv, a piece of what several layers share; by default new. rounding: how decode() rounds the state that
-    it stores, "nearest" or, to bfloat16 or float16, "stochastic" (rounding.py), with random bits by `seed`, an int from
-    0 to 2^31 - 1. A slot's bits begin anew when it is handed out. prefill() and write() round once, to nearest.
+    layout: "VK" or "KV". dtype: float32, bfloat16 or float16 of the state, or in VK float8_e4m3fn with a float32 scale
+    for each row (e4m3.py). device: as torch takes it. memory: zeros for state and conv, a piece of what several layers
+    share; by default new. rounding: how decode() rounds the state that it stores, "nearest" or, to bfloat16 or float16,
+    "stochastic" (rounding.py), with random bits by `seed`, an int from 0 to 2^31 - 1; None is "nearest", of FP8
+    "stochastic", which is all that it has. A slot's bits begin anew when it is handed out. prefill() and write() round
+    once, to nearest.
 
-    state [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV); conv [slots, conv_dim, 3] bf16. Both start as zeros.
+    state [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV); conv [slots, conv_dim, 3] bf16. Both start as zeros. scales:
+    of FP8, [slots, HV, V] float32, else None.
     For verify, reserve_drafts() adds intermediate_states and draft_inputs, from which commit() takes the accepted part.
     For decode that defers its writes, reserve_ring() adds a ring; `state` alone is then not a slot's true state.
     Raises ValueError for an unknown layout or dtype or too few slots.
@@ -73,7 +77,7 @@ class StatePool:
         dtype=torch.bfloat16,
         device=None,
         memory: tuple[Tensor, Tensor] | None = None,
-        rounding="nearest",
+        rounding: str | None = None,
         seed: int = 0,
     ):
         if not isinstance(shape, GDNShape):
@@ -82,8 +86,13 @@ class StatePool:
             raise ValueError(f"slots: expected an int of at least 2 (slot 0 is the null slot), got {slots!r}")
         if layout not in LAYOUTS:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-        if dtype not in STATE_DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(map(str, STATE_DTYPES))}, got {dtype}")
+        if dtype not in (*STATE_DTYPES, FP8):
+            raise ValueError(f"dtype: expected one of {', '.join(map(str, (*STATE_DTYPES, FP8)))}, got {dtype}")
+        if dtype is FP8 and layout != "VK":
+            raise ValueError(
+                f"layout: expected VK for a state of {FP8}, whose scales are those of its rows, got {layout}"
+            )
+        rounding = rounding or ("stochastic" if dtype is FP8 else "nearest")
         check_rounding(rounding, seed, dtype)
         self.shape, self.slots, self.layout, self.dtype, self.rounding = shape, slots, layout, dtype, rounding
         device = usable_device(device)
@@ -96,8 +105,9 @@ class StatePool:
         self.state, self.conv = memory
         self.device = self.state.device
         rows = (slots, shape.num_v_heads, shape.head_v_dim)
-        stochastic = Stochastic.of(*rows, seed, self.device) if rounding == "stochastic" else None
-        self.launch_state = State(self.state, rounding=stochastic)  # what a backend's launch takes
+        self.scales = torch.zeros(rows, device=self.device) if dtype is FP8 else None
+        stochastic = Stochastic.of(*rows, seed, self.device, dtype) if rounding == "stochastic" else None
+        self.launch_state = State(self.state, rounding=stochastic, scales=self.scales)  # what a backend's launch takes
         self.intermediate_states = self.draft_inputs = self.ring = None
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
         self._lock = threading.Lock()  # of _free
@@ -111,8 +121,10 @@ class StatePool:
 
     @staticmethod
     def slot_nbytes(shape: GDNShape, dtype=torch.bfloat16) -> dict[str, int]:
-        """Return bytes of one slot in one layer: {"state": HV·V·K elements of dtype, "conv": conv_dim·3 of bf16}."""
-        return slot_nbytes(shape, dtype.itemsize)
+        """Return bytes of one slot in one layer: {"state": HV·V·K elements of dtype, "conv": conv_dim·3 of bf16};
+        of FP8 also "scales": HV·V of float32."""
+        scales = {"scales": shape.num_v_heads * shape.head_v_dim * 4} if dtype is FP8 else {}
+        return slot_nbytes(shape, dtype.itemsize) | scales
 
     @staticmethod
     def draft_nbytes(shape: GDNShape, tokens: int, dtype=torch.bfloat16) -> dict[str, int]:
@@ -204,7 +216,7 @@ class StatePool:
         live = slots >= 0
         state = state if self.layout == "VK" else state.transpose(-1, -2)
         slots = slots[live].to(self.device)
-        self.state[slots] = state[live.to(state.device)].to(self.device, self.dtype)
+        store(self.state, self.scales, slots, state[live.to(state.device)].to(self.device))
         if self.ring:
             drop(self.ring, slots)
 
@@ -217,7 +229,7 @@ class StatePool:
         """
         if updates and self.layout != "VK":
             raise ValueError(f"updates: expected 0, got {updates}; a pool of layout {self.layout} has no ring, VK has")
-        if updates and self.launch_state.rounding is not None:
+        if updates and self.launch_state.rounding is not None and self.dtype is not FP8:
             raise ValueError(f"updates: expected 0, got {updates}; a pool that rounds stochastically has no ring")
         options = {"dtype": self.dtype, "key_dtype": key_dtype, "device": self.device}
         ring = make_ring(self.shape, self.slots, updates, **options) if updates else None
@@ -231,11 +243,13 @@ class StatePool:
         Without a ring there is nothing to do. Negative indices are skipped. Never synchronises with a GPU.
         """
         if self.ring and len(indices):
-            write_pending(self.ring, self.state, indices)
+            write_pending(self.ring, self.state, indices, self.scales)
 
     def _true_state(self, slots: Tensor) -> Tensor:
-        """Return the state of the slots, int64 [n], in the pool's layout; float32 where there is a ring."""
-        return true_state(self.ring, self.state, slots) if self.ring else self.state[slots]
+        """Return the state of the slots, int64 [n], in the pool's layout; float32 where there is a ring or FP8."""
+        if self.ring:
+            return true_state(self.ring, self.state, slots, self.scales)
+        return self.state[slots] if self.scales is None else stored(self.state, self.scales, slots)
 
     def reserve_drafts(self, rows: int, tokens: int) -> None:
         """Allocate what verify calls of up to `rows` requests and `tokens` draft tokens keep until commit().
@@ -252,6 +266,8 @@ class StatePool:
         if not (rows and tokens):
             self.intermediate_states = self.draft_inputs = None
             return
+        if self.dtype is FP8:
+            raise ValueError(f"rows: expected 0, got {rows}; no verify() takes a state of {FP8}, so it has no drafts")
         states, inputs = (rows, tokens, *self.state.shape[1:]), (rows, self.shape.conv_dim, tokens)
         states = torch.zeros(states, dtype=self.dtype, device=self.device)
         inputs = torch.zeros(inputs, dtype=CONV_DTYPE, device=self.device)
@@ -279,19 +295,7 @@ class StatePool:
         if not isinstance(indices, Tensor) or indices.dim() != 1:
             raise ValueError(f"indices: expected an int32 or int64 tensor [B], got {_seen(indices)}")
         rows = len(indices)
-        if intermediate_states is None and draft_inputs is None:
-            if self.intermediate_states is None or len(self.intermediate_states) < rows:
-                held = "none" if self.intermediate_states is None else str(len(self.intermediate_states))
-                raise ValueError(
-                    f"indices: expected at most as many rows as reserve_drafts() made room for ({held}), got {rows}; "
-                    "reserve more, or pass intermediate_states and draft_inputs"
-                )
-            intermediate_states, draft_inputs = self.intermediate_states[:rows], self.draft_inputs[:rows]
-        if intermediate_states is None or draft_inputs is None:
-            missing = "draft_inputs" if draft_inputs is None else "intermediate_states"
-            raise ValueError(
-                f"{missing}: expected both or neither, got None; state and convolution window roll back together"
-            )
+        intermediate_states, draft_inputs = drafts(self, rows, intermediate_states, draft_inputs)
         if not isinstance(intermediate_states, Tensor) or intermediate_states.dim() < 2:
             raise ValueError(f"intermediate_states: expected a tensor [B, T, …], got {_seen(intermediate_states)}")
         tokens = intermediate_states.shape[1]
@@ -317,19 +321,20 @@ class StatePool:
         """Return a new pool with the same contents and the same slots handed out, in another layout, dtype or device.
 
         As much room for drafts is reserved as here, but drafts not yet committed are not copied. A stochastic pool
-        stays one unless its new dtype is float32, which decode() does not round. A VK pool has an empty ring if this
-        one has a ring.
+        stays one unless its new dtype is float32, which decode() does not round; to and from FP8 the rounding is the
+        new dtype's. A VK pool has an empty ring if this one has a ring.
         """
         layout, dtype, device = layout or self.layout, dtype or self.dtype, device or self.device
-        stochastic = self.launch_state.rounding if dtype.itemsize == 2 else None
-        rounding = {} if stochastic is None else {"rounding": "stochastic", "seed": stochastic.seed}
+        stochastic = self.launch_state.rounding
+        keeps = stochastic is not None and dtype is not torch.float32 and (dtype is FP8) == (self.dtype is FP8)
+        rounding = {"rounding": "stochastic", "seed": stochastic.seed} if keeps else {}
         other = StatePool(self.shape, self.slots, layout=layout, dtype=dtype, device=device, **rounding)
-        if rounding:
+        if keeps:
             other.launch_state.rounding.steps.copy_(stochastic.steps)
         for slots in torch.arange(self.slots, device=self.device).split(SLOTS_AT_ONCE):
             state = self._true_state(slots)
             state = state if other.layout == self.layout else state.transpose(-1, -2)
-            other.state[slots.to(other.device)] = state.to(other.device, other.dtype)
+            store(other.state, other.scales, slots.to(other.device), state.to(other.device))
         if self.ring and other.layout == "VK":
             other.reserve_ring(self.ring.updates, key_dtype=self.ring.keys.dtype)
         other.conv.copy_(self.conv)

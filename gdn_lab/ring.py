@@ -8,7 +8,8 @@ import functools
 import torch
 from torch import Tensor
 
-from .backends.base import Ring, dtype_name, dtype_names
+from .backends.base import Operands, Ring, dtype_name, dtype_names
+from .e4m3 import FP8, RowScaled, quantised
 from .models import GDNShape
 
 UPDATES = (16, 32, 64)  # that a slot can hold back
@@ -34,12 +35,25 @@ def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, de
         log_decays=zeros(slots, HV, updates),
         span=phases[:, None].repeat(1, 2),
         arrivals=zeros(slots, dtype=torch.int32),
+        operands=make_operands(shape, slots, updates, device) if dtype is FP8 else None,
+    )
+
+
+def make_operands(shape: GDNShape, slots: int, updates: int, device) -> Operands:
+    """Make what the kernels of a step on an FP8 state hand to each other."""
+    HK, HV, K, _ = shape.dims
+    zeros = functools.partial(torch.zeros, device=device)
+    return Operands(
+        taken=zeros(slots, 2, dtype=torch.int32),
+        due=zeros(1 + slots, dtype=torch.int32),
+        factors=zeros(slots, HV, 2 * updates + 5),
+        terms=zeros(slots, HK, 6, K, dtype=FP8),
     )
 
 
 def correction_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of u: bf16 for a bf16 state. u can leave fp16's range, and float32 needs all its bits."""
-    return torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+    """Return the dtype of u: bf16 for a state of no more bits. u can leave fp16's range; float32 needs all its bits."""
+    return torch.bfloat16 if dtype in (torch.bfloat16, FP8) else torch.float32
 
 
 def drop(ring: Ring, slots: Tensor) -> None:
@@ -47,18 +61,39 @@ def drop(ring: Ring, slots: Tensor) -> None:
     ring.span[slots, 0] = ring.span[slots, 1]
 
 
-def true_state(ring: Ring, state: Tensor, slots: Tensor) -> Tensor:
+def stored(state: Tensor, scales: Tensor | None, slots: Tensor) -> Tensor:
+    """Return the state of the slots, int64 [n], as stored: float32. scales: of an FP8 state's rows, or None."""
+    return state[slots].float() if scales is None else RowScaled(state[slots], scales[slots]).dequantised()
+
+
+def store(state: Tensor, scales: Tensor | None, slots: Tensor, values: Tensor, where: Tensor | None = None) -> None:
+    """Store values [n, HV, V, K], rounded to nearest, in the slots, int64 [n]; or only where a bool [n] says so.
+
+    Slots that are named twice must be stored nowhere, as padding's null slot.
+    """
+    if scales is None:
+        values = values.to(state.dtype)
+        state[slots] = values if where is None else torch.where(where[:, None, None, None], values, state[slots])
+    else:
+        rounded = quantised(values)
+        if where is not None:
+            rounded = rounded.where(where, RowScaled(state[slots], scales[slots]))
+        state[slots], scales[slots] = rounded
+
+
+def true_state(ring: Ring, state: Tensor, slots: Tensor, scales: Tensor | None = None) -> Tensor:
     """Return the state of the slots, int64 [n], with their pending updates: [n, HV, V, K] float32.
 
-    state: the pool's, [slots, HV, V, K]. Whatever a free slot or an unused entry of the ring holds does not count.
+    state: the pool's, [slots, HV, V, K]; scales: of its rows where it is FP8. Whatever a free slot or an unused entry
+    of the ring holds does not count.
     """
-    parts = [_true_state(ring, state, some) for some in slots.split(SLOTS_AT_ONCE)]
+    parts = [_true_state(ring, stored(state, scales, some), some) for some in slots.split(SLOTS_AT_ONCE)]
     return torch.cat(parts) if parts else state.new_empty(0, *state.shape[1:], dtype=torch.float32)
 
 
-def _true_state(ring: Ring, state: Tensor, slots: Tensor) -> Tensor:
+def _true_state(ring: Ring, S: Tensor, slots: Tensor) -> Tensor:
     first, end = (x[:, None] for x in ring.span[slots].unbind(1))
-    js = torch.arange(ring.updates, device=state.device)
+    js = torch.arange(ring.updates, device=S.device)
     pending = ((js >= first) & (js < end))[:, None, :]  # [n, 1, C]
     log_g = torch.where(pending, ring.log_decays[slots], 0.0)
     total = log_g.flip(-1).cumsum(-1).flip(-1)  # Σ_{i ≥ j} g_i
@@ -66,20 +101,20 @@ def _true_state(ring: Ring, state: Tensor, slots: Tensor) -> Tensor:
     u = torch.where(pending[..., None], ring.corrections[slots].float() * after.exp()[..., None], 0.0)
     keys = torch.where(pending[..., None], ring.keys[slots].float(), 0.0)
     keys = keys.repeat_interleave(u.shape[1] // keys.shape[1], dim=1)
-    return total[..., 0].exp()[..., None, None] * state[slots].float() + u.transpose(-1, -2) @ keys
+    return total[..., 0].exp()[..., None, None] * S + u.transpose(-1, -2) @ keys
 
 
-def write_pending(ring: Ring, state: Tensor, indices: Tensor) -> None:
+def write_pending(ring: Ring, state: Tensor, indices: Tensor, scales: Tensor | None = None) -> None:
     """Add the pending updates of the slots in `indices`, int [n], to their states, rounded once, and drop them."""
     slots = indices.clamp(min=0).long()  # padding: the null slot, which has none
-    if state.device.type == "cuda":
+    if state.device.type == "cuda" and scales is None:
         from .backends.triton.replay_fold import settle
 
         settle(state, ring, indices)
     else:
         for some in slots.split(SLOTS_AT_ONCE):
-            pending = (ring.span[some, 0] != ring.span[some, 1])[:, None, None, None]
-            state[some] = torch.where(pending, true_state(ring, state, some).to(state.dtype), state[some])
+            pending = ring.span[some, 0] != ring.span[some, 1]
+            store(state, scales, some, true_state(ring, state, some, scales), pending)
     drop(ring, slots)
 
 

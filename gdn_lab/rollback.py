@@ -7,6 +7,24 @@ import torch
 from .models import CONV_WINDOW
 
 
+def drafts(pool, rows: int, intermediate_states, draft_inputs):
+    """Return what StatePool.commit() was given, or the first rows of what the pool has reserved. ValueError."""
+    if intermediate_states is None and draft_inputs is None:
+        if pool.intermediate_states is None or len(pool.intermediate_states) < rows:
+            held = "none" if pool.intermediate_states is None else str(len(pool.intermediate_states))
+            raise ValueError(
+                f"indices: expected at most as many rows as reserve_drafts() made room for ({held}), got {rows}; "
+                "reserve more, or pass intermediate_states and draft_inputs"
+            )
+        return pool.intermediate_states[:rows], pool.draft_inputs[:rows]
+    if intermediate_states is None or draft_inputs is None:
+        missing = "draft_inputs" if draft_inputs is None else "intermediate_states"
+        raise ValueError(
+            f"{missing}: expected both or neither, got None; state and convolution window roll back together"
+        )
+    return intermediate_states, draft_inputs
+
+
 def commit(state, conv, indices, accepted, intermediate_states, draft_inputs) -> None:
     """Copy each row's last accepted state into its slot and shift its window. By index, without synchronising."""
     if kernels := _commit_kernels() if state.device.type == "cuda" else None:

@@ -10,9 +10,9 @@ errors has mean zero and the variance of independent roundings, and the errors o
 four corners of a rectangle depend on each other. A kernel hashes rows and columns, and pays two instructions for an
 element.
 
-bfloat16 uses 16 bits for the 16 that it drops, so the probability is exact; float16 uses 13 for its 13. Hashes: the
-finalizer of MurmurHash3 (Appleby) for the key of a head, and for its rows and columns two rounds of multiply and shift
-with Wellons' constants ("lowbias32"). One hash of 32 bits serves two columns.
+bfloat16 uses 16 bits for the 16 that it drops, so the probability is exact; float16 uses 13 for its 13; float8_e4m3fn
+uses 16 for its 20. Hashes: the finalizer of MurmurHash3 (Appleby) for the key of a head, and for its rows and columns
+two rounds of multiply and shift with Wellons' constants ("lowbias32"). One hash of 32 bits serves two columns.
 """
 
 from typing import NamedTuple
@@ -22,23 +22,27 @@ from torch import Tensor
 
 ROUNDINGS = ("nearest", "stochastic")
 DTYPES = (torch.bfloat16, torch.float16)
+FP8 = torch.float8_e4m3fn  # of which the fold of a ring rounds stochastically and nothing else (e4m3.py)
 ROWS_OF_A_STEP = 4  # of a head's state: they share a counter, which only the program that stores them advances
 FP16_SCALE = 2.0**-112  # makes the bits of a float32, shifted right by 13, those of a float16, subnormal numbers too
+E4M3_SCALE = 2.0**-120  # the same of a float32 shifted right by 20 and float8_e4m3fn
+E4M3_LARGEST, E4M3_NAN = 0x7E, 0x7F  # bits of 448 and NaN
 MASK = 0xFFFFFFFF
 
 
 class Stochastic(NamedTuple):
     """What stochastic rounding needs besides the state. steps [slots, HV, V // 4 rounded up] int32: decode() calls that
-    each slot has seen since it was handed out, alike for all rows of a slot. seed: of the random bits."""
+    each slot has seen since it was handed out, alike for all rows of a slot; of an FP8 state [slots], and folds instead
+    of calls. seed: of the random bits."""
 
     steps: Tensor
     seed: int
 
     @classmethod
-    def of(cls, slots: int, heads: int, rows: int, seed: int, device) -> "Stochastic":
-        """Make counters at 0 for `slots` slots of `heads` heads with `rows` rows of state each."""
-        cells = -(-rows // ROWS_OF_A_STEP)
-        return cls(torch.zeros(slots, heads, cells, dtype=torch.int32, device=device), seed)
+    def of(cls, slots: int, heads: int, rows: int, seed: int, device, dtype=torch.bfloat16) -> "Stochastic":
+        """Make counters at 0 for `slots` slots of `heads` heads with `rows` rows of state of a dtype each."""
+        counters = (slots,) if dtype is FP8 else (slots, heads, -(-rows // ROWS_OF_A_STEP))
+        return cls(torch.zeros(counters, dtype=torch.int32, device=device), seed)
 
 
 def head_keys(seed: int, steps: Tensor, slots: Tensor, heads: int) -> Tensor:
@@ -57,10 +61,15 @@ def random_bits(keys: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def round_stochastically(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
-    """Return float32 x rounded to bfloat16 or float16 by 16 random bits for each element; NaN stays NaN.
+    """Return float32 x rounded to a dtype of 8 or 16 bits by 16 random bits for each element; NaN stays NaN.
 
-    Beyond the largest finite number lies infinity, as for rounding to nearest.
+    Beyond the largest finite number lies infinity, as for rounding to nearest; in float8_e4m3fn nothing, it stays.
     """
+    if dtype is FP8:
+        whole = (x * E4M3_SCALE).view(torch.int32).long() & MASK
+        magnitude = (((whole & 0x7FFFFFFF) + (bits << 4)) >> 20).clamp(max=E4M3_LARGEST)
+        magnitude = torch.where(x.isnan(), E4M3_NAN, magnitude)
+        return (((whole >> 24) & 0x80) | magnitude).to(torch.uint8).view(FP8)
     if dtype is torch.bfloat16:
         whole = torch.where(x.isnan(), 0x7FC00000, x.contiguous().view(torch.int32).long() & MASK)
         return ((whole + bits) >> 16).to(torch.int16).view(torch.bfloat16)
@@ -88,7 +97,9 @@ def check_rounding(rounding, seed, dtype) -> None:
     """Raise ValueError, one sentence, for a rounding, seed or dtype of a state that cannot be."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding: expected one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    if rounding == "stochastic" and dtype not in DTYPES:
+    if rounding == "nearest" and dtype is FP8:
+        raise ValueError(f"rounding: expected stochastic for a state of {dtype}, which has no other, got {rounding!r}")
+    if rounding == "stochastic" and dtype not in (*DTYPES, FP8):
         raise ValueError(f"rounding: expected nearest for a state of {dtype}, which is not rounded, got {rounding!r}")
     if type(seed) is not int or not 0 <= seed < 2**31:
         raise ValueError(f"seed: expected an int from 0 to 2^31 - 1, got {seed!r}")

@@ -48,6 +48,16 @@ E4M3, E4M3_SUBNORMAL = 2.0**-4, 2.0**-10
 EXPERTS, EXPERTS_MEAN = 2.0**-4, 2.0**-7
 
 
+# A fold of an FP8 state (e4m3.py) rounds stochastically, to either neighbour: off by up to a unit, 2^-3 of the element,
+# or 2^-9 scales where numbers are subnormal. A scale is 1/448 of the row's largest element.
+FP8_STATE, FP8_STATE_SUBNORMAL = 2.0**-3, 2.0**-9 / 448
+
+
+def fp8_allowed(S: torch.Tensor) -> torch.Tensor:
+    """The most that one stochastic rounding of S [.., V, K] to FP8 with a scale for each row may be off."""
+    return FP8_STATE * S.abs() + FP8_STATE_SUBNORMAL * S.abs().amax(-1, keepdim=True)
+
+
 def sum_allowed(magnitudes: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
     """The largest allowed error of a sum of `terms` over ranks; magnitudes: the sum of the terms' magnitudes, float64.
 

@@ -24,6 +24,7 @@ LEVELS = (
         "tolerances",
         "reference",
         "rounding",
+        "e4m3",
         "costs",
     ),
     ("backends",),

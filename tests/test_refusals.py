@@ -66,7 +66,8 @@ def test_shapes(call, sentence):
         (lambda: StatePool(SHAPE, 4, layout="VKQ"), "layout: expected one of VK, KV, got 'VKQ'"),
         (
             lambda: StatePool(SHAPE, 4, dtype=torch.float64),
-            "dtype: expected one of torch.float32, torch.bfloat16, torch.float16, got torch.float64",
+            "dtype: expected one of torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, got torch.float"
+            "64",
         ),
         (lambda: StatePool(SHAPE, 4).to(layout="LD"), "layout: expected one of VK, KV, got 'LD'"),
         (lambda: StatePool(SHAPE, 4).to(dtype=torch.int8), "dtype: expected one of"),

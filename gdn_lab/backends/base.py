@@ -72,6 +72,24 @@ class Variant:
         return f"{self.backend}/{self.name}"
 
 
+class Operands(NamedTuple):
+    """What the kernels of a step on an FP8 state hand to each other, for each slot.
+
+    taken [slots, 2] int32: the ring's span as the step found it. due [1 + slots] int32: how many rows have a full ring,
+    and which. factors [slots, HV, 2 C + 5] float32. terms [slots, HK, 6, K] float8_e4m3fn: up to three of k, then of q.
+    """
+
+    taken: torch.Tensor
+    due: torch.Tensor
+    factors: torch.Tensor
+    terms: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(part.nbytes for part in self)
+
+
 class Ring(NamedTuple):
     """The updates of each slot's state that are not yet part of it, up to C of them, oldest first.
 
@@ -80,11 +98,11 @@ class Ring(NamedTuple):
         S = e^{Σ g_i} S₀ + Σ_j e^{Σ_{i > j} g_i} u_j k_jᵀ
 
     keys [slots, HK, C, K]: k as it came, in the inputs' dtype, so that nothing is rounded.
-    corrections [slots, HV, C, V]: u over the norm of k, bf16 for a bf16 state, else float32.
+    corrections [slots, HV, C, V]: u over the norm of k, bf16 for a state of bf16 or FP8, else float32.
     log_decays [slots, HV, C] float32.
     span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0.
     arrivals [slots] int32: how many programs of a step have read the slot's span, of which the last moves it on; 0
-    between steps.
+    between steps. operands: what the kernels of a step on an FP8 state hand to each other, else None.
     """
 
     keys: torch.Tensor
@@ -92,6 +110,7 @@ class Ring(NamedTuple):
     log_decays: torch.Tensor
     span: torch.Tensor
     arrivals: torch.Tensor
+    operands: Operands | None = None
 
     @property
     def updates(self) -> int:
@@ -101,7 +120,7 @@ class Ring(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of all of it."""
-        return sum(part.nbytes for part in self)
+        return sum(part.nbytes for part in self if part is not None)
 
 
 class State(NamedTuple):
@@ -109,13 +128,15 @@ class State(NamedTuple):
 
     intermediate: of verify, None or the buffer that takes the state after each token, [B, T, HV, V, K] or
     [B, T, HV, K, V], contiguous but for its first dimension. ring: the pool's, or None.
-    rounding: None to round what is stored to nearest, or what stochastic rounding needs.
+    rounding: None to round what is stored to nearest, or what stochastic rounding needs. scales: of an FP8 state, those
+    of its rows, [slots, HV, V] float32 (e4m3.py); else None.
     """
 
     data: torch.Tensor
     intermediate: torch.Tensor | None = None
     rounding: Stochastic | None = None
     ring: Ring | None = None
+    scales: torch.Tensor | None = None
 
 
 # What a verify call writes besides its output: the state after all tokens, to the pool; the state after each token, to
@@ -191,9 +212,10 @@ class Backend(ABC):
             return f"takes a state of {dtype_names(variant.state_dtypes)}; this one is {dtype_name(call.state_dtype)}"
         if call.stochastic and call.phase not in (*variant.stochastic, *ROUNDS_ONCE):
             return f"rounds the state to nearest in {call.phase}; this pool asks for stochastic rounding"
-        if variant.ring and not call.ring:
+        defers = variant.ring > 0 and call.phase == "decode"
+        if defers and not call.ring:
             return "needs a pool with a ring of deferred updates; call pool.reserve_ring() first"
-        if variant.ring and call.key_dtype is not call.io_dtype:
+        if defers and call.key_dtype is not call.io_dtype:
             return (
                 f"takes inputs of the ring's dtype, {dtype_name(call.key_dtype)}; these are {dtype_name(call.io_dtype)}"
             )

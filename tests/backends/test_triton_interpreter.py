@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
         ("interpreter_cases.py", 40),
         ("stochastic_interpreter_cases.py", 10),
         ("replay_interpreter_cases.py", 15),
+        ("replay_fp8_interpreter_cases.py", 3),
         ("verify_interpreter_cases.py", 40),
         ("prefill_interpreter_cases.py", 10),
         ("layer_interpreter_cases.py", 22),

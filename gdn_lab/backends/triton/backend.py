@@ -1,6 +1,7 @@
 """`triton`: our Triton kernels, each for both memory orders of the pool, in place by index.
 
 replay.py      decode that defers the write of the state; replay_fold.py writes it
+replay_fp8.py  the same of an FP8 state; replay_fp8_fold.py writes it, replay_fp8_sequences.py is its prefill
 recurrent.py   decode, and verify for few tokens or where every state is stored
 verify.py      verify for many tokens
 prefill.py     prefill
@@ -13,8 +14,9 @@ import functools
 
 import torch
 
+from ...rounding import FP8
 from ..base import Backend, Variant, dtype_name, dtype_names, needs_capability
-from . import prefill, recurrent, replay, verify
+from . import prefill, recurrent, replay, replay_fp8, replay_fp8_sequences, verify
 from .device import INTERPRETED
 from .recurrent import Constants, Tile, can_overlap
 
@@ -87,6 +89,19 @@ class TritonBackend(Backend):
             needs=(8, 0),
             ring=16,
         ),
+        Variant(
+            "replay-fp8",
+            "VK",
+            (FP8,),
+            "the same of a state in FP8 with a scale for each row, which the tensor cores read as it is stored",
+            ("decode", "prefill"),
+            order=16,
+            colour="#CC6677",
+            marker="8",
+            needs=(9, 0),
+            ring=16,
+            stochastic=("decode",),
+        ),
     )
 
     auto = {"decode": 20, "verify": 10, "prefill": 10}
@@ -108,11 +123,15 @@ class TritonBackend(Backend):
             return f"takes head_k_dim 16, 32, 64, 128 or 256 and head_v_dim in multiples of 32; these are {K} and {V}"
         if call.io_dtype not in IO_DTYPES:
             return f"takes inputs of {dtype_names(IO_DTYPES)}; these are {dtype_name(call.io_dtype)}"
+        if call.state_dtype is FP8 and call.device.type == "cuda" and (reason := needs_capability(call.device, 9)):
+            return reason
+        if call.state_dtype is FP8 and K < 32:
+            return f"takes head_k_dim 32, 64, 128 or 256 with a state of {dtype_name(FP8)}; this is {K}"
         return prefill.refusal(call) if call.phase == "prefill" else None
 
     def decode_launch(self, variant, call):
         if variant.ring:
-            return replay.decode_launch(call)
+            return (replay_fp8 if call.state_dtype is FP8 else replay).decode_launch(call)
         k_last, overlap = variant.layout == "VK", variant.name == "vk" and can_overlap(call.device)
         fixed = {"kv8": Tile(8, 1), "kv32": Tile(32, 1)}.get(variant.name)
         dims, HV = call.shape.dims, call.shape.num_v_heads
@@ -152,7 +171,7 @@ class TritonBackend(Backend):
         return verify.verify_launch(call)
 
     def prefill_launch(self, variant, call):
-        return prefill.prefill_launch(call)
+        return (replay_fp8_sequences if call.state_dtype is FP8 else prefill).prefill_launch(call)
 
 
 BACKEND = TritonBackend()

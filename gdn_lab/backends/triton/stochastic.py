@@ -6,10 +6,11 @@ A thread hashes its rows and its columns; an element then costs one instruction 
 import triton
 import triton.language as tl
 
-from ...rounding import FP16_SCALE, ROWS_OF_A_STEP
+from ...rounding import E4M3_LARGEST, E4M3_NAN, E4M3_SCALE, FP16_SCALE, ROWS_OF_A_STEP
 
 STEP_ROWS = tl.constexpr(ROWS_OF_A_STEP)
 SCALE = tl.constexpr(FP16_SCALE)
+FP8_SCALE, FP8_LARGEST, FP8_NAN = tl.constexpr(E4M3_SCALE), tl.constexpr(E4M3_LARGEST), tl.constexpr(E4M3_NAN)
 
 
 @triton.jit
@@ -66,3 +67,12 @@ def round_stochastically(x, bits, DTYPE: tl.constexpr):
         magnitude = (size.to(tl.uint32, bitcast=True) << 3) + bits
         rounded = magnitude | (x.to(tl.uint32, bitcast=True) & 0x80000000)
     return (rounded >> 16).to(tl.uint16).to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def round_to_e4m3(x, bits):
+    """Return float32 x of at most 448 rounded to float8_e4m3fn by 16 random bits for each element; NaN stays NaN."""
+    whole = (x * FP8_SCALE).to(tl.uint32, bitcast=True)
+    magnitude = tl.minimum(((whole & 0x7FFFFFFF) + (bits << 4)) >> 20, FP8_LARGEST)
+    magnitude = tl.where(x == x, magnitude, FP8_NAN)
+    return (((whole >> 24) & 0x80) | magnitude).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
