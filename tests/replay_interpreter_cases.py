@@ -134,7 +134,7 @@ def test_scale_no_norm_and_out(full):
 @pytest.mark.parametrize("rows, splits", [(32, 1), (32, 2), (16, 4)])
 def test_tiles(monkeypatch, rows, splits):
     """V is not K, and a head has several tiles, so that a tile that mixes them up shows."""
-    tiles = replay.ReplayTiles(rows, splits, 2, 1, 16, 8)
+    tiles = replay.ReplayTiles(rows, splits, 2, 1, 16, 8, eager=splits == 2)
     monkeypatch.setattr(replay, "replay_tiles", lambda *_: tiles)
     registry.launch_for.cache_clear()
     pool = poisoned_pool(FP32, shape=GDNShape(1, 2, 16, 64))

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import EPS, INTERPRETED, log_decay, prefetch, program_coords, sigmoid, state_offsets
+from .device import EPS, INTERPRETED, log_decay, prefetch, prefetch_lines, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
 from .replay_fold import decays_after, terms, with_pending
 
@@ -41,7 +41,8 @@ class ReplayTiles(NamedTuple):
     """How replay_kernel is launched. rows: of the state, at a time. splits: programs for a head.
 
     stages: of the pipelined loop over rows. ahead: rows brought into the L2 at the start, `bulk` by one instruction.
-    columns: of a state that is written, at a time. registers: the most that a thread may take.
+    columns: of a state that is written, at a time. registers: the most that a thread may take. ring_ahead: whether the
+    ring's u is brought into the L2, too. eager: whether keys and log decays are loaded before the slot's span is known.
     """
 
     rows: int
@@ -52,6 +53,8 @@ class ReplayTiles(NamedTuple):
     columns: int
     registers: int | None = None
     bulk: bool = False
+    ring_ahead: bool = False
+    eager: bool = False
 
 
 @triton.jit
@@ -96,13 +99,15 @@ def replay_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, BULK: tl.constexpr, COLUMNS: tl.constexpr,
-    TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, BULK: tl.constexpr, RING_AHEAD: tl.constexpr,
+    EAGER: tl.constexpr, COLUMNS: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr,
+    L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of V // SPLITS rows of one head's state, TILE at a time. Grid: [SPLITS · HV · B], parts fastest.
 
     arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. AHEAD: rows
-    brought into the L2 at the start. TENSOR: state, u and inputs are bf16, and products with the state and the ring
+    brought into the L2 at the start; RING_AHEAD: the ring's u, too. EAGER: the ring's keys and log decays are loaded
+    before the span is known, so all of them. TENSOR: state, u and inputs are bf16, and products with the state and the ring
     run on the tensor cores. COLUMNS: of a state that is written, at a time. TERMS: of with_pending().
     """
     PART: tl.constexpr = V // SPLITS
@@ -126,6 +131,12 @@ def replay_kernel(
         prefetch_at_once(state_at, AHEAD_BYTES)
     elif AHEAD > 0:
         prefetch(state_at, AHEAD_BYTES)
+    keys_at = keys + (slot * HK + key_head) * (C * K)
+    decays_at = log_decays + (slot * HV + head) * C
+    if EAGER:
+        ring = tl.load(keys_at + js[:, None] * K + ks[None, :])
+        later = tl.load(decays_at + js + 1, mask=js + 1 < C, other=0.0)
+        every = tl.load(decays_at + js)
     first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
     k_at = k + row * k_row + key_head * k_head
     k_raw = tl.load(k_at + ks)
@@ -135,12 +146,21 @@ def replay_kernel(
     beta = sigmoid(tl.load(b + row * b_row + head).to(tl.float32))
     v_at = v + row * v_row + head * v_head + part * PART
     v_next = tl.load(v_at + rows)
-    keys_at = keys + (slot * HK + key_head) * (C * K)
-    decays_at = log_decays + (slot * HV + head) * C
     u_at = corrections + (slot * HV + head) * (C * V) + part * PART
+    if RING_AHEAD:
+        EACH: tl.constexpr = 128 * 8 // corrections.dtype.element_ty.primitive_bitwidth  # elements of a line
+        LINES: tl.constexpr = PART // EACH
+        lines = tl.arange(0, C * LINES)
+        ahead_js = tl.minimum(tl.maximum(lines // LINES, first), tl.maximum(end - 1, first))
+        prefetch_lines((u_at + tl.minimum(ahead_js, C - 1) * V + lines % LINES * EACH).to(tl.int64))
     pending = (js >= first) & (js < end)
-    ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0)
-    after, total = decays_after(decays_at, first, end, C)
+    if EAGER:
+        ring = tl.where(pending[:, None], ring, 0.0).to(keys.dtype.element_ty)
+        after = tl.cumsum(tl.where((js + 1 >= first) & (js + 1 < end), later, 0.0), axis=0, reverse=True)
+        total = tl.sum(tl.where(pending, every, 0.0))
+    else:
+        ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0)
+        after, total = decays_after(decays_at, first, end, C)
 
     k_vec = k_raw.to(tl.float32)
     q_vec = q_raw.to(tl.float32)
@@ -246,6 +266,8 @@ def decode_launch(call):
             STAGES=tiles.stages,
             AHEAD=tiles.ahead,
             BULK=tiles.bulk,
+            RING_AHEAD=tiles.ring_ahead,
+            EAGER=tiles.eager,
             COLUMNS=min(tiles.columns, K),
             TENSOR=tensor,
             TERMS=split,
