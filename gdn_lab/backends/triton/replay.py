@@ -107,8 +107,8 @@ def replay_kernel(
 
     arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. AHEAD: rows
     brought into the L2 at the start; RING_AHEAD: the ring's u, too. EAGER: the ring's keys and log decays are loaded
-    before the span is known, so all of them. TENSOR: state, u and inputs are bf16, and products with the state and the ring
-    run on the tensor cores. COLUMNS: of a state that is written, at a time. TERMS: of with_pending().
+    before the span is known, so all of them. TENSOR: state, u and inputs are bf16, and products with the state and the
+    ring run on the tensor cores. COLUMNS: of a state that is written, at a time. TERMS: of with_pending().
     """
     PART: tl.constexpr = V // SPLITS
     part, head, key_head, row = program_coords(HK, HV, SPLITS)
