@@ -240,6 +240,20 @@ def test_sentences_say_what_the_rows_do():
     assert not any(word in text for word in ("nan", "inf ", "None"))
 
 
+def test_in_short_names_what_the_worst_regime_needs_and_costs():
+    rows = recorded_rows()
+    assert sentences.in_short(rows)[2] == (
+        "A **float32** state is needed with rare writes / full rank: 1.0e-05 there, bfloat16 20.0%, float16 10.0%. A "
+        "step takes 730 instead of 367 µs at B = 256, 1,000 requests of qwen3.5-397b-a17b 192 instead of 98 GB. "
+        "Stochastic rounding to bfloat16 has 3.0% for 1% more time than bfloat16."
+    )
+    timed = next(row for row in rows if row.get("rounding") == "stochastic" and "median_us" in row)
+    rows.append(timed | {"way": "float16, stochastic", "state_dtype": "float16", "median_us": 400.0})
+    last = sentences.in_short(rows)[2]
+    assert last.startswith("A **float32** state or stochastic rounding to float16 is needed with rare writes / full")
+    assert last.endswith("Stochastic rounding to float16 has 0.50% for 9% more time than bfloat16.")
+
+
 def test_sentences_of_no_rows():
     assert sentences.answers([]) == ["Nothing was run, so nothing is known of the drift."]
 

@@ -25,21 +25,29 @@ def in_short(rows: list[dict]) -> list[str]:
         return []
     enough = [where for where, each in found.items() if final(each[BF16], OUTPUT) <= ENOUGH]
     worst = max(found, key=lambda where: final(found[where][BF16], OUTPUT))
-    errors = {kind: error(final(row, OUTPUT)) for kind, row in found[worst].items()}
-    us = {kind: row["median_us"] / times[BF16]["median_us"] - 1 for kind, row in times.items()}
+    errors = {kind: final(row, OUTPUT) for kind, row in found[worst].items()}
+    us = {kind: row["median_us"] for kind, row in times.items()}
+    rounded = [kind for kind in (BF16_STOCHASTIC, FP16_STOCHASTIC) if kind in errors and kind in us]
+    best = min(rounded, key=errors.get, default=None)
+    to = f"stochastic rounding to {best.partition(',')[0]}" if best else ""
     steps = next(iter(found[worst].values()))["steps"][-1]
     lines = [
         f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
         f"decode steps its output is at most {ENOUGH:.0%} off.",
         f"A **float16** state takes the same bytes and time, errs {span(_ratios(rows, BF16, FP16).values())} times "
         f"less, and states stay {limit(rows):,.0f} times below its limit.",
-        f"A **float32** state is needed with {worst}: {errors[FLOAT32]} there, bfloat16 {errors[BF16]}, float16 "
-        f"{errors[FP16]}. "
-        f"A step takes {us[FLOAT32]:.0%} more time at B = {times[BF16]['batch']}, a request twice the memory.",
+        f"A **float32** state{f' or {to}' if best and errors[best] <= ENOUGH else ''} is needed with {worst}: "
+        f"{error(errors[FLOAT32])} there, bfloat16 {error(errors[BF16])}, float16 {error(errors[FP16])}.",
     ]
-    if BF16_STOCHASTIC in errors and BF16_STOCHASTIC in us:
+    if FLOAT32 in us:
+        gb = {kind: analysis.gb_of_1000(times[BF16], kind) for kind in (BF16, FLOAT32)}
         lines[-1] += (
-            f" Stochastic rounding to bfloat16 has {errors[BF16_STOCHASTIC]} for {us[BF16_STOCHASTIC]:.0%} more."
+            f" A step takes {us[FLOAT32]:.0f} instead of {us[BF16]:.0f} µs at B = {times[BF16]['batch']}, 1,000 "
+            f"requests of {times[BF16]['model']} {gb[FLOAT32]:.0f} instead of {gb[BF16]:.0f} GB."
+        )
+    if best:
+        lines[-1] += (
+            f" {to.capitalize()} has {error(errors[best])} for {us[best] / us[BF16] - 1:.0%} more time than bfloat16."
         )
     return lines
 
