@@ -39,12 +39,14 @@ def test_whole_periods(dtype, io_dtype, updates, captured):
             decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend="triton/replay", out=out)
 
     if captured:
-        kept = [part.clone() for part in (pool.state, *pool.ring)]
+        ring = pool.ring
+        parts = (pool.state, ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals)
+        kept = [part.clone() for part in parts]
         run()  # compiles
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-        for part, was in zip((pool.state, *pool.ring), kept, strict=True):
+        for part, was in zip(parts, kept, strict=True):
             part.copy_(was)
         run = graph.replay
     rounding = {FP32: 0.0, FP16: 2.0**-11, BF16: 2.0**-8}[dtype]
