@@ -21,6 +21,7 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
         ("verify_interpreter_cases.py", 40),
         ("prefill_interpreter_cases.py", 10),
         ("layer_interpreter_cases.py", 22),
+        ("fused_gdn_interpreter_cases.py", 3),
         ("experts_interpreter_cases.py", 30),
         ("all_reduce_interpreter_cases.py", 16),
         ("attention_interpreter_cases.py", 6),
