@@ -41,7 +41,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run record sweep serve advise bench check judge profile lab compare board list backends report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean train
+.PHONY: help run record sweep serve advise bench check judge profile lab compare board list backends site report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean train
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -92,6 +92,9 @@ list: $(READY)  ## list the notebooks and their questions; ARGS=02 shows the par
 
 backends: $(READY)  ## list every kernel, whether it can run here, and why not
 	@$(GDN_LAB) backends $(ARGS)
+
+site: $(READY)  ## execute the pages of every recorded GPU for docs/site, on a machine without a GPU [ARGS="h200"]
+	@$(GDN_LAB) site $(ARGS)
 
 report: $(READY)  ## rebuild the figures and generated parts of README.md and docs/ from data/
 	@$(GDN_LAB) report $(ARGS)

@@ -33,6 +33,10 @@ COMMANDS = {  # name: (module of this folder, what --help says)
     "clean": ("clean", "remove old runs; the newest of each notebook are kept"),
     "backends": ("installed", "the kernels: what is installed, what can run here, and why not the rest"),
     "check": ("check", "is a decode kernel right? a line for each check: a file of your own, or a variant's name"),
+    "site": (
+        "site_command",
+        "pages of what is recorded of each GPU, in docs/site, to be read without running anything",
+    ),
     "report": ("report", "rebuild the figures and generated parts of README.md and docs/ from data/"),
     "profile": ("profile", "record a decode step and attribute its time, or open a trace of your own"),
     "stats": ("stats", "the summaries of nsys stats of a trace, without nsys"),

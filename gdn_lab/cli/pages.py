@@ -19,19 +19,20 @@ from . import kept_answer
 from .markdown import markdown
 from .shell import badge, page
 
-RICHEST_FIRST = ("text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain")
+RICHEST_FIRST = ("text/html", "image/svg+xml", "image/webp", "image/png", "text/markdown", "text/plain")
 FOLDED = {"parameters": "Parameters", "injected-parameters": "Parameters that were given"}
 OF_PAPERMILL = "papermill-error-cell-tag"  # its own words about an error; ours stand on top of the page
 SOURCES = {"timed here": "right", "recorded": "recorded"}
 FULL_PATH = re.compile(r"""(["'])/(?:[^"'\n]*/)?([^"'\n/]+)\1""")
 
 
-def html(notebook: Path, links: dict[str, str] | None = None) -> str:
+def html(notebook: Path, links: dict[str, str] | None = None, *, book=None, about: str = "") -> str:
     """Return the page of an executed notebook.
 
-    links: {"00_start_here": its page, relative to this one}, in order, "index" for the page of all runs.
+    links: {"00_start_here": its page, relative to this one}, in order, "index" for the page of all runs, "site" for
+    that of docs/site. book: what the file holds, if it was read already. about: HTML below the title.
     """
-    book = nbformat.read(notebook, as_version=4)
+    book = book or nbformat.read(notebook, as_version=4)
     cells = [cell for cell in book.cells if OF_PAPERMILL not in cell.metadata.get("tags", [])]
     stem = notebook.name.split(".")[0]
     title, cells = _without_title(cells, stem)
@@ -42,7 +43,11 @@ def html(notebook: Path, links: dict[str, str] | None = None) -> str:
         part = _prose(cell, links or {}) if cell.cell_type == "markdown" else _code(cell, number)
         parts.append(part)
         headings += re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', part, re.DOTALL)
-    body = [_links(stem, links or {}), f"<h1>{markdown(title).strip().removeprefix('<p>').removesuffix('</p>')}</h1>"]
+    body = [
+        _links(stem, links or {}),
+        f"<h1>{markdown(title).strip().removeprefix('<p>').removesuffix('</p>')}</h1>",
+        about,
+    ]
     body += [_answer(notebook, book), *parts, _links(stem, links or {})]
     return page(
         f"{title} · gdn_lab",
@@ -93,9 +98,9 @@ def _contents(headings: list[tuple[str, str]]) -> str:
 
 
 def _links(stem: str, links: dict[str, str]) -> str:
-    """Return links to the page of all runs and to the pages before and after this one."""
-    names = [name for name in links if name != "index"]
-    found = [("All runs", links.get("index"))]
+    """Return links to the page of all runs or of the site, and to the pages before and after this one."""
+    names = [name for name in links if name not in ("index", "site")]
+    found = [("All runs", links.get("index")), ("All pages", links.get("site"))]
     if stem in names:
         place = names.index(stem)
         found += [(f"← {name}", links[name]) for name in names[max(place - 1, 0) : place]]
@@ -148,6 +153,7 @@ _SHOWN = {
     "text/html": lambda text, about: _scrolling(text),
     "image/svg+xml": lambda text, about: image("image/svg+xml", base64.b64encode(text.encode()).decode(), about),
     "image/png": lambda text, about: image("image/png", "".join(text.split()), about),
+    "image/webp": lambda text, about: image("image/webp", text, about),
     "text/markdown": lambda text, about: _scrolling(markdown(text)),
     "text/plain": lambda text, about: f"<pre>{escaping.escape(text)}</pre>",
 }

@@ -1,8 +1,18 @@
-"""docs/site: the executed pages of each recorded GPU, and an index over the GPUs; anyone can read them as they are."""
+"""docs/site: the executed pages of each GPU, and an index over the GPUs; anyone can read them as they are.
+
+    docs/site/index.html  <gpu>/index.html  <gpu>/<page>.html  <gpu>/pages.json
+
+pages.json says of each page what its card shows, so pages can be made one by one: those of a record on the GPU itself,
+and others by `gdn-lab site`, executed without a GPU, which show recorded rows.
+"""
 
 import html
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
 
 from ..files import replacing
 from ..report.text import device_name, sm_clock
@@ -11,37 +21,100 @@ from ..studies import studies
 from . import kept_answer, pages
 from .errors import BatchError
 from .shell import badge, page
+from .small_figures import with_small_figures
 
 MOST_BYTES = 6_000_000  # of the pages of one GPU
+CARDS = "pages.json"
+
+
+class Card(NamedTuple):
+    """What pages.json holds of a page. here: whether it was executed on the GPU. machine: on what, and which commit."""
+
+    question: str
+    answer: str
+    source: str
+    here: bool
+    machine: str
 
 
 def write_site(site: Path, gpu: str, books: dict[str, Path]) -> list[Path]:
     """Write the page of each executed notebook to <site>/<gpu>/, then the indices. books: {page's name: job's folder}.
 
-    BatchError if the pages of a GPU would take more than MOST_BYTES.
+    Pages of other names stay. BatchError if the pages of a GPU would take more than MOST_BYTES.
     """
-    names = sorted(name for name, place in books.items() if _executed(place))
-    if not names:
+    executed = {name: path for name, place in sorted(books.items()) if (path := _executed(place))}
+    if not executed:
         return []
-    links = {"index": "index.html"} | {name: f"{name}.html" for name in names}
-    made = {name: pages.html(_executed(books[name]), links) for name in names}
-    size = sum(len(text.encode()) for text in made.values())
-    if size > MOST_BYTES:
-        raise BatchError(
-            f"the pages of {gpu} take {size / 1e6:.1f} MB, and docs/site keeps {MOST_BYTES / 1e6:.0f} MB for each GPU; "
-            "make the figures of the largest page smaller"
-        )
     folder = site / gpu
+    cards = read_cards(folder) | {name: _card(path.parent, name) for name, path in executed.items()}
+    cards = dict(sorted(cards.items()))
+    links = {"site": "index.html"} | {name: f"{name}.html" for name in cards}
+    made = {name: _page(path, links, cards[name], gpu) for name, path in executed.items()}
+    _check_size(gpu, made, [folder / f"{name}.html" for name in cards if name not in made])
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in made.items():
         _write(folder / f"{name}.html", text)
-    _write(folder / "index.html", _index_of_gpu(gpu, names, books))
-    _write(site / "index.html", _index(site))
+    _write(folder / CARDS, json.dumps({name: card._asdict() for name, card in cards.items()}, indent=1) + "\n")
+    _write(folder / "index.html", _index_of_gpu(gpu, cards))
+    _write(site / "index.html", _index({path.parent.name: read_cards(path.parent) for path in site.glob(f"*/{CARDS}")}))
     return [folder / "index.html", site / "index.html"]
+
+
+def read_cards(folder: Path) -> dict[str, Card]:
+    """{page's name: its card} of one GPU's folder; {} where there is none."""
+    path = folder / CARDS
+    if not path.is_file():
+        return {}
+    return {name: Card(**card) for name, card in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+# ---- a page ---------------------------------------------------------------------------------------------------------
 
 
 def _executed(place: Path) -> Path | None:
     return next((path for path in sorted(place.glob("*.ipynb"))), None)
+
+
+def _card(place: Path, name: str) -> Card:
+    info = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    found = kept_answer.read(place) or {"sentences": [], "source": ""}
+    facts = info["environment"]
+    versions = [f"{name} {facts[name]}" for name in ("driver", "torch", "triton", "flashinfer") if facts.get(name)]
+    parts = [device_name(info), *sm_clock(info), *versions] if facts.get("gpu_name") else []
+    parts += [f"commit {(facts.get('git_commit') or 'unknown')[:10]}", info["start_utc"][:10]]
+    questions = {study.notebook: study.question for study in studies()}
+    return Card(
+        question=questions.get(info["notebook"], name),
+        answer=found["sentences"][0] if found["sentences"] else "",
+        source=found["source"],
+        here=bool(facts.get("gpu_name")),
+        machine=" · ".join(parts),
+    )
+
+
+def _page(path: Path, links: dict[str, str], card: Card, gpu: str) -> str:
+    text = f"{what_it_is(card, gpu)} {card.machine}."
+    book = with_small_figures(nbformat.read(path, as_version=4))
+    return pages.html(path, links, book=book, about=f'<p class="quiet">{html.escape(text)}</p>')
+
+
+def what_it_is(card: Card, gpu: str) -> str:
+    """One sentence: where a page was executed, and so what its times are."""
+    if card.here:
+        return f"Executed on this {gpu.upper()} by make record: its times are of this machine unless they say recorded."
+    return (
+        f"Executed without a GPU: nothing was timed. Its times were recorded earlier, on an {gpu.upper()} or as named."
+    )
+
+
+def _check_size(gpu: str, made: dict[str, str], kept: Iterable[Path]) -> None:
+    size = sum(len(text.encode()) for text in made.values()) + sum(path.stat().st_size for path in kept)
+    if size > MOST_BYTES:
+        largest = max(made, key=lambda name: len(made[name]))
+        raise BatchError(
+            f"the pages of {gpu} take {size / 1e6:.1f} MB, and docs/site keeps {MOST_BYTES / 1e6:.0f} MB for each GPU; "
+            f"make the figures of {largest} smaller"
+        )
 
 
 def _write(path: Path, text: str) -> None:
@@ -49,38 +122,49 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _index_of_gpu(gpu: str, names: list[str], books: dict[str, Path]) -> str:
-    """A card for each page of one GPU: question, answer, machine and commit."""
-    questions = {study.notebook: study.question for study in studies()}
-    cards, about = [], ""
-    for name in names:
-        info = json.loads((books[name] / "run.json").read_text(encoding="utf-8"))
-        about = about or _machine(info)
-        question = questions.get(info["notebook"], name)
-        found = kept_answer.read(books[name])
-        first = f"<p>{sentence(found['sentences'][0])}</p>" if found and found["sentences"] else ""
-        source = badge(found["source"]) if found and found["source"] else ""
-        cards.append(
-            f'<article class="card"><p class="quiet">{html.escape(name)}</p>'
-            f'<h3><a href="{html.escape(name)}.html">{html.escape(question)}</a></h3>{source}{first}</article>'
-        )
+# ---- indices --------------------------------------------------------------------------------------------------------
+
+
+def _index_of_gpu(gpu: str, cards: dict[str, Card]) -> str:
+    """A card for each page of one GPU: question, answer, where it was executed."""
+    shown = "".join(
+        f'<article class="card"><p class="quiet">{html.escape(name)}</p>'
+        f'<h3><a href="{html.escape(name)}.html">{html.escape(card.question)}</a></h3><p>{_badges(card, gpu)}</p>'
+        f'<p>{sentence(card.answer)}</p><p class="quiet">{html.escape(card.machine)}</p></article>'
+        for name, card in cards.items()
+    )
     links = '<nav class="pages"><a href="../index.html">All GPUs</a></nav>'
-    body = f"<main class='wide'>{links}<h1>Recorded on {html.escape(gpu.upper())}</h1>{about}"
-    return page(f"{gpu.upper()} · gdn_lab", f'{body}<div class="cards">{"".join(cards)}</div></main>')
+    body = f"<main class='wide'>{links}<h1>{html.escape(gpu.upper())}</h1><div class=\"cards\">{shown}</div></main>"
+    return page(f"{gpu.upper()} · gdn_lab", body)
 
 
-def _machine(info: dict) -> str:
-    facts = info["environment"]
-    parts = [device_name(info), *sm_clock(info)]
-    parts += [f"{name} {facts[name]}" for name in ("driver", "torch", "triton", "flashinfer") if facts.get(name)]
-    parts += [f"commit {(facts.get('git_commit') or 'unknown')[:10]}", info["start_utc"][:10]]
-    return f'<p class="quiet">{html.escape(" · ".join(parts))}</p>'
+def _badges(card: Card, gpu: str) -> str:
+    executed = badge(f"executed on an {gpu.upper()}", "right") if card.here else badge("executed without a GPU")
+    return executed + (f" {badge(card.source)}" if card.source else "")
 
 
-def _index(site: Path) -> str:
-    """A link to each GPU's pages."""
-    gpus = sorted(path.parent.name for path in site.glob("*/index.html"))
-    points = "".join(f'<li><a href="{html.escape(gpu)}/index.html">{html.escape(gpu.upper())}</a></li>' for gpu in gpus)
-    text = "Every notebook as it was executed on each GPU: nothing needs to be run to read these pages."
-    body = f"<main class='wide'><h1>gdn_lab: recorded results</h1><p>{text}</p><ul>{points}</ul></main>"
-    return page("gdn_lab: recorded results", body)
+def _index(gpus: dict[str, dict[str, Card]]) -> str:
+    """A table: a line for each page, a column for each GPU."""
+    names, gpus = sorted({name for cards in gpus.values() for name in cards}), dict(sorted(gpus.items()))
+    head = "".join(f'<th><a href="{html.escape(gpu)}/index.html">{html.escape(gpu.upper())}</a></th>' for gpu in gpus)
+    lines = []
+    for name in names:
+        question = next(cards[name].question for cards in gpus.values() if name in cards)
+        cells = "".join(f"<td>{_link(gpu, name, cards.get(name))}</td>" for gpu, cards in gpus.items())
+        lines.append(f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(question)}</td>{cells}</tr>")
+    text = (
+        "Executed notebooks of each GPU, to be read without running anything. <em>Executed there</em>: by "
+        "<code>make record</code> on that GPU. <em>Recorded rows</em>: executed without a GPU; its times were "
+        "recorded on it."
+    )
+    table = f"<table class='words'><thead><tr><th>page</th><th>question</th>{head}</tr></thead><tbody>"
+    table = f"<div class='scroll' tabindex='0'>{table}{''.join(lines)}</tbody></table></div>"
+    title = "gdn_lab: results by GPU"
+    return page(title, f"<main class='wide'><h1>{title}</h1><p>{text}</p>{table}</main>")
+
+
+def _link(gpu: str, name: str, card: Card | None) -> str:
+    if card is None:
+        return ""
+    words = "executed there" if card.here else "recorded rows"
+    return f'<a href="{html.escape(gpu)}/{html.escape(name)}.html">{words}</a>'

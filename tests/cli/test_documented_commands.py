@@ -44,6 +44,7 @@ PARSED = {
     "run": "a notebook takes 5 to 30 s; tests/cli/test_notebooks.py executes each",
     "profile": "executes notebook 04; tests/cli/test_profile.py does so",
     "record": "measures for minutes; tests/cli/test_record_command.py calls it",
+    "site": "executes notebooks; tests/cli/test_site.py has its parts",
     "report": "takes 10 s; tests/cli/test_readme.py calls it",
     "smoke": "needs a GPU",
     "train": "takes four minutes of a GPU; tests/cli/test_train_command.py calls it",

@@ -1,0 +1,132 @@
+"""docs/site: every page is listed, small, whole in itself, and says what it is; figures as WebP; pages one by one."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import bs4
+import nbformat
+import pytest
+from PIL import Image
+
+from gdn_lab.cli import kept_answer, site, site_command
+from gdn_lab.cli.errors import BatchError
+from gdn_lab.cli.main import main
+from gdn_lab.cli.site_command import SITE
+from gdn_lab.cli.small_figures import with_small_figures
+
+GPUS = sorted(path.parent.name for path in SITE.glob(f"*/{site.CARDS}"))
+PAGES = sorted(SITE.rglob("*.html"))
+FETCHING = ("script", "link", "iframe", "object", "embed", "video", "audio", "source", "base")
+
+
+def soup(path: Path) -> bs4.BeautifulSoup:
+    return bs4.BeautifulSoup(path.read_text(encoding="utf-8"), features="html.parser")
+
+
+def test_the_indices_list_every_page():
+    assert GPUS, "docs/site has no GPU"
+    listed = {link["href"] for link in soup(SITE / "index.html").find_all("a")}
+    for gpu in GPUS:
+        pages = {path.stem for path in (SITE / gpu).glob("*.html")} - {"index"}
+        assert pages == set(site.read_cards(SITE / gpu))
+        assert {f"{gpu}/index.html", *(f"{gpu}/{name}.html" for name in pages)} <= listed
+        assert {f"{name}.html" for name in pages} <= {
+            link["href"] for link in soup(SITE / gpu / "index.html").find_all("a")
+        }
+    assert {path.name for path in SITE.iterdir()} == {"index.html", *GPUS}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_page_fetches_nothing_and_its_links_lead_somewhere(path):
+    page = soup(path)
+    assert not page.find_all(FETCHING)
+    assert all(image["src"].startswith("data:image/") and image["alt"] for image in page.find_all("img"))
+    assert "url(" not in path.read_text(encoding="utf-8").replace("url(#", ""), "a style that loads something"
+    for link in page.find_all("a"):
+        target = link.get("href", "#")
+        assert target.startswith(("#", "https://", "http://")) or (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_pages_of_a_gpu_are_small_and_say_where_they_were_executed(gpu):
+    assert sum(path.stat().st_size for path in (SITE / gpu).iterdir()) <= site.MOST_BYTES
+    for name, card in site.read_cards(SITE / gpu).items():
+        text = soup(SITE / gpu / f"{name}.html").get_text()
+        assert site.what_it_is(card, gpu) in text and card.machine in text
+        assert "commit unknown" not in card.machine
+
+
+def executed(place: Path, name: str, gpu: str | None = None, answer: str = "So fast.") -> Path:
+    """What a run leaves: notebook with a figure, run.json, answer.json."""
+    place.mkdir(parents=True)
+    png = io.BytesIO()
+    Image.new("RGB", (4, 2), "red").save(png, format="png")
+    about = {"alt": "red", "width": 2}
+    data = {"image/png": base64.b64encode(png.getvalue()).decode(), "image/svg+xml": "<svg/>"}
+    output = nbformat.v4.new_output("display_data", data, metadata={"image/png": about, "image/svg+xml": about})
+    cells = [nbformat.v4.new_markdown_cell("# How fast?"), nbformat.v4.new_code_cell("show()", outputs=[output])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), place / f"{name}.ipynb")
+    facts = {"gpu_name": gpu, "git_commit": "c0ffee" * 6, "torch": "2.11.0"}
+    info = {"notebook": name, "environment": facts, "start_utc": "2026-11-28T08:00:00Z", "parameters": {}}
+    (place / "run.json").write_text(json.dumps(info))
+    kept_answer.write(place, sentences=[answer], figure=None, alt="", source="recorded", device="H100")
+    return place
+
+
+def test_pages_are_made_one_by_one_and_others_stay(tmp_path):
+    first = executed(tmp_path / "a", "02_decode_kernels")
+    site.write_site(tmp_path / "site", "h100", {"02_decode_kernels": first})
+    second = executed(tmp_path / "b", "03_decode_step", "NVIDIA H100 80GB HBM3", answer="A step takes long.")
+    site.write_site(tmp_path / "site", "h100", {"03_decode_step": second})
+    site.write_site(tmp_path / "site", "h200", {"03_decode_step": second})
+    cards = site.read_cards(tmp_path / "site" / "h100")
+    assert [card.here for card in cards.values()] == [False, True]
+    index = soup(tmp_path / "site" / "index.html")
+    assert [[cell.get_text() for cell in row.find_all("td")[2:]] for row in index.find_all("tr")[1:]] == [
+        ["recorded rows", ""],
+        ["executed there", "executed there"],
+    ]
+    of_gpu = (tmp_path / "site" / "h100" / "index.html").read_text()
+    assert "So fast." in of_gpu and "A step takes long." in of_gpu and "commit c0ffeec0ff" in of_gpu
+    page = soup(tmp_path / "site" / "h100" / "03_decode_step.html")
+    assert "Executed on this H100 by make record" in page.get_text() and "NVIDIA H100 80GB HBM3" in page.get_text()
+    assert page.find("a", string="All pages")["href"] == "index.html"
+
+
+def test_a_figure_is_a_webp_of_the_same_pixels(tmp_path):
+    place = executed(tmp_path / "a", "02_decode_kernels")
+    book = with_small_figures(nbformat.read(place / "02_decode_kernels.ipynb", as_version=4))
+    (output,) = book.cells[1].outputs
+    assert set(output.data) == {"image/webp"} and output.metadata["image/webp"]["alt"] == "red"
+    with Image.open(io.BytesIO(base64.b64decode(output.data["image/webp"]))) as image:
+        assert image.size == (4, 2) and image.convert("RGB").getpixel((3, 1)) == (255, 0, 0)
+
+
+def test_kept_pages_count_towards_the_limit(tmp_path, monkeypatch):
+    site.write_site(tmp_path / "site", "h100", {"02_decode_kernels": executed(tmp_path / "a", "02_decode_kernels")})
+    one = (tmp_path / "site" / "h100" / "02_decode_kernels.html").stat().st_size
+    monkeypatch.setattr(site, "MOST_BYTES", one + 100)
+    with pytest.raises(BatchError, match="the pages of h100 take .* make the figures of 03_decode_step smaller"):
+        site.write_site(tmp_path / "site", "h100", {"03_decode_step": executed(tmp_path / "b", "03_decode_step")})
+    assert set(site.read_cards(tmp_path / "site" / "h100")) == {"02_decode_kernels"}, "nothing is half written"
+
+
+def test_site_leaves_pages_alone_that_were_executed_on_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_command, "SITE", tmp_path / "site")
+    before = {study.notebook for study in site_command.to_execute("h200")}
+    assert {"02_decode_kernels", "07_advice"} <= before
+    place = executed(tmp_path / "a", "02_decode_kernels", "NVIDIA H200")
+    site.write_site(tmp_path / "site", "h200", {"02_decode_kernels": place})
+    assert {study.notebook for study in site_command.to_execute("h200")} == before - {"02_decode_kernels"}
+
+
+def test_site_knows_the_recorded_gpus(capsys):
+    assert main(["site", "b300"]) == 2
+    assert "choose from h100, h200" in capsys.readouterr().err
+
+
+def test_site_is_for_machines_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert main(["site"]) == 2 and "gdn-lab record makes" in capsys.readouterr().err
