@@ -35,6 +35,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from quick_interpreter import patch_once_a_launch
+
+    patch_once_a_launch()
+
+
 @pytest.fixture
 def one_thread():
     """For models so small that threads wait for each other longer than they compute."""

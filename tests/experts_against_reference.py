@@ -25,10 +25,10 @@ def random_weights(hidden, experts, inner, precision, shared_inner=None, device=
     return ExpertWeights.random(hidden, experts, inner, shared_inner or inner, precision, device, generator)
 
 
-def check_steps(weights, top_k, batch, *, fused=True, overlap=False, bias=None, logits_dtype=BF16):
-    """Run two steps of one Experts with different tokens and return the last result. bias [E]: added to the logits."""
+def check_steps(weights, top_k, batch, *, fused=True, overlap=False, bias=None, logits_dtype=BF16, steps=2):
+    """Run steps of one Experts with different tokens and return the last result. bias [E]: added to the logits."""
     experts = experts_on(weights, top_k, batch, fused=fused, overlap=overlap)
-    for seed in range(2):
+    for seed in range(steps):
         x, logits, quantized = tokens(weights, batch, seed)
         logits = (logits if bias is None else logits + bias.to(logits.device)).to(logits_dtype)
         experts.route(logits)

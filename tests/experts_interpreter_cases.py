@@ -14,7 +14,7 @@ both_precisions = pytest.mark.parametrize("precision", ["fp8", "bf16"])
 @both_precisions
 @pytest.mark.parametrize("inner, batch", [(32, 3), (64, 1), (128, 5), (256, 4), (384, 2)])
 def test_widths_of_an_expert(inner, batch, precision):
-    check_steps(random_weights(256, 8, inner, precision), 2, batch)
+    check_steps(random_weights(256, 4, inner, precision), 2, batch, steps=1)
 
 
 @both_precisions
@@ -25,8 +25,7 @@ def test_a_sum_over_hidden_split_among_programs(precision):
     check_steps(weights, 3, 1)
 
 
-@both_precisions
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused, precision", [(True, "fp8"), (False, "bf16")])
 def test_one_expert_with_many_tokens(fused, precision):
     """One expert has more tokens than a product takes; most have none."""
     bias = torch.full((32,), -50.0)
@@ -45,7 +44,7 @@ def test_products_of_32_tokens():
 @both_precisions
 def test_fused_is_separate(precision):
     weights = random_weights(256, 8, 64, precision)
-    fused, separate = (check_steps(weights, 2, 5, fused=fused) for fused in (True, False))
+    fused, separate = (check_steps(weights, 2, 5, fused=fused, steps=1) for fused in (True, False))
     assert_near(fused, separate.double(), precision == "fp8")
 
 

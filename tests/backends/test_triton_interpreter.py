@@ -1,39 +1,53 @@
-"""Runs cases under TRITON_INTERPRET=1: Triton reads it on import, so each file takes a process of its own."""
+"""Runs cases under TRITON_INTERPRET=1, which Triton reads on import: in two processes of their own."""
 
 import os
-import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="there is no Triton for this operating system")
 
+TESTS = Path(__file__).parents[1]
+# {files of a process: the fewest cases that each must have}
+PROCESSES = {
+    "decode, prefill and layer": {
+        "interpreter_cases.py": 40,
+        "stochastic_interpreter_cases.py": 10,
+        "prefill_interpreter_cases.py": 10,
+        "layer_interpreter_cases.py": 22,
+        "fused_gdn_interpreter_cases.py": 3,
+        "experts_interpreter_cases.py": 30,
+        "attention_interpreter_cases.py": 6,
+    },
+    "verify, replay and several ranks": {
+        "verify_interpreter_cases.py": 45,
+        "replay_interpreter_cases.py": 15,
+        "replay_fp8_interpreter_cases.py": 3,
+        "all_reduce_interpreter_cases.py": 16,
+        "model_interpreter_cases.py": 1,
+    },
+}
 
-@pytest.mark.parametrize(
-    "name, fewest",
-    [
-        ("interpreter_cases.py", 40),
-        ("stochastic_interpreter_cases.py", 10),
-        ("replay_interpreter_cases.py", 15),
-        ("replay_fp8_interpreter_cases.py", 3),
-        ("verify_interpreter_cases.py", 40),
-        ("prefill_interpreter_cases.py", 10),
-        ("layer_interpreter_cases.py", 22),
-        ("fused_gdn_interpreter_cases.py", 3),
-        ("experts_interpreter_cases.py", 30),
-        ("all_reduce_interpreter_cases.py", 16),
-        ("attention_interpreter_cases.py", 6),
-        ("model_interpreter_cases.py", 1),
-    ],
-)
-def test_every_kernel_in_the_interpreter(name, fewest):
-    cases = Path(__file__).parents[1] / name
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_every_kernel_in_the_interpreter(process, tmp_path):
+    report, files = tmp_path / "report.xml", PROCESSES[process]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [f"--junitxml={report}", *(str(TESTS / name) for name in files)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(command, env=environment, cwd=cases.parent.parent, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     print(run.stdout, run.stderr)
     assert run.returncode == 0, run.stdout[-5000:]
-    passed = int(re.search(r"(\d+) passed", run.stdout)[1])
-    assert passed >= fewest, "cases are missing"
+    cases = [case for case in ElementTree.parse(report).iter("testcase") if not len(case)]
+    passed = Counter(case.get("classname") for case in cases)
+    for name, fewest in files.items():
+        assert passed[f"tests.{name.removesuffix('.py')}"] >= fewest, f"cases of {name} are missing"
+
+
+def test_every_file_of_cases_is_run():
+    run = [name for files in PROCESSES.values() for name in files]
+    assert sorted(run) == sorted(path.name for path in TESTS.glob("*interpreter_cases.py"))
