@@ -188,7 +188,6 @@ def layer_launches(recorder, name: str, tp: int, precision: str) -> None:
         recorder.what = f"layer {precision}"
         for overlap in (False, True):
             elementwise_launches(entry, shape, batch, precision, overlap)
-            fused_gdn_launches(entry, shape, batch, precision, overlap)
         recorder.what = f"linear {precision}"
         projection_launches(entry, shape, batch, tp, precision)
         recorder.what = f"experts {precision}"
@@ -229,23 +228,6 @@ def elementwise_launches(entry, shape: GDNShape, batch: int, precision: str, ove
     else:
         elementwise.gated_norm(z, z, bf16(V), o.live, overlap=overlap)
         elementwise.silu_mul(gate_up, up.live, overlap=overlap)
-
-
-def fused_gdn_launches(entry, shape: GDNShape, batch: int, precision: str, overlap: bool) -> None:
-    """Launch the kernel from in_proj qkvz to out_proj for every dtype of the state."""
-    from ..layer.gdn_layer import Activation, LayerWeights
-    from ..layer.kernels.fused_gdn import fused_gdn
-    from ..pool import StatePool
-
-    value, bf16 = shape.num_v_heads * shape.head_v_dim, functools.partial(empty, dtype=torch.bfloat16)
-    weights = LayerWeights.random(shape, entry.hidden, precision=precision, device="meta")
-    made = Activation(batch, value, precision == "fp8", "meta")
-    mixed, z = bf16(batch, shape.conv_dim + value).split([shape.conv_dim, value], dim=1)
-    rows = bf16(batch, entry.hidden), weights, mixed, z
-    indices, finished = empty(batch, dtype=torch.int32), empty(batch, shape.num_k_heads, dtype=torch.int32)
-    for dtype in DTYPES:
-        pool = StatePool(shape, batch + 1, dtype=dtype, device="meta")
-        fused_gdn(*rows, pool, indices, finished, **(made.quantized() or {"y": made.live}), overlap=overlap)
 
 
 def attention_launches(entry) -> None:

@@ -15,7 +15,6 @@ class Configuration:
     sentence. fused: norms quantise for FP8, nothing is split, the shared expert is one of the experts, launches use
     programmatic dependent launch (PDL), and products of few rows run this workbook's kernels; otherwise each of these
     is a launch of its own and products are torch's.
-    fused_gdn: with `fused`, one kernel runs in_proj ba, convolution, gates, GDN and gated norm where that is faster.
     device: "cuda" or "cpu", where configurations "auto" includes it; "" includes it nowhere.
     """
 
@@ -25,7 +24,6 @@ class Configuration:
     description: str
     label: str = ""
     fused: bool = False
-    fused_gdn: bool = False
     device: str = ""
     prefill: str = "auto"
     verify: str = "auto"

@@ -9,8 +9,6 @@
     gated norm     RMSNorm(o) · SiLU(z) of each head
     out_proj       o Wᵀ: this rank's share, which an all-reduce sums over the ranks
 
-With `fused_gdn` one kernel runs all from in_proj ba to gated norm.
-
 A product with an FP8 weight takes its activation as e4m3 with a scale for each token and 128 channels. A kernel of its
 own quantises it, or, where `fused`, the norm before it does.
 """
@@ -42,8 +40,7 @@ class Kernels(NamedTuple):
     gdn: the `backend` of decode(). elementwise: the module with norms, quantisation, split, convolution and SiLU,
     kernels/elementwise.py or layer_reference.py. fused: norms quantise, nothing is split, and products of few rows run
     kernels/projections.py. overlap: launches use programmatic dependent launch (PDL). torch_fp8: torch has a product
-    with block scales here; where it has none, FP8 products also run kernels/projections.py. fused_gdn: one token a row
-    runs kernels/fused_gdn.py.
+    with block scales here; where it has none, FP8 products also run kernels/projections.py.
     """
 
     gdn: str
@@ -51,7 +48,6 @@ class Kernels(NamedTuple):
     fused: bool
     overlap: bool
     torch_fp8: bool
-    fused_gdn: bool = False
 
 
 class LayerWeights(NamedTuple):
@@ -234,8 +230,6 @@ class GDNLayer:
         self.b, self.a = take("b", batch, HV), take("a", batch, HV)
         self.conv_out, self.o = take("conv", batch, shape.conv_dim), take("o", batch, HV, V)
         self.channels = shape.conv_dim, HV * V
-        self.fused_gdn = kernels.fused_gdn and sequences is None and pool.ring is None
-        self.finished = take("finished", batch, shape.num_k_heads, dtype=torch.int32)
         self.forget()
         rows = len(self.normed.y)
         self.in_qkvz, self.in_ba, self.out = (
@@ -307,11 +301,6 @@ class GDNLayer:
             self.projected = self.out(*self.gated.padded, out=self.memory)
             self.result = self.projected[: self.batch]
 
-        def nothing():
-            """Do nothing: gdn's kernel runs this part."""
-
-        if self.fused_gdn:
-            in_ba = split = conv = gated_norm = nothing
         parts = (input_norm, in_qkvz, in_ba, split, conv, self._gdn, gated_norm, out_proj)
         return tuple(zip(LAYER_PARTS, parts, strict=True))
 
@@ -321,29 +310,12 @@ class GDNLayer:
     def _gdn(self):
         if self.sequences is not None:
             return self.sequences.gdn(self)
-        if self.fused_gdn:
-            return self._fused_gdn()
         q, k, v = self.qkv()
         self.gdn(q, k, v, self.a, self.b)
 
-    def _fused_gdn(self):
-        from .kernels.fused_gdn import fused_gdn
-
-        fused_gdn(
-            self.normed.live,
-            self.weights,
-            self.mixed,
-            self.z,
-            self.pool,
-            self.indices,
-            self.finished,
-            **(self.gated.quantized() or {"y": self.gated.live}),
-            overlap=self.kernels.overlap,
-        )
-
-    def qkv(self, convolved: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k [B, HK, K] and v [B, HV, V]: views of the convolution's output [B, conv_dim], by default its buffer."""
-        s, convolved = self.pool.shape, self.conv_out if convolved is None else convolved
-        q, k, v = convolved.split([s.num_k_heads * s.head_k_dim] * 2 + [s.num_v_heads * s.head_v_dim], dim=1)
-        q, k = (x.unflatten(1, (s.num_k_heads, s.head_k_dim)) for x in (q, k))
-        return q, k, v.unflatten(1, (s.num_v_heads, s.head_v_dim))
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k [B, HK, K] and v [B, HV, V]: views of the convolution's output."""
+        s = self.pool.shape
+        q, k, v = self.conv_out.split([s.num_k_heads * s.head_k_dim] * 2 + [s.num_v_heads * s.head_v_dim], dim=1)
+        heads = (self.batch, -1, s.head_k_dim)
+        return q.view(heads), k.view(heads), v.view(self.batch, s.num_v_heads, s.head_v_dim)

@@ -122,8 +122,7 @@ class Step:
         layer, forward = self.layer, self.feed_forward
         projections = {"in_proj qkvz": layer.in_qkvz, "in_proj ba": layer.in_ba, "out_proj": layer.out}
         projections |= {"feed-forward": forward.up} if self.weights.dense else {"router": forward.router}
-        by = {part: projection.by for part, projection in projections.items()}
-        return by | ({"in_proj ba": "triton"} if layer.fused_gdn else {})
+        return {part: projection.by for part, projection in projections.items()}
 
     def bytes(self) -> dict[str, int]:
         """{part: bytes that it must move} (BYTES_FORMULA); of the experts, those hit in the last run."""
@@ -141,11 +140,6 @@ class Step:
             "out_proj": w.layer.out.nbytes + row * (H + value),
             "post norm": row * 4 * H,
         }
-        if self.layer.fused_gdn:  # what in_proj ba, convolution and gated norm pass on stays in registers
-            kept = row * (2 * s.shape.num_v_heads + conv + value)
-            parts = ("in_proj ba", "conv", "gated norm")
-            nbytes["gdn"] += sum(nbytes[part] for part in parts) - 2 * kept
-            nbytes |= dict.fromkeys(parts, 0)
         if w.dense:
             nbytes["feed-forward"] = w.dense.nbytes + row * (2 * H + 4 * s.shared)
             return nbytes
@@ -181,8 +175,7 @@ def kernels_of(entry: Configuration, device: torch.device) -> Kernels:
 
     # torch's product with 128 × 128 block scales is cuBLAS's, which has it for compute capability 9.x alone
     torch_fp8 = torch.cuda.get_device_capability(device)[0] == 9
-    options = {"overlap": entry.fused, "torch_fp8": torch_fp8, "fused_gdn": entry.fused_gdn}
-    return Kernels(entry.gdn, elementwise, fused=entry.fused, **options)
+    return Kernels(entry.gdn, elementwise, fused=entry.fused, overlap=entry.fused, torch_fp8=torch_fp8)
 
 
 def random_pool(shape: GDNShape, slots: int, layout: str, dtype: torch.dtype, device, seed: int) -> StatePool:

@@ -98,29 +98,22 @@ def differences(step) -> list[Difference]:
 
     normed("input norm", layer.x, layer.residual, w.layer.norm, layer.residual_out, layer.normed)
     product("in_proj qkvz", layer.qkvz, layer.normed, w.layer.in_qkvz)
-    if layer.fused_gdn:
-        mixed, z = layer.qkvz[rows].split(layer.channels, dim=1)
-        b, a = (layer.normed.y[rows].to(double) @ w.layer.in_ba.to(double).T).chunk(2, dim=1)
-    else:
-        ba = layer.normed.y[rows].to(double) @ w.layer.in_ba.to(double).T
-        compare("in_proj ba", layer.ba[rows], ba, PRODUCT)
-        compare("split", torch.cat((layer.mixed, layer.z), 1)[rows], layer.qkvz[rows].to(double), 0.0)
-        compare("split", torch.cat((layer.b, layer.a), 1)[rows], layer.ba[rows].to(double), 0.0)
-        mixed, z, b, a = (x[rows] for x in (layer.mixed, layer.z, layer.b, layer.a))
-    convolved, new_window = layer_reference.causal_conv(mixed, window, w.layer.conv, double)
+    ba = layer.normed.y[rows].to(double) @ w.layer.in_ba.to(double).T
+    compare("in_proj ba", layer.ba[rows], ba, PRODUCT)
+    compare("split", torch.cat((layer.mixed, layer.z), 1)[rows], layer.qkvz[rows].to(double), 0.0)
+    compare("split", torch.cat((layer.b, layer.a), 1)[rows], layer.ba[rows].to(double), 0.0)
+    convolved, new_window = layer_reference.causal_conv(layer.mixed[rows], window, w.layer.conv, double)
+    compare("conv", layer.conv_out[rows], convolved)
     compare("conv window", pool.conv[slots.long()], new_window.to(double), 0.0)
-    if not layer.fused_gdn:
-        compare("conv", layer.conv_out[rows], convolved)
-        convolved = layer.conv_out[rows]
-    q, k, v = layer.qkv(convolved)
-    gates = {"A_log": w.layer.A_log, "dt_bias": w.layer.dt_bias}
-    o, new_state = reference.decode(q, k, v, a, b, **gates, state=state)
+    q, k, v = (x[rows] for x in layer.qkv())
+    o, new_state = reference.decode(
+        q, k, v, layer.a[rows], layer.b[rows], A_log=w.layer.A_log, dt_bias=w.layer.dt_bias, state=state
+    )
+    compare("gdn", layer.o[rows], o)
     corrections = CORRECTIONS[pool.dtype] if pool.ring else 0.0
     compare("gdn state", pool.read(slots).to(pool.dtype), new_state, ARITHMETIC + corrections)
-    if not layer.fused_gdn:
-        compare("gdn", layer.o[rows], o)
-        o = layer.o[rows]
-    gated = layer_reference.gated_rms_norm(o, z.reshape(o.shape), w.layer.gated_norm, double).flatten(1)
+    z = layer.z[rows].reshape(o.shape)
+    gated = layer_reference.gated_rms_norm(layer.o[rows], z, w.layer.gated_norm, double).flatten(1)
     if not (step.kernels.fused and step.fp8):
         compare("gated norm", layer.gated.y[rows], gated)
     quantized("gated norm", layer.gated, gated)

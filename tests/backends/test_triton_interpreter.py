@@ -19,7 +19,6 @@ PROCESSES = {
         "stochastic_interpreter_cases.py": 10,
         "prefill_interpreter_cases.py": 10,
         "layer_interpreter_cases.py": 22,
-        "fused_gdn_interpreter_cases.py": 3,
         "experts_interpreter_cases.py": 30,
         "attention_interpreter_cases.py": 6,
     },
