@@ -23,15 +23,20 @@ WEIGHTS = {"driver": 3, "agent": 3, "job": 3, "node": 1}
 
 
 class Chaos:
-    """One cluster and the sweeps on it. counts: kills by what was killed."""
+    """One cluster and the sweeps on it. gpus: made-up ones of each node. counts: kills by what was killed."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, *, jobs: int = JOBS, seconds: float = SECONDS, gpus: int = 4):
         from ray.cluster_utils import Cluster
 
-        os.environ["PYTHONPATH"] = f"{HIDDEN}{os.pathsep}{ROOT}"  # of Ray's processes, which the nodes start
+        path = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HIDDEN), str(ROOT), path)))  # of Ray's processes
         self.rng, self.counts = random.Random(seed), Counter()
+        self.jobs_asked, self.seconds, self.gpus = jobs, seconds, gpus
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
-        self.nodes = [self.cluster.add_node(num_gpus=4, num_cpus=0) for _ in range(2)]
+        self.nodes = [self.add_node() for _ in range(2)]
+
+    def add_node(self):
+        return self.cluster.add_node(num_gpus=self.gpus, num_cpus=0)
 
     def sweep(self, kills: int) -> int:
         """Run one sweep to its end with at most `kills` kills; return how many there were. AssertionError on a row."""
@@ -44,13 +49,13 @@ class Chaos:
                 time.sleep(self.rng.uniform(0.1, 1.5))
                 if done < kills and driver.poll() is None and self.kill(driver):
                     done += 1
-            check(Path(folder))
+            check(Path(folder), self.jobs_asked)
         return done
 
     def start(self, folder: str) -> subprocess.Popen:
         """Start a driver and wait until it has begun something, or has ended."""
         before = lines(folder)
-        words = [sys.executable, str(HERE / "toy_ray_driver.py"), folder, str(JOBS), str(SECONDS)]
+        words = [sys.executable, str(HERE / "toy_ray_driver.py"), folder, str(self.jobs_asked), str(self.seconds)]
         environment = os.environ | {"RAY_ADDRESS": self.cluster.address}
         driver = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 90
@@ -65,13 +70,17 @@ class Chaos:
             driver.kill()
             driver.wait()
         elif what == "node":
-            self.cluster.remove_node(self.nodes.pop(self.rng.randrange(2)), allow_graceful=False)
-            self.nodes.append(self.cluster.add_node(num_gpus=4, num_cpus=0))
+            self.kill_node(self.rng.randrange(2))
+            self.nodes.append(self.add_node())
         elif not killed(self.rng, self.agents() if what == "agent" else self.jobs()):
             return False
         self.counts[what] += 1
         print(f"{sum(self.counts.values())}: {what}", flush=True)
         return True
+
+    def kill_node(self, number: int) -> None:
+        """Kill every process of a node at once, as a machine that loses power."""
+        self.cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
 
     def agents(self) -> list[int]:
         """Agents of this cluster: its raylets started them."""
@@ -110,17 +119,17 @@ def lines(folder: str) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def check(folder: Path) -> None:
-    """Every row of every job once, and every job final once."""
+def check(folder: Path, jobs: int) -> None:
+    """Every row of every one of `jobs` jobs once, and every job final once."""
     rows = Counter()
     for path in folder.glob("jobs/*/rows.jsonl"):
         rows.update((row["number"], row["row"]) for row in map(json.loads, path.open()))
-    assert rows == Counter((number, row) for number in range(JOBS) for row in range(ROWS)), "rows differ"
+    assert rows == Counter((number, row) for number in range(jobs) for row in range(ROWS)), "rows differ"
     journal = [json.loads(line) for line in (folder / "journal.jsonl").open()]
     final = Counter(line["job"] for line in journal if line["event"] == "ended" and line["final"])
-    assert len(final) == JOBS and set(final.values()) == {1}, "a job is final twice, or never"
+    assert len(final) == jobs and set(final.values()) == {1}, "a job is final twice, or never"
     assert {line["status"] for line in journal if line.get("final")} == {"ok"}, "a job did not end as ok"
-    print(f"{JOBS} jobs, {sum(rows.values())} rows, {sum(line['event'] == 'began' for line in journal)} attempts")
+    print(f"{jobs} jobs, {sum(rows.values())} rows, {sum(line['event'] == 'began' for line in journal)} attempts")
 
 
 if __name__ == "__main__":
