@@ -9,6 +9,7 @@ reference.prefill_chunked has the equations. Here all chunks are prepared at onc
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import NORM_EPS
@@ -35,7 +36,8 @@ class _InverseUnitLower(torch.autograd.Function):
 
 def normalised(x: Tensor) -> Tensor:
     """x / sqrt(sum(x²) + 1e-6) over the last dimension."""
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS)
+    n = x.shape[-1]
+    return F.rms_norm(x, (n,), eps=NORM_EPS / n) * n**-0.5
 
 
 def chunked_gdn(q, k, v, log_g, beta) -> Tensor:

@@ -21,8 +21,8 @@ CURRICULUM = (
     Stage(0.0, 64, 12, 16384),
     Stage(0.04, 64, 24, 16384),
     Stage(0.1, 128, 48, 16384),
-    Stage(0.25, 256, 72, 16384),
-    Stage(0.75, 512, 72, 16384),
+    Stage(0.25, 256, 96, 16384),
+    Stage(0.75, 512, 80, 16384),
 )
 
 
@@ -30,15 +30,14 @@ CURRICULUM = (
 class Plan:
     """What a training run is.
 
-    seconds: its length; steps, if given, replaces it. rate: AdamW's learning rate; Muon's is `muon` times as high.
-    at_once: batches that are made together. every: seconds between lines of the loss curve. tested: questions of each
-    kind in a line, about documents as `asked` has them. graph: whether a step on a GPU is a CUDA graph.
+    seconds: its length; steps, if given, replaces it. rate: of learning, at most. at_once: batches that are made
+    together. every: seconds between lines of the loss curve. tested: questions of each kind in a line, about documents
+    as `asked` has them. graph: whether a step on a GPU is a CUDA graph.
     """
 
-    seconds: float = 215.0
+    seconds: float = 250.0
     steps: int | None = None
     rate: float = 2e-3
-    muon: float = 10.0
     decay: float = 0.1
     clip: float = 1.0
     seed: int = 0

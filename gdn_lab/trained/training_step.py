@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .muon import Muon
 from .network import Network
 from .training_plan import Plan
 
@@ -20,15 +19,14 @@ class Step:
     def __init__(self, network: Network, plan: Plan):
         self.network, self.clip = network, plan.clip
         self.device = network.embedding.device
-        self.optimizers = _optimizers(network, plan)
+        self.optimizer = _optimizer(network, plan)
         self.captures = self.device.type == "cuda" and plan.graph
         self.taken, self.graph, self.shape = 0, None, None
 
     def __call__(self, tokens: Tensor, targets: Tensor, rate: float) -> Tensor:
-        """tokens, targets [n, T]: what is read, and what is predicted after each token, or IGNORED. rate: AdamW's."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"].fill_(rate)
+        """tokens, targets [n, T]: what is read; what is predicted after each token, or IGNORED. rate: of learning."""
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(rate)
         if tokens.shape != self.shape:
             self.taken, self.graph, self.shape = 0, None, tokens.shape
         self.taken += 1
@@ -42,35 +40,33 @@ class Step:
         return self.loss.clone()
 
     def _eager(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+        self.optimizer.zero_grad()
         logits = self.network(tokens)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
         return loss.detach()
 
     def _capture(self, tokens: Tensor, targets: Tensor) -> None:
         """Capture a step of this shape. Capturing changes no weight."""
-        for optimizer in self.optimizers:  # gradients of the graph's own memory
-            optimizer.zero_grad()
+        self.optimizer.zero_grad()  # so that gradients lie in the graph's memory
         self.given = tokens.clone(), targets.clone()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.loss = self._eager(*self.given)
 
 
-def _optimizers(network: Network, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon with weight decay for the matrices of projections; AdamW for the rest, gates' projections included."""
-    named = {name: x for name, x in network.named_parameters()}
-    matrices = [name for name in named if name.endswith(".weight") and "in_proj_ba" not in name]
-    others = [name for name in named if name not in matrices]
+def _optimizer(network: Network, plan: Plan) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices alone. Its learning rate is a tensor, which a graph reads anew."""
+    matrices = [x for name, x in network.named_parameters() if x.dim() == 2 and name != "embedding"]
+    chosen = {id(x) for x in matrices}
+    others = [x for x in network.parameters() if id(x) not in chosen]
     device = network.embedding.device
-    on_gpu = {"fused": True, "capturable": True} if device.type == "cuda" else {}
-    rate = torch.tensor(plan.rate, device=device)
-    return [
-        Muon([named[name] for name in matrices], lr=rate, faster=plan.muon, weight_decay=plan.decay),
-        torch.optim.AdamW([named[name] for name in others], lr=rate, betas=(0.9, 0.98), weight_decay=0.0, **on_gpu),
+    rates = [torch.tensor(plan.rate, device=device) for _ in range(2)]
+    groups = [
+        {"params": matrices, "lr": rates[0], "weight_decay": plan.decay},
+        {"params": others, "lr": rates[1], "weight_decay": 0.0},
     ]
+    on_gpu = {"fused": True, "capturable": True} if device.type == "cuda" else {}
+    return torch.optim.AdamW(groups, lr=rates[0], betas=(0.9, 0.98), **on_gpu)
