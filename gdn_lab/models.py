@@ -122,6 +122,16 @@ def slot_nbytes(shape: GDNShape, element_bytes: int) -> dict[str, int]:
     return {"state": shape.state_elements * element_bytes, "conv": shape.conv_dim * CONV_WINDOW * CONV_BYTES}
 
 
+def ring_nbytes(shape: GDNShape, updates: int, correction_bytes: int) -> int:
+    """Bytes of one slot's ring of `updates` deferred updates in one layer, with bf16 keys; 0 without a ring.
+
+    An update is k [HK, K] bf16, a correction [HV, V] of elements of correction_bytes, and a log decay [HV] float32. A
+    slot's span is two int32, its count of arrivals one.
+    """
+    HK, HV, K, V = shape.dims
+    return updates and updates * (HK * K * 2 + HV * V * correction_bytes + HV * 4) + 12
+
+
 def draft_nbytes(shape: GDNShape, tokens: int, element_bytes: int) -> dict[str, int]:
     """Bytes that verifying one request's `tokens` draft tokens keeps in one layer until they are committed.
 

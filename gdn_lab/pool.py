@@ -16,7 +16,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from .backends.base import State, usable_device
+from .backends.base import Ring, State, usable_device
 from .e4m3 import FP8
 from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
@@ -220,19 +220,20 @@ class StatePool:
         if self.ring:
             drop(self.ring, slots)
 
-    def reserve_ring(self, updates: int = 16, *, key_dtype=torch.bfloat16) -> None:
+    def reserve_ring(self, updates: int = 16, *, key_dtype=torch.bfloat16, memory: Ring | None = None) -> None:
         """Allocate what decode needs to defer the write of the state: a ring of `updates` updates of each slot.
 
         updates: 16, 32 or 64; 0 frees the ring. key_dtype: of the inputs q, k, v, a, b. A variant that defers
         (`Variant.ring`) then writes the state in one of updates + 1 steps; any other call first writes what is pending
-        in its slots. All methods see the true state. A second call replaces the ring. ValueError for a KV pool.
+        in its slots. All methods see the true state. A second call replaces the ring. memory: an empty ring to use, a
+        piece of what several layers share; by default new. ValueError for a KV pool.
         """
         if updates and self.layout != "VK":
             raise ValueError(f"updates: expected 0, got {updates}; a pool of layout {self.layout} has no ring, VK has")
         if updates and self.launch_state.rounding is not None and self.dtype is not FP8:
             raise ValueError(f"updates: expected 0, got {updates}; a pool that rounds stochastically has no ring")
         options = {"dtype": self.dtype, "key_dtype": key_dtype, "device": self.device}
-        ring = make_ring(self.shape, self.slots, updates, **options) if updates else None
+        ring = (memory or make_ring(self.shape, self.slots, updates, **options)) if updates else None
         self.settle(torch.arange(1, self.slots, device=self.device))
         self.ring, self.launch_state = ring, self.launch_state._replace(ring=ring)
 

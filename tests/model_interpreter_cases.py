@@ -5,6 +5,7 @@ Run by test_triton_interpreter.py in a process of its own, under TRITON_INTERPRE
 
 from unittest import mock
 
+import pytest
 import torch
 from whole_model_reference import logits
 
@@ -22,11 +23,11 @@ LENGTHS = (5, 2)
 NEAR = 0.5  # of the largest logit, in standard deviations: FP8 rounds activations to 4 bits
 
 
-def build():
+def build(gdn):
     """A dense model in FP8, fused."""
     entry = Configuration(
         name="interpreted",
-        gdn="triton/vk",
+        gdn=gdn,
         layout="VK",
         description="",
         fused=True,
@@ -46,9 +47,10 @@ def build():
     return weights, model
 
 
+@pytest.mark.parametrize("gdn", ["triton/vk", "triton/replay"])
 @mock.patch.object(model_sizes, "ATTENTION_EVERY", 2)
-def test_prefill_in_pieces_decode_and_verify():
-    weights, model = build()
+def test_prefill_in_pieces_decode_and_verify(gdn):
+    weights, model = build(gdn)
     assert weights.sizes.is_attention == (False, True)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(0, model.vocab, (length,), generator=generator) for length in LENGTHS]

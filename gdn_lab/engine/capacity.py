@@ -1,13 +1,13 @@
 """How many requests fit into a GPU: its memory less the weights, over what one request holds.
 
-A request holds a slot (recurrent state and convolution window, in each GDN layer), the KV cache of its tokens in each
-attention layer, in whole pages, and with speculative decoding a state for each draft token. All on one tensor-parallel
-rank. Imports no torch. fill() proves it on a model that was built.
+A request holds a slot (recurrent state, convolution window and ring if any, in each GDN layer), the KV cache of its
+tokens in each attention layer, in whole pages, and with speculative decoding a state for each draft token. All on one
+tensor-parallel rank. Imports no torch. fill() proves it on a model that was built.
 """
 
 from typing import NamedTuple
 
-from ..models import STATE_BYTES, GDNShape, draft_nbytes, model, slot_nbytes
+from ..models import STATE_BYTES, GDNShape, draft_nbytes, model, ring_nbytes, slot_nbytes
 
 ATTENTION_HEAD_DIM = 256
 KV_BYTES = 2  # of one element of a key or value: bf16
@@ -65,11 +65,13 @@ def capacity(
     length: int = 4096,
     page_size: int = 64,
     reserve: int = RESERVE,
+    ring: int = 0,
 ) -> Capacity:
     """Calculate how many requests of `length` tokens a GPU of `gpu_bytes` holds: for any GPU, without one.
 
     name: in the model table. draft_tokens: that a verify step takes for each request, 0 without speculation. reserve:
-    bytes kept for everything else. requests = (gpu_bytes - weights - reserve - null slot) / bytes of a request, down.
+    bytes kept for everything else. ring: updates that a slot can hold back, 0 without deferred writes.
+    requests = (gpu_bytes - weights - reserve - null slot) / bytes of a request, down.
     ValueError naming the argument that is out of range.
     """
     whole = {"gpu_bytes": gpu_bytes, "length": length, "page_size": page_size}
@@ -79,7 +81,7 @@ def capacity(
     for what, value in {"draft_tokens": draft_tokens, "reserve": reserve}.items():
         if type(value) is not int or value < 0:
             raise ValueError(f"{what}: expected an int of at least 0, got {value!r}")
-    each = request_memory(name, tp, state_dtype, draft_tokens, length, page_size)
+    each = request_memory(name, tp, state_dtype, draft_tokens, length, page_size, ring)
     weights = sum(weight_nbytes(name, tp, precision).values())
     left = gpu_bytes - weights - reserve - each.state
     requests = max(0, left // each.total)
@@ -91,7 +93,7 @@ def capacity(
 
 
 def request_memory(
-    name: str, tp: int, state_dtype: str, draft_tokens: int, length: int, page_size: int = 64
+    name: str, tp: int, state_dtype: str, draft_tokens: int, length: int, page_size: int = 64, ring: int = 0
 ) -> RequestMemory:
     """Bytes of one request of `length` tokens on one rank. ValueError for an unknown model, dtype or tp."""
     if state_dtype not in STATE_BYTES:
@@ -99,8 +101,10 @@ def request_memory(
     entry, shape, element = model(name), GDNShape.from_model(name, tp), STATE_BYTES[state_dtype]
     drafts = sum(draft_nbytes(shape, draft_tokens, element).values())
     tokens = -(-length // page_size) * page_size
+    slot = sum(slot_nbytes(shape, element).values())
+    slot += ring_nbytes(shape, ring, correction_bytes=2 if state_dtype == "bfloat16" else 4)
     return RequestMemory(
-        state=entry.gdn_layers * sum(slot_nbytes(shape, element).values()),
+        state=entry.gdn_layers * slot,
         drafts=entry.gdn_layers * drafts,
         kv=tokens * kv_token_nbytes(name, tp),
     )

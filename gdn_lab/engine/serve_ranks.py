@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..backends.registry import variant
 from ..bench.results import Run
-from ..layer.configurations import configuration
+from ..layer.configurations import Configuration, configuration
 from ..models import STATE_BYTES
 from .capacity import RESERVE, RequestMemory, request_memory
 from .communicator_choice import DEFAULT, Choice
@@ -66,7 +67,7 @@ def serve_on_rank(communicator, plan: Plan, folder: tuple | None, choice: Choice
     rows, weights = [], rank_weights(communicator, plan)
     communicator = connected(communicator, plan, weights.sizes.step.hidden, choice)
     for name in plan.configurations:
-        rows += _serve_configuration(communicator, weights, plan, name, run, len(rows), say)
+        rows += _serve_configuration(communicator, weights, plan, configuration(name), run, len(rows), say)
         gc.collect()
         if communicator.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -104,7 +105,7 @@ def rank_weights(communicator, plan: Plan) -> ModelWeights:
     )
 
 
-def _serve_configuration(communicator, weights, plan, name, run, serves, say) -> list[dict]:
+def _serve_configuration(communicator, weights, plan, entry, run, serves, say) -> list[dict]:
     """The rows of one configuration: one for each concurrency, or one that says why it cannot run."""
     rows = []
 
@@ -116,24 +117,25 @@ def _serve_configuration(communicator, weights, plan, name, run, serves, say) ->
     vocab = weights.sizes.vocab
     lists = {concurrency: requests_of(plan, concurrency, vocab) for concurrency in plan.concurrencies}
     try:
-        model = new_model(communicator, weights, plan, name, lists, say)
+        model = new_model(communicator, weights, plan, entry, lists, say)
     except (ValueError, torch.OutOfMemoryError) as error:
         reason = "it needs more memory than is free" if isinstance(error, torch.OutOfMemoryError) else str(error)
-        say(f"{name}: refused: {reason}", flush=True)
+        say(f"{entry.name}: refused: {reason}", flush=True)
         for concurrency in plan.concurrencies:
-            add(case(communicator, plan, name, concurrency) | {"status": "refused", "reason": reason})
+            add(case(communicator, plan, entry, concurrency) | {"status": "refused", "reason": reason})
         return rows
     for concurrency, requests in lists.items():
         common = {"phase": "serving", "serve": serves + len(rows)}
-        rows.append(serve_once(communicator, model, plan, name, concurrency, requests, common, run))
-        say(f"{name}, C = {concurrency}: {short(rows[-1])}", flush=True)
+        rows.append(serve_once(communicator, model, plan, entry, concurrency, requests, common, run))
+        say(f"{entry.name}, C = {concurrency}: {short(rows[-1])}", flush=True)
     return rows
 
 
-def serve_once(communicator, model, plan: Plan, name, concurrency, requests, common: dict, run: Run | None) -> dict:
+def serve_once(communicator, model, plan: Plan, entry, concurrency, requests, common: dict, run: Run | None) -> dict:
     """Serve `requests`, after a short run that compiles and warms; return the row of type "run", the last of its rows.
 
-    common: fields of all its rows. run: what they are appended to, or None. ServingInterrupted with all rows written.
+    entry: the model's Configuration. common: fields of all its rows. run: takes the rows, or None. ServingInterrupted
+    with all rows written.
     """
     vocab = model.vocab
     drafting = Speculation(plan.draft_tokens, plan.acceptance, vocab, plan.seed) if plan.draft_tokens else None
@@ -145,17 +147,17 @@ def serve_once(communicator, model, plan: Plan, name, concurrency, requests, com
         try:
             served = across_ranks(serve(model, requests, concurrency, on_row=log, **options), communicator)
         except ServingInterrupted as interrupt:
-            append(_run_row(communicator, plan, name, concurrency, interrupt.served, common))
+            append(_run_row(communicator, plan, entry, concurrency, interrupt.served, common))
             raise
-    row = _run_row(communicator, plan, name, concurrency, served, common)
+    row = _run_row(communicator, plan, entry, concurrency, served, common)
     append(row)
     return row
 
 
-def _run_row(communicator, plan, name, concurrency, served, common) -> dict:
+def _run_row(communicator, plan, entry, concurrency, served, common) -> dict:
     return (
         {"status": "fact", "type": "run"}
-        | case(communicator, plan, name, concurrency)
+        | case(communicator, plan, entry, concurrency)
         | common
         | served.summary(communicator.size)
     )
@@ -169,20 +171,21 @@ def requests_of(plan: Plan, concurrency: int, vocab: int) -> list[Request]:
     return drawn(count, plan.input, plan.output, vocab=vocab, seed=plan.seed, spread=plan.spread)
 
 
-def new_model(communicator, weights, plan: Plan, name: str, lists: dict, say) -> ServedModel:
+def new_model(communicator, weights, plan: Plan, entry: Configuration, lists: dict, say) -> ServedModel:
     """A model with slots and pages for all requests in flight, or for as many as fit into the GPU's memory."""
     most, drafts = max(plan.concurrencies), max(1, plan.draft_tokens)
     longest = max(request.length for requests in lists.values() for request in requests) + drafts
     fit = most
     if communicator.device.type == "cuda" and not plan.toy:
-        each = request_memory(plan.model, plan.tp, plan.state_dtype, plan.draft_tokens, longest, PAGE)
+        ring = variant(entry.gdn).ring
+        each = request_memory(plan.model, plan.tp, plan.state_dtype, plan.draft_tokens, longest, PAGE, ring)
         fit = communicator.broadcast_object(min(most, _fitting(each, communicator.device)))
     if fit < most:
-        say(f"{name}: {fit} of {most} requests fit into memory at once; the others wait for a slot.", flush=True)
+        say(f"{entry.name}: {fit} of {most} requests fit into memory at once; the others wait for a slot.", flush=True)
     padded = sorted({2**n for n in range(int(math.log2(most)) + 1)} | set(plan.concurrencies))
     return ServedModel(
         weights,
-        name,
+        entry,
         max_batch=most,
         slots=max(1, fit) + 1,
         pages=max(1, fit) * -(-longest // PAGE),
@@ -199,10 +202,9 @@ def _fitting(each: RequestMemory, device) -> int:
     return max(0, (torch.cuda.mem_get_info(device)[0] - RESERVE) // each.total)
 
 
-def case(communicator, plan: Plan, name: str, concurrency: int) -> dict:
+def case(communicator, plan: Plan, entry: Configuration, concurrency: int) -> dict:
     """The fields that say what was served."""
-    entry = configuration(name)
-    backend, variant = entry.gdn.split("/")
+    backend, kernel = entry.gdn.split("/")
     return {
         "phase": "serving",
         "model": plan.model,
@@ -211,9 +213,9 @@ def case(communicator, plan: Plan, name: str, concurrency: int) -> dict:
         "precision": plan.precision,
         "state_dtype": plan.state_dtype,
         "toy": plan.toy,
-        "configuration": name,
+        "configuration": entry.name,
         "backend": backend,
-        "variant": variant,
+        "variant": kernel,
         "layout": entry.layout,
         "communicator": communicator.name if communicator.size > 1 else "",
         "concurrency": concurrency,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..backends.base import needs_capability
-from ..backends.registry import refusal
+from ..backends.registry import refusal, variant
 from ..layer.configurations import Configuration
-from ..layer.configurations import configuration as configuration_of
+from ..layer.configurations import configuration as record_of
 from ..layer.step import is_eager, kernels_of
 from ..layer.workspace import Workspace
 from .attention_reference import rotary_table
@@ -81,7 +81,7 @@ class ServedModel:
         batch_sizes: tuple[int, ...] | None = None,
     ):
         sizes, device = weights.sizes, weights.device
-        entry = _record(configuration)
+        entry = record_of(configuration)
         self.configuration, self.weights = entry, weights
         communicator = communicator or Alone(device)
         for name, value in (("max_batch", max_batch), ("max_length", max_length), ("prefill_tokens", prefill_tokens)):
@@ -97,7 +97,13 @@ class ServedModel:
         self.vocab = sizes.vocab
         kernels = kernels_of(entry, device)
         self.slots = Slots(
-            sizes.step.shape, sizes.gdn_layers, slots, layout=entry.layout, dtype=state_dtype, device=device
+            sizes.step.shape,
+            sizes.gdn_layers,
+            slots,
+            layout=entry.layout,
+            dtype=state_dtype,
+            device=device,
+            ring=variant(entry.gdn).ring,
         )
         attention, layers = sizes.attention, max(1, sizes.attention_layers)
         self.cache = PagedCache(layers, pages, page_size, attention.kv_heads, attention.head_dim, device=device)
@@ -130,7 +136,7 @@ class ServedModel:
     @staticmethod
     def refusal(configuration: str | Configuration, weights: ModelWeights, state_dtype=torch.bfloat16) -> str | None:
         """Why a configuration cannot serve these weights on their device: one sentence, or None."""
-        entry, device, shape = _record(configuration), weights.device, weights.sizes.step.shape
+        entry, device, shape = record_of(configuration), weights.device, weights.sizes.step.shape
         for phase, backend in (("decode", entry.gdn), ("prefill", entry.prefill)):
             options = {"layout": entry.layout, "dtype": state_dtype, "device": device, "phase": phase}
             if reason := refusal(backend, shape, **options):
@@ -260,10 +266,6 @@ class ServedModel:
             "a draft token of a request": len(self.pools) * sum(drafts.values()),
             "activations": self._workspace.nbytes,
         }
-
-
-def _record(given: str | Configuration) -> Configuration:
-    return configuration_of(given) if isinstance(given, str) else given
 
 
 def _padded_sizes(max_batch: int, given: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -2,14 +2,21 @@
 
 import torch
 
+from ..backends.base import Ring
 from ..models import CONV_WINDOW, GDNShape
 from ..pool import CONV_DTYPE, StatePool
+from ..ring import make_ring
 
 
 class Slots:
-    """Slots of the pools. pools: a StatePool for each layer, pieces of one tensor, so that a slot is zeroed at once."""
+    """Slots of the pools. pools: a StatePool for each layer, pieces of one tensor, so that a slot is zeroed at once.
 
-    def __init__(self, shape: GDNShape, layers: int, slots: int, *, layout: str, dtype: torch.dtype, device):
+    ring: updates that each slot's ring of deferred updates holds in each layer; 0: none.
+    """
+
+    def __init__(
+        self, shape: GDNShape, layers: int, slots: int, *, layout: str, dtype: torch.dtype, device, ring: int = 0
+    ):
         first = StatePool(shape, 2, layout=layout, dtype=dtype, device="meta")  # checks all but slots
         if type(slots) is not int or slots < 2:
             raise ValueError(f"slots: expected an int of at least 2 (slot 0 is the null slot), got {slots!r}")
@@ -19,7 +26,12 @@ class Slots:
             StatePool(shape, slots, layout=layout, dtype=dtype, device=device, memory=memory)
             for memory in zip(self._state, self._conv, strict=True)
         )
-        self.slots = slots
+        self.slots, self._span = slots, None
+        if ring:
+            whole = make_ring(shape, layers * slots, ring, dtype=dtype, key_dtype=torch.bfloat16, device=device)
+            for pool, piece in zip(self.pools, zip(*(part.split(slots) for part in whole), strict=True), strict=True):
+                pool.reserve_ring(ring, memory=Ring(*piece))
+            self._span = whole.span.view(layers, slots, 2)
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
 
     @property
@@ -29,8 +41,9 @@ class Slots:
 
     @property
     def slot_nbytes(self) -> int:
-        """Bytes of one slot in all layers."""
-        return (self._state.nbytes + self._conv.nbytes) // self.slots
+        """Bytes of one slot in all layers, its ring included."""
+        ring = sum(pool.ring.nbytes for pool in self.pools if pool.ring)
+        return (self._state.nbytes + self._conv.nbytes + ring) // self.slots
 
     def acquire(self) -> int:
         """Hand out a slot, zeroed in every layer. RuntimeError, one sentence, if none is free."""
@@ -41,6 +54,8 @@ class Slots:
         slot = self._free.pop()
         self._state[:, slot].zero_()
         self._conv[:, slot].zero_()
+        if self._span is not None:
+            self._span[:, slot, 0] = self._span[:, slot, 1]  # nothing is pending; the phase stays
         return slot
 
     def release(self, slot: int) -> None:

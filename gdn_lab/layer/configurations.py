@@ -3,7 +3,7 @@
 To add one, add a record to CONFIGURATIONS: sweeps, tables, figures and the notebook's parameter take it from there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class Configuration:
     sentence. fused: norms quantise for FP8, nothing is split, the shared expert is one of the experts, launches use
     programmatic dependent launch (PDL), and products of few rows run this workbook's kernels; otherwise each of these
     is a launch of its own and products are torch's.
+    deferred: a `backend` of decode() that defers its writes, which studies take in place of gdn where recorded times
+    say that it is faster; "" never.
     device: "cuda" or "cpu", where configurations "auto" includes it; "" includes it nowhere.
     """
 
@@ -27,10 +29,15 @@ class Configuration:
     device: str = ""
     prefill: str = "auto"
     verify: str = "auto"
+    deferred: str = ""
 
     def __post_init__(self):
         if not self.label:
             object.__setattr__(self, "label", f"{self.name} ({self.gdn})")
+
+    def decoding_with(self, gdn: str) -> "Configuration":
+        """The same with another `backend` of decode()."""
+        return replace(self, gdn=gdn, label="")
 
 
 CONFIGURATIONS: dict[str, Configuration] = {
@@ -65,6 +72,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
             layout="VK",
             description="the fastest here: this workbook's kernels, fused, with PDL",
             fused=True,
+            deferred="triton/replay",
             device="cuda",
         ),
         Configuration(
@@ -96,8 +104,10 @@ CONFIGURATIONS: dict[str, Configuration] = {
 }
 
 
-def configuration(name: str) -> Configuration:
-    """The record called `name`. ValueError with the known names if there is none."""
+def configuration(name: str | Configuration) -> Configuration:
+    """The record called `name`, or the record that is given. ValueError with the known names if there is none."""
+    if isinstance(name, Configuration):
+        return name
     if name not in CONFIGURATIONS:
         raise ValueError(f"configuration: {name!r} is unknown; choose one of {', '.join(CONFIGURATIONS)}")
     return CONFIGURATIONS[name]

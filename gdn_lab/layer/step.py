@@ -36,8 +36,8 @@ BYTES_FORMULA = (
 class Step:
     """One step for one batch: its buffers, its pool, and its stages in order.
 
-    name: a configuration's. batch: 1 to 512 requests. state_dtype: of the pool. pool, indices: by default a pool of
-    batch + 1 slots with random states, and the slots 1 to batch in random order; a given pool must have the
+    name: a configuration or its name. batch: 1 to 512 requests. state_dtype: of the pool. pool, indices: by default a
+    pool of batch + 1 slots with random states, and the slots 1 to batch in random order; a given pool must have the
     configuration's layout. ahead: the step of the layer before, whose output and residual this one takes as input; by
     default the inputs are random. ValueError with the sentence of refusal() for a configuration that cannot run here.
     """
@@ -45,7 +45,7 @@ class Step:
     def __init__(
         self,
         weights: StepWeights,
-        name: str,
+        name: str | Configuration,
         batch: int,
         *,
         state_dtype=torch.bfloat16,
@@ -55,10 +55,11 @@ class Step:
         ahead: "Step | None" = None,
     ):
         if reason := self.refusal(name, weights, state_dtype):
-            raise ValueError(f"configuration {name!r} {reason}")
+            raise ValueError(f"configuration {configuration(name).name!r} {reason}")
         if type(batch) is not int or batch < 1:
             raise ValueError(f"batch: expected a positive int, got {batch!r}")
-        self.name, self.configuration, self.weights, self.batch = name, configuration(name), weights, batch
+        self.configuration, self.weights, self.batch = configuration(name), weights, batch
+        self.name = self.configuration.name
         self.device, self.fp8 = weights.device, weights.precision == "fp8"
         self.kernels = kernels_of(self.configuration, self.device)
         generator = torch.Generator().manual_seed(seed)
@@ -79,7 +80,7 @@ class Step:
         self.parts = tuple(part for part, _ in self.stages)
 
     @staticmethod
-    def refusal(name: str, weights: StepWeights, state_dtype=torch.bfloat16) -> str | None:
+    def refusal(name: str | Configuration, weights: StepWeights, state_dtype=torch.bfloat16) -> str | None:
         """Why a configuration cannot run with these weights on their device: one sentence, or None."""
         entry, device = configuration(name), weights.device
         reason = refusal(entry.gdn, weights.shape, layout=entry.layout, dtype=state_dtype, device=device)
@@ -194,7 +195,7 @@ def stacked(first: Step, weights: list[StepWeights]) -> list[Step]:
         steps.append(
             Step(
                 layer,
-                first.name,
+                first.configuration,
                 first.batch,
                 state_dtype=first.pool.dtype,
                 seed=first.seed + number,

@@ -98,3 +98,9 @@ def recorded_runs(data: Path = DATA) -> list[tuple[str, str]]:
 def recorded_gpus(data: Path = DATA) -> list[str]:
     """Names of the GPUs that something is recorded of."""
     return sorted({gpu for gpu, _ in recorded_runs(data)})
+
+
+def recorded_gpu(device: str, data: Path = DATA) -> str | None:
+    """The one of recorded_gpus() that a device is, by its name, such as "NVIDIA H200"; None if it is none of them."""
+    words = device.lower().split()
+    return next((gpu for gpu in recorded_gpus(data) if gpu in words), None)

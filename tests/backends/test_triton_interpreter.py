@@ -27,7 +27,7 @@ PROCESSES = {
         "replay_interpreter_cases.py": 15,
         "replay_fp8_interpreter_cases.py": 3,
         "all_reduce_interpreter_cases.py": 16,
-        "model_interpreter_cases.py": 1,
+        "model_interpreter_cases.py": 2,
     },
 }
 

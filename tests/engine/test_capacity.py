@@ -30,6 +30,8 @@ def test_a_request_by_hand():
     assert found.drafts == 30 * 4 * (32 * 128 * 128 * 2 + 8192 * 2)
     assert found.kv == 1024 * 10 * 2 * 2 * 256 * 2 and kv_token_nbytes("qwen3.5-35b-a3b", 4) == 10 * 2 * 256 * 2
     assert request_memory("qwen3.5-35b-a3b", 1, "float32", 0, 1).state == 30 * (32 * 128 * 128 * 4 + 8192 * 3 * 2)
+    deferring = request_memory("qwen3.5-35b-a3b", 1, "bfloat16", 0, 1, ring=16).state
+    assert deferring - found.state == 30 * (16 * (16 * 128 * 2 + 32 * 128 * 2 + 32 * 4) + 12)
 
 
 def test_requests_are_what_is_left_over_one_request():

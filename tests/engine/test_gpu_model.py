@@ -49,7 +49,7 @@ def on_cpu(value):
     return value
 
 
-@pytest.mark.parametrize("name", [*made_for("cuda"), "torch"])
+@pytest.mark.parametrize("name", [*made_for("cuda"), "replay", "torch"])
 def test_each_configuration_in_cuda_graphs(name):
     weights = ModelWeights.random(DENSE, precision="bf16", toy=True, device="cuda")
     sizes = {"max_batch": 4, "slots": 6, "pages": 40, "page_size": 16, "max_length": 64, "prefill_tokens": 64}

@@ -32,7 +32,7 @@ def logits_after(model, request, tokens: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prefill", ["steps", "chunked"])
-@pytest.mark.parametrize("name", ["before-32", "best"])
+@pytest.mark.parametrize("name", ["before-32", "best", "replay"])
 def test_each_of_a_thousand_requests_gets_its_own_tokens(weights, name, prefill):
     model = ServedModel(
         weights, name, max_batch=64, slots=65, pages=128, page_size=64, max_length=256, batch_sizes=(1, 8, 64)

@@ -34,7 +34,7 @@ def test_what_an_earlier_run_has_is_left_out():
 
 def test_unusual_concurrencies_are_one_pass():
     (build,) = builds(Parameters.parse({"concurrency": "3,5", "configurations": "torch"}))
-    assert build == Build("torch", [Job("torch", 5), Job("torch", 3)])
+    assert build == Build("torch", [Job("torch", 5), Job("torch", 3)], "torch/vk")
 
 
 def test_no_job_is_begun_that_took_longer_than_what_is_left():
@@ -49,3 +49,14 @@ def test_no_job_is_begun_that_took_longer_than_what_is_left():
     assert not budget.allows(Job("best", 256)) and budget.allows(Job("best", 64))
     now[0] = 100.0
     assert not budget.allows(Job("best", 64))
+
+
+def test_a_model_has_one_decode():
+    """Concurrencies whose recorded times choose another decode are served by a model of their own."""
+    parameters = Parameters.parse({"concurrency": "1,8,64", "configurations": "best", "draft_tokens": "2"})
+    made = builds(parameters, decode=lambda name, concurrency: "triton/replay" if concurrency > 8 else "cutedsl/vk")
+    assert [(build.gdn, [job.concurrency for job in build.jobs]) for build in made[:2]] == [
+        ("triton/replay", [64]),
+        ("cutedsl/vk", [8, 1]),
+    ]
+    assert made[2].gdn == "cutedsl/vk" and made[2].draft_tokens == 2, "verify leaves nothing to defer"

@@ -19,8 +19,8 @@ GIVEN = {"concurrency": "1,3", "configurations": "torch-kv,torch"}
 class Model(FakeModel):
     """The fake model of the loop's tests, with times of parts."""
 
-    def __init__(self, weights, name, **arguments):
-        if name == "before":
+    def __init__(self, weights, entry, **arguments):
+        if entry.name == "before":
             raise ValueError("configuration: before needs a GPU")
         sizes = {"max_batch", "slots", "pages", "page_size", "max_length"} & set(arguments)
         super().__init__(**{size: arguments[size] for size in sizes}, sizes=arguments["batch_sizes"])

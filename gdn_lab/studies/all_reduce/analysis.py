@@ -5,7 +5,7 @@ import pandas
 from ...engine.communicator_choice import ADD_NORM, DEFAULT, SUM, Choice, chosen
 from ...engine.communicator_variants import VARIANTS
 from ...report.nearest import candidate_runs
-from ...report.recorded import DATA, recorded_gpus
+from ...report.recorded import DATA, recorded_gpu
 from ...report.text import byte_size, listed, micro
 
 NOTEBOOK = "08_all_reduce"
@@ -33,8 +33,7 @@ def recorded_choice(gpu: str, ranks: int, data=DATA) -> Choice:
 
 def choice_on(device_name: str, ranks: int, data=DATA) -> Choice:
     """The fastest variant for each size on a GPU of this name, as recorded; the default where that is not recorded."""
-    words = device_name.lower().split()
-    gpu = next((name for name in recorded_gpus(data) if name in words), None)
+    gpu = recorded_gpu(device_name, data)
     return recorded_choice(gpu, ranks, data) if gpu else DEFAULT
 
 

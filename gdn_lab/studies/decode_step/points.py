@@ -8,7 +8,7 @@ from ...backends.base import dtype_name
 from ...bench.roof import Roof, l2_bytes
 from ...bench.rows import Rows, timing_fields
 from ...bench.timers import TimerUnavailable, Timing, time_interleaved
-from ...layer import BYTES_FORMULA, CONFIGURATIONS, Step, StepWeights, layers_needed, stacked
+from ...layer import BYTES_FORMULA, Configuration, Step, StepWeights, configuration, layers_needed, stacked
 from ...layer.step_parts import (
     ALL_REDUCE,
     CPU_TIMER,
@@ -20,6 +20,7 @@ from ...layer.step_parts import (
     measure_parts,
 )
 from ...trace import nvtx_range
+from ..fewer_bytes.decode_choice import decoding_on
 
 CPU_LAYERS = 2
 MIN_LAYERS = 4  # in one graph, so that the gap between two replays is little of the time
@@ -96,20 +97,29 @@ class Point:
     def __init__(self, layers: Layers, batch: int, names, rows: Rows):
         self.layers, self.options, self.batch, self.rows = layers, layers.options, batch, rows
         self.steps: dict[str, list[Step]] = {}  # {configuration: a step for each layer}
-        self.checks = {}
+        self.checks, self.entries = {}, {}
         for name in names:
-            self._check(name)
+            self._check(self._configuration(name))
         self._stack()
         self._note_all_reduce()
 
-    def _check(self, name: str) -> None:
+    def _configuration(self, name: str) -> Configuration:
+        """The configuration, on a GPU with the decode that recorded times say is faster."""
+        o = self.options
+        if not o.on_gpu:
+            return configuration(name)
+        heads = self.batch * self.layers[0].shape.num_v_heads
+        return decoding_on(torch.cuda.get_device_name(o.device), name, heads, dtype_name(o.state_dtype))
+
+    def _check(self, entry: Configuration) -> None:
         """Make a configuration's first step, or a row that says why there is none."""
-        o, weights = self.options, self.layers[0]
-        reason = Step.refusal(name, weights, o.state_dtype)
+        o, weights, name = self.options, self.layers[0], entry.name
+        self.entries[name] = entry
+        reason = Step.refusal(entry, weights, o.state_dtype)
         if reason is not None:
             self.rows.add(self._case(name) | {"status": "refused", "reason": reason})
             return
-        first = Step(weights, name, self.batch, state_dtype=o.state_dtype, seed=o.seed)
+        first = Step(weights, entry, self.batch, state_dtype=o.state_dtype, seed=o.seed)
         check = first.check()
         if check.right:
             self.steps[name], self.checks[name] = [first], check
@@ -216,7 +226,7 @@ class Point:
         )
 
     def _case(self, name: str) -> dict:
-        entry, shape, o = CONFIGURATIONS[name], self.layers[0].shape, self.options
+        entry, shape, o = self.entries[name], self.layers[0].shape, self.options
         backend, variant = entry.gdn.split("/")
         return {
             "phase": "step",

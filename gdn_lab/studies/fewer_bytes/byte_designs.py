@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from ...costs import decode_bytes, replay_bytes
-from ...models import GDNShape, slot_nbytes
+from ...models import GDNShape, ring_nbytes, slot_nbytes
 
 FP8 = torch.float8_e4m3fn
 SCALE_BYTES = 4  # of an FP8 state: one float32 for each of its rows, K elements
@@ -33,11 +33,8 @@ class Design(NamedTuple):
 
     def slot_bytes(self, shape: GDNShape) -> int:
         """Bytes that one request keeps in one layer: state, scales, convolution window and ring."""
-        HK, HV, K, V = shape.dims
-        correction = 2 if self.dtype in (torch.bfloat16, FP8) else 4
-        ring = self.updates * (HK * K * 2 + HV * V * correction + HV * 4)
-        counters = 12 if self.updates else 0  # the ring's span and arrivals
-        return sum(slot_nbytes(shape, self.dtype.itemsize).values()) + self._scales(shape) + ring + counters
+        ring = ring_nbytes(shape, self.updates, 2 if self.dtype in (torch.bfloat16, FP8) else 4)
+        return sum(slot_nbytes(shape, self.dtype.itemsize).values()) + self._scales(shape) + ring
 
     def _scales(self, shape: GDNShape) -> int:
         return shape.num_v_heads * shape.head_v_dim * SCALE_BYTES if self.dtype is FP8 else 0

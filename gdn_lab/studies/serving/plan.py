@@ -6,9 +6,10 @@ the last draft tokens.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from ...layer.configurations import configuration
 from .serving_rows import RUN
 
 FIRST = (256, 64, 8, 1)  # concurrencies of the first pass
@@ -29,10 +30,11 @@ class Job(NamedTuple):
 
 
 class Build(NamedTuple):
-    """One model, and what it serves, the largest concurrency first."""
+    """One model, and what it serves, the largest concurrency first. gdn: its `backend` of decode()."""
 
     configuration: str
     jobs: list[Job]
+    gdn: str
 
     @property
     def most(self) -> int:
@@ -45,8 +47,11 @@ class Build(NamedTuple):
         return max(job.draft_tokens for job in self.jobs)
 
 
-def builds(p, earlier: Iterable[dict] = ()) -> list[Build]:
-    """Everything that parameters `p` ask for and no row of `earlier` has."""
+def builds(p, earlier: Iterable[dict] = (), decode: Callable[[str, int], str] | None = None) -> list[Build]:
+    """Everything that parameters `p` ask for and no row of `earlier` has.
+
+    decode(configuration, concurrency): the `backend` of decode(), by default the configuration's own; a model has one.
+    """
     done = {_job_of(row) for row in earlier if _complete(row)}
     first = [c for c in p.concurrency if c in FIRST] if len(p.concurrency) > len(FIRST) else p.concurrency
     passes = [some for some in (first, [c for c in p.concurrency if c not in first]) if some]
@@ -68,8 +73,16 @@ def builds(p, earlier: Iterable[dict] = ()) -> list[Build]:
             ],
         )
     )
-    left = [Build(name, [job for job in jobs if job not in done]) for name, jobs in plan]
-    return [build for build in left if build.jobs]
+    made = []
+    for name, jobs in plan:
+        by_decode: dict[str, list[Job]] = {}
+        for job in jobs:
+            own = decode is None or job.draft_tokens  # which verifies, and does not decode
+            gdn = configuration(name).gdn if own else decode(name, job.concurrency)
+            if job not in done:
+                by_decode.setdefault(gdn, []).append(job)
+        made += [Build(name, some, gdn) for gdn, some in by_decode.items()]
+    return made
 
 
 def _complete(row: dict) -> bool:

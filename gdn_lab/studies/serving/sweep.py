@@ -27,8 +27,9 @@ from ...engine.serve_ranks import (
     serve_once,
     short,
 )
-from ...layer.configurations import configuration
+from ...layer.configurations import Configuration, configuration
 from ..all_reduce.analysis import choice_on
+from ..fewer_bytes.decode_choice import decoding_on
 from .plan import Budget, Build, Job, builds
 from .serving_point import check_row, part_rows
 from .serving_rows import PHASE
@@ -72,7 +73,7 @@ class RankSweep:
         self.joined, self.connections = communicator, {}
         self.serves = 1 + max((row["serve"] for row in earlier if "serve" in row), default=-1)
         self.budget, self.skipped, self.weights = Budget(60 * p.minutes), [], None
-        for build in builds(p, earlier):
+        for build in builds(p, earlier, self.decode):
             if self.agreed(self.budget.left > 0):
                 self.serve(build)
             else:
@@ -80,6 +81,14 @@ class RankSweep:
         if self.skipped:
             left = "; ".join(map(str, self.skipped))
             self.say(f"No time was left after {p.minutes:g} minutes; the same command goes on with: {left}.")
+
+    def decode(self, name: str, concurrency: int) -> str:
+        """The `backend` of decode(): the configuration's own, on a GPU the one that recorded times say is faster."""
+        if self.joined.device.type != "cuda" or self.p.toy:
+            return configuration(name).gdn
+        heads = concurrency * self.p.shape.num_v_heads
+        device = torch.cuda.get_device_name(self.joined.device)
+        return decoding_on(device, name, heads, dtype_name(self.p.dtype)).gdn
 
     def serve(self, build: Build) -> None:
         """Serve the jobs of one model. A model that cannot be made refuses all of them."""
@@ -90,12 +99,14 @@ class RankSweep:
             if self.joined.size > 1 and isinstance(error, torch.OutOfMemoryError):
                 raise  # the other ranks wait for this one
             for job in build.jobs:
-                self.refuse(self.joined, job, NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error))
+                self.refuse(
+                    self.joined, build, job, NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
+                )
             return
         self.say(f"{build.configuration}: ready after {time.monotonic() - began:.0f} s.")
         for job in build.jobs:
             if self.agreed(self.budget.allows(job)):
-                self.job(communicator, model, job)
+                self.job(communicator, model, build, job)
             else:
                 self.skipped.append(job)
         del model
@@ -115,45 +126,45 @@ class RankSweep:
             self.connections[name] = connected(self.joined, largest, hidden, choice)
         lists = {job.concurrency: requests_of(plan, job.concurrency, vocab) for job in build.jobs}
         communicator = self.connections[name]
-        return communicator, new_model(communicator, self.weights, plan, build.configuration, lists, self.say)
+        return communicator, new_model(communicator, self.weights, plan, entry_of(build), lists, self.say)
 
-    def job(self, communicator, model, job: Job) -> None:
+    def job(self, communicator, model, build: Build, job: Job) -> None:
         """One serving run and its parts, or a row that says why there is none."""
         began = time.monotonic()
         if model.slots.free < job.concurrency:
-            self.refuse(communicator, job, f"only {model.slots.free} requests fit into the memory that is free")
+            self.refuse(communicator, build, job, f"only {model.slots.free} requests fit into the memory that is free")
             return
         try:
             with clocks.sampled(self.joined.device):
-                row = self.measure(communicator, model, job)
+                row = self.measure(communicator, model, build, job)
         except torch.OutOfMemoryError:
             if self.joined.size > 1:  # the other ranks wait for this one
                 raise
-            self.refuse(communicator, job, NO_MEMORY)
+            self.refuse(communicator, build, job, NO_MEMORY)
             return
         self.budget.took(job, time.monotonic() - began)
         self.say(f"{job}: {short(row)}; {max(0.0, self.budget.left) / 60:.1f} minutes left.")
 
-    def measure(self, communicator, model, job: Job) -> dict:
+    def measure(self, communicator, model, build: Build, job: Job) -> dict:
         """Serve a job and time its parts; return the row of type "run"."""
-        name, concurrency = job.configuration, job.concurrency
-        plan = plan_of(self.p, name, [job])
+        entry, concurrency = entry_of(build), job.concurrency
+        plan = plan_of(self.p, entry.name, [job])
         common = {"phase": PHASE, "serve": self.serves}
         self.serves += 1
         requests = requests_of(plan, concurrency, self.weights.sizes.vocab)
-        run = serve_once(communicator, model, plan, name, concurrency, requests, common, self.run)
+        run = serve_once(communicator, model, plan, entry, concurrency, requests, common, self.run)
         self.rows.append(run)
         more = part_rows(model, job, self.p)
         if self.p.toy and not job.draft_tokens:
             more.append(check_row(model, requests, concurrency))
         for row in more:
-            self.add({"status": "fact"} | case(communicator, plan, name, concurrency) | common | row)
+            self.add({"status": "fact"} | case(communicator, plan, entry, concurrency) | common | row)
         return run
 
-    def refuse(self, communicator, job: Job, reason: str) -> None:
+    def refuse(self, communicator, build: Build, job: Job, reason: str) -> None:
         """A row that says why a job cannot run."""
         plan = plan_of(self.p, job.configuration, [job])
-        fields = case(communicator, plan, job.configuration, job.concurrency)
+        fields = case(communicator, plan, entry_of(build), job.concurrency)
         self.add(fields | {"status": "refused", "reason": reason})
         self.say(f"{job}: refused: {reason}.")
 
@@ -171,6 +182,12 @@ class RankSweep:
         """Print a line at once, on rank 0."""
         if self.joined.rank == 0:
             print(line, flush=True)
+
+
+def entry_of(build: Build) -> Configuration:
+    """The configuration that a build's model runs."""
+    entry = configuration(build.configuration)
+    return entry if build.gdn == entry.gdn else entry.decoding_with(build.gdn)
 
 
 def _choice(joined) -> Choice:
