@@ -54,6 +54,15 @@ def test_no_spills_and_loads_of_16_bytes(build, monkeypatch):
     assert ("fma.rn.f32x2" in ptx) == (build.architecture == "sm_100a"), "packed multiply-adds"
 
 
+def test_fast_exponentials_save_a_few_instructions_and_no_more():
+    [build] = [x for x in BUILDS if x[:1] == ("sm_90a",) and x.state_dtype == "float32" and x.rows == 16 and x.aligned]
+    exact, fast = (
+        len(re.findall(r"^\s+(?:@%p\d+ )?[a-z]+\.", artifacts(x).PTX, re.MULTILINE))
+        for x in (build, build._replace(exact=False))
+    )
+    assert 0 < exact - fast < 100
+
+
 def test_builds_cover_tiles_and_dtypes():
     for dtype, name in ((BF16, "bfloat16"), (FP32, "float32"), (FP16, "float16")):
         tiles = {cutedsl.tile_for(heads, dtype) for heads in range(1, 1 << 16)}

@@ -93,21 +93,21 @@ def test_kernels_in_a_row_see_each_other(dtype):
     assert same_bits(first.state, second.state)
 
 
-def test_what_a_decay_near_1_loses_does_not_add_up():
-    """A float32 state after 4,096 steps that write nothing: random roundings alone come to 2e-6."""
+def test_errors_of_a_decay_near_1_do_not_add_up():
+    """A float32 state after 4,096 steps that write nothing: random roundings come to 3e-6, of one sign to 1e-4."""
     pool = filled_pool(RANK, 5, layout="VK", dtype=FP32, device=GPU)
     indices = row_slots(3, 5, device=GPU)
     before = pool.read(indices).double()
     x = make_inputs(RANK, 3, device=GPU)
     gates = {"A_log": torch.zeros(8, device=GPU), "dt_bias": torch.linspace(-12.0, -8.0, 8, device=GPU)}
-    drawn = torch.randn(64, 3, 8, generator=torch.Generator(GPU).manual_seed(0), device=GPU).bfloat16()
+    drawn = torch.randn(4096, 3, 8, generator=torch.Generator(GPU).manual_seed(0), device=GPU).bfloat16()
     never = torch.full_like(drawn[0], -1000.0)
-    for step in range(4096):
-        decode(x.q, x.k, x.v, drawn[step % 64], never, **gates, pool=pool, indices=indices, backend="cutedsl")
-    log_g = 64 * reference.log_decay(drawn, **gates, device=GPU).sum(0)
+    for a in drawn:
+        decode(x.q, x.k, x.v, a, never, **gates, pool=pool, indices=indices, backend="cutedsl")
+    log_g = reference.log_decay(drawn, **gates, device=GPU).sum(0)
     expected = torch.exp(log_g)[..., None, None] * before
     errors = (pool.read(indices) - expected).flatten(2).norm(dim=2) / expected.flatten(2).norm(dim=2)
-    assert errors.max() < 4e-6, errors
+    assert errors.max() < 6e-6, errors
 
 
 DECODE = """

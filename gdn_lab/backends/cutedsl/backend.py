@@ -74,6 +74,18 @@ class CuteDSLBackend(Backend):
         return launch
 
 
+def decode_with_fast_exponentials(q, k, v, a, b, *, A_log, dt_bias, pool, indices, out):
+    """Decode as `cutedsl/vk` does, with the GPU's approximate exponentials: to measure what exact ones gain.
+
+    q and k contiguous; decode() of a pool without a ring. Nothing is checked.
+    """
+    shape, dtypes = pool.shape, (dtype_name(pool.dtype), dtype_name(indices.dtype))
+    tile = tile_for(q.shape[0] * shape.num_v_heads, pool.dtype)
+    heads = shape.num_k_heads, shape.num_v_heads
+    kernel = decode_function(architecture_of(q.device), *heads, *dtypes, *tile, True, True, False)
+    kernel(q, k, v, a, b, A_log, dt_bias, pool.state, indices, out, shape.scale)
+
+
 def tile_for(heads: int, state_dtype: torch.dtype) -> tuple[int, int]:
     """Return (rows of the state for a warp, warps of a block) for B · HV heads.
 

@@ -43,16 +43,12 @@ class Build(NamedTuple):
     warps: int  # of a block; they share nothing
     l2norm: bool
     aligned: bool  # each head of q and k begins at a multiple of 16 bytes
+    exact: bool = True  # exponentials and logarithms; else the GPU's approximations of them
 
     @property
     def packed(self) -> bool:
         """Two float32 multiply-adds in one instruction: compute capability 10.0 and newer."""
         return int(self.architecture[3:].rstrip("a")) >= 100
-
-    @property
-    def compensated(self) -> bool:
-        """The decay is a sum of two numbers. What one would lose adds up in a float32 state; others lose more."""
-        return self.state_dtype == "float32"
 
 
 def compile_decode(build: Build, options: str = ""):
@@ -141,8 +137,8 @@ def decode_kernel(
     cute.autovec_copy(tile_at, S)
     arch.griddepcontrol_launch_dependents()
 
-    g = decay(-math.exp(A) * softplus(Float32(a_raw) + bias), build)
-    beta = arch.rcp_approx(1.0 + math.exp(-Float32(b_raw)))
+    g = decay(-exp(A, build) * softplus(Float32(a_raw) + bias, build), build)
+    beta = arch.rcp_approx(1.0 + exp(-Float32(b_raw), build))
     q_scale, k_scale = scale, Float32(1.0)
     if cutlass.const_expr(build.l2norm):
         q_scale = scale * math.rsqrt(sum_lanes(dot(q_raw, q_raw, build), LANES) + NORM_EPS, fastmath=True)
@@ -152,9 +148,8 @@ def decode_kernel(
     rows = [pairs(S, i) for i in range(LOADS)]
     sums = [(dot(S_row, k_raw, build), dot(S_row, q_raw, build)) for S_row in rows]
     Sk, Sq = share_rows(sums, part, LANES)
-    Sk, Sq = decayed((k_scale * Sk, Sq), g, build)
-    u = k_scale * beta * (Float32(v_raw) - Sk)  # times k as loaded, hence the second k_scale
-    o = select_(live, q_scale * (Sq + u * kq), Float32(0.0))
+    u = k_scale * beta * (Float32(v_raw) - g * (k_scale * Sk))  # times k as loaded, hence the second k_scale
+    o = select_(live, q_scale * (g * Sq + u * kq), Float32(0.0))
     if part % (LANES // LOADS) == 0:
         out[row, head, mine] = o.to(BFloat16)
 
@@ -162,8 +157,8 @@ def decode_kernel(
     for i in cutlass.range_constexpr(LOADS):
         u_row = arch.shuffle_sync(u, i * (LANES // LOADS), mask_and_clamp=(WARP - LANES) << 8 | WARP - 1)
         for j in cutlass.range_constexpr(N // 2):
-            pair = decayed(rows[i][j], g, build)
-            new[2 * j, i], new[2 * j + 1, i] = multiply_add((u_row, u_row), k_raw[j], pair, build)
+            decayed = multiply((g, g), rows[i][j], build)
+            new[2 * j, i], new[2 * j + 1, i] = multiply_add((u_row, u_row), k_raw[j], decayed, build)
     S.store(new.load().to(state.element_type))
     if live:
         cute.autovec_copy(S, tile_at)
@@ -172,27 +167,25 @@ def decode_kernel(
 # Below, traced as the Python it is: lists and pairs become registers.
 
 
-def softplus(x):
-    """log(1 + e^x), with what rounding 1 + e^x lost put back; x above SOFTPLUS_THRESHOLD."""
-    e = math.exp(x)
-    s = 1.0 + e
-    return select_(x > SOFTPLUS_THRESHOLD, x, math.log(s) + (e - (s - 1.0)) * arch.rcp_approx(s))
+def exp(x, build):
+    return math.exp(x, fastmath=not build.exact)
 
 
 def decay(log_g, build):
-    """g as a sum of two numbers where that pays, so that near 1 its rounding does not add up: (1, g - 1)."""
-    if cutlass.const_expr(not build.compensated):
-        return (math.exp(log_g),)
-    near = log_g > -0.5
-    return select_(near, Float32(1.0), math.exp(log_g)), select_(near, math.expm1(log_g), Float32(0.0))
+    """g. Near 1 by g - 1 as a series: errors of e^x there have a sign, so that they add up over the steps."""
+    if cutlass.const_expr(not build.exact):
+        return exp(log_g, build)
+    series = log_g * (1.0 + log_g * (1 / 2 + log_g * (1 / 6 + log_g * (1 / 24 + log_g * (1 / 120)))))
+    return select_(log_g > -1 / 16, 1.0 + series, exp(log_g, build))
 
 
-def decayed(x, g, build):
-    """g x of a pair x, with g from decay()."""
-    product = multiply((g[0], g[0]), x, build)
-    if cutlass.const_expr(build.compensated):
-        product = multiply_add((g[1], g[1]), x, product, build)
-    return product
+def softplus(x, build):
+    """log(1 + e^x), with what rounding 1 + e^x lost put back; x above SOFTPLUS_THRESHOLD."""
+    e = exp(x, build)
+    s = 1.0 + e
+    if cutlass.const_expr(not build.exact):
+        return select_(x > SOFTPLUS_THRESHOLD, x, math.log(s, fastmath=True))
+    return select_(x > SOFTPLUS_THRESHOLD, x, math.log(s) + (e - (s - 1.0)) * arch.rcp_approx(s))
 
 
 def load_pairs(at, n):

@@ -17,6 +17,7 @@ PRECISIONS = (
     ("bfloat16", "stochastic"),
     ("float16", "stochastic"),
 )
+FAST = "fast exponentials"  # the shortcut of cutedsl: its inputs are bfloat16, as those without a shortcut
 ENOUGH = 0.02  # of the output's error that counts as enough: about 5 times what rounding the output to bfloat16 costs
 STATE, OUTPUT, RETURNED = "state_error", "output_error_of_state", "output_error"
 
@@ -94,7 +95,18 @@ def backends(rows: list[dict], where: str, dtype: str = "float32") -> dict[str, 
 
 def shortcuts(rows: list[dict], where: str) -> dict[str, dict]:
     """{what of the gates is rounded to bfloat16: row}, of float32 state and inputs, in a regime."""
-    return {row["shortcut"]: row for row in of_ways(rows) if regime(row) == where and row["shortcut"]}
+    found = [row for row in of_ways(rows) if regime(row) == where and row["shortcut"] not in ("", FAST)]
+    return {row["shortcut"]: row for row in found}
+
+
+def fast_exponentials(rows: list[dict]) -> dict[str, tuple[dict, dict]]:
+    """{regime: (row of fast exponentials, row of exact ones on the same backend)}."""
+    found = {}
+    for row in of_ways(rows):
+        exact = backends(rows, regime(row), row["state_dtype"]).get(backend_of(row))
+        if row["shortcut"] == FAST and exact is not None:
+            found[regime(row)] = row, exact
+    return found
 
 
 def final(row: dict, name: str = STATE) -> float:

@@ -11,10 +11,10 @@ from ...bench.roof import measure_roof
 from ...bench.rows import Rows, common_fields, recorded, timing_fields
 from ...bench.timers import time_interleaved
 from ...costs import DECODE_BYTES_FORMULA, decode_bytes
-from ...ops import decode, make_inputs
+from ...ops import make_inputs
 from ...pool import StatePool
 from ...tolerances import distance
-from .ways import Way, all_ways
+from .ways import SHORTCUTS, Way, all_ways
 
 TIMER = "cuda_graph_replay"
 CHECKED_ROWS = 2
@@ -22,8 +22,8 @@ CALLS = 2  # of a replay, on slots of their own
 
 
 def timed_ways(shape, device) -> list[Way]:
-    """The ways whose step takes a time of its own: shortcuts save no bytes that count, eager PyTorch is no kernel."""
-    found = [way for way in all_ways(device) if not way.shortcut and VARIANTS[way.backend].role != "eager"]
+    """The ways whose step may take a time of its own: rounded gates save no bytes, eager PyTorch is no kernel."""
+    found = [way for way in all_ways(device) if way.shortcut not in SHORTCUTS and VARIANTS[way.backend].role != "eager"]
     return [way for way in found if way.refusal(shape, device) is None]
 
 
@@ -43,8 +43,8 @@ def cost_sweep(shape, batch: int, *, device, samples: int, model: str, tp: int, 
             pool = _filled_pool(way, shape, CALLS * batch + 1, device, seed)
             sets = pools.slot_sets(pool.slots, batch, CALLS, device=device, seed=seed)
             out = torch.empty_like(x.v, memory_format=torch.contiguous_format)
-            options = x.gates() | {"pool": pool, "backend": way.backend, "out": out}
-            each = [partial(decode, *x.arguments(), indices=indices, **options) for indices in sets]
+            options = x.gates() | {"pool": pool, "out": out}
+            each = [partial(way.decode, *x.arguments(), indices=indices, **options) for indices in sets]
             right, error, state_error = _checked(x, pool, sets[0], each[0], out)
             checks[way] = {"max_abs_error": error, "max_abs_error_state": state_error}
             if right:

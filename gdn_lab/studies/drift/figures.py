@@ -149,6 +149,8 @@ def _bars(rows, name: str) -> dict[str, float]:
     """{what is rounded: last error of the state} in a regime."""
     found = {f"{kind} state": row for kind, row in analysis.precisions(rows, name).items()}
     found |= {f"{key} in bfloat16": row for key, row in analysis.shortcuts(rows, name).items() if key != "none"}
+    if name in (both := analysis.fast_exponentials(rows)):
+        found[analysis.FAST] = both[name][0]
     return {label: final(row) for label, row in found.items() if 0 < final(row) < float("inf")}
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ... import reference
-from ...ops import decode
 from ...pool import StatePool
 from .regimes import Inputs
 from .ways import Way
@@ -99,8 +98,8 @@ class WayLane(Lane):
 
     def step(self, t: int) -> None:
         gates = {"A_log": self.A_log, "dt_bias": self.dt_bias}
-        options = {"pool": self.pool, "indices": self.slots, "backend": self.way.backend, "out": self.out}
-        decode(*self.inputs.at(t), **gates, **options)
+        options = {"pool": self.pool, "indices": self.slots, "out": self.out}
+        self.way.decode(*self.inputs.at(t), **gates, **options)
 
     @property
     def S(self) -> Tensor:

@@ -12,7 +12,8 @@ def answers(rows: list[dict]) -> list[str]:
     """The answer, a sentence each: the verdict first, then what it rests on."""
     if not analysis.of_ways(rows):
         return ["Nothing was run, so nothing is known of the drift."]
-    makers = (verdict, cost, growth_of_state, against_bfloat16, stochastic, gates_in_bfloat16, backends, magnitudes)
+    makers = (verdict, cost, growth_of_state, against_bfloat16, stochastic, gates_in_bfloat16, exponentials, backends)
+    makers += (magnitudes,)
     return [sentence for make in makers for sentence in make(rows)]
 
 
@@ -192,6 +193,23 @@ def gates_in_bfloat16(rows: list[dict]) -> list[str]:
         return []
     parts = [f"{name} {error(value)} ({where})" for name, (value, where) in worst.items()]
     return [f"With a float32 state, rounding to bfloat16 costs at worst: {'; '.join(parts)}."]
+
+
+def exponentials(rows: list[dict]) -> list[str]:
+    """What fast exponentials cost in error where the state is float32, and what they save in µs."""
+    found = analysis.fast_exponentials(rows)
+    if not found:
+        return []
+    ratios = [final(fast) / final(exact) for fast, exact in found.values() if final(exact)]
+    fast, exact = next(iter(found.values()))
+    text = (
+        f"Fast exponentials in {analysis.backend_of(fast)} make the error of a float32 state {span(ratios)} times that "
+        "of exact ones"
+    )
+    us = {row["way"]: row["median_us"] for row in analysis.timed(rows)}
+    if {fast["way"], exact["way"]} <= set(us):
+        text += f"; a step takes {micro(us[fast['way']])} instead of {micro(us[exact['way']])}"
+    return [f"{text}."]
 
 
 def backends(rows: list[dict]) -> list[str]:

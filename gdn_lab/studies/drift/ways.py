@@ -7,6 +7,8 @@ import torch
 from ...backends.base import dtype_name
 from ...backends.registry import VARIANTS, refusal
 from ...models import GDNShape
+from ...ops import decode
+from .analysis import FAST
 
 FLOAT32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 # What of the gates is rounded to bfloat16 before a step, in float32 inputs and state.
@@ -15,8 +17,8 @@ SHORTCUTS = ("none", "dt_bias", "A_log", "beta", "dt_bias, A_log and beta")
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a step. backend: full name of a variant. shortcut: "" for bfloat16 inputs, or one of SHORTCUTS,
-    all of which take inputs of float32 (of the same numbers)."""
+    """One way to run a step. backend: full name of a variant. shortcut: "" or FAST for bfloat16 inputs, or one of
+    SHORTCUTS, all of which take inputs of float32 (of the same numbers)."""
 
     backend: str
     dtype: torch.dtype
@@ -29,11 +31,21 @@ class Way:
         words = f"{self.backend} {dtype_name(self.dtype)}" + (" stochastic" if self.rounding == "stochastic" else "")
         if not self.shortcut:
             return words
+        if self.shortcut == FAST:
+            return f"{words}, {FAST}"
         return f"{words}, float32 inputs" if self.shortcut == "none" else f"{words}, {self.shortcut} in bfloat16"
 
     @property
     def io_dtype(self) -> torch.dtype:
-        return FLOAT32 if self.shortcut else BF16
+        return FLOAT32 if self.shortcut in SHORTCUTS else BF16
+
+    def decode(self, *arguments, **options):
+        """Take a decode step; arguments as those of ops.decode()."""
+        if self.shortcut == FAST:
+            from ...backends.cutedsl.backend import decode_with_fast_exponentials
+
+            return decode_with_fast_exponentials(*arguments, **options)
+        return decode(*arguments, backend=self.backend, **options)
 
     def fields(self) -> dict:
         """Return the fields of a row that say which way it is of."""
@@ -62,7 +74,8 @@ class Way:
 
 
 def all_ways(device) -> list[Way]:
-    """Every way for a device: each backend and dtype; stochastic rounding and shortcuts on Triton, on a CPU on torch.
+    """Every way for a device: each backend and dtype; stochastic rounding and shortcuts on Triton, on a CPU on torch,
+    fast exponentials on cutedsl.
 
     A backend counts with its first K-last decode kernel that works on the pool in place. On a GPU eager PyTorch, which
     is slow, runs in float32 alone.
@@ -80,4 +93,5 @@ def all_ways(device) -> list[Way]:
             if dtype in variant.state_dtypes and not slow:
                 found.append(Way(variant.full_name, dtype))
     found += [Way(main, dtype, "stochastic") for dtype in (BF16, FP16)]
+    found += [Way("cutedsl/vk", FLOAT32, shortcut=FAST)] if on_gpu else []
     return found + [Way(main, FLOAT32, shortcut=shortcut) for shortcut in SHORTCUTS]
