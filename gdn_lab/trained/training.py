@@ -19,7 +19,7 @@ from .checkpoint import save
 from .language import KINDS, STATEMENT, documents, questions
 from .network import Network
 from .sizes import Sizes
-from .training_plan import Plan, rate_at
+from .training_plan import Plan, Stage, rate_at
 from .training_step import IGNORED, Step
 from .vocabulary import PAD
 
@@ -40,7 +40,9 @@ class Batches:
             self.stage = stage
             rows = stage.tokens // (stage.statements * STATEMENT)
             seed = self.plan.seed * 1_000_000 + self.made
-            made = documents(rows * self.plan.at_once, stage.statements, stage.most_names, seed, self.device)
+            made = documents(
+                rows * max(1, self.plan.at_once // rows), stage.statements, stage.most_names, seed, self.device
+            )
             self.made += 1
             # Each document begins with PAD, so nothing is predicted before its first token
             targets = torch.where(made.predicted, made.tokens, IGNORED).roll(-1, 1)
@@ -80,7 +82,7 @@ def _train(sizes: Sizes, plan: Plan, folder: Path, device, say) -> Network:
             line |= {"loss": float(torch.stack(losses).mean()) if losses else None}
             stage = plan.stage(share)
             line |= {"statements": stage.statements, "most_names": stage.most_names}
-            line |= tested(network, plan)
+            line |= tested(network, plan.asked, plan.tested_last if over else plan.tested, plan.seed)
             losses = []
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -95,21 +97,21 @@ def _train(sizes: Sizes, plan: Plan, folder: Path, device, say) -> Network:
 
 
 @torch.no_grad()
-def tested(network: Network, plan: Plan) -> dict[str, float]:
-    """{kind: share of questions answered exactly}, each answer token predicted after the right ones before it.
+def tested(network: Network, about: Stage, each: int, seed: int) -> dict[str, float]:
+    """{kind: share of `each` questions answered exactly}, each answer token predicted after the right ones before it.
 
-    The questions are the same throughout a run, and others than those of notebook 11.
+    about: the documents. The questions are the same throughout a run, and others than those of notebook 11.
     """
-    device, length = network.embedding.device, plan.asked.statements * STATEMENT
-    asked = _questions(plan.tested * len(KINDS), length, plan.asked.most_names, 2**31 + plan.seed, tuple(KINDS))
+    device, length = network.embedding.device, about.statements * STATEMENT
+    asked = _questions(each * len(KINDS), length, about.most_names, 2**31 + seed, tuple(KINDS))
     tokens = torch.cat([asked.prompts, asked.answers], 1)
     padded = F.pad(tokens, (0, -tokens.shape[1] % 64), value=PAD).to(device)
-    rows = max(1, plan.asked.tokens // padded.shape[1])
+    rows = max(1, about.tokens // padded.shape[1])
     first = length - 1
     guessed = torch.cat([network(part)[:, first : first + 2].argmax(-1) for part in padded.split(rows)]).cpu()
     right = (guessed == asked.answers) | (torch.arange(2) >= asked.lengths[:, None])
     right = right.all(1)
-    return {kind: float(right[[each == kind for each in asked.kinds]].float().mean()) for kind in KINDS}
+    return {kind: float(right[[one == kind for one in asked.kinds]].float().mean()) for kind in KINDS}
 
 
 _questions = functools.lru_cache(maxsize=1)(questions)  # the same at each line

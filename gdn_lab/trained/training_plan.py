@@ -30,9 +30,9 @@ CURRICULUM = (
 class Plan:
     """What a training run is.
 
-    seconds: its length; steps, if given, replaces it. rate: of learning, at most. at_once: batches that are made
-    together. every: seconds between lines of the loss curve. tested: questions of each kind in a line, about documents
-    as `asked` has them. graph: whether a step on a GPU is a CUDA graph.
+    seconds: its length; steps, if given, replaces it. rate: of learning, at most. at_once: documents that are made
+    together, about. every: seconds between lines of the loss curve. tested: questions of each kind in a line, about
+    documents as `asked` has them; tested_last: in the last one. graph: whether a step on a GPU is a CUDA graph.
     """
 
     seconds: float = 250.0
@@ -41,9 +41,10 @@ class Plan:
     decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    at_once: int = 256
+    at_once: int = 8192
     every: float = 15.0
-    tested: int = 384
+    tested: int = 128
+    tested_last: int = 512
     asked: Stage = Stage(0.0, 256, 64, 16384)
     graph: bool = True
     curriculum: tuple[Stage, ...] = CURRICULUM

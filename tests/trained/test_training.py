@@ -14,7 +14,7 @@ from gdn_lab.trained.sizes import Sizes
 SMALL = Sizes(hidden=32, num_k_heads=1, num_v_heads=1, head_dim=16, attn_heads=1, attn_kv_heads=1, attn_dim=16, ffn=32)
 pytestmark = pytest.mark.usefixtures("one_thread")
 STAGE = plans.Stage(0.0, 64, 4, 384)
-EASY = plans.Plan(steps=8, rate=1e-2, at_once=8, every=0.0, tested=2, asked=STAGE, curriculum=(STAGE,))
+EASY = plans.Plan(steps=8, rate=1e-2, at_once=8, every=0.0, tested=1, tested_last=2, asked=STAGE, curriculum=(STAGE,))
 
 
 def test_the_loss_falls_and_the_files_say_so(tmp_path):
