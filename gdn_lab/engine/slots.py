@@ -29,7 +29,8 @@ class Slots:
         self.slots, self._span = slots, None
         if ring:
             whole = make_ring(shape, layers * slots, ring, dtype=dtype, key_dtype=torch.bfloat16, device=device)
-            for pool, piece in zip(self.pools, zip(*(part.split(slots) for part in whole), strict=True), strict=True):
+            pieces = zip(*(part.split(slots) for part in whole if part is not None), strict=True)
+            for pool, piece in zip(self.pools, pieces, strict=True):
                 pool.reserve_ring(ring, memory=Ring(*piece))
             self._span = whole.span.view(layers, slots, 2)
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
