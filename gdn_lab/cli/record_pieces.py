@@ -57,9 +57,10 @@ def _notebook(study: Study, folder: str, given: dict[str, str], *, gpus: int, gp
 
 
 def _guessed(study: Study, folder: str, given: dict[str, str], gpu: str) -> float:
-    """How long a notebook may take that `make record` has not made yet: as long as its recorded run, or its limit."""
+    """How long a notebook may take that was never a piece: its own limit, or as long as its recorded run."""
     if not study.records:
         return PAGE_S
-    if found := recorded_seconds(folder, gpu):
-        return SET_UP_S + found[0]
-    return SET_UP_S + (60 * float(given["minutes"]) if "minutes" in given else UNKNOWN_S)
+    if limit := study.parameters.model_fields.get("minutes"):
+        return SET_UP_S + 60 * float(given.get("minutes", limit.default))
+    found = recorded_seconds(folder, gpu)
+    return SET_UP_S + (found[0] if found else UNKNOWN_S)
