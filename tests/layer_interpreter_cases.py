@@ -8,9 +8,11 @@ import torch
 
 from gdn_lab.backends.triton.backend import INTERPRETED
 from gdn_lab.layer import layer_reference
-from gdn_lab.layer.fp8 import quantize_rows
+from gdn_lab.layer.fp8 import Linear, quantize_rows
 from gdn_lab.layer.gdn_layer import Activation
 from gdn_lab.layer.kernels import elementwise
+from gdn_lab.layer.kernels.conv_and_gates import conv_and_gates
+from gdn_lab.layer.kernels.projections import Scratch
 
 assert INTERPRETED, "run under TRITON_INTERPRET=1"
 
@@ -94,6 +96,25 @@ def test_conv_updates_the_windows_of_its_rows_alone(conv_dim):
         assert torch.equal(window[slots], updated)
     assert not out[1].any()
     assert torch.equal(window[[0, 2, 4]], before[[0, 2, 4]])
+
+
+@pytest.mark.parametrize("rows", [3, 20])  # 20: several blocks of rows, and K split
+def test_conv_and_in_proj_ba_in_one_launch(rows):
+    hidden, conv_dim, heads = 320, 640, 3
+    padded = -(-rows // 16) * 16
+    x, weight = random(padded, hidden), random(2 * heads, hidden, seed=1)
+    window, taps = random(rows + 1, conv_dim, 3, seed=2), random(conv_dim, 4, seed=3)
+    indices = torch.arange(rows, 0, -1, dtype=torch.int32)
+    indices[1] = -1
+    mixed, out = random(rows, conv_dim + 128, seed=4)[:, :conv_dim], torch.full((rows, conv_dim), torch.nan, dtype=BF16)
+    alone = window.clone(), torch.empty_like(out)
+    elementwise.conv_update(mixed, alone[0], taps, indices, alone[1])
+    ba = torch.full((padded, 2 * heads), torch.nan, dtype=BF16)
+    scratch = Scratch.of(padded, Linear(weight))
+    conv_and_gates(x, weight, ba, mixed, window, taps, indices, out, scratch=scratch)
+    assert torch.equal(window, alone[0]) and torch.equal(out, alone[1])
+    torch.testing.assert_close(ba.double(), x.double() @ weight.double().T, rtol=LAST_PLACE, atol=1e-3)
+    assert scratch is None or not scratch.arrived.any()
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 3])

@@ -199,6 +199,7 @@ def elementwise_launches(entry, shape: GDNShape, batch: int, precision: str, ove
     """Launch the norms, the convolution, the activations and the quantiser."""
     from ..layer.gdn_layer import Activation
     from ..layer.kernels import elementwise
+    from ..layer.kernels.conv_and_gates import conv_and_gates
 
     HK, HV, K, V = shape.dims
     fp8 = precision == "fp8"
@@ -215,6 +216,18 @@ def elementwise_launches(entry, shape: GDNShape, batch: int, precision: str, ove
     window, weight = bf16(batch + 1, shape.conv_dim, CONV_WINDOW), bf16(shape.conv_dim, CONV_WINDOW + 1)
     indices = empty(batch, dtype=torch.int32)
     elementwise.conv_update(qkvz[:, : shape.conv_dim], window, weight, indices, mixed, overlap=overlap)
+    conv_and_gates(
+        hidden.y,
+        bf16(2 * HV, entry.hidden),
+        bf16(len(hidden.y), 2 * HV),
+        qkvz[:, : shape.conv_dim],
+        window,
+        weight,
+        indices,
+        mixed,
+        scratch=None,
+        overlap=overlap,
+    )
     starts, drafts = empty(2, dtype=torch.int32), bf16(1, shape.conv_dim, batch)
     for given in (None, drafts):
         elementwise.conv_sequences(

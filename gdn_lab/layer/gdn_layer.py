@@ -9,6 +9,8 @@
     gated norm     RMSNorm(o) · SiLU(z) of each head
     out_proj       o Wᵀ: this rank's share, which an all-reduce sums over the ranks
 
+Where `fused` and can_join(), in_proj ba and conv of one token a row are one launch, conv's.
+
 A product with an FP8 weight takes its activation as e4m3 with a scale for each token and 128 channels. A kernel of its
 own quantises it, or, where `fused`, the norm before it does.
 """
@@ -143,6 +145,11 @@ class Projection:
         return self.linear(x, x_scale, self.weight, out, scratch=self.scratch, overlap=self.overlap)
 
 
+def can_join(rows: int, columns: int) -> bool:
+    """Whether in_proj ba, [rows, columns], is small enough that its programs leave the convolution's room on an SM."""
+    return rows <= 16 or columns <= 64
+
+
 class Activation:
     """Buffers for an activation of `rows` tokens, padded to a multiple of 16 rows, whose contents never matter.
 
@@ -236,6 +243,7 @@ class GDNLayer:
             Projection(weight, kernels, rows, workspace)
             for weight in (weights.in_qkvz, Linear(weights.in_ba), weights.out)
         )
+        self.joined = kernels.fused and sequences is None and self.in_ba.by == "triton" and can_join(rows, 2 * HV)
         self.gdn = partial(
             ops.decode,
             A_log=weights.A_log,
@@ -277,6 +285,8 @@ class GDNLayer:
                 self._take_views()
 
         def in_ba():
+            if self.joined:
+                return  # conv's launch runs it
             self.ba = self.in_ba(self.normed.y)
             if fused:
                 self.b, self.a = self.ba[: self.batch].chunk(2, dim=1)
@@ -288,6 +298,8 @@ class GDNLayer:
         def conv():
             if self.sequences is not None:
                 return self.sequences.conv(self)
+            if self.joined:
+                return self._conv_and_gates()
             elementwise.conv_update(self.mixed, self.pool.conv, w.conv, self.indices, self.conv_out, overlap=overlap)
 
         def gated_norm():
@@ -303,6 +315,24 @@ class GDNLayer:
 
         parts = (input_norm, in_qkvz, in_ba, split, conv, self._gdn, gated_norm, out_proj)
         return tuple(zip(LAYER_PARTS, parts, strict=True))
+
+    def _conv_and_gates(self):
+        from .kernels.conv_and_gates import conv_and_gates
+
+        self.ba = torch.empty(len(self.normed.y), len(self.weights.in_ba), dtype=torch.bfloat16, device=self.x.device)
+        self.b, self.a = self.ba[: self.batch].chunk(2, dim=1)
+        conv_and_gates(
+            self.normed.y,
+            self.weights.in_ba,
+            self.ba,
+            self.mixed,
+            self.pool.conv,
+            self.weights.conv,
+            self.indices,
+            self.conv_out,
+            scratch=self.in_ba.scratch,
+            overlap=self.kernels.overlap,
+        )
 
     def _take_views(self):
         self.mixed, self.z = self.qkvz[: self.batch].split(self.channels, dim=1)

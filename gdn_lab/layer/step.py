@@ -141,6 +141,9 @@ class Step:
             "out_proj": w.layer.out.nbytes + row * (H + value),
             "post norm": row * 4 * H,
         }
+        if self.layer.joined:
+            nbytes["conv"] += nbytes["in_proj ba"]
+            nbytes["in_proj ba"] = 0
         if w.dense:
             nbytes["feed-forward"] = w.dense.nbytes + row * (2 * H + 4 * s.shared)
             return nbytes

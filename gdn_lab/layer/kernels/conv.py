@@ -47,7 +47,9 @@ def split_kernel(
 
 
 @triton.jit
-def conv_kernel(
+def convolve(
+    row,
+    block,
     mixed,
     window,
     weight,
@@ -59,14 +61,8 @@ def conv_kernel(
     WIDTH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One program for CHANNELS channels of a row. mixed [rows, conv_dim] with row stride mixed_row; out contiguous.
-
-    window [slots, conv_dim, WIDTH - 1]: the last inputs of each channel, the newest last, updated in place in the row's
-    slot. weight [conv_dim, WIDTH] bf16. A padding row (a negative index) writes zeros and changes no window.
-    Grid: [rows, ceil(conv_dim / CHANNELS)].
-    """
-    row = tl.program_id(0).to(tl.int64)
-    channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    """Take block `block` of CHANNELS channels of a row (64 bits); the other arguments as in conv_kernel."""
+    channels = block * CHANNELS + tl.arange(0, CHANNELS)
     inside = channels < conv_dim
     slot = tl.load(indices + row).to(tl.int64)
     live = inside & (slot >= 0)
@@ -89,6 +85,41 @@ def conv_kernel(
     tl.store(at, second, mask=live)
     tl.store(at + 1, third, mask=live)
     tl.store(at + 2, new, mask=live)
+
+
+@triton.jit
+def conv_kernel(
+    mixed,
+    window,
+    weight,
+    indices,
+    out,
+    conv_dim,
+    mixed_row,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program for CHANNELS channels of a row. mixed [rows, conv_dim] with row stride mixed_row; out contiguous.
+
+    window [slots, conv_dim, WIDTH - 1]: the last inputs of each channel, the newest last, updated in place in the row's
+    slot. weight [conv_dim, WIDTH] bf16. A padding row (a negative index) writes zeros and changes no window.
+    Grid: [rows, ceil(conv_dim / CHANNELS)].
+    """
+    convolve(
+        tl.program_id(0).to(tl.int64),
+        tl.program_id(1),
+        mixed,
+        window,
+        weight,
+        indices,
+        out,
+        conv_dim,
+        mixed_row,
+        CHANNELS,
+        WIDTH,
+        OVERLAP,
+    )
 
 
 # ---- launches: arguments as in layer_reference.py's functions of the same names --------------------------------------

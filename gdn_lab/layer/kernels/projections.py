@@ -34,8 +34,11 @@ class Tiling(NamedTuple):
     stages: int = 4
 
 
-@triton.jit(do_not_specialize=["M", "x_scale_row", "x_scale_group"])
-def linear_kernel(
+@triton.jit
+def multiply_tile(
+    program,
+    row_block,
+    row_blocks,
     x,
     x_scale,
     w,
@@ -59,20 +62,15 @@ def linear_kernel(
     FP8: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One program for TILE of N by BLOCK_M rows, one part of K. Grid: [ceil(N / TILE) · SPLIT, ceil(M / BLOCK_M)].
-
-    x [M, K], FP8: e4m3 with x_scale [M, ceil(K / 128)] by strides; w [N, K], w_scale [ceil(N / 128), ceil(K / 128)];
-    out [M, N] bf16, rows out_row apart. EVEN: K is a multiple of BLOCK_K. With SPLIT > 1 parts [SPLIT, M, N] float32
-    take the partial sums, and arrived [tiles], zero before and after, counts the programs that wrote theirs.
-    """
-    tile = tl.program_id(0) // SPLIT
-    part = tl.program_id(0) % SPLIT
+    """Compute TILE of N by BLOCK_M rows over one part of K; arguments as in linear_kernel, program: of its grid."""
+    tile = program // SPLIT
+    part = program % SPLIT
     blocks = (K + BLOCK_K - 1) // BLOCK_K
     first = part * blocks // SPLIT
     end = (part + 1) * blocks // SPLIT
     ks = tl.arange(0, BLOCK_K)
     ns = tile * TILE + tl.arange(0, TILE)
-    ms = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ms = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     live = ms < M
     w_rows = w + tl.minimum(ns, N - 1).to(tl.int64)[:, None] * K
     if OVERLAP:
@@ -111,7 +109,7 @@ def linear_kernel(
     part_at = parts + ms.to(tl.int64)[None, :] * N + ns[:, None]
     tl.store(part_at + part.to(tl.int64) * M * N, total, mask=mask)
     tl.debug_barrier()  # the whole partial sum is stored before it is counted
-    mine = arrived + tile * tl.num_programs(1) + tl.program_id(1)
+    mine = arrived + tile * row_blocks + row_block
     before = tl.atomic_add(mine, 1, sem="acq_rel")
     if before == SPLIT - 1:
         tl.store(mine, 0)
@@ -120,6 +118,66 @@ def linear_kernel(
             # bypassing the L1, which may hold stale lines of what other programs stored
             total += tl.load(part_at + (other * M).to(tl.int64) * N, mask=mask, other=0.0, cache_modifier=".cg")
         tl.store(out_at, narrow(total, tl.bfloat16, 7), mask=mask)
+
+
+@triton.jit(do_not_specialize=["M", "x_scale_row", "x_scale_group"])
+def linear_kernel(
+    x,
+    x_scale,
+    w,
+    w_scale,
+    parts,
+    arrived,
+    out,
+    M,
+    N,
+    K,
+    x_row,
+    x_scale_row,
+    x_scale_group,
+    out_row,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EVEN: tl.constexpr,
+    FP8: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program for TILE of N by BLOCK_M rows, one part of K. Grid: [ceil(N / TILE) · SPLIT, ceil(M / BLOCK_M)].
+
+    x [M, K], FP8: e4m3 with x_scale [M, ceil(K / 128)] by strides; w [N, K], w_scale [ceil(N / 128), ceil(K / 128)];
+    out [M, N] bf16, rows out_row apart. EVEN: K is a multiple of BLOCK_K. With SPLIT > 1 parts [SPLIT, M, N] float32
+    take the partial sums, and arrived [tiles], zero before and after, counts the programs that wrote theirs.
+    """
+    multiply_tile(
+        tl.program_id(0),
+        tl.program_id(1),
+        tl.num_programs(1),
+        x,
+        x_scale,
+        w,
+        w_scale,
+        parts,
+        arrived,
+        out,
+        M,
+        N,
+        K,
+        x_row,
+        x_scale_row,
+        x_scale_group,
+        out_row,
+        BLOCK_M,
+        TILE,
+        BLOCK_K,
+        AHEAD,
+        SPLIT,
+        EVEN,
+        FP8,
+        OVERLAP,
+    )
 
 
 class Scratch(NamedTuple):
@@ -213,8 +271,8 @@ def tiling(M: int, N: int, K: int, fp8: bool) -> Tiling:
 
 
 def worth_it(M: int, N: int, K: int) -> bool:
-    """Whether linear() is faster than torch's product, as on an H100: for few rows, few columns or a short sum.
+    """Whether linear() is faster than torch's product, as on Hopper: for few rows, a small weight or a short sum.
 
     With more of each, torch's larger tiles are faster, because they read a large weight fewer times.
     """
-    return M <= 16 or M <= 64 and N * K <= 1 << 24 or N <= 64 or K <= 1024
+    return M <= 16 or M <= 64 and N * K <= 1 << 24 or N * K <= 1 << 21 or N <= 64 or K <= 1024
