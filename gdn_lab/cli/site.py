@@ -93,7 +93,7 @@ def _card(place: Path, name: str) -> Card:
 
 
 def _page(path: Path, links: dict[str, str], card: Card, gpu: str) -> str:
-    text = f"{what_it_is(card, gpu)} {card.machine}."
+    text = f"{what_it_is(card, gpu)} ({card.machine})"
     book = with_small_figures(nbformat.read(path, as_version=4))
     return pages.html(path, links, book=book, about=f'<p class="quiet">{html.escape(text)}</p>')
 
