@@ -16,6 +16,7 @@ from .backends.base import dtype_name
 from .memory import first_sharing, shares_memory
 from .models import GDNShape
 from .pool import StatePool, checks_values
+from .ring import stored
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 FLOAT16_MARGIN = 8  # checks(True) warns of a float16 state that comes this near to its limit
@@ -282,12 +283,13 @@ def check_slots(pool, indices):
         raise ValueError(f"indices: expected each live slot once, got {twice} more than once")
     if slots:
         live = torch.tensor(slots, device=pool.device)
-        finite = torch.isfinite(pool.state[live]).flatten(1).all(1).tolist()
+        states = pool.state[live] if pool.scales is None else stored(pool.state, pool.scales, live)
+        finite = torch.isfinite(states).flatten(1).all(1).tolist()
         if not all(finite):
             bad = [slot for slot, good in zip(slots, finite, strict=True) if not good]
             raise ValueError(f"pool.state: expected finite values, got NaN or infinity in slots {bad}")
         if pool.dtype is torch.float16:
-            _warn_of_float16(slots, pool.state[live])
+            _warn_of_float16(slots, states)
 
 
 def _warn_of_float16(slots: list[int], state: Tensor) -> None:

@@ -7,6 +7,7 @@ as scratch between its passes, does not count: it is part of what the time over 
 import torch
 
 from .models import CONV_BYTES, CONV_WINDOW, GDNShape
+from .rounding import FP8
 
 DECODE_BYTES_FORMULA = "decode: state read + written, q k v a b read, o written, indices, A_log, dt_bias"
 REPLAY_BYTES_FORMULA = (
@@ -111,8 +112,9 @@ def commit_bytes(shape: GDNShape, batch: int, state_dtype: torch.dtype) -> int:
 
 
 def _state_bytes(shape: GDNShape, state_dtype: torch.dtype) -> int:
-    """Bytes of one slot's state, HV·V·K."""
-    return shape.state_elements * state_dtype.itemsize
+    """Bytes of one slot's state, HV·V·K elements; of FP8 with its scales, HV·V float32."""
+    scales = shape.num_v_heads * shape.head_v_dim * 4 if state_dtype is FP8 else 0
+    return shape.state_elements * state_dtype.itemsize + scales
 
 
 def _token_bytes(shape: GDNShape, io_dtype: torch.dtype) -> int:

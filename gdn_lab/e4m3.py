@@ -44,6 +44,11 @@ def quantised(S: Tensor) -> RowScaled:
     return RowScaled((S.float() / scales[..., None]).clamp(-LARGEST, LARGEST).to(FP8), scales)
 
 
+def as_stored(S: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return S [.., V, K] as it is read back after it was stored in dtype, float32."""
+    return quantised(S).dequantised() if dtype is FP8 else S.to(dtype).float()
+
+
 def check_layout(dtype: torch.dtype, layout: str) -> None:
     """Raise ValueError for a state of FP8 in another layout than VK."""
     if dtype is FP8 and layout != "VK":

@@ -248,6 +248,8 @@ def decode_gathered(
         pool.rounding,
     ) or scratch.slots <= len(indices):
         raise ValueError(f"scratch: expected {len(indices) + 1} slots like those of {pool}, got {scratch}")
+    if pool.scales is not None:
+        raise ValueError(f"pool: expected a state without scales, got {pool}; decode() takes it in place")
     check_indices(indices, len(q), pool)
     pool.settle(indices)
     slots = (indices.clamp(min=0) if padding else indices).long()

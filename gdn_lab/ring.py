@@ -28,7 +28,8 @@ def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, de
         raise ValueError(f"key_dtype: expected {dtype_names(KEY_DTYPES)}, got {key_dtype}")
     HK, HV, K, V = shape.dims
     zeros = functools.partial(torch.zeros, device=device)
-    phases = torch.arange(slots, dtype=torch.int32, device=device) % (updates + 1)
+    period = updates if dtype is FP8 else updates + 1  # a step that fills an FP8 ring also empties it
+    phases = torch.arange(slots, dtype=torch.int32, device=device) % period
     return Ring(
         keys=zeros(slots, HK, updates, K, dtype=key_dtype),
         corrections=zeros(slots, HV, updates, V, dtype=correction_dtype(dtype)),

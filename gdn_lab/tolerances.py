@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-SUBNORMAL = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-25}
+from .rounding import FP8
+
+ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, FP8: 2.0**-4}
+SUBNORMAL = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-25, FP8: 0.0}  # FP8: FP8_READ covers it
 # A whole unit: what sweeps allow, whose kernels may round twice, and Triton's interpreter, which truncates.
 LAST_PLACE = {dtype: 2 * half for dtype, half in ROUNDING.items()}
 
@@ -33,7 +35,7 @@ PREFILL = 2 * OPERANDS[torch.bfloat16] + LOGARITHMS  # what sweeps allow every k
 
 # Deferred write-back keeps u of a bf16 state in bf16: its update is off by half a unit of 2^-8 of its largest element,
 # which the state's own largest element may be smaller than, by at most a factor of two on the inputs that are checked.
-CORRECTIONS = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 0.0}
+CORRECTIONS = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 0.0, FP8: 2.0**-8}
 
 # Products with thousands of terms in the tensor cores, which in FP8 keep 14 bits and truncate the rest (Hopper): up
 # to 4 truncations in each 128 terms, which add up over the terms.
@@ -48,6 +50,9 @@ E4M3, E4M3_SUBNORMAL = 2.0**-4, 2.0**-10
 EXPERTS, EXPERTS_MEAN = 2.0**-4, 2.0**-7
 
 
+# S k and S q of an FP8 state are FP8 sums of the tensor cores over K = 128: up to 4 truncations at 14 bits of a partial
+# sum, which may be a few times the largest element of the output, where terms cancel.
+FP8_READ = 2.0**-10
 # A fold of an FP8 state (e4m3.py) rounds stochastically, to either neighbour: off by up to a unit, 2^-3 of the element,
 # or 2^-9 scales where numbers are subnormal. A scale is 1/448 of the row's largest element.
 FP8_STATE, FP8_STATE_SUBNORMAL = 2.0**-3, 2.0**-9 / 448

@@ -75,7 +75,7 @@ class Variant:
 class Operands(NamedTuple):
     """What the kernels of a step on an FP8 state hand to each other, for each slot.
 
-    taken [slots, 2] int32: the ring's span as the step found it. due [1 + slots] int32: how many rows have a full ring,
+    taken [slots, 2] int32: the ring's span as the step found it. due [1 + slots] int32: how many rows fill their ring,
     and which. factors [slots, HV, 2 C + 5] float32. terms [slots, HK, 6, K] float8_e4m3fn: up to three of k, then of q.
     """
 
@@ -100,7 +100,8 @@ class Ring(NamedTuple):
     keys [slots, HK, C, K]: k as it came, in the inputs' dtype, so that nothing is rounded.
     corrections [slots, HV, C, V]: u over the norm of k, bf16 for a state of bf16 or FP8, else float32.
     log_decays [slots, HV, C] float32.
-    span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0.
+    span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0;
+    with an FP8 state a step that fills the ring does so at its end, so that end < C between steps.
     arrivals [slots] int32: how many programs of a step have read the slot's span, of which the last moves it on; 0
     between steps. operands: what the kernels of a step on an FP8 state hand to each other, else None.
     """

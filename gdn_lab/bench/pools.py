@@ -8,6 +8,7 @@ from math import ceil
 import torch
 
 from ..pool import StatePool
+from ..rounding import FP8
 from .free_memory import POOLS_SHARE
 from .roof import l2_bytes
 
@@ -26,15 +27,27 @@ def random_pools(
     for name, pool in pools.items():
         if ring := name[2:].removeprefix(", ring of "):
             pool.reserve_ring(int(ring), key_dtype=io_dtype)
+        fill(pool, rng)
+    return pools
+
+
+def fill(pool: StatePool, rng: torch.Generator) -> None:
+    """Fill every slot with random state of standard deviation STATE_STD."""
+    if pool.scales is None:
         for part in pool.state.split(STATE_PART):
             part.normal_(0, STATE_STD, generator=rng)
-    return pools
+        return
+    for slots in torch.arange(pool.slots, device=pool.device).split(STATE_PART):
+        shape = (len(slots), *pool.state.shape[1:])
+        pool.write(slots, torch.empty(shape, device=pool.device).normal_(0, STATE_STD, generator=rng))
 
 
 def is_finite(pool: StatePool) -> bool:
     """Tell whether the state, with what is pending, has no NaN and no infinity."""
     pending = pool.ring.corrections.split(STATE_PART) if pool.ring else ()
-    return all(bool(torch.isfinite(part).all()) for part in (*pool.state.split(STATE_PART), *pending))
+    scales = () if pool.scales is None else (pool.scales,)
+    parts = (*pool.state.split(STATE_PART), *pending, *scales)
+    return all(bool(torch.isfinite(part.float() if part.dtype is FP8 else part).all()) for part in parts)
 
 
 def require_finite(pools: dict[str, StatePool], where: str) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..e4m3 import as_stored
 from ..hard_inputs import HardCall
 from ..pool import StatePool, checks
 from ..tolerances import ARITHMETIC, LAST_PLACE, Check, merged, relative
@@ -267,7 +268,7 @@ class Sweep(ABC):
             inner = (self.shape.num_v_heads, self.shape.head_v_dim, self.shape.head_k_dim)
             start = torch.randn(len(call.kinds), *inner, generator=rng)
             std = torch.tensor(call.state_std)[:, None, None, None]
-            start = (start * std).to(self.device, self.dtype).float()  # as stored
+            start = as_stored((start * std).to(self.device), self.dtype)
             parts = [self.reference(call.inputs, start, [row])[0] for row in range(len(call.kinds))]
             for case in cases:
                 part_checks = self._check_case(case, point, call.inputs, indices, start, parts)

@@ -10,6 +10,7 @@ import torch
 from .. import ops
 from ..backends import author, registry
 from ..models import GDNShape
+from ..rounding import FP8
 from .attempt import Refused
 from .making import Made, make
 from .trials import Trial
@@ -34,6 +35,8 @@ class Candidate:
     def __init__(self, full_name: str, device, seed: int = 0):
         self.name, self.record, self.device, self.seed = full_name, registry.VARIANTS[full_name], device, seed
         self.layout = self.record.layout
+        if FP8 in self.record.state_dtypes:
+            raise Refused("keeps its state in FP8 with a scale for each row, and these checks make states without")
         self.says_what_it_takes = self._says_what_it_takes()
         sizes = (MODEL_HEAD, *OTHER_HEADS) if self.says_what_it_takes else (MODEL_HEAD,)
         if self.cuts and self.says_what_it_takes:

@@ -27,10 +27,10 @@ def test_rings_have_a_best_size_and_fp8_halves_the_state_again():
     rings = {d.updates: n for d, n in step.items() if d.dtype is torch.bfloat16 and d.updates}
     assert min(rings, key=rings.get) == 16
     fp8 = next(design for design in DESIGNS if design.dtype is FP8)
-    assert 0.3 < step[fp8] / step[IN_PLACE] < 0.35 and not fp8.built
+    assert 0.3 < step[fp8] / step[IN_PLACE] < 0.35
 
 
-@pytest.mark.parametrize("design", [design for design in DESIGNS if design.built], ids=lambda design: design.label)
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.label)
 def test_memory_is_what_a_pool_takes(design):
     pool = StatePool(SHAPE, 2, dtype=design.dtype, device="meta")
     pool.reserve_ring(design.updates)
@@ -69,7 +69,12 @@ def ring_rows():
 def test_what_rows_say():
     rows = ring_rows()
     table = analysis.prediction_table(rows)
-    assert table[(table.B == 512) & (table.ring == 16) & (table["value heads"] == 64)].measured.item() == 0.6
+    assert (
+        table[
+            (table.B == 512) & (table.ring == 16) & (table["value heads"] == 64) & (table.state == "bfloat16")
+        ].measured.item()
+        == 0.6
+    )
     said = " ".join(analysis.time_sentences(rows))
     assert "At B = 512 triton/replay, ring of 16 takes 240 µs, 0.60 of FlashInfer's time" in said
     assert "over FlashInfer in place: 0.60 at B = 128" in said and "was 0.58, on an H100: missed" in said

@@ -9,14 +9,18 @@ cores of Hopper keep 14 bits of an FP8 sum. The ring's part is a product of its 
 terms, in the same columns. Three launches, without a decision of the host:
 
     prepare_fp8_kernel   a program for each row and key head: terms of k and q, weights of the ring, gates; stores k.
-                         One more lists the rows whose ring is full
+                         One more lists the rows whose ring this step fills
     read_fp8_kernel      a program for some heads of one row: reads E and the ring's u_j, stores u and o
     fold_fp8_kernel      (replay_fp8_fold.py) few programs that go through the rows whose ring is full and write them
+
+A step that fills the ring reads its state twice, once in C steps. So the kernel that writes needs no k, q, v or gates:
+their 64 registers a thread would halve the warps that hide its loads.
 """
 
 import functools
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -76,11 +80,20 @@ def store_terms(x, terms_at, ks, K: tl.constexpr, TERMS: tl.constexpr):
 
 
 @triton.jit
+def product(x, y):
+    """Return x y, float32."""
+    if INTERPRETED:  # it has no product of bf16 or e4m3
+        return tl.dot(x.to(tl.float32), y.to(tl.float32))
+    else:
+        return tl.dot(x, y)
+
+
+@triton.jit
 def list_due(indices, span, due, rows, C: tl.constexpr, ROWS: tl.constexpr):
-    """Write to due, [1 + slots], how many rows have a full ring, and their numbers, ascending."""
+    """Write to due, [1 + slots], how many rows fill their ring in this step, and their numbers, ascending."""
     numbers = tl.arange(0, ROWS)
     slots = tl.load(indices + numbers, mask=numbers < rows, other=-1).to(tl.int64)
-    is_full = tl.load(span + 2 * slots + 1, mask=slots >= 0, other=-1) == C
+    is_full = tl.load(span + 2 * slots + 1, mask=slots >= 0, other=-1) == C - 1
     places = tl.cumsum(is_full.to(tl.int32), axis=0)
     tl.store(due + places, numbers, mask=is_full)
     tl.store(due, tl.max(places, axis=0))
@@ -98,7 +111,7 @@ def prepare_fp8_kernel(
     factors [slots, HV, 2 C + 5]: e^{G_j} (k_j . k) for each j, e^{G_j} (k_j . q), then what E k and E q are multiplied
     with, beta, k . q, the norm of k. terms [slots, HK, 6, K]: TERMS of k, then of q. Stores k and log g behind the
     ring's last entry, copies the slot's span to `taken` and counts its folds. Program 0 writes to `due` how many rows
-    are full, and which. ROWS: a power of two of at least `rows`.
+    fill their ring, and which. ROWS: a power of two of at least `rows`.
     """
     if OVERLAP:
         # In this order: once every program is past its wait, read_fp8_kernel may load what earlier kernels have written
@@ -117,9 +130,7 @@ def prepare_fp8_kernel(
     if key_head == 0:
         tl.store(taken + 2 * slot, first)
         tl.store(taken + 2 * slot + 1, end)
-        tl.store(folds + slot, tl.load(folds + slot) + (end == C).to(tl.int32))
-    if end == C:
-        return
+        tl.store(folds + slot, tl.load(folds + slot) + (end == C - 1).to(tl.int32))
     ks = tl.arange(0, K)
     js = tl.arange(0, C)
     members = tl.arange(0, triton.next_power_of_2(GROUP))
@@ -130,8 +141,8 @@ def prepare_fp8_kernel(
     keys_at = keys + (slot * HK + key_head) * (C * K)
     decays_at = (log_decays + (slot * HV + heads) * C)[:, None] + js[None, :]
     k_raw = tl.load(k + row * k_row + key_head * k_head + ks)
-    q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
-    ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0).to(tl.float32)
+    q_raw = tl.load(q + row * q_row + key_head * q_head + ks)
+    ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0)
     later = tl.load(decays_at + 1, mask=inside[:, None] & is_later[None, :], other=0.0)
     every = tl.load(decays_at, mask=inside[:, None] & pending[None, :], other=0.0)
     x = tl.load(a + row * a_row + heads, mask=inside, other=0.0).to(tl.float32)
@@ -140,6 +151,7 @@ def prepare_fp8_kernel(
     A = tl.exp(tl.load(A_log + heads, mask=inside, other=0.0))
 
     k_vec = k_raw.to(tl.float32)
+    q_vec = q_raw.to(tl.float32)
     tl.store(keys_at + end * K + ks, k_raw)
     terms_at = terms + (slot * HK + key_head) * (6 * K)
     k_unit = store_terms(k_vec, terms_at, ks, K, TERMS)
@@ -149,8 +161,14 @@ def prepare_fp8_kernel(
     if L2NORM:
         q_norm = scale * tl.rsqrt(tl.sum(q_vec * q_vec) + EPS)
         k_norm = tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)
-    kk = tl.sum(ring * k_vec[None, :], axis=1) * k_norm
-    kq = tl.sum(ring * q_vec[None, :], axis=1) * q_norm
+    if TERMS == 2:  # bf16, exact but for sums: k, q, k, q, … in 8 columns
+        is_k = (tl.arange(0, 8) % 2 == 0)[None, :]
+        dots = product(ring, tl.where(is_k, k_raw[:, None], q_raw[:, None]))
+        kk = tl.sum(tl.where(is_k, dots, 0.0), axis=1) * (0.25 * k_norm)
+        kq = tl.sum(tl.where(is_k, 0.0, dots), axis=1) * (0.25 * q_norm)
+    else:
+        kk = tl.sum(ring.to(tl.float32) * k_vec[None, :], axis=1) * k_norm
+        kq = tl.sum(ring.to(tl.float32) * q_vec[None, :], axis=1) * q_norm
     own = tl.sum(k_vec * q_vec) * k_norm * q_norm
     log_g = log_decay(x, A)
     after = tl.cumsum(later, axis=1, reverse=True) + log_g[:, None]  # Σ_{i > j} g_i with this step's
@@ -170,15 +188,6 @@ def prepare_fp8_kernel(
 
 
 @triton.jit
-def product(x, y):
-    """Return x y, float32."""
-    if INTERPRETED:  # it has no product of bf16 or e4m3
-        return tl.dot(x.to(tl.float32), y.to(tl.float32))
-    else:
-        return tl.dot(x, y)
-
-
-@triton.jit
 def read_fp8_kernel(
     v, state, scales, indices, corrections, span, factors, terms, out, v_row, v_head,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
@@ -186,9 +195,8 @@ def read_fp8_kernel(
 ):  # fmt: skip
     """Compute o and u of HEADS heads' states, TILE rows at a time. Grid: [HV // HEADS · B], heads fastest.
 
-    Rows whose ring is full are fold_fp8_kernel's. OVERLAP: everything but factors and terms is complete once
-    prepare_fp8_kernel has let this kernel start, so that AHEAD rows are asked for before the wait for it. No program
-    ends without that wait, which fold_fp8_kernel relies on.
+    OVERLAP: everything but factors and terms is complete once prepare_fp8_kernel has let this kernel start, so that
+    AHEAD rows are asked for before the wait for it. No program ends without that wait, which fold_fp8_kernel relies on.
     """
     TILES: tl.constexpr = V // TILE
     first_head = tl.program_id(0) % (HV // HEADS) * HEADS
@@ -207,12 +215,6 @@ def read_fp8_kernel(
             tl.store(out_at + tile * TILE, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
         return
     first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
-    if end == C:
-        if OVERLAP:
-            gdc_wait()
-            gdc_launch_dependents()
-        return
-
     head_at = slot * HV + first_head
     state_at = state + head_at * (V * K)
     scales_at = scales + head_at * V + tile_rows
@@ -267,14 +269,15 @@ def fp8_tiles(rows: int, shape, programs: int) -> Fp8Tiles:
     most = V & -V  # the largest power of two in it
     enough = rows * shape.num_v_heads // (WAVES * programs)
     heads = max(n for n in range(1, group + 1) if group % n == 0 and n <= max(1, enough))
-    return Fp8Tiles(min(64, most), heads, 3, 4, min(128, most), 32, min(2, most // 32), 2, 4, 4)
+    splits = 1 if rows >= 256 else min(4, most // 16)
+    return Fp8Tiles(min(128, most), heads, 2, 4, min(128, most), 16, splits, 2, 1, 8)
 
 
 def decode_launch(call):
     """Return the launch function of decode for a call (base.Call)."""
     HK, HV, K, V = call.shape.dims
     overlap = can_overlap(call.device)
-    term_count = 2 if call.key_dtype.itemsize == 2 and call.key_dtype.is_floating_point else MOST_TERMS
+    term_count = 2 if call.key_dtype is torch.bfloat16 else MOST_TERMS
     chosen = functools.cache(lambda rows: fp8_tiles(rows, call.shape, multiprocessors(call.device)))
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
@@ -312,20 +315,15 @@ def decode_launch(call):
             launch_pdl=overlap,
         )
         fold_fp8_kernel[(tiles.fold_programs_per_sm * multiprocessors(state.data.device),)](
-            *(q, k, v, a, b, A_log, dt_bias, state.data, state.scales, indices, ring.keys, ring.corrections),
-            *(ring.log_decays, ring.span, taken, due, *state.rounding, out),
-            scale=scale,
+            *(state.data, state.scales, indices, ring.keys, ring.corrections, ring.log_decays),
+            *(ring.span, taken, due, *state.rounding),
             rows=rows,
-            **of_q_k,
-            **of_v,
-            **of_gates,
             **sizes,
             V=V,
             TILE=tiles.fold_rows,
             SPLITS=tiles.fold_splits,
             STAGES=tiles.fold_stages,
-            U_TERMS=2 if ring.keys.element_size() == 2 else 0,
-            L2NORM=use_qk_l2norm,
+            U_TERMS=2 if call.key_dtype is torch.bfloat16 else 0,
             num_warps=tiles.fold_warps,
             launch_pdl=overlap,
         )

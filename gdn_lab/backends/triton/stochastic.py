@@ -6,11 +6,11 @@ A thread hashes its rows and its columns; an element then costs one instruction 
 import triton
 import triton.language as tl
 
-from ...rounding import E4M3_LARGEST, E4M3_NAN, E4M3_SCALE, FP16_SCALE, ROWS_OF_A_STEP
+from ...rounding import E4M3_SCALE, FP16_SCALE, ROWS_OF_A_STEP
 
 STEP_ROWS = tl.constexpr(ROWS_OF_A_STEP)
 SCALE = tl.constexpr(FP16_SCALE)
-FP8_SCALE, FP8_LARGEST, FP8_NAN = tl.constexpr(E4M3_SCALE), tl.constexpr(E4M3_LARGEST), tl.constexpr(E4M3_NAN)
+FP8_SCALE = tl.constexpr(E4M3_SCALE)
 
 
 @triton.jit
@@ -70,9 +70,17 @@ def round_stochastically(x, bits, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def random_bits_of_e4m3(key, vs, ks, K: tl.constexpr):
+    """Return the bits of random_bits() as round_to_e4m3() takes them, 4 places further left."""
+    columns = ((hashed(key, ks >> 1) >> ((ks & 1) * 16).to(tl.uint32)) & 0xFFFF) << 4
+    rows = (hashed(key, K // 2 + vs) & 0xFFFF) << 4
+    return rows[:, None] ^ columns[None, :]
+
+
+@triton.jit
 def round_to_e4m3(x, bits):
-    """Return float32 x of at most 448 rounded to float8_e4m3fn by 16 random bits for each element; NaN stays NaN."""
-    whole = (x * FP8_SCALE).to(tl.uint32, bitcast=True)
-    magnitude = tl.minimum(((whole & 0x7FFFFFFF) + (bits << 4)) >> 20, FP8_LARGEST)
-    magnitude = tl.where(x == x, magnitude, FP8_NAN)
-    return (((whole >> 24) & 0x80) | magnitude).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    """Return float32 x, of at most 448, rounded to float8_e4m3fn by random_bits_of_e4m3(); of NaN, anything."""
+    # e4m3 is bits 26 to 20 of this, under the sign. The bits are below 0xFFFF1, so that 448 does not become a NaN
+    whole = (x * FP8_SCALE).to(tl.uint32, bitcast=True) + bits
+    byte = ((whole << 4) & 0x7FFFFFFF) | (whole & 0x80000000)
+    return (byte >> 24).to(tl.uint8).to(tl.float8e4nv, bitcast=True)

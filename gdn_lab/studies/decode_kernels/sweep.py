@@ -17,7 +17,8 @@ from ...costs import DECODE_BYTES_FORMULA, REPLAY_BYTES_FORMULA, decode_bytes, r
 from ...hard_inputs import in_one_call, split_kinds
 from ...models import GDNShape
 from ...pool import StatePool
-from ...tolerances import ARITHMETIC, CORRECTIONS, Check, distance, merged
+from ...rounding import FP8
+from ...tolerances import ARITHMETIC, CORRECTIONS, FP8_READ, Check, distance, merged
 
 INDEXINGS = ("in_place", "gather_scatter")
 ROWS_AT_ONCE = 32  # of the reference and the comparison, which work in float64
@@ -125,7 +126,8 @@ class DecodeSweep(Sweep):
         """more: added to the allowed error, relative to the largest element."""
         pool = self.pools[case.pool]
         arithmetic = ARITHMETIC + more + (CORRECTIONS[pool.dtype] if case.ring else 0.0)
-        right_o, error_o = distance(out[part.rows], part.o, out.dtype, ARITHMETIC + more)
+        reading = FP8_READ if pool.dtype is FP8 else 0.0
+        right_o, error_o = distance(out[part.rows], part.o, out.dtype, ARITHMETIC + more + reading)
         right_state, error_state = distance(pool.read(indices[part.rows]), part.states, pool.dtype, arithmetic)
         return Check(right_o and right_state, error_o, error_state)
 

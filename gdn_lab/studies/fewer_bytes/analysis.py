@@ -3,6 +3,7 @@
 import pandas
 import torch
 
+from ...backends.base import dtype_name
 from ...backends.registry import variant
 from ...models import GDNShape
 from ...report.nearest import candidate_runs
@@ -45,7 +46,6 @@ def bytes_table(shape: GDNShape, batch: int, gb_per_s: float) -> pandas.DataFram
             "bytes of a step": byte_size(design.step_bytes(shape, batch)),
             "µs at the measured bandwidth": design.step_bytes(shape, batch) / gb_per_s / 1e3,
             "÷ bf16 in place": design.step_bytes(shape, batch) / base,
-            "kernel": "yes" if design.built else "not built",
         }
         for design in DESIGNS
     ]
@@ -109,6 +109,7 @@ def prediction_table(rows: list[dict]) -> pandas.DataFrame:
     table = []
     for one in PREDICTIONS:
         line = {
+            "state": one.dtype,
             "ring": one.updates,
             "value heads": one.heads,
             "B": one.batch,
@@ -117,7 +118,7 @@ def prediction_table(rows: list[dict]) -> pandas.DataFrame:
         }
         if len(lines) and "ring_updates" in lines:
             same = (lines.ring_updates == one.updates) & (lines.num_v_heads == one.heads) & (lines.batch == one.batch)
-            line["measured"] = lines[same].over_flashinfer.mean()
+            line["measured"] = lines[same & (lines.state_dtype == one.dtype)].over_flashinfer.mean()
         table.append(line)
     return pandas.DataFrame(table)
 
@@ -151,7 +152,8 @@ def not_timed(rows: list[dict]) -> list[str]:
 
 def answers(shape: GDNShape, batch: int, drifted: list[dict], rows: list[dict]) -> list[str]:
     """The answer, a sentence each: bytes, time, drift, memory."""
-    return [bytes_sentence(shape, batch), *time_sentences(rows), drift_sentence(drifted), memory_sentence(shape)]
+    times = time_sentences(rows) + fp8_sentences(rows)
+    return [bytes_sentence(shape, batch), *times, drift_sentence(drifted), memory_sentence(shape)]
 
 
 def recorded_answers(rows: list[dict]) -> list[str]:
@@ -159,7 +161,7 @@ def recorded_answers(rows: list[dict]) -> list[str]:
     row = rows[0]
     shape = GDNShape(row["num_k_heads"], row["num_v_heads"], row["head_k_dim"], row["head_v_dim"])
     batch = max(one["batch"] for one in rows if "batch" in one)
-    return [*time_sentences(rows), bytes_sentence(shape, batch), memory_sentence(shape)]
+    return [*time_sentences(rows), *fp8_sentences(rows), bytes_sentence(shape, batch), memory_sentence(shape)]
 
 
 def bytes_sentence(shape: GDNShape, batch: int) -> str:
@@ -170,18 +172,30 @@ def bytes_sentence(shape: GDNShape, batch: int) -> str:
     fp8 = next(design for design in DESIGNS if design.dtype is FP8)
     return (
         f"By bytes a bf16 state with a ring of {best.updates} takes {best.step_bytes(shape, batch) / base:.2f} of the "
-        f"step in place; longer rings are read more than they save. FP8 with a ring of {fp8.updates} would take "
-        f"{fp8.step_bytes(shape, batch) / base:.2f} and has no kernel yet."
+        f"step in place; longer rings are read more than they save. FP8 with a ring of {fp8.updates} takes "
+        f"{fp8.step_bytes(shape, batch) / base:.2f}."
     )
 
 
-def rings(rows: list[dict]) -> pandas.DataFrame:
-    """The lines of timed() that have a ring, the fastest of each batch."""
+def rings(rows: list[dict], dtype: str = "bfloat16") -> pandas.DataFrame:
+    """The lines of timed() that have a ring and a state of a dtype, the fastest of each batch."""
     lines = timed(rows)
     if "ring_updates" not in lines:
         return lines.head(0)
-    lines = lines[lines.ring_updates.notna()]
+    lines = lines[lines.ring_updates.notna() & (lines.state_dtype == dtype)]
     return lines.loc[lines.groupby("batch").median_us.idxmin()]
+
+
+def fp8_sentences(rows: list[dict]) -> list[str]:
+    """What was measured of an FP8 state: nothing where it was not timed."""
+    lines = rings(rows, dtype_name(FP8))
+    if lines.empty:
+        return []
+    each = [f"{line.over_flashinfer:.2f} at B = {line.batch}" for line in lines.itertuples()]
+    return [
+        f"With an FP8 state {lines.iloc[-1]['name']} takes of FlashInfer's time with a bf16 state in place: "
+        f"{listed(each)}, timed after the others in the same process."
+    ]
 
 
 def time_sentences(rows: list[dict]) -> list[str]:
@@ -197,7 +211,8 @@ def time_sentences(rows: list[dict]) -> list[str]:
     others = [f"{line.over_flashinfer:.2f} at B = {line.batch}" for line in lines.iloc[:-1].itertuples()]
     if others:
         sentences.append(f"The best ring over FlashInfer in place: {listed(others)}.")
-    predicted = [one for one in PREDICTIONS if (one.heads, one.batch) == (last.num_v_heads, last.batch)]
+    same = (last.num_v_heads, last.batch, last.state_dtype)
+    predicted = [one for one in PREDICTIONS if (one.heads, one.batch, one.dtype) == same]
     if predicted:
         least = min(one.three_launches for one in predicted)
         met = "met" if last.over_flashinfer <= least else "missed"
