@@ -19,7 +19,7 @@ MAKE = f'make READY= IN_VENV={PYTHON} GDN_LAB="{PYTHON} -m gdn_lab"'
 SHELL = {
     TESTS: f"{MAKE} test-gpu || exit 1",
     CALLS: f"{PYTHON} -m gdn_lab check ours --calls 100000 --rows {FOLDER}/{ROWS}",
-    SANITIZE: f"{MAKE} -k -j 4 sanitize; status=$?; cp runs/sanitize/*.log {FOLDER}/; [ $status -eq 0 ]",
+    SANITIZE: f"{MAKE} -k -j 8 sanitize; status=$?; cp runs/sanitize/*.log {FOLDER}/; [ $status -eq 0 ]",
 }
 
 
