@@ -15,7 +15,7 @@ from ..backends.registry import BACKENDS
 from ..models import CONV_WINDOW, MODELS, GDNShape
 from ..ring import make_ring
 from ..rounding import DTYPES as STOCHASTIC_DTYPES
-from ..rounding import Stochastic
+from ..rounding import FP8, Stochastic
 from .launches import Compilation, recording
 
 ARCHITECTURES = {"sm_90a": (9, 0), "sm_100a": (10, 0), "sm_120a": (12, 0)}  # Hopper, Blackwell B200, Blackwell RTX
@@ -64,13 +64,18 @@ def arguments(shape: GDNShape, call: Call, rows: int) -> dict:
     """Return the keyword arguments that every launch takes, but `out`."""
     HK, HV, K, V = shape.dims
     inner = (V, K) if call.layout == "VK" else (K, V)
-    stochastic = Stochastic.of(rows + 1, HV, V, seed=0, device="meta") if call.stochastic else None
+    fp8 = call.state_dtype is FP8  # which is always rounded stochastically, and has a scale for each row
+    counters = (rows + 1, HV, V, 0, "meta", call.state_dtype)
+    stochastic = Stochastic.of(*counters) if call.stochastic or fp8 else None
+    scales = empty(rows + 1, HV, V) if fp8 else None
     dtypes = {"dtype": call.state_dtype, "key_dtype": call.io_dtype}
     ring = make_ring(shape, rows + 1, call.ring, **dtypes, device="meta") if call.ring else None
     return {
         "A_log": empty(HV),
         "dt_bias": empty(HV),
-        "state": State(empty(rows + 1, HV, *inner, dtype=call.state_dtype), rounding=stochastic, ring=ring),
+        "state": State(
+            empty(rows + 1, HV, *inner, dtype=call.state_dtype), rounding=stochastic, ring=ring, scales=scales
+        ),
         "indices": empty(rows, dtype=call.index_dtype),
         "scale": shape.scale,
         "use_qk_l2norm": True,
