@@ -12,7 +12,16 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from gdn_lab import pool_kernels  # noqa: E402
 from gdn_lab.backends.base import assumed_capability, dtype_name  # noqa: E402
 from gdn_lab.backends.registry import VARIANTS  # noqa: E402
-from gdn_lab.backends.triton import gates, prefill, recurrent, replay, replay_fold, verify  # noqa: E402
+from gdn_lab.backends.triton import (  # noqa: E402
+    gates,
+    prefill,
+    recurrent,
+    replay,
+    replay_fold,
+    replay_fp8,
+    replay_fp8_fold,
+    verify,
+)
 from gdn_lab.cli import main, resources  # noqa: E402
 from gdn_lab.cli.catalogue import ARCHITECTURES, compilations  # noqa: E402
 from gdn_lab.cli.launches import compiled, recording  # noqa: E402
@@ -27,6 +36,8 @@ KERNEL_FILES = (
     recurrent,
     replay,
     replay_fold,
+    replay_fp8,
+    replay_fp8_fold,
     verify,
     conv,
     conv_sequences,
