@@ -254,6 +254,16 @@ def test_in_short_names_what_the_worst_regime_needs_and_costs():
     assert last.endswith("Stochastic rounding to float16 has 0.50% for 9% more time than bfloat16.")
 
 
+def test_fast_exponentials_are_a_way_of_a_gpu(monkeypatch):
+    from gdn_lab.backends.cutedsl import backend
+
+    [way] = [x for x in ways.all_ways("cuda") if x.shortcut == analysis.FAST]
+    assert way.name == "cutedsl/vk float32, fast exponentials" and way.io_dtype is torch.bfloat16
+    assert not any(x.shortcut == analysis.FAST for x in ways.all_ways("cpu"))
+    monkeypatch.setattr(backend, "decode_with_fast_exponentials", lambda *given, **named: (given, named))
+    assert way.decode(1, 2, out=3) == ((1, 2), {"out": 3})
+
+
 def test_fast_exponentials_are_compared_with_exact_ones_of_the_same_kernel():
     rows = recorded_rows()
     ours = [row for row in rows if row.get("way") == "float32" and row["backend"] == "triton"]

@@ -77,7 +77,7 @@ class CuteDSLBackend(Backend):
 def decode_with_fast_exponentials(q, k, v, a, b, *, A_log, dt_bias, pool, indices, out):
     """Decode as `cutedsl/vk` does, with the GPU's approximate exponentials: to measure what exact ones gain.
 
-    q and k contiguous; decode() of a pool without a ring. Nothing is checked.
+    Heads of q and k begin at multiples of 16 bytes. Nothing is checked.
     """
     shape, dtypes = pool.shape, (dtype_name(pool.dtype), dtype_name(indices.dtype))
     tile = tile_for(q.shape[0] * shape.num_v_heads, pool.dtype)
