@@ -28,6 +28,8 @@ from .sources import kernel_hashes
 
 __all__ = ["NULLABLE", "ROW_FIELDS", "OutputFolderError", "Run", "load", "settle"]
 
+PADDING_INCHES = 0.1  # around a figure
+
 _CASE = ("phase", "backend", "variant", "layout", "state_dtype", "batch", "tokens", "num_k_heads", "num_v_heads")
 _TIMES = ("timer", "median_us", "p20_us", "p80_us", "count")
 _RATES = ("bytes", "bytes_formula", "gb_per_s", "roof_gb_per_s", "share_of_roof")
@@ -126,11 +128,15 @@ class Run:
         """Write a matplotlib figure as <name>.png and <name>.svg into the folder, and return the PNG's path."""
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"name: expected a plain name without a suffix, got {name!r}")
+        figure.draw_without_rendering()  # lays it out, which takes longer than drawing: once for both files
+        layout, box = figure.get_layout_engine(), figure.get_tightbbox().padded(PADDING_INCHES)
+        figure.set_layout_engine("none")
         with _writing(self.folder):
             for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
                 path = self.folder / f"{name}{suffix}"
                 with replacing(path) as partial:
-                    figure.savefig(partial, format=suffix[1:], bbox_inches="tight", **options)
+                    figure.savefig(partial, format=suffix[1:], bbox_inches=box, **options)
+        figure.set_layout_engine(layout)
         return path
 
     def __enter__(self) -> "Run":

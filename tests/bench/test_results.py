@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from gdn_lab.bench import results
 from gdn_lab.bench.results import OutputFolderError, Run, load
@@ -316,16 +318,14 @@ def test_finishing_on_a_full_disk_leaves_the_old_run_json(tmp_path, monkeypatch)
 # --- figures
 
 
-class Figure:
-    def savefig(self, path, *, format, **options):
-        Path(path).write_text(format)
-
-
 def test_figures(tmp_path):
     run = create(tmp_path)
-    path = run.save_figure(Figure(), "time_by_batch")
-    assert path == run.folder / "time_by_batch.png" and path.read_text() == "png"
-    assert (run.folder / "time_by_batch.svg").read_text() == "svg"
+    figure = Figure(layout="constrained")
+    figure.subplots().set_ylabel("µs")
+    path = run.save_figure(figure, "time_by_batch")
+    assert path == run.folder / "time_by_batch.png" and path.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (run.folder / "time_by_batch.svg").read_text()
+    assert isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine), "it may be drawn again with more on it"
     assert not list(run.folder.glob(".*"))
     with pytest.raises(ValueError, match="name: expected a plain name without a suffix"):
         run.save_figure(Figure(), "figures/a.png")
