@@ -23,26 +23,19 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ..base import multiprocessors
 from .device import EPS, INTERPRETED, log_decay, prefetch, prefetch_lines, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
-from .replay_fold import decays_after, terms, with_pending
-
-ARRIVE = tl.constexpr(
-    "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; mov.b32 $0, -1;"
-    " @p atom.relaxed.gpu.global.add.u32 $0, [$1], 1; }"
-)
-PREFETCH_BULK = tl.constexpr(
-    "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; mov.b32 $0, 0;"
-    " @p cp.async.bulk.prefetch.L2.global [$1], $2; }"
-)
+from .replay_fold import add_updates, arrive, decays_after, fence, fold_kernel, terms
 
 
 class ReplayTiles(NamedTuple):
     """How replay_kernel is launched. rows: of the state, at a time. splits: programs for a head.
 
-    stages: of the pipelined loop over rows. ahead: rows brought into the L2 at the start, `bulk` by one instruction.
-    columns: of a state that is written, at a time. registers: the most that a thread may take. ring_ahead: whether the
-    ring's u is brought into the L2, too. eager: whether keys and log decays are loaded before the slot's span is known.
+    stages: of the pipelined loop over rows. ahead: rows brought into the L2 at the start. registers: the most that a
+    thread may take. ring_ahead: whether the ring's u is brought into the L2, too. eager: whether keys and log decays
+    are loaded before the slot's span is known. apart: None where a branch of replay_kernel writes full rows, or rows,
+    splits, stages, warps and programs for each multiprocessor of fold_kernel.
     """
 
     rows: int
@@ -50,28 +43,10 @@ class ReplayTiles(NamedTuple):
     stages: int
     warps: int
     ahead: int
-    columns: int
     registers: int | None = None
-    bulk: bool = False
     ring_ahead: bool = False
     eager: bool = False
-
-
-@triton.jit
-def arrive(counter):
-    """Add one to *counter, int32; return what it was, in the program's first thread alone."""
-    if INTERPRETED:
-        return tl.atomic_add(counter, 1, sem="relaxed")
-    else:
-        return tl.inline_asm_elementwise(ARRIVE, "=r,l", [counter.to(tl.int64)], tl.int32, is_pure=False, pack=1)
-
-
-@triton.jit
-def prefetch_at_once(first, BYTES: tl.constexpr):
-    """Ask for BYTES of memory from pointer `first` on to be brought into the L2, in one instruction of one thread."""
-    if not INTERPRETED:
-        size = tl.full([], BYTES, tl.int32)
-        tl.inline_asm_elementwise(PREFETCH_BULK, "=r,l,r", [first.to(tl.int64), size], tl.int32, is_pure=False, pack=1)
+    apart: tuple | None = None
 
 
 @triton.jit
@@ -85,7 +60,7 @@ def dot(x, y, z):
 
 @triton.jit
 def in_terms(x, columns):
-    """Return x [.., COLUMNS] as bf16: the first, second and third term of x in columns 0 and 1, 2 and 3, 4 and 5."""
+    """Return x [.., 8] as bf16: the first, second and third term of x in columns 0 and 1, 2 and 3, 4 and 5."""
     high = x.to(tl.bfloat16)
     x -= high.to(tl.float32)
     middle = x.to(tl.bfloat16)
@@ -95,20 +70,27 @@ def in_terms(x, columns):
 
 
 @triton.jit
+def updated(S, decay, us, keys, u, k, TERMS: tl.constexpr):
+    """Return decay S + us keys + u kᵀ, float32. S [TILE, K], us [TILE, C] float32, keys [C, K]."""
+    more = add_updates(tl.zeros(S.shape, tl.float32), us, keys, TERMS)
+    return S.to(tl.float32) * decay + more + u[:, None] * k.to(tl.float32)[None, :]
+
+
+@triton.jit
 def replay_kernel(
-    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
+    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, due, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, BULK: tl.constexpr, RING_AHEAD: tl.constexpr,
-    EAGER: tl.constexpr, COLUMNS: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr,
-    L2NORM: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, RING_AHEAD: tl.constexpr,
+    EAGER: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr,
+    L2NORM: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Take the step of V // SPLITS rows of one head's state, TILE at a time. Grid: [SPLITS · HV · B], parts fastest.
 
     arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. AHEAD: rows
     brought into the L2 at the start; RING_AHEAD: the ring's u, too. EAGER: the ring's keys and log decays are loaded
     before the span is known, so all of them. TENSOR: state, u and inputs are bf16, and products with the state and the
-    ring run on the tensor cores. COLUMNS: of a state that is written, at a time. TERMS: of with_pending().
+    ring run on the tensor cores. TERMS: of with_pending().
     """
     PART: tl.constexpr = V // SPLITS
     part, head, key_head, row = program_coords(HK, HV, SPLITS)
@@ -118,7 +100,8 @@ def replay_kernel(
     out_at = out + (row * HV + head) * V + part * PART
     if OVERLAP:
         gdc_wait()
-        gdc_launch_dependents()
+        if not APART:
+            gdc_launch_dependents()
     slot = tl.load(indices + row).to(tl.int64)
     if slot < 0:
         for tile in tl.static_range(PART // TILE):
@@ -126,11 +109,8 @@ def replay_kernel(
         return
 
     state_at = state + (slot * HV + head) * (V * K) + part * (PART * K)
-    AHEAD_BYTES: tl.constexpr = AHEAD * K * state.dtype.element_ty.primitive_bitwidth // 8
-    if BULK:
-        prefetch_at_once(state_at, AHEAD_BYTES)
-    elif AHEAD > 0:
-        prefetch(state_at, AHEAD_BYTES)
+    if AHEAD > 0:
+        prefetch(state_at, AHEAD * K * state.dtype.element_ty.primitive_bitwidth // 8)
     keys_at = keys + (slot * HK + key_head) * (C * K)
     decays_at = log_decays + (slot * HV + head) * C
     if EAGER:
@@ -138,6 +118,21 @@ def replay_kernel(
         later = tl.load(decays_at + js + 1, mask=js + 1 < C, other=0.0)
         every = tl.load(decays_at + js)
     first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
+    if APART:
+        if end == C:
+            if head == 0 and part == 0:
+                place = tl.atomic_add(due, 1, sem="relaxed")
+                tl.store(due + 2 + 2 * place, row.to(tl.int32))
+                tl.store(due + 3 + 2 * place, first)
+                fence()
+            tl.debug_barrier()
+            is_last = arrive(arrivals + slot) == HV * SPLITS - 1
+            tl.store(arrivals + slot, 0, mask=is_last)
+            tl.store(span + 2 * slot, 0, mask=is_last)
+            tl.store(span + 2 * slot + 1, 0, mask=is_last)
+            return
+        if OVERLAP:
+            gdc_launch_dependents()
     k_at = k + row * k_row + key_head * k_head
     k_raw = tl.load(k_at + ks)
     q_raw = tl.load(q + row * q_row + key_head * q_head + ks)
@@ -175,7 +170,8 @@ def replay_kernel(
     weights = tl.where(pending, tl.exp(after + log_g), 0.0)
     if TENSOR:
         columns = tl.arange(0, 8)[None, :]
-        both = tl.where(columns % 2 == 0, k_raw[:, None], q_raw[:, None])  # k, q, k, q, …
+        is_k = tl.arange(0, 8)[:, None] % 2 == 0
+        both = tl.trans(tl.where(is_k, k_raw[None, :], q_raw[None, :]))  # [K, 8]: k, q, k, q, …
         weights_both = dot(ring, both, tl.zeros([C, 8], tl.float32)) * weights[:, None]
         weights_both = in_terms(weights_both, columns)
     else:
@@ -208,17 +204,25 @@ def replay_kernel(
         u = beta * (v_vec - k_norm * Sk)
         tl.store(out_at + vs, (q_norm * Sq + kq * u).to(out.dtype.element_ty))
         u *= k_norm
-        if end < C:
+        if APART or end < C:
             tl.store(u_at + end * V + vs, u.to(corrections.dtype.element_ty))
         else:
-            for some in tl.static_range(K // COLUMNS):
-                some_ks = some * COLUMNS + tl.arange(0, COLUMNS)
-                some_at = state_at + state_offsets(vs, some_ks, K, V, True)
-                some_keys = tl.load(keys_at + js[:, None] * K + some_ks[None, :], mask=pending[:, None], other=0.0)
-                S_new = with_pending(tl.load(some_at).to(tl.float32), u_at + tile * TILE, some_keys, weights, decay,
-                                     first, end, V, TILE, C, TERMS)  # fmt: skip
-                S_new += u[:, None] * tl.load(k_at + some_ks).to(tl.float32)[None, :]
-                tl.store(some_at, S_new.to(state.dtype.element_ty))
+            if TENSOR:
+                weighted = us.to(tl.float32) * weights[None, :]
+            else:
+                weighted = tl.trans(us * weights[:, None])
+            HALF: tl.constexpr = K // 2
+            half = tl.arange(0, HALF)
+            left_at = state_at + state_offsets(vs, half, K, V, True)
+            ring_at = keys_at + js[:, None] * K + half[None, :]
+            left, right = tl.load(left_at), tl.load(left_at + HALF)
+            ring_left = tl.load(ring_at, mask=pending[:, None], other=0.0)
+            ring_right = tl.load(ring_at + HALF, mask=pending[:, None], other=0.0)
+            k_left, k_right = tl.load(k_at + half), tl.load(k_at + HALF + half)
+            S_new = updated(left, decay, weighted, ring_left, u, k_left, TERMS)
+            tl.store(left_at, S_new.to(state.dtype.element_ty))
+            S_new = updated(right, decay, weighted, ring_right, u, k_right, TERMS)
+            tl.store(left_at + HALF, S_new.to(state.dtype.element_ty))
 
     is_last = earlier == HV * SPLITS - 1
     tl.store(arrivals + slot, 0, mask=is_last)
@@ -231,7 +235,9 @@ def replay_tiles(heads: int, tensor: bool, V: int) -> ReplayTiles:
     most = V & -V  # the largest power of two in it
     splits = 1 if heads >= 4096 else min(2, most // 16)
     ahead = min(64, most // splits)
-    return ReplayTiles(16, splits, 4, 1, ahead, 32) if tensor else ReplayTiles(16, splits, 3, 2, ahead, 32)
+    if not tensor:
+        return ReplayTiles(16, splits, 3, 2, ahead)
+    return ReplayTiles(16, splits, 3, 1, ahead, apart=(32, min(2, most // 32), 2, 4, 2))
 
 
 def decode_launch(call):
@@ -246,7 +252,7 @@ def decode_launch(call):
         rows, ring, tiles = q.shape[0], state.ring, chosen(q.shape[0])
         replay_kernel[(tiles.splits * HV * rows,)](
             *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
-            *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, out),
+            *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, ring.due, out),
             scale=scale,
             q_row=q.stride(0),
             q_head=q.stride(1),
@@ -265,16 +271,44 @@ def decode_launch(call):
             SPLITS=tiles.splits,
             STAGES=tiles.stages,
             AHEAD=tiles.ahead,
-            BULK=tiles.bulk,
             RING_AHEAD=tiles.ring_ahead,
             EAGER=tiles.eager,
-            COLUMNS=min(tiles.columns, K),
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,
             L2NORM=use_qk_l2norm,
+            APART=tiles.apart is not None,
             num_warps=tiles.warps,
             maxnreg=tiles.registers,
+            launch_pdl=overlap,
+        )
+        if tiles.apart is None:
+            return
+        fold_rows, fold_splits, fold_stages, fold_warps, fold_programs = tiles.apart
+        fold_kernel[(fold_programs * multiprocessors(state.data.device),)](
+            *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
+            *(ring.keys, ring.corrections, ring.log_decays, ring.due, out),
+            scale=scale,
+            q_row=q.stride(0),
+            q_head=q.stride(1),
+            k_row=k.stride(0),
+            k_head=k.stride(1),
+            v_row=v.stride(0),
+            v_head=v.stride(1),
+            a_row=a.stride(0),
+            b_row=b.stride(0),
+            HK=HK,
+            HV=HV,
+            K=K,
+            V=V,
+            C=ring.updates,
+            TILE=fold_rows,
+            SPLITS=fold_splits,
+            STAGES=fold_stages,
+            TERMS=split,
+            OVERLAP=overlap,
+            L2NORM=use_qk_l2norm,
+            num_warps=fold_warps,
             launch_pdl=overlap,
         )
 

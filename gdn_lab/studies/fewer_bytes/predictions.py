@@ -73,7 +73,15 @@ TRIED = (
     "the ring, of the 2,000 that the head's bytes take. The kernel for the products k_j . k takes 14 to 22 µs.",
     "So all of it is one launch: k and q are bf16 as they come, their norms are factors of the result, and one bf16 "
     "product with each is exact, where three terms of a normalised k took 357 µs. The write of a full ring is a branch "
-    "of the same program, 32 columns at a time, and costs no register: 128 with it and without.",
+    "of the same program, 32 columns at a time.",
+    "Its first run, on an H200: 350 µs at B = 512, 187 at 256, 102 at 128, 35 at 32 (0.61, 0.64, 0.70 and 0.86 of "
+    "FlashInfer). A step that writes nothing takes 279 µs with empty rings and 326 with 15 updates pending; one that "
+    "writes every row takes 968, of which the bytes explain 560. A program that writes waits for memory four times for "
+    "each 16 rows, 50 µs in all, and at B = 32 every step waits for it. One warp for a head spends 850 instructions "
+    "before its loop, so that four programs for a head are bound by instructions.",
+    "Two ways out, predicted at 0.56, 0.57, 0.64 and 0.72 for those batches: the branch loads halves of 16 rows at "
+    "once; or the write has a launch of its own again, which fills the tail of the first and whose rows the first "
+    "lists, so that the first needs 96 registers instead of 168.",
     "On Hopper a warp's FP8 product, as in that first FP8 probe, is compiled to a conversion to fp16 (256 instructions "
     "for 128 rows) and an fp16 product. Products of four warps with 16 columns read e4m3 from shared memory as it is. "
     "Two e4m3 terms are exact for k and q of bf16, where the probe took four, because they are split before they are "
