@@ -87,7 +87,10 @@ def test_every_variant_phase_and_dtype_is_launched(architecture):
     for variant in VARIANTS.values():
         for phase, dtype in product(variant.phases, variant.state_dtypes) if variant.backend == "triton" else ():
             first = {"verify": "vk" if variant.layout == "VK" else "kv32"}.get(phase, variant.name)
-            assert find(f"{phase} triton/{first} {dtype_name(dtype)}:", architecture), (variant, phase, dtype)
+            words = f"{phase} triton/{first} {dtype_name(dtype)}:"
+            if phase == "prefill" and variant.ring:  # on a copy in float32, by the kernels of vk
+                words = "prefill triton/vk float32:"
+            assert find(words, architecture), (variant, phase, dtype)
 
 
 def test_every_tile_is_launched():
