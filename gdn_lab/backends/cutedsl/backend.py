@@ -10,6 +10,7 @@ A padding row reads the null slot, writes none, and its output is zero.
 import functools
 import importlib.metadata
 import importlib.util
+from typing import NamedTuple
 
 import torch
 from packaging.version import Version
@@ -20,6 +21,14 @@ from .cache import decode_function
 HEAD_DIM = 128
 STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 MINIMUM_VERSION = "4.8"  # of the CuTe DSL: the first release that this was tried with
+
+
+class Tile(NamedTuple):
+    """How the kernel is launched. ahead: it asks for its state before it waits for the kernel ahead."""
+
+    rows: int  # of the state, for a warp
+    warps: int  # of a block
+    ahead: bool = False
 
 
 class CuteDSLBackend(Backend):
@@ -86,16 +95,17 @@ def decode_with_fast_exponentials(q, k, v, a, b, *, A_log, dt_bias, pool, indice
     kernel(q, k, v, a, b, A_log, dt_bias, pool.state, indices, out, shape.scale)
 
 
-def tile_for(heads: int, state_dtype: torch.dtype) -> tuple[int, int]:
-    """Return (rows of the state for a warp, warps of a block) for B · HV heads.
+def tile_for(heads: int, state_dtype: torch.dtype) -> Tile:
+    """Return the tile for B · HV heads.
 
     Small to fill the GPU, large for bytes in flight; four warps, since blocks of one start too slowly. Chosen by times
-    on an H100 for bfloat16; for float32 the nearest in bytes of a warp. float16 takes those of bfloat16.
+    on an H100 and an H200 for bfloat16; for float32 the nearest in bytes of a warp. float16 takes those of bfloat16.
     """
     few, most = heads <= 128, heads >= 8192
-    if state_dtype == torch.float32:
-        return 4 if few else 16 if most else 8, 4
-    return 4 if few else 32 if most else 16, 4
+    rows = 4 if few else 32 if most else 16
+    if state_dtype == torch.float32 and not few:
+        rows //= 2
+    return Tile(rows, 4, ahead=heads <= 256)
 
 
 def architecture_of(device: torch.device) -> str:

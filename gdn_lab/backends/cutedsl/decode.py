@@ -12,7 +12,8 @@ S q, side by side, with q and k as they are; decay, norms and correction are app
     S k = g (S_old k)      u = beta (v - S k)      o = (S + u kᵀ) q = g (S_old q) + u (k . q)
 
 The launch is a programmatic dependent one: its warps are set up while the kernel before it drains, wait there for its
-results, and let the kernel after it do the same.
+results, and let the kernel after it do the same. Where a build says so, a warp asks before that wait for its state to
+be brought into the L2. The slot that it reads then may be out of date, which costs a useless prefetch and nothing else.
 """
 
 from typing import NamedTuple
@@ -41,6 +42,7 @@ class Build(NamedTuple):
     index_dtype: str
     rows: int  # of the state, for one warp
     warps: int  # of a block; they share nothing
+    ahead: bool  # the state is asked for before the wait for the kernel ahead
     l2norm: bool
     aligned: bool  # each head of q and k begins at a multiple of 16 bytes
     exact: bool = True  # exponentials and logarithms; else the GPU's approximations of them
@@ -120,7 +122,11 @@ def decode_kernel(
     mine = first + part // (LANES // LOADS) * AT_ONCE  # the row whose sums, v and o this lane looks after
     here = cute.assume(part * N, divby=N)
 
+    if cutlass.const_expr(build.ahead):
+        prefetch_tile(state, indices, row, head, tile * build.rows, build)
     arch.griddepcontrol_wait()
+    if cutlass.const_expr(build.ahead):
+        arch.griddepcontrol_launch_dependents()
     slot = Int64(indices[row])
     q_raw = load_pairs(q[row, key_head, None].iterator + here, N)
     k_raw = load_pairs(k[row, key_head, None].iterator + here, N)
@@ -135,7 +141,8 @@ def decode_kernel(
     )
     S = cute.make_rmem_tensor((N, LOADS), state.element_type)
     cute.autovec_copy(tile_at, S)
-    arch.griddepcontrol_launch_dependents()
+    if cutlass.const_expr(not build.ahead):
+        arch.griddepcontrol_launch_dependents()
 
     g = decay(-exp(A, build) * softplus(Float32(a_raw) + bias, build), build)
     beta = arch.rcp_approx(1.0 + exp(-Float32(b_raw), build))
@@ -165,6 +172,20 @@ def decode_kernel(
 
 
 # Below, traced as the Python it is: lists and pairs become registers.
+
+
+def prefetch_tile(state, indices, row, head, first, build):
+    """Ask for the 128-byte lines of build.rows rows of a head's state, a line for each lane, from `first` on.
+
+    The index bypasses the L1, so that the load after the wait finds nothing old there. One that is no slot counts as 0.
+    """
+    index = Int64(arch.load(indices.iterator + row, indices.element_type, cop="cg"))
+    slot = select_((index >= 0) & (index < state.shape[0]), index, Int64(0))
+    line = 1024 // state.element_type.width  # elements
+    lines = build.rows * K // line
+    at = state[slot, head, None, None].iterator + (first * K + arch.lane_idx() % lines * line)
+    for part in range(0, lines, WARP):
+        arch.prefetch((at + part * line).to_llvm_ptr(), cache_level="L2")
 
 
 def exp(x, build):

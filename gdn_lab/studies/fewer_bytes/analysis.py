@@ -9,6 +9,7 @@ from ...models import GDNShape
 from ...report.nearest import candidate_runs
 from ...report.recorded import DATA, measured
 from ...report.text import byte_size, listed, micro, percent
+from . import in_place_notes
 from .byte_designs import DESIGNS, FP8, IN_PLACE, Design
 from .predictions import PREDICTIONS, TRIED
 from .ring_drift import ratio_to
@@ -121,6 +122,12 @@ def prediction_table(rows: list[dict]) -> pandas.DataFrame:
             line["measured"] = lines[same & (lines.state_dtype == one.dtype)].over_flashinfer.mean()
         table.append(line)
     return pandas.DataFrame(table)
+
+
+def in_place_table() -> pandas.DataFrame:
+    """What was tried in place, on large batches, on small ones and in a layer's step: predicted, measured, verdict."""
+    tables = {"large": in_place_notes.ROOF, "small": in_place_notes.SMALL, "step": in_place_notes.STEP}
+    return pandas.DataFrame([{"for": name} | tried._asdict() for name, table in tables.items() for tried in table])
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------

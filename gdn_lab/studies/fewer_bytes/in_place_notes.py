@@ -1,0 +1,113 @@
+"""Notes on the kernels in place and the step around them: what was predicted for each change, and what was measured.
+
+One process on one GPU for each table, variants interleaved. Times are µs of CUDA-graph replay over distinct slots.
+"""
+
+from typing import NamedTuple
+
+
+class Tried(NamedTuple):
+    """A change, its predicted and its measured effect, and what became of it."""
+
+    change: str
+    predicted: str
+    measured: str
+    verdict: str
+
+
+# H200, 4,242 GB/s in place, B = 512, 64 value heads: cutedsl 537.9, triton/vk 540.1, FlashInfer 570.0 before.
+ROOF = (
+    Tried(
+        "More bytes in flight: bulk copies of a whole head, 32 KB a warp",
+        "97 to 98 % of the roof",
+        "545.6: 1.4 % slower than cutedsl; of a quarter of a head 536.6",
+        "Bytes in flight are not what limits: 64 KB on a multiprocessor are enough.",
+    ),
+    Tried(
+        "A program for a whole head, its tiles pipelined through shared memory",
+        "97 %",
+        "541.6 with 16 rows and four stages, 550.6 with three, 551.6 with 8 rows and six",
+        "No: many programs that each go through their own 32 KB are slower than tiles in the order of addresses.",
+    ),
+    Tried(
+        "Loads and stores that leave the L2 first (evict_first)",
+        "+0.5 to 1 point",
+        "554.0 for both, 557.7 for stores alone",
+        "No.",
+    ),
+    Tried("Streaming stores (st.cs), loads past the L1", "nothing", "559.5, in Triton stores alone 547.9", "No."),
+    Tried(
+        "A limit of 128 registers for a tile of 16 rows in three stages",
+        "more programs an SM",
+        "659.0: it spills",
+        "No.",
+    ),
+    Tried("64 rows in two warps", "", "656.6", "No."),
+    Tried(
+        "triton/vk in tiles of 16 rows instead of 32, one warp each",
+        "",
+        "531.2, at B = 256 267.8 instead of 272.6",
+        "Kept for H200.",
+    ),
+)
+
+# H200, 64 value heads; over FlashInfer's time.
+SMALL = (
+    Tried(
+        "A launch that does nothing, with PDL",
+        "1.2 µs",
+        "0.4 of one block, 0.5 of 132, 0.9 of 512; 2.9 of 2,048 blocks of a warp, and 1.7 without PDL",
+        "Each block costs about 1.3 ns with PDL, half of it without: few blocks of four or more warps.",
+    ),
+    Tried(
+        "The state asked for (prefetch to the L2) before the wait for the kernel ahead",
+        "B = 1: 2.9 to 2.3 µs",
+        "B = 1: 0.92 to 0.70 of FlashInfer with the next launch let in right after the wait; B = 4: 0.785 to 0.763",
+        "Kept.",
+    ),
+    Tried(
+        "The next launch let in before the wait",
+        "half of the gain",
+        "0.995 at B = 1, 0.71 at B = 2, 0.77 at B = 4",
+        "No: waiting programs of later launches take the room of the one that works.",
+    ),
+    Tried(
+        "All of the batch in one wave at B = 8: bulk copies of 32 rows a warp",
+        "",
+        "9.95 µs, 0.83 of FlashInfer, where 16 rows in two waves take 10.5",
+        "See below.",
+    ),
+)
+
+# A layer's step of the 397B model at TP 8; H200, best 311.0 of before-32's 337.6 at B = 256 before.
+STEP = (
+    Tried(
+        "One kernel for in_proj ba, convolution, gates, GDN and gated norm: a program for each head and row",
+        "-9 µs at B = 256, -6 at B = 1",
+        "+44 at B = 256, -0.7 at B = 16, -1.0 at B = 1 (of 42.1)",
+        "No: a program has some 50 barriers for sums over its head, and two programs fit an SM. Without these parts "
+        "the step is 12.8 µs shorter at B = 256 and 6.5 at B = 1: more than that no such kernel can gain.",
+    ),
+    Tried(
+        "in_proj ba on a second branch of the graph",
+        "-4 at B = 256",
+        "-2.8, -1.8 at B = 16, -3.2 at B = 1",
+        "The branch costs what it must join; one launch with the convolution came instead.",
+    ),
+    Tried(
+        "The router's product in Triton, its weights asked for before the wait",
+        "-3",
+        "-3.4, in tiles of 128 -4.1",
+        "Kept.",
+    ),
+    Tried(
+        "in_proj qkvz in Triton", "-1", "+2.3 with the best of five tilings", "No: torch's product stays at B = 256."
+    ),
+    Tried(
+        "Experts: K of gate and up split in two, for a shorter last wave",
+        "-4",
+        "+7.7; -2.7 at B = 16, +0.5 at B = 1",
+        "No.",
+    ),
+    Tried("Experts: other depths and tiles of gate and up", "within 1 %", "+7 to +12", "No."),
+)
