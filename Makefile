@@ -41,7 +41,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run record sweep serve advise bench check judge profile lab compare board list backends site report capture-scrub test test-gpu test-pages fuzz mutants sanitize lint constraints clean train
+.PHONY: help run record sweep serve advise bench check judge profile lab compare board list backends site report capture-scrub test test-all test-gpu test-pages fuzz mutants sanitize lint constraints clean train
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -103,6 +103,9 @@ capture-scrub: $(READY)  ## copy the trace CAPTURE=file without its private data
 	@$(GDN_LAB) scrub "$$CAPTURE" $${OUT:+"$$OUT"}
 
 test: $(READY)  ## set up, then run the tests that need no GPU
+	@$(IN_VENV) -m pytest -m "not gpu and not browser and not exhaustive" -n auto --maxprocesses 4 $(ARGS)
+
+test-all: $(READY)  ## those, and every kernel compiled at every size: ten minutes more
 	@$(IN_VENV) -m pytest -m "not gpu and not browser" -n auto --maxprocesses 4 $(ARGS)
 
 test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
