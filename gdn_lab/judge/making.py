@@ -95,6 +95,8 @@ def filled_pool(shape, slots, *, layout, dtype, device="cpu", seed=0) -> StatePo
     rng = torch.Generator(device).manual_seed(seed)
     for part in pool.state.split(64):
         part.copy_(torch.randn(part.shape, generator=rng, device=device))
+    if pool.scales is not None:
+        pool.scales.uniform_(0.1, 1.0, generator=rng)
     pool.conv.copy_(torch.randn(pool.conv.shape, generator=rng, device=device))
     return pool
 
