@@ -48,15 +48,15 @@ class Stochastic(NamedTuple):
 def head_keys(seed: int, steps: Tensor, slots: Tensor, heads: int) -> Tensor:
     """Return the key of each row's heads, [B, HV] int64 below 2^32. steps [B, HV]; slots [B]."""
     head = slots.long()[:, None] * heads + torch.arange(heads, device=slots.device)
-    key = _mixed(seed ^ _mixed(head & MASK))
-    return _mixed(key ^ (steps.long() & MASK))
+    key = mixed(seed ^ mixed(head & MASK))
+    return mixed(key ^ (steps.long() & MASK))
 
 
 def random_bits(keys: Tensor, rows: int, columns: int) -> Tensor:
     """Return 16 random bits for each element of S, [B, HV, V, K] int32, of keys [B, HV] as head_keys() makes them."""
-    pairs = _hashed(keys, 0, columns // 2)
+    pairs = hashed(keys, 0, columns // 2)
     of_column = torch.stack([pairs & 0xFFFF, pairs >> 16], -1).flatten(-2)
-    of_row = _hashed(keys, columns // 2, rows) & 0xFFFF
+    of_row = hashed(keys, columns // 2, rows) & 0xFFFF
     return (of_row[..., :, None] ^ of_column[..., None, :]).to(torch.int32)
 
 
@@ -79,14 +79,14 @@ def round_stochastically(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     return (((whole >> 16) & 0x8000) | (magnitude >> 13)).to(torch.int16).view(torch.float16)
 
 
-def _hashed(keys: Tensor, first: int, count: int) -> Tensor:
+def hashed(keys: Tensor, first: int, count: int) -> Tensor:
     """Return a hash below 2^32 of `count` numbers from `first` on, [B, HV, count] int64."""
     x = ((keys[..., None] + torch.arange(first, first + count, device=keys.device)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
 
 
-def _mixed(x):
+def mixed(x):
     """MurmurHash3's finalizer of an int or int64 tensor below 2^32."""
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK

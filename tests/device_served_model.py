@@ -51,7 +51,7 @@ class DeviceModel:
         self.history[torch.where(live, self._place(page_table, positions), len(self.history) - 1)] = state
         return state % VOCAB
 
-    def prefill(self, tokens, cu_seqlens, starts, indices, page_table, finished_rows=None):
+    def prefill(self, tokens, cu_seqlens, starts, indices, page_table, finished_rows=None, sampling=None):
         self._wait()
         width = self.buffers.page_table.shape[1]
         table = torch.tensor([pages + [0] * (width - len(pages)) for pages in page_table]).to(self.device)

@@ -77,7 +77,7 @@ class FakeModel:
         self.cache.v[0, pages[position // size], position % size] = self.slots.state[slot]
         return self.slots.state[slot] % VOCAB
 
-    def prefill(self, tokens, cu_seqlens, starts, indices, page_table, finished_rows=None):
+    def prefill(self, tokens, cu_seqlens, starts, indices, page_table, finished_rows=None, sampling=None):
         assert len(tokens) == cu_seqlens[-1] <= self.prefill_tokens and tokens.dtype == torch.int64
         self.calls.append(("prefill", len(starts), len(tokens)))
         following = []

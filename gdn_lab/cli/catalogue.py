@@ -49,6 +49,8 @@ def compilations(architecture: str) -> list[Compilation]:
         recorder.what = "attention"
         for name in (LARGEST, "qwen3.5-27b"):  # 16 and 6 query heads share a key head
             attention_launches(MODELS[name])
+        recorder.what = "sampling"
+        sampling_launches(MODELS[LARGEST])
     return recorder.compilations
 
 
@@ -269,6 +271,16 @@ def attention_launches(entry) -> None:
             y = Activation(N, HQ * HEAD_DIM, fp8, "meta")
             options = {"take": Workspace("meta").take, "max_length": length}
             attention_kernels.attend(q, qkv, pages, pages, rows, y.live, **y.quantized(), **options)
+
+
+def sampling_launches(entry) -> None:
+    """Launch the sampler."""
+    from ..engine.sampling import SamplingRows
+    from ..engine.sampling_kernels import sample
+
+    rows, ints = 256, functools.partial(empty, dtype=torch.int32)
+    logits, tokens = empty(rows, entry.vocab, dtype=torch.bfloat16), empty(rows, dtype=torch.int64)
+    sample(logits, tokens, SamplingRows(empty(rows, 2), ints(rows, 2)), ints(rows))
 
 
 def linear_weight(*shape: int, precision: str):

@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="verified in a step, 2 to 8; default: 0, no speculation",
     )
     add("--acceptance", type=float, default=0.8, metavar="RATE", help="at which draft tokens are accepted")
+    add("--temperature", type=float, default=0.0, help="of the softmax that tokens are drawn from; default: 0, greedy")
+    add("--top-k", type=int, default=0, metavar="K", help="draw from the K most likely tokens; default: 0, all")
+    add("--top-p", type=float, default=1.0, metavar="P", help="and of these from the fewest with probability P")
     add("--communicator", metavar="NAME", help="sums over ranks; default: fastest, on a CPU gloo")
     add("--layers", type=int, metavar="N", help="only the model's first N layers")
     add("--seed", type=int, default=0, help="of weights, prompts and lengths")
@@ -135,6 +138,9 @@ def plan_of(arguments: argparse.Namespace, device: str):
         chunk=arguments.chunk,
         draft_tokens=arguments.draft_tokens,
         acceptance=arguments.acceptance,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
         communicator=arguments.communicator or ("fastest" if device == "cuda" else "gloo"),
         seed=arguments.seed,
     )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..layer import layer_reference
 from ..layer.feed_forward import FeedForward
 from ..layer.gdn_layer import Activation, GDNLayer, Kernels, Projection
 from ..layer.workspace import Workspace
@@ -15,6 +16,7 @@ from .attention_layer import AttentionLayer
 from .communicator import Communicator
 from .kv_cache import PagedCache
 from .model_weights import ModelWeights
+from .sampling import SamplingRows, sampler_of
 from .token_rows import TokenRows
 
 GDN_LAYER, ATTENTION_LAYER = "GDN layer", "attention layer"
@@ -166,22 +168,36 @@ class Decoder:
 
 
 class TokenHead:
-    """Chooses the next token of up to `rows` hidden rows: the largest logit over all ranks, of equals the first."""
+    """Chooses the next token of up to `rows` hidden rows: the largest logit over all ranks, of equals the first.
+
+    Where the call names SamplingRows (sampling.py), rows whose temperature is above 0 draw theirs instead.
+    """
 
     def __init__(self, parts: ModelParts, rows: int, workspace: Workspace):
         self.parts, padded = parts, -(-rows // ROWS) * ROWS
         self.project = Projection(parts.weights.head, parts.kernels, padded, workspace)
         self.logits = workspace.take("logits", padded, parts.weights.sizes.vocab_rank)
 
-    def __call__(self, hidden: Tensor, rows: int) -> Tensor:
-        """hidden [rows padded to 16, hidden] bf16 -> tokens [rows] int64."""
+    def __call__(
+        self, hidden: Tensor, rows: int, sampling: SamplingRows | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """hidden [rows padded to 16, hidden] bf16 -> tokens [rows] int64. positions [rows] int32: of the tokens fed."""
         with nvtx_range(HEAD):
-            largest, token = self.project(hidden, out=self.logits)[:rows].max(-1)
-            communicator, vocab = self.parts.communicator, self.parts.weights.sizes.vocab_rank
-            if communicator.size == 1:
-                return token
-            # float32 holds every token's number exactly
-            pair = torch.stack((largest.float(), (token + communicator.rank * vocab).float()), -1)
-            found = communicator.all_gather(pair).view(rows, communicator.size, 2)
-            best = found[:, :, 0].argmax(1, keepdim=True)
-            return found[:, :, 1].gather(1, best)[:, 0].long()
+            logits = self.project(hidden, out=self.logits)[:rows]
+            token = self._most_likely(logits)
+            if sampling is not None:
+                whole = logits if self.parts.communicator.size == 1 else self.parts.communicator.all_gather(logits)
+                sampler_of(self.parts.kernels.elementwise is layer_reference)(whole, token, sampling, positions)
+            return token
+
+    def _most_likely(self, logits: Tensor) -> Tensor:
+        """The token with the largest logit over all ranks."""
+        largest, token = logits.max(-1)
+        communicator, vocab = self.parts.communicator, self.parts.weights.sizes.vocab_rank
+        if communicator.size == 1:
+            return token
+        # float32 holds every token's number exactly
+        pair = torch.stack((largest.float(), (token + communicator.rank * vocab).float()), -1)
+        found = communicator.all_gather(pair).view(len(logits), communicator.size, 2)
+        best = found[:, :, 0].argmax(1, keepdim=True)
+        return found[:, :, 1].gather(1, best)[:, 0].long()

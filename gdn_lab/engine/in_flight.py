@@ -52,12 +52,18 @@ class InFlight:
 
 
 def never_fits(one: InFlight, cached: int, model) -> str | None:
-    """One sentence why the model can never hold a request of `cached` tokens in its pages; None if it can."""
+    """One sentence why the model can never serve a request of `cached` tokens in its pages; None if it can."""
     number, most, pages = one.request.id, model.max_length, model.cache.pages
     if cached > most:
         return f"request {number} needs {cached} tokens of KV cache, and max_length is {most}; raise it"
     if one.promised > pages:
         return f"request {number} needs {one.promised} pages of KV cache, and there are {pages}; make more"
+    if one.request.sampling.temperature and model.buffers.sampling is None:
+        return (
+            f"request {number} draws its tokens, and the model takes the most likely ones; make it with sampling=True"
+        )
+    if one.request.sampling.temperature and one.drafts:
+        return f"request {number} draws its tokens, and drafts are verified against the most likely ones; use no drafts"
     return None
 
 

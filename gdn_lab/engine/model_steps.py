@@ -1,6 +1,7 @@
 """The two steps of a model that run in CUDA graphs: one token for each row, or several to verify."""
 
 import torch
+from torch import Tensor
 
 from ..layer.sequences import Drafts
 from ..layer.workspace import Workspace
@@ -31,12 +32,17 @@ class DecodeStep:
 
     def choose(self) -> None:
         """Head and sampler; then the next step's inputs."""
-        token = self.head(self.decoder.hidden.y, self.batch)
+        token = self.tokens()
         live = self.rows.indices >= 0
         token = torch.where(live, token, 0)
         self.buffers.next_tokens[: self.batch].copy_(token)
         self.buffers.tokens[: self.batch].copy_(token)
         self.rows.positions.add_(live)
+
+    def tokens(self) -> Tensor:
+        """Each row's next token [batch] int64."""
+        sampling = self.buffers.sampling and self.buffers.sampling.first(self.batch)
+        return self.head(self.decoder.hidden.y, self.batch, sampling, self.rows.positions)
 
 
 class VerifyStep:

@@ -68,8 +68,7 @@ def _gdn_kernels(layers) -> None:
 def _head(step: DecodeStep) -> None:
     """Final norm, head and sampler; positions do not move on."""
     step.decoder.norm()
-    token = step.head(step.decoder.hidden.y, step.batch)
-    step.buffers.next_tokens[: step.batch].copy_(token)
+    step.buffers.next_tokens[: step.batch].copy_(step.tokens())
 
 
 def _all_reduces(model, decoder) -> dict:

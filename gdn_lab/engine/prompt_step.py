@@ -6,6 +6,7 @@ from torch import Tensor
 from ..layer.sequences import Packed
 from ..layer.workspace import Workspace
 from .decoder import ROWS, Decoder, ModelParts, TokenHead
+from .sampling import Sampling, SamplingRows, sampling_rows
 from .token_rows import TokenRows
 
 ALIGNED = 4  # int32 elements: pieces of an upload begin at multiples of 16 bytes, so that kernels compile once
@@ -30,7 +31,7 @@ class PromptStep:
         self.decoder = Decoder(parts, rows, self.tokens, workspace, self.packed)
         self.heads: dict[int, TokenHead] = {}
 
-    def __call__(self, tokens: Tensor, bounds, starts, indices, page_table, finished) -> Tensor:
+    def __call__(self, tokens: Tensor, bounds, starts, indices, page_table, finished, sampling=None) -> Tensor:
         """The next tokens of the pieces in `finished`; arguments as of ServedModel.prefill()."""
         count = len(tokens)
         self.tokens[:count].copy_(self._staged(tokens), non_blocking=True)
@@ -45,7 +46,15 @@ class PromptStep:
             self.heads[padded] = TokenHead(self.parts, padded, self.workspace)
         hidden = self.workspace.take("last tokens", padded, self.decoder.hidden.y.shape[1])
         torch.index_select(self.decoder.hidden.y, 0, last, out=hidden[: len(finished)])
-        return self.heads[padded](hidden, len(finished))
+        if sampling is None:
+            return self.heads[padded](hidden, len(finished))
+        drawing = self._sampling_rows([sampling[number] for number in finished])
+        return self.heads[padded](hidden, len(finished), drawing, rows.positions[last])
+
+    def _sampling_rows(self, each: list[Sampling]) -> SamplingRows:
+        """The rows of `each`, on the device."""
+        numbers, whole = (self._staged(part).to(self.tokens.device, non_blocking=True) for part in sampling_rows(each))
+        return SamplingRows(numbers, whole)
 
     def _uploaded(self, count, bounds, starts, indices, page_table, finished) -> tuple[TokenRows, Tensor]:
         """The rows on the device, in one copy, and the last row of each piece in `finished`."""

@@ -6,15 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .sampling import GREEDY, MOST_SEED, Sampling
+
 TRACE_FIELDS = ("input_length", "output_length")
 
 
 class Request(NamedTuple):
-    """id: unique in a run. prompt [input tokens] int64. output_length: tokens to make, whatever they are."""
+    """id: unique in a run. prompt [input tokens] int64. output_length: tokens to make, whatever they are.
+
+    sampling: how they are chosen.
+    """
 
     id: int
     prompt: np.ndarray
     output_length: int
+    sampling: Sampling = GREEDY
 
     @property
     def length(self) -> int:
@@ -49,6 +55,13 @@ def drawn(
         Request(id=number, prompt=random.integers(0, vocab, inputs[number]), output_length=int(outputs[number]))
         for number in range(count)
     ]
+
+
+def sampled(requests: list[Request], sampling: Sampling) -> list[Request]:
+    """The requests with this sampling, each with a seed of its own, `sampling.seed` + its number."""
+    sampling.check()
+    seeds = [(sampling.seed + number) % (MOST_SEED + 1) for number in range(len(requests))]
+    return [one._replace(sampling=sampling._replace(seed=seed)) for one, seed in zip(requests, seeds, strict=True)]
 
 
 def from_trace(path, *, vocab: int, seed: int = 0) -> list[Request]:

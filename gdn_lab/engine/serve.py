@@ -85,10 +85,8 @@ class Loop:
         self.flying: dict[int, InFlight] = {}  # those admitted of which not all tokens are received, by id
         self.promised = self.steps_made = 0
         self.request_rows, self.step_rows, self.tokens = [], [], {}
-        self.inputs, self.clock = (
-            StepInputs(model.buffers, model.cache.page_size),
-            StepClock(model.buffers.tokens.device),
-        )
+        self.inputs = StepInputs(model.buffers, model.cache.page_size)
+        self.clock = StepClock(model.buffers.tokens.device)
         self.wall_s, self.joules = 0.0, None
 
     def run(self, interrupt) -> None:
@@ -174,6 +172,7 @@ class Loop:
             "indices": [one.slot for one in own],
             "page_table": [one.pages for one in own],
             "finished_rows": ends,
+            "sampling": [one.request.sampling for one in own],
         }
         began = self.clock.mark()
         tokens = self.model.prefill(**arguments)
@@ -194,7 +193,8 @@ class Loop:
         if joining:
             new = [done[number] for number in joining]
             lengths = [len(one.request.prompt) for one in new]
-            self.inputs.add([one.slot for one in new], lengths, [one.pages for one in new], tokens)
+            sampling = [one.request.sampling for one in new]
+            self.inputs.add([one.slot for one in new], lengths, [one.pages for one in new], tokens, sampling)
             self.rows = [*self.rows, *new]  # the list of a step on its way stays as it is
         for one in done:
             if one.all_made:

@@ -17,8 +17,9 @@ from ..models import STATE_BYTES
 from .capacity import RESERVE, RequestMemory, request_memory
 from .communicator_choice import DEFAULT, Choice
 from .model_weights import ModelWeights
-from .requests import Request, drawn, from_trace
+from .requests import Request, drawn, from_trace, sampled
 from .row_log import RowLog
+from .sampling import Sampling
 from .serve import serve
 from .served import ServingInterrupted, across_ranks
 from .served_model import ServedModel
@@ -31,8 +32,8 @@ WARM_TOKENS = 4  # of each request of the run before, which compiles kernels and
 class Plan(NamedTuple):
     """What to serve. requests: for each concurrency; None: two rounds. input, output, spread: of drawn requests.
 
-    trace: a JSONL file of lengths, in place of these. draft_tokens 0: no speculation. layers: only the first so many.
-    communicator: a name that connect() knows.
+    trace: a JSONL file of lengths, in place of these. draft_tokens 0: no speculation. temperature, top_k, top_p: as of
+    Sampling. layers: only the first so many. communicator: a name that connect() knows.
     """
 
     model: str
@@ -52,6 +53,9 @@ class Plan(NamedTuple):
     chunk: int | None = None
     draft_tokens: int = 0
     acceptance: float = 0.8
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
     communicator: str = "fastest"
     seed: int = 0
 
@@ -166,9 +170,16 @@ def _run_row(communicator, plan, entry, concurrency, served, common) -> dict:
 def requests_of(plan: Plan, concurrency: int, vocab: int) -> list[Request]:
     """The requests of one run: those of the trace, or as many as the plan names, drawn."""
     if plan.trace is not None:
-        return from_trace(plan.trace, vocab=vocab, seed=plan.seed)[: plan.requests]
-    count = plan.requests or 2 * concurrency
-    return drawn(count, plan.input, plan.output, vocab=vocab, seed=plan.seed, spread=plan.spread)
+        requests = from_trace(plan.trace, vocab=vocab, seed=plan.seed)[: plan.requests]
+    else:
+        count = plan.requests or 2 * concurrency
+        requests = drawn(count, plan.input, plan.output, vocab=vocab, seed=plan.seed, spread=plan.spread)
+    return sampled(requests, sampling_of(plan))
+
+
+def sampling_of(plan: Plan) -> Sampling:
+    """How the tokens of the plan's requests are chosen."""
+    return Sampling(plan.temperature, plan.top_k, plan.top_p, plan.seed)
 
 
 def new_model(communicator, weights, plan: Plan, entry: Configuration, lists: dict, say) -> ServedModel:
@@ -194,6 +205,7 @@ def new_model(communicator, weights, plan: Plan, entry: Configuration, lists: di
         state_dtype=getattr(torch, plan.state_dtype),
         communicator=communicator,
         batch_sizes=tuple(padded),
+        sampling=plan.temperature > 0,
     )
 
 
@@ -225,6 +237,9 @@ def case(communicator, plan: Plan, entry: Configuration, concurrency: int) -> di
         "output_tokens_each": plan.output,
         "spread": plan.spread,
         "trace": plan.trace,
+        "temperature": plan.temperature,
+        "top_k": plan.top_k,
+        "top_p": plan.top_p,
         "prefill": plan.prefill,
         "seed": plan.seed,
     }
@@ -244,5 +259,10 @@ def check(plan: Plan) -> None:
         configuration(name)
     if plan.state_dtype not in STATE_BYTES:
         raise ValueError(f"dtype: expected one of {', '.join(STATE_BYTES)}, got {plan.state_dtype!r}")
+    sampling_of(plan).check()
+    if plan.draft_tokens and plan.temperature:
+        raise ValueError(
+            f"temperature: expected 0 with draft tokens, which are verified greedily, got {plan.temperature}"
+        )
     if plan.draft_tokens:
         Speculation(plan.draft_tokens, plan.acceptance, 1).check()

@@ -29,6 +29,7 @@ from .model_steps import DecodeStep, VerifyStep
 from .model_weights import ModelWeights
 from .part_times import part_times
 from .prompt_step import PromptStep, rounded
+from .sampling import Sampling, SamplingRows
 from .slots import Slots
 from .step_graphs import StepGraphs
 
@@ -41,8 +42,8 @@ class Buffers(NamedTuple):
 
     tokens [max_batch] int64: the token to feed. positions [max_batch] int32: its position, counted from 0. indices
     [max_batch] int32: its slot, -1 for padding. page_table [max_batch, max_pages] int32. next_tokens [max_batch] int64:
-    what the last step chose. A step writes tokens, positions and next_tokens; the host writes the rest, and never
-    between a step and its end.
+    what the last step chose. sampling: a row for each, or None: every token is the most likely one. A step writes
+    tokens, positions and next_tokens; the host writes the rest, and never between a step and its end.
     """
 
     tokens: Tensor
@@ -50,6 +51,7 @@ class Buffers(NamedTuple):
     indices: Tensor
     page_table: Tensor
     next_tokens: Tensor
+    sampling: SamplingRows | None = None
 
 
 class ServedModel:
@@ -59,6 +61,8 @@ class ServedModel:
     pages, page_size, max_length (tokens of the longest request): of the KV cache. state_dtype: of the pools.
     communicator: sums over ranks; None where there is one. prefill_tokens: most tokens of one prefill call.
     batch_sizes: padded sizes that have a CUDA graph; by default 1, 2, 4, 8, 16, 32, 48, 64, then every 32 to 256, 64.
+    sampling: whether requests may draw their tokens (sampling.py); tokens of those that do not are the same either way.
+    With several ranks each then gathers all logits.
     ValueError with a sentence for a configuration that cannot run here.
 
     Attributes: slots (Slots), cache (PagedCache), buffers (Buffers), batch_sizes, pools (a StatePool for each GDN
@@ -79,6 +83,7 @@ class ServedModel:
         communicator: Communicator | None = None,
         prefill_tokens: int = 2048,
         batch_sizes: tuple[int, ...] | None = None,
+        sampling: bool = False,
     ):
         sizes, device = weights.sizes, weights.device
         entry = record_of(configuration)
@@ -120,6 +125,7 @@ class ServedModel:
             indices=torch.full((max_batch,), -1, dtype=torch.int32, device=device),
             page_table=torch.zeros(max_batch, self.max_pages, dtype=torch.int32, device=device),
             next_tokens=torch.zeros(max_batch, dtype=torch.int64, device=device),
+            sampling=SamplingRows.empty(max_batch, device) if sampling else None,
         )
         self.drafts: Tensor | None = None
         self._verify: dict[int, tuple] = {}
@@ -166,13 +172,15 @@ class ServedModel:
         indices: list[int],
         page_table: list[list[int]],
         finished_rows: list[int] | None = None,
+        sampling: list[Sampling] | None = None,
     ) -> Tensor:
         """Take packed pieces of prompts; return the next tokens [len(finished_rows)] int64, on the device.
 
         tokens [N] int64 on any device, N up to prefill_tokens; cu_seqlens [n + 1]: where each piece begins and ends;
         starts [n]: the position of its first token, above 0 for a later piece of a prompt; indices [n]: slots;
         page_table: each request's pages, enough for all its tokens so far; finished_rows: the pieces that end their
-        prompt, by default all. Host values are plain lists, so nothing is read from the device.
+        prompt, by default all; sampling: of each piece, by default greedy. Host values are plain lists, so nothing is
+        read from the device.
         """
         count, n = len(tokens), len(indices)
         if not 1 <= count <= self.prefill_tokens:
@@ -181,7 +189,8 @@ class ServedModel:
             raise ValueError(f"cu_seqlens: expected 0 to {count} in {n} pieces, got {cu_seqlens}")
         finished = list(range(n)) if finished_rows is None else finished_rows
         step = self._prompt_step(rounded(count, self.prefill_tokens))
-        return step(tokens, cu_seqlens, starts, indices, page_table, finished)
+        sampling = None if self.buffers.sampling is None else sampling
+        return step(tokens, cu_seqlens, starts, indices, page_table, finished, sampling)
 
     def reserve_drafts(self, batch: int, tokens: int) -> None:
         """Allocate what verify(batch, tokens) needs until commit(), and make its graphs; 0 frees it."""

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .sampling import GREEDY, SamplingRows, sampling_rows
+
 
 class StepInputs:
     """Slots, positions and pages of the requests in flight. rows: how many there are."""
@@ -17,13 +19,22 @@ class StepInputs:
         most, max_pages = buffers.page_table.shape
         self.rows, self.positions = 0, np.zeros(most, np.int32)
         self._indices, self._page_table = np.full(most, -1, np.int32), np.zeros((most, max_pages), np.int32)
+        self._numbers, self._whole = (part.numpy() for part in SamplingRows.empty(most, "cpu"))
         self._room = np.zeros(most, np.int32)  # tokens that a row's pages hold
         self._changed = True
 
-    def add(self, slots: list[int], positions: list[int], pages: list[list[int]], tokens: Tensor) -> None:
-        """Append a row for each slot. tokens [n] on the device: what each row feeds next, at its position."""
+    def add(
+        self, slots: list[int], positions: list[int], pages: list[list[int]], tokens: Tensor, sampling=None
+    ) -> None:
+        """Append a row for each slot. tokens [n] on the device: what each row feeds next, at its position.
+
+        sampling: a Sampling for each row; by default all are greedy.
+        """
         new = slice(self.rows, self.rows + len(slots))
         self._indices[new], self.positions[new] = slots, positions
+        self._numbers[new], self._whole[new] = (
+            part.numpy() for part in sampling_rows(sampling or [GREEDY] * len(slots))
+        )
         for row, own in enumerate(pages, self.rows):
             self.set_pages(row, own)
         self._buffers.tokens[new].copy_(tokens)
@@ -45,7 +56,7 @@ class StepInputs:
             order[row] = order[-1]
             order.pop()
         left = len(order)
-        for array in (self._indices, self.positions, self._page_table, self._room):
+        for array in (self._indices, self.positions, self._page_table, self._room, self._numbers, self._whole):
             array[:left] = array[order]
         self._indices[left:] = -1
         if order != list(range(left)):
@@ -58,7 +69,9 @@ class StepInputs:
         """Bring what has changed into the model's buffers; rows from `rows` on are padding."""
         if not self._changed:
             return
+        sampling = self._buffers.sampling
         for target, array in (
+            *(() if sampling is None else zip(sampling, (self._numbers, self._whole), strict=True)),
             (self._buffers.indices, self._indices),
             (self._buffers.positions[: self.rows], self.positions[: self.rows]),
             (self._buffers.page_table[: self.rows], self._page_table[: self.rows]),

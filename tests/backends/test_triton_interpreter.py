@@ -28,6 +28,7 @@ PROCESSES = {
         "replay_fp8_interpreter_cases.py": 3,
         "all_reduce_interpreter_cases.py": 16,
         "model_interpreter_cases.py": 2,
+        "sampling_interpreter_cases.py": 2,
     },
 }
 

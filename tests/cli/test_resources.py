@@ -26,7 +26,7 @@ from gdn_lab.backends.triton import (  # noqa: E402
 from gdn_lab.cli import main, resources  # noqa: E402
 from gdn_lab.cli.catalogue import ARCHITECTURES, compilations  # noqa: E402
 from gdn_lab.cli.launches import compiled, recording  # noqa: E402
-from gdn_lab.engine import all_reduce_kernels, all_reduce_launch, attention_kernels  # noqa: E402
+from gdn_lab.engine import all_reduce_kernels, all_reduce_launch, attention_kernels, sampling_kernels  # noqa: E402
 from gdn_lab.layer.kernels import conv, conv_sequences, experts_kernels, norms, projections  # noqa: E402
 
 KERNEL_FILES = (
@@ -46,6 +46,7 @@ KERNEL_FILES = (
     norms,
     projections,
     attention_kernels,
+    sampling_kernels,
 )
 ROOM = {"sm_90a": 227 << 10, "sm_100a": 227 << 10, "sm_120a": 99 << 10}  # shared memory that a block may have
 ELEMENTWISE = ("gates", "commit", "layer")  # no products, so they are compiled alike for every architecture
@@ -63,6 +64,7 @@ GROUPS = (
     "experts",
     "all-reduce",
     "attention",
+    "sampling",
 )
 
 

@@ -86,6 +86,11 @@ class Parameters(ModelParameters):
     acceptance: Annotated[list[float], BeforeValidator(_acceptance)] = Field(
         "0.8", description="rates at which draft tokens are accepted, comma-separated"
     )
+    temperature: float = Field(
+        0.0, ge=0, description="of the softmax that tokens are drawn from; 0: the most likely token"
+    )
+    top_k: int = Field(0, ge=0, description="draw from the so many most likely tokens; 0: all")
+    top_p: float = Field(1.0, gt=0, le=1, description="and of these from the fewest that have this probability")
     minutes: float = Field(5.0, gt=0, description="after which no further point is begun")
     seed: Seed = Field(0, description="of the random weights, prompts and lengths")
     gpu_reference: RecordedGPU = Field(
@@ -97,6 +102,10 @@ class Parameters(ModelParameters):
         if self.output_tokens < 2:
             raise ValueError(
                 f"output_tokens: expected at least 2, which have a time between them, got {self.output_tokens}"
+            )
+        if self.draft_tokens and self.temperature:
+            raise ValueError(
+                f"temperature: expected 0 with draft_tokens, which are verified greedily, got {self.temperature}"
             )
         return self
 

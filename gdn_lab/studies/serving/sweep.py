@@ -219,6 +219,9 @@ def plan_of(p, name: str, jobs: list[Job]) -> Plan:
         prefill=p.prefill,
         draft_tokens=most.draft_tokens,
         acceptance=most.acceptance or 0.0,
+        temperature=p.temperature,
+        top_k=p.top_k,
+        top_p=p.top_p,
         communicator=communicator,
         seed=p.seed,
     )
