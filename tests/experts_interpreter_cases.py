@@ -60,7 +60,8 @@ def test_float32_logits():
     check_steps(random_weights(128, 12, 32, "bf16"), 3, 6, logits_dtype=torch.float32)
 
 
-def test_equal_logits():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_equal_logits(dtype):
     """Of equal logits the first experts are chosen; 0 and -0 are equal, and negative logits are ordered."""
     weights = random_weights(128, 8, 32, "bf16")
     run = experts_on(weights, 3, 4, fused=True, overlap=False)
@@ -68,10 +69,12 @@ def test_equal_logits():
     logits[0, 0] = -0.0
     logits[1] = torch.tensor([-3.0, -1.0, -2.0, -1.0, -5.0, -1.5, -torch.inf, -9.0])
     logits[2, 7] = 1
-    wide = torch.full((4, 11), 99.0)
+    wide = torch.full((4, 11), 99.0, dtype=dtype)
     wide[:, :8] = logits
     run.route(wide[:, :8])
     assert run.ids.tolist() == [[0, 1, 2], [1, 3, 5], [7, 0, 1], [0, 1, 2]]
+    chosen = logits.gather(1, run.ids.long())
+    torch.testing.assert_close(run.weights, torch.softmax(chosen, 1))
 
 
 def test_an_unfinished_step_does_not_change_the_next():

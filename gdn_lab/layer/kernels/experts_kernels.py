@@ -97,15 +97,25 @@ def route_kernel(
     x = tl.load(logits + token.to(tl.int64) * row + es, mask=es < E, other=float("-inf")).to(tl.float32) + 0.0
     bits = x.to(tl.int32, bitcast=True)
     order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # int32 in the order of the floats
+    # Of bf16 logits the lower half is free: for the expert, so that one maximum finds both, and the first of equals
+    PACKED: tl.constexpr = logits.dtype.element_ty == tl.bfloat16
+    if PACKED:
+        order = order & -0x10000 | 0xFFFF - es
     best = tl.zeros([BLOCK_TOP], tl.int32)
     expert = tl.zeros([BLOCK_TOP], tl.int32)
     for j in tl.static_range(TOP_K):
         largest = tl.max(order)
-        chosen = tl.min(tl.where(order == largest, es, BLOCK_E))  # the first of equals
+        if PACKED:
+            chosen = 0xFFFF - (largest & 0xFFFF)
+        else:
+            chosen = tl.min(tl.where(order == largest, es, BLOCK_E))
         best = tl.where(js == j, largest, best)
         expert = tl.where(js == j, chosen, expert)
         order = tl.where(es == chosen, -0x80000000, order)
-    logit = tl.where(best < 0, best ^ 0x7FFFFFFF, best).to(tl.float32, bitcast=True)
+    best = tl.where(best < 0, best ^ 0x7FFFFFFF, best)
+    if PACKED:
+        best &= -0x10000
+    logit = best.to(tl.float32, bitcast=True)
     share = tl.where(live, tl.exp(logit - tl.max(tl.where(live, logit, float("-inf")))), 0.0)
     tl.store(ids + token * TOP_K + js, expert, mask=live)
     tl.store(weights + token * TOP_K + js, share / tl.sum(share), mask=live)
