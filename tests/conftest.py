@@ -30,9 +30,10 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
 
-# Of several workers each takes its share of the cores: the reference runs on the CPU.
+# Of several workers each takes its share of the cores, and so does what it starts: the reference runs on the CPU.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
