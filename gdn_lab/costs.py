@@ -49,14 +49,19 @@ def replay_bytes(
 
     Of C + 1 steps, C read the state and the updates made so far, and one reads state and ring and writes the state. An
     update is k [HK, K] of io_dtype, u [HV, V] of bf16 (float32 for a float32 or float16 state) and a log decay [HV]
-    float32. The rest as in decode_bytes().
+    float32. The rest as in decode_bytes(). With an FP8 state each of C steps reads the state and adds an update, and
+    one of them then reads state and ring once more and writes the state.
     """
     HK, HV, K, V = shape.dims
     correction = 4 if state_dtype in (torch.float32, torch.float16) else 2
     update = HK * K * io_dtype.itemsize + HV * V * correction + HV * 4
-    period = updates + 1
-    ring = update * (updates / 2 + updates / period)  # read: 0, 1, … C of them; written: all but once
-    row = _state_bytes(shape, state_dtype) * (1 + 1 / period) + ring + _token_bytes(shape, io_dtype) + INDEX_BYTES
+    if state_dtype is FP8:
+        states = 1 + 2 / updates
+        ring = update * ((updates - 1) / 2 + 1 + 1)  # read: 0, 1, … C - 1 of them, and once in C steps all; one written
+    else:
+        states = 1 + 1 / (updates + 1)
+        ring = update * (updates / 2 + updates / (updates + 1))  # read: 0, 1, … C of them; written: all but once
+    row = _state_bytes(shape, state_dtype) * states + ring + _token_bytes(shape, io_dtype) + INDEX_BYTES
     return batch * row + _gate_bytes(shape)
 
 

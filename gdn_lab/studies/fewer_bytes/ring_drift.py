@@ -1,7 +1,8 @@
 """How rounding errors of a state add up over decode steps: the roundings of each design, in PyTorch, against float64.
 
 The arithmetic between two roundings is float32, as in the kernels. A ring rounds u to bf16 where the state is bf16 or
-FP8 and keeps it whole otherwise; the state is rounded once in C + 1 steps, FP8 stochastically, with a scale a row.
+FP8 and keeps it whole otherwise; the state is rounded once in C + 1 steps, FP8 once in C steps, stochastically, with
+a scale a row.
 """
 
 from typing import NamedTuple
@@ -54,8 +55,9 @@ def _drift(designs, steps: int, kind: Kind, seed: int, device) -> list[dict]:
         inputs = [x.float() for x in (k, norm, v, g, beta)]
         for design in designs:
             # Phases of different slots do not matter here: every state is written at the same steps
-            writes = design.updates == 0 or step % (design.updates + 1) == 0
-            keeps_bf16 = not writes and design.dtype in (torch.bfloat16, FP8)
+            period = design.updates + (design.dtype is not FP8)  # a step that fills an FP8 ring also empties it
+            writes = design.updates == 0 or step % period == 0
+            keeps_bf16 = design.dtype is FP8 or not writes and design.dtype is torch.bfloat16
             state = _step(states[design], *inputs, torch.bfloat16 if keeps_bf16 else None)
             states[design] = rounded(state, design.dtype, rng) if writes else state
             if step in taken:
