@@ -96,7 +96,7 @@ class TritonBackend(Backend):
             "the same of a state in FP8 with a scale for each row, which the tensor cores read as it is stored",
             ("decode", "prefill"),
             order=16,
-            colour="#CC6677",
+            colour="#D81B60",
             marker="8",
             needs=(9, 0),
             ring=16,

@@ -16,7 +16,9 @@ PRECISIONS = (
     ("float16", "nearest"),
     ("bfloat16", "stochastic"),
     ("float16", "stochastic"),
+    ("float8_e4m3fn", "stochastic"),
 )
+DEFERRED = "triton/replay-fp8"  # the only one with an FP8 state
 FAST = "fast exponentials"  # the shortcut of cutedsl: its inputs are bfloat16, as those without a shortcut
 ENOUGH = 0.02  # of the output's error that counts as enough: about 5 times what rounding the output to bfloat16 costs
 STATE, OUTPUT, RETURNED = "state_error", "output_error_of_state", "output_error"
@@ -74,12 +76,12 @@ def regimes(rows: list[dict]) -> list[str]:
 
 
 def precisions(rows: list[dict], where: str) -> dict[str, dict]:
-    """{precision: row} of the main backend in a regime, bfloat16 inputs."""
+    """{precision: row} of the main backend in a regime, FP8 of the one that has it, bfloat16 inputs."""
     main = main_backend(rows)
     found = {
         (row["state_dtype"], row["rounding"]): row
         for row in of_ways(rows)
-        if regime(row) == where and backend_of(row) == main and not row["shortcut"]
+        if regime(row) == where and backend_of(row) in (main, DEFERRED) and not row["shortcut"]
     }
     return {precision(*key): found[key] for key in PRECISIONS if key in found}
 

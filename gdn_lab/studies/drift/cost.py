@@ -22,8 +22,10 @@ CALLS = 2  # of a replay, on slots of their own
 
 
 def timed_ways(shape, device) -> list[Way]:
-    """The ways whose step may take a time of its own: rounded gates save no bytes, eager PyTorch is no kernel."""
+    """The ways whose step may take a time of its own: rounded gates save no bytes, eager PyTorch is no kernel. What
+    defers its writes is timed over whole periods of its ring, by notebook 12."""
     found = [way for way in all_ways(device) if way.shortcut not in SHORTCUTS and VARIANTS[way.backend].role != "eager"]
+    found = [way for way in found if not VARIANTS[way.backend].ring]
     return [way for way in found if way.refusal(shape, device) is None]
 
 

@@ -5,9 +5,9 @@ from matplotlib.figure import Figure
 
 from ...arguments import FLOAT16_MARGIN as MARGIN
 from ...report.style import (
-    DTYPE_COLOURS,
     GREY,
     STYLE,
+    dtype_colours,
     empty_figure,
     label_ends,
     line_style,
@@ -62,18 +62,23 @@ def over_steps(rows: list[dict], run: dict | None = None) -> Figure:
     if not names:
         return empty_figure("No drift was run", [])
     fig, axes = _panels(over_steps_title(rows) + _where(rows, run), rows, names)
-    labels = {}
+    labels, colours = {}, dtype_colours([dtype for dtype, _ in analysis.PRECISIONS])
     for ax, name in zip(axes, names, strict=False):
         found = analysis.precisions(rows, name)
         ends = labels[ax] = []
         for kind, row in found.items():
-            ink, dashed = DTYPE_COLOURS[row["state_dtype"]], row["rounding"] == "stochastic"
+            ink, dashed = colours[row["state_dtype"]], row["rounding"] == "stochastic"
             look = {"color": ink, "linestyle": (0, (4, 2)) if dashed else "-", "marker": "o", "markersize": 3.5}
             _line(ax, row, **look, markerfacecolor="white" if dashed else ink)
             if not dashed:
                 _line(ax, row, OUTPUT, color=ink, linestyle=":", linewidth=1.2)
             if final(row) < float("inf"):
-                short = kind.replace("bfloat", "bf").replace("float", "fp").replace(", stochastic", " SR")
+                short = (
+                    kind.replace("float8_e4m3fn", "fp8")
+                    .replace("bfloat", "bf")
+                    .replace("float", "fp")
+                    .replace(", stochastic", " SR")
+                )
                 ends.append((final(row), f"{short} {error(final(row))}", ink))
     bottom, top = axes[0].get_ylim()
     axes[0].set_ylim(bottom / 30, top)  # room for the legend

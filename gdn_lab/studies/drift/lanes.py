@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import reference
+from ...backends.registry import VARIANTS
 from ...pool import StatePool
 from .regimes import Inputs
 from .ways import Way
@@ -77,6 +78,7 @@ class WayLane(Lane):
         self.way, self.stream = way, stream
         options = {"dtype": way.dtype, "device": device, "rounding": way.rounding, "seed": seed}
         self.pool = StatePool(stream.shape, stream.rows + 1, **options)
+        self.pool.reserve_ring(VARIANTS[way.backend].ring, key_dtype=way.io_dtype)
         self.slots = self.pool.acquire(stream.rows)
         self.A_log, self.dt_bias = stream.A_log.clone(), stream.dt_bias.clone()
         if "A_log" in way.shortcut:
@@ -103,8 +105,8 @@ class WayLane(Lane):
 
     @property
     def S(self) -> Tensor:
-        """The state as stored, float64 [B, HV, V, K]."""
-        return self.pool.state[1:].double()
+        """The state as stored, with what a ring holds back, float64 [B, HV, V, K]."""
+        return self.pool.read(self.slots).double()
 
 
 def relative_errors(actual: Tensor, expected: Tensor) -> tuple[float | None, float | None]:

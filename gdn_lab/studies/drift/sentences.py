@@ -6,13 +6,24 @@ from .analysis import ENOUGH, OUTPUT, STATE, final
 
 BF16, FP16, FLOAT32 = "bfloat16", "float16", "float32"
 BF16_STOCHASTIC, FP16_STOCHASTIC = "bfloat16, stochastic", "float16, stochastic"
+FP8 = "float8_e4m3fn, stochastic"
 
 
 def answers(rows: list[dict]) -> list[str]:
     """The answer, a sentence each: the verdict first, then what it rests on."""
     if not analysis.of_ways(rows):
         return ["Nothing was run, so nothing is known of the drift."]
-    makers = (verdict, cost, growth_of_state, against_bfloat16, stochastic, gates_in_bfloat16, exponentials, backends)
+    makers = (
+        verdict,
+        cost,
+        growth_of_state,
+        against_bfloat16,
+        stochastic,
+        fp8,
+        gates_in_bfloat16,
+        exponentials,
+        backends,
+    )
     makers += (magnitudes,)
     return [sentence for make in makers for sentence in make(rows)]
 
@@ -106,6 +117,19 @@ def cost(rows: list[dict]) -> list[str]:
         f"1,000 requests of {base['model']} keep {gb[BF16]:.1f} GB in either 16-bit dtype and {gb[FLOAT32]:.1f} GB in "
         f"float32, in which {gb[BF16] / gb[FLOAT32]:.2f} times as many fit.",
     ]
+
+
+def fp8(rows: list[dict]) -> list[str]:
+    """What an FP8 state with a ring costs, next to bfloat16."""
+    found = {where: analysis.precisions(rows, where) for where in analysis.regimes(rows)}
+    each = [
+        f"{error(final(row[FP8], OUTPUT))} with {where} (bfloat16 {error(final(row[BF16], OUTPUT))})"
+        for where, row in found.items()
+        if FP8 in row and BF16 in row
+    ]
+    return (
+        [f"An FP8 state, written once in a period of its ring, errs in the output by {listed(each)}."] if each else []
+    )
 
 
 def _times(rows: list[dict]) -> dict[str, dict]:

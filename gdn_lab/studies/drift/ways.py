@@ -8,6 +8,7 @@ from ...backends.base import dtype_name
 from ...backends.registry import VARIANTS, refusal
 from ...models import GDNShape
 from ...ops import decode
+from ...rounding import FP8
 from .analysis import FAST
 
 FLOAT32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -75,7 +76,7 @@ class Way:
 
 def all_ways(device) -> list[Way]:
     """Every way for a device: each backend and dtype; stochastic rounding and shortcuts on Triton, on a CPU on torch,
-    fast exponentials on cutedsl.
+    fast exponentials on cutedsl, and FP8 with a ring.
 
     A backend counts with its first K-last decode kernel that works on the pool in place. On a GPU eager PyTorch, which
     is slow, runs in float32 alone.
@@ -93,5 +94,5 @@ def all_ways(device) -> list[Way]:
             if dtype in variant.state_dtypes and not slow:
                 found.append(Way(variant.full_name, dtype))
     found += [Way(main, dtype, "stochastic") for dtype in (BF16, FP16)]
-    found += [Way("cutedsl/vk", FLOAT32, shortcut=FAST)] if on_gpu else []
+    found += [Way("cutedsl/vk", FLOAT32, shortcut=FAST), Way("triton/replay-fp8", FP8, "stochastic")] if on_gpu else []
     return found + [Way(main, FLOAT32, shortcut=shortcut) for shortcut in SHORTCUTS]

@@ -86,8 +86,8 @@ TRIED = (
     "for 128 rows) and an fp16 product. Products of four warps with 16 columns read e4m3 from shared memory as it is. "
     "Two e4m3 terms are exact for k and q of bf16, where the probe took four, because they are split before they are "
     "normalised; the ring's weights stand in the same 16 columns, so that one pass of shuffles sums both.",
-    "The first whole FP8 version, on an H200: 311 µs, 0.54 of FlashInfer's time in the same process; 157 µs at B = 256, "
-    "80 µs at B = 128. Reading takes 178 of the 311 µs and preparing 13, both together 0.33; the launch that writes "
+    "The first whole FP8 version, on an H200: 311 µs, 0.54 of FlashInfer's time in the same process; 157 at B = 256, "
+    "80 at B = 128. Reading takes 178 of the 311 µs and preparing 13, both together 0.33; the launch that writes "
     "takes 120. It has 31 instructions for each element, of which stochastic rounding is 14 and S k and S q are 2, and "
     "64 registers for k and q leave 12 warps on a multiprocessor. Tiles of 128 rows with two stages read 19 µs faster.",
     "The second FP8 version, predicted 0.39 on an H200: a step that fills the ring reads its state twice, once in C "
