@@ -3,6 +3,7 @@
 import math
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -10,44 +11,19 @@ pytest.importorskip("triton", reason="there is no Triton for this operating syst
 
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from gdn_lab import pool_kernels  # noqa: E402
+import gdn_lab  # noqa: E402
 from gdn_lab.backends.base import assumed_capability, dtype_name  # noqa: E402
 from gdn_lab.backends.registry import VARIANTS  # noqa: E402
 from gdn_lab.backends.triton import (  # noqa: E402
-    gates,
     prefill,
     recurrent,
-    replay,
-    replay_fold,
-    replay_fp8,
-    replay_fp8_fold,
     verify,
 )
 from gdn_lab.cli import main, resources  # noqa: E402
 from gdn_lab.cli.catalogue import ARCHITECTURES, compilations  # noqa: E402
 from gdn_lab.cli.launches import compiled, recording  # noqa: E402
-from gdn_lab.engine import all_reduce_kernels, all_reduce_launch, attention_kernels, sampling_kernels  # noqa: E402
-from gdn_lab.layer.kernels import conv, conv_sequences, experts_kernels, norms, projections  # noqa: E402
+from gdn_lab.engine import all_reduce_launch  # noqa: E402
 
-KERNEL_FILES = (
-    all_reduce_kernels,
-    pool_kernels,
-    gates,
-    prefill,
-    recurrent,
-    replay,
-    replay_fold,
-    replay_fp8,
-    replay_fp8_fold,
-    verify,
-    conv,
-    conv_sequences,
-    experts_kernels,
-    norms,
-    projections,
-    attention_kernels,
-    sampling_kernels,
-)
 ROOM = {"sm_90a": 227 << 10, "sm_100a": 227 << 10, "sm_120a": 99 << 10}  # shared memory that a block may have
 ELEMENTWISE = ("gates", "commit", "layer")  # no products, so they are compiled alike for every architecture
 FEW = 4  # draft tokens
@@ -78,13 +54,8 @@ def find(words: str, architecture: str = "sm_90a", **constants):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_is_launched(architecture):
     launched = {x.kernel.__name__ for x in compilations(architecture)}
-    kernels = {
-        value.__name__
-        for file in KERNEL_FILES
-        for value in vars(file).values()
-        if isinstance(value, JITFunction) and value.__name__.endswith("_kernel")
-    }
-    assert kernels == launched
+    sources = "\n".join(path.read_text() for path in Path(gdn_lab.__file__).parent.rglob("*.py"))
+    assert launched == set(re.findall(r"^@triton\.jit.*\ndef (\w+_kernel)\(", sources, re.MULTILINE))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
