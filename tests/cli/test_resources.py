@@ -26,6 +26,7 @@ from gdn_lab.engine import all_reduce_launch  # noqa: E402
 
 ROOM = {"sm_90a": 227 << 10, "sm_100a": 227 << 10, "sm_120a": 99 << 10}  # shared memory that a block may have
 ELEMENTWISE = ("gates", "commit", "layer")  # no products, so they are compiled alike for every architecture
+NOT_IN_A_MODEL = "negate_kernel"  # of bench/stream_kernel.py, which measures the bandwidth
 FEW = 4  # draft tokens
 NO_TILE = ("HK", "HV", "HQ", "HKV", "T", "SPLIT", "SPLITS")  # constants that no thread's share of a tile depends on
 
@@ -55,7 +56,7 @@ def find(words: str, architecture: str = "sm_90a", **constants):
 def test_every_kernel_is_launched(architecture):
     launched = {x.kernel.__name__ for x in compilations(architecture)}
     sources = "\n".join(path.read_text() for path in Path(gdn_lab.__file__).parent.rglob("*.py"))
-    assert launched == set(re.findall(r"^@triton\.jit.*\ndef (\w+_kernel)\(", sources, re.MULTILINE))
+    assert launched | {NOT_IN_A_MODEL} == set(re.findall(r"^@triton\.jit.*\ndef (\w+_kernel)\(", sources, re.MULTILINE))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
