@@ -49,6 +49,11 @@ def as_stored(S: Tensor, dtype: torch.dtype) -> Tensor:
     return quantised(S).dequantised() if dtype is FP8 else S.to(dtype).float()
 
 
+def draft_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the states that verify() keeps for draft tokens, for a pool of dtype: of FP8 bfloat16."""
+    return torch.bfloat16 if dtype is FP8 else dtype
+
+
 def check_layout(dtype: torch.dtype, layout: str) -> None:
     """Raise ValueError for a state of FP8 in another layout than VK."""
     if dtype is FP8 and layout != "VK":

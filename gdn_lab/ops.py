@@ -153,7 +153,7 @@ def prefill(
 
 def _call(phase: str, q: Tensor, indices: Tensor, pool: StatePool) -> Call:
     """Return what decides which variant can serve a call."""
-    stochastic = pool.launch_state.rounding is not None
+    stochastic = pool.launch_state.rounding is not None and pool.scales is None  # FP8 has no other rounding
     ring, key_dtype = (pool.ring.updates, pool.ring.keys.dtype) if pool.ring else (0, None)
     return Call(
         *(phase, pool.layout, pool.dtype, q.dtype, indices.dtype, pool.shape, pool.device),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import Ring, State, usable_device
-from .e4m3 import FP8
+from .e4m3 import FP8, check_layout, draft_dtype
 from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
 from .ring import SLOTS_AT_ONCE, described, drop, make_ring, store, stored, true_state, write_pending
@@ -88,10 +88,7 @@ class StatePool:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
         if dtype not in (*STATE_DTYPES, FP8):
             raise ValueError(f"dtype: expected one of {', '.join(map(str, (*STATE_DTYPES, FP8)))}, got {dtype}")
-        if dtype is FP8 and layout != "VK":
-            raise ValueError(
-                f"layout: expected VK for a state of {FP8}, whose scales are those of its rows, got {layout}"
-            )
+        check_layout(dtype, layout)
         rounding = rounding or ("stochastic" if dtype is FP8 else "nearest")
         check_rounding(rounding, seed, dtype)
         self.shape, self.slots, self.layout, self.dtype, self.rounding = shape, slots, layout, dtype, rounding
@@ -130,7 +127,7 @@ class StatePool:
     def draft_nbytes(shape: GDNShape, tokens: int, dtype=torch.bfloat16) -> dict[str, int]:
         """Return the bytes that verifying one request's `tokens` draft tokens keeps in one layer until commit():
         {"intermediate_states": a state for each token, "draft_inputs": the convolution's input for each}."""
-        return draft_nbytes(shape, tokens, dtype.itemsize)
+        return draft_nbytes(shape, tokens, draft_dtype(dtype).itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -255,10 +252,11 @@ class StatePool:
     def reserve_drafts(self, rows: int, tokens: int) -> None:
         """Allocate what verify calls of up to `rows` requests and `tokens` draft tokens keep until commit().
 
-        intermediate_states [rows, tokens, HV, V, K] (KV: [rows, tokens, HV, K, V]) of the pool's dtype, for verify(…,
-        intermediate_states=pool.intermediate_states[:B, :T], update_state=False); draft_inputs [rows, conv_dim, tokens]
-        bf16, into which the caller writes what it feeds the causal convolution for each draft token: the window in
-        `conv` must stay as it was before them. Row i of both belongs to row i of the call, whatever its slot.
+        intermediate_states [rows, tokens, HV, V, K] (KV: [rows, tokens, HV, K, V]) of the pool's dtype, bf16 for FP8,
+        for verify(…, intermediate_states=pool.intermediate_states[:B, :T], update_state=False); draft_inputs [rows,
+        conv_dim, tokens] bf16, into which the caller writes what it feeds the causal convolution for each draft token:
+        the window in `conv` must stay as it was before them. Row i of both belongs to row i of the call, whatever its
+        slot.
         A second call replaces the buffers, and needs room for both; rows = 0 frees them. A call that fails leaves them.
         """
         for name, value in (("rows", rows), ("tokens", tokens)):
@@ -267,10 +265,8 @@ class StatePool:
         if not (rows and tokens):
             self.intermediate_states = self.draft_inputs = None
             return
-        if self.dtype is FP8:
-            raise ValueError(f"rows: expected 0, got {rows}; no verify() takes a state of {FP8}, so it has no drafts")
         states, inputs = (rows, tokens, *self.state.shape[1:]), (rows, self.shape.conv_dim, tokens)
-        states = torch.zeros(states, dtype=self.dtype, device=self.device)
+        states = torch.zeros(states, dtype=draft_dtype(self.dtype), device=self.device)
         inputs = torch.zeros(inputs, dtype=CONV_DTYPE, device=self.device)
         self.intermediate_states, self.draft_inputs = states, inputs
 
@@ -315,7 +311,7 @@ class StatePool:
             return
         if self.ring:
             drop(self.ring, torch.where((indices >= 0) & (accepted > 0), indices, 0).long())
-        commit(self.state, self.conv, indices, accepted, intermediate_states, draft_inputs)
+        commit(self.state, self.conv, indices, accepted, intermediate_states, draft_inputs, self.scales)
 
     @torch.no_grad()
     def to(self, *, layout=None, dtype=None, device=None) -> "StatePool":
@@ -347,7 +343,7 @@ class StatePool:
     def check_intermediate_states(self, states: Tensor, rows: int, tokens: int) -> None:
         """Raise ValueError unless `states` can hold the state after each of `tokens` tokens of `rows` rows."""
         expected = (rows, tokens, *self.state.shape[1:])
-        self._check_tensor("intermediate_states", states, expected, (self.dtype,))
+        self._check_tensor("intermediate_states", states, expected, (draft_dtype(self.dtype),))
         row, *inner = states.stride()
         whole = tuple(inner) == self.state.stride() or not rows or states[0].is_contiguous()
         if not whole or rows > 1 and row < tokens * self.state.stride()[0]:

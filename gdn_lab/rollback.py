@@ -5,6 +5,7 @@ import functools
 import torch
 
 from .models import CONV_WINDOW
+from .ring import store
 
 
 def drafts(pool, rows: int, intermediate_states, draft_inputs):
@@ -25,15 +26,22 @@ def drafts(pool, rows: int, intermediate_states, draft_inputs):
     return intermediate_states, draft_inputs
 
 
-def commit(state, conv, indices, accepted, intermediate_states, draft_inputs) -> None:
-    """Copy each row's last accepted state into its slot and shift its window. By index, without synchronising."""
-    if kernels := _commit_kernels() if state.device.type == "cuda" else None:
+def commit(state, conv, indices, accepted, intermediate_states, draft_inputs, scales=None) -> None:
+    """Copy each row's last accepted state into its slot and shift its window. By index, without synchronising.
+
+    scales: of an FP8 state's rows, which is rounded to nearest.
+    """
+    if kernels := _commit_kernels() if state.device.type == "cuda" and scales is None else None:
         return kernels.commit(state, conv, indices, accepted, intermediate_states, draft_inputs)
     accepted = torch.where(indices >= 0, accepted, 0).long()
     # Rows that stay as they are write to the null slot: how many do need not be known here
     slots = torch.where(accepted > 0, indices, 0).long()
     row = torch.arange(len(indices), device=state.device)
-    state.index_copy_(0, slots, intermediate_states[row, accepted - 1])
+    last = intermediate_states[row, accepted - 1]
+    if scales is None:
+        state.index_copy_(0, slots, last)
+    else:
+        store(state, scales, slots, last, accepted > 0)
     inputs = torch.cat([conv[slots], draft_inputs], dim=-1)  # [B, conv_dim, 3 + T]
     window = accepted[:, None] + torch.arange(CONV_WINDOW, device=state.device)
     window = window[:, None, :].expand(-1, conv.shape[1], -1)

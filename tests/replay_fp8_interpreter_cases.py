@@ -9,7 +9,7 @@ from against_reference import PADDING, as_strided, same_bits
 from isolation import reached
 from tolerances import assert_close
 
-from gdn_lab import GDNShape, StatePool, decode, prefill, reference
+from gdn_lab import GDNShape, StatePool, decode, prefill, reference, verify
 from gdn_lab.backends import registry
 from gdn_lab.backends.triton import backend, replay_fp8
 from gdn_lab.e4m3 import FP8, LARGEST, as_stored, row_scales
@@ -191,6 +191,33 @@ def test_prefill_then_decode():
         assert (error <= 0.6 * fp8_allowed(states[row]) + LOGARITHMS * states[row].abs().max()).all()
     run.state = pool.read(run.indices[LIVE]).double()
     run.step(2, io_dtype=FP32)
+
+
+def test_verify_commit_and_decode():
+    """Verify starts from the settled state and leaves it; a committed state is what a step then goes on from."""
+    pool = poisoned_pool(key_dtype=FP32)
+    run = Steps(pool)
+    pool.ring.span[SLOTS] = 4
+    run.step(0, io_dtype=FP32)
+    pool.settle(run.indices)  # as verify does first
+    pool.reserve_drafts(4, 2)
+    start, kept = pool.read(run.indices[LIVE]).double(), pool.state.clone()
+    x = make_inputs(TINY, 4, tokens=2, dtype=FP32, seed=1, strong_decay=False)
+    options = {**x.gates(), "pool": pool, "indices": run.indices, "backend": "triton"}
+    keep = {"intermediate_states": pool.intermediate_states, "update_state": False}
+    o = verify(*x.arguments(), **options, **keep)
+    arguments = [t[LIVE] for t in x.arguments()]
+    expected, after = reference.verify(*arguments, **x.gates(), state=start)
+    assert_close("o", o[LIVE], expected, BF16, interpreted=True, extra=2 * CORRECTIONS[BF16])
+    assert_close("states", pool.intermediate_states[LIVE], after, BF16, interpreted=True, extra=2 * CORRECTIONS[BF16])
+    assert same_bits(pool.state, kept)
+    pool.commit(run.indices, torch.tensor([1, 0, 0, 2]))
+    assert torch.equal(pool.read(run.indices[:1]), as_stored(pool.intermediate_states[:1, 0].float(), FP8))
+    assert torch.equal(pool.read(run.indices[2:3]).double(), start[1:2])
+    run.state = pool.read(run.indices[LIVE]).double()
+    run.step(2, io_dtype=FP32)
+    verify(*x.arguments(), **options)
+    assert same_bits(pool.state[[1, 2, 5]], kept[[1, 2, 5]]) and not same_bits(pool.state[20], kept[20])
 
 
 def test_a_row_that_is_not_finite_stays_one():

@@ -97,6 +97,22 @@ def test_a_state_is_where_a_condition_says():
     assert torch.equal(RowScaled(*mixed).scales[1], other.scales[1])
 
 
+def test_commit_rounds_the_accepted_state():
+    """One row accepts two tokens, one none, one is padding."""
+    pool = StatePool(SHAPE, 5, dtype=FP8)
+    pool.write(SLOTS, states())
+    pool.reserve_ring(16)
+    pool.reserve_drafts(3, 2)
+    assert pool.intermediate_states.dtype is torch.bfloat16
+    assert StatePool.draft_nbytes(SHAPE, 2, FP8) == StatePool.draft_nbytes(SHAPE, 2, torch.bfloat16)
+    pool.intermediate_states.copy_(torch.randn(3, 2, 2, 32, 32))
+    kept = pool.state.clone(), pool.scales.clone()
+    pool.commit(torch.tensor([2, 3, -1]), torch.tensor([2, 0, 1]))
+    assert torch.equal(pool.read(SLOTS[:1]), as_stored(pool.intermediate_states[:1, 1].float(), FP8))
+    assert same_bits(pool.state[[0, 1, 3, 4]], kept[0][[0, 1, 3, 4]])
+    assert torch.equal(pool.scales[[0, 1, 3, 4]], kept[1][[0, 1, 3, 4]])
+
+
 def test_checks_see_a_state_that_is_not_finite():
     pool, x = StatePool(SHAPE, 5, dtype=FP8), make_inputs(SHAPE, 2)
     pool.reserve_ring(16)
@@ -111,8 +127,6 @@ def test_refusals():
         StatePool(SHAPE, 3, dtype=FP8, layout="KV")
     with pytest.raises(ValueError, match="rounding: expected stochastic for a state of torch.float8_e4m3fn"):
         StatePool(SHAPE, 3, dtype=FP8, rounding="nearest")
-    with pytest.raises(ValueError, match="rows: expected 0, got 2; no verify"):
-        StatePool(SHAPE, 3, dtype=FP8).reserve_drafts(2, 2)
     pool, x = StatePool(SHAPE, 5, dtype=FP8), make_inputs(SHAPE, 2)
     options = {**x.gates(), "pool": pool, "indices": SLOTS.int()}
     with pytest.raises(ValueError, match="finds no backend for this call"):

@@ -12,6 +12,7 @@ import torch
 
 from ..backends.base import VERIFY_MODES, Call, State, assumed_capability, dtype_name
 from ..backends.registry import BACKENDS
+from ..e4m3 import draft_dtype
 from ..models import CONV_WINDOW, MODELS, GDNShape
 from ..ring import make_ring
 from ..rounding import DTYPES as STOCHASTIC_DTYPES
@@ -123,11 +124,11 @@ def verify_launches(launch, shape: GDNShape, call: Call) -> None:
     for batch, tokens in product(BATCHES, DRAFT_TOKENS):
         q, k, v, a, b = inputs(shape, batch, tokens, dtype=call.io_dtype)
         options = arguments(shape, call, batch) | {"out": empty(v.shape, dtype=v.dtype)}
-        data = options.pop("state").data
-        buffer = empty(batch, tokens, *data.shape[1:], dtype=data.dtype)
+        state = options.pop("state")
+        buffer = empty(batch, tokens, *state.data.shape[1:], dtype=draft_dtype(call.state_dtype))
         for mode in VERIFY_MODES[:3]:  # those that engines use
-            state = State(data, buffer if "intermediate" in mode else None)
-            launch(q, k, v, a, b, **options, state=state, update_state="update" in mode)
+            taken = state._replace(intermediate=buffer if "intermediate" in mode else None)
+            launch(q, k, v, a, b, **options, state=taken, update_state="update" in mode)
 
 
 def prefill_launches(launch, shape: GDNShape, call: Call) -> None:

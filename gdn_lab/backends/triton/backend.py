@@ -1,7 +1,7 @@
 """`triton`: our Triton kernels, each for both memory orders of the pool, in place by index.
 
 replay.py      decode that defers the write of the state; replay_fold.py writes it
-replay_fp8.py  the same of an FP8 state; replay_fp8_fold.py writes it, replay_fp8_sequences.py is its prefill
+replay_fp8.py  the same of an FP8 state; replay_fp8_fold.py writes it, replay_fp8_sequences.py is its verify and prefill
 recurrent.py   decode, and verify for few tokens or where every state is stored
 verify.py      verify for many tokens
 prefill.py     prefill
@@ -94,7 +94,7 @@ class TritonBackend(Backend):
             "VK",
             (FP8,),
             "the same of a state in FP8 with a scale for each row, which the tensor cores read as it is stored",
-            ("decode", "prefill"),
+            PHASES,
             order=16,
             colour="#D81B60",
             marker="8",
@@ -168,7 +168,7 @@ class TritonBackend(Backend):
         return launch
 
     def verify_launch(self, variant, call):
-        return verify.verify_launch(call)
+        return (replay_fp8_sequences if call.state_dtype is FP8 else verify).verify_launch(call)
 
     def prefill_launch(self, variant, call):
         return (replay_fp8_sequences if call.state_dtype is FP8 else prefill).prefill_launch(call)
