@@ -77,15 +77,17 @@ class FakeModel:
         self.cache.v[0, pages[position // size], position % size] = self.slots.state[slot]
         return self.slots.state[slot] % VOCAB
 
-    def prefill(self, tokens, cu_seqlens, starts, indices, page_table, finished_rows=None, sampling=None):
+    def prefill(self, tokens, cu_seqlens, starts, indices, page_table, finished_rows=None, sampling=None, decoding=0):
         assert len(tokens) == cu_seqlens[-1] <= self.prefill_tokens and tokens.dtype == torch.int64
         self.calls.append(("prefill", len(starts), len(tokens)))
+        assert len(tokens) + decoding <= self.prefill_tokens
         following = []
         for row, (start, slot, pages) in enumerate(zip(starts, indices, page_table, strict=True)):
             for offset, token in enumerate(tokens[cu_seqlens[row] : cu_seqlens[row + 1]].tolist()):
                 token = self._feed(slot, pages, start + offset, token)
             following.append(token)
-        return torch.tensor([following[row] for row in finished_rows], dtype=torch.int64)
+        chosen = torch.tensor([following[row] for row in finished_rows], dtype=torch.int64)
+        return torch.cat((chosen, self.decode(decoding).clone())) if decoding else chosen
 
     def _rows(self, batch):
         buffers = self.buffers

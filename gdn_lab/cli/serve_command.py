@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=int, metavar="TOKENS", help="of an answer; default: 256, of a toy 8")
     add("--spread", type=float, default=0.0, metavar="SHARE", help="lengths are drawn up to this share around these")
     add("--trace", type=Path, metavar="FILE", help="JSONL with input_length and output_length, instead of --input, …")
-    add("--prefill", default="steps", choices=("steps", "chunked"), help="of prompts: alone, or between decode steps")
+    add(
+        "--prefill",
+        default="steps",
+        choices=("steps", "chunked", "mixed"),
+        help="of prompts: alone, between decode steps, or in one step with them",
+    )
     add("--chunk", type=int, metavar="TOKENS", help="of prompts in one prefill; default: what the model takes at most")
     add(
         "--draft-tokens",

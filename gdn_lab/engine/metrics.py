@@ -2,8 +2,8 @@
 
 All take the rows of one run. A row of type "request" has input_tokens, output_tokens, arrival_s, first_token_s,
 finished_s and, for each chunk of tokens that the client received, chunk_s (when) and chunk_tokens (how many). A row of
-type "step" has kind ("prefill", "decode" or "verify"), batch, tokens, gpu_us, start_s and end_s. Times are seconds
-since the run began. Requests that were refused or interrupted must be left out; summary() does.
+type "step" has kind ("prefill", "decode", "verify" or "mixed"), batch, tokens, gpu_us, start_s and end_s. Times are
+seconds since the run began. Requests that were refused or interrupted must be left out; summary() does.
 
 Words: E2E latency = finished_s - arrival_s. TTFT (time to first token) = first_token_s - arrival_s. TPOT (time per
 output token) is of a request, ITL (inter-token latency) of a gap. Where a chunk has one token they have the same mean
@@ -84,8 +84,8 @@ def gap_share(steps) -> float:
 
 
 def prefill_share(steps, wall_s: float) -> float:
-    """Share of the run in which the GPU worked on prompts: Σ gpu_us of prefill steps / wall_s."""
-    return sum(step["gpu_us"] for step in steps_of(steps, ("prefill",))) / 1e6 / wall_s
+    """Share of the run in which the GPU worked on prompts: Σ gpu_us of prefill and mixed steps / wall_s."""
+    return sum(step["gpu_us"] for step in steps_of(steps, ("prefill", "mixed"))) / 1e6 / wall_s
 
 
 def joules_per_token(joules: float | None, requests) -> float | None:

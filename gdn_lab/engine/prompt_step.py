@@ -1,9 +1,13 @@
-"""Prefill: packed pieces of prompts, launched kernel by kernel, for a number of tokens rounded up."""
+"""Prefill: packed pieces of prompts, launched kernel by kernel, for a number of tokens rounded up.
+
+A mixed step also takes the next token of requests that decode: their rows come after those of the prompts. Projections
+and experts take all rows in one product, GDN prefills the one and decodes the other, attention takes both.
+"""
 
 import torch
 from torch import Tensor
 
-from ..layer.sequences import Packed
+from ..layer.sequences import Mixed
 from ..layer.workspace import Workspace
 from .decoder import ROWS, Decoder, ModelParts, TokenHead
 from .sampling import Sampling, SamplingRows, sampling_rows
@@ -21,35 +25,69 @@ def rounded(tokens: int, most: int) -> int:
 class PromptStep:
     """The layers for up to `size` tokens."""
 
-    def __init__(self, parts: ModelParts, size: int, max_pages: int, backend: str, workspace: Workspace):
-        self.parts, self.size, self.max_pages, self.workspace = parts, size, max_pages, workspace
+    def __init__(self, parts: ModelParts, buffers, size: int, max_pages: int, backend: str, workspace: Workspace):
+        self.parts, self.buffers, self.size, self.max_pages, self.workspace = parts, buffers, size, max_pages, workspace
         device = parts.weights.device
         self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
         none = torch.zeros(1, dtype=torch.int32, device=device)
         rows = TokenRows(none.expand(size), none.expand(size), none, none, none[None], 1)
-        self.packed = Packed(0, backend, rows.sequence, rows.starts)
+        self.packed = Mixed(0, backend, rows.sequence, rows.starts)
         self.decoder = Decoder(parts, rows, self.tokens, workspace, self.packed)
         self.heads: dict[int, TokenHead] = {}
 
-    def __call__(self, tokens: Tensor, bounds, starts, indices, page_table, finished, sampling=None) -> Tensor:
-        """The next tokens of the pieces in `finished`; arguments as of ServedModel.prefill()."""
+    def __call__(
+        self, tokens: Tensor, bounds, starts, indices, page_table, finished, sampling=None, decoding=0
+    ) -> Tensor:
+        """The next tokens of the pieces in `finished`, then of the rows that decode; as ServedModel.prefill()."""
         count = len(tokens)
         self.tokens[:count].copy_(self._staged(tokens), non_blocking=True)
         rows, last = self._uploaded(count, bounds, starts, indices, page_table, finished)
+        self.packed.tokens, self.packed.indices, self.packed.bounds = count, rows.indices, rows.starts
+        self.packed.decoding = self.buffers.indices[:decoding] if decoding else None
+        if decoding:
+            rows, last = self._with_decoding(rows, last, count, decoding)
         self.decoder.set_rows(rows)
-        self.packed.tokens, self.packed.sequence, self.packed.starts = count, rows.sequence, rows.starts
+        self.packed.sequence, self.packed.starts = rows.sequence, rows.starts
         self.decoder()
-        if not finished:
+        chosen = self._chosen(rows, last, None if sampling is None else [sampling[number] for number in finished])
+        if decoding:
+            self._move_on(chosen[len(finished) :])
+        return chosen
+
+    def _chosen(self, rows: TokenRows, last: Tensor, drawing: list[Sampling] | None) -> Tensor:
+        """The next token after each row of `last`. drawing: of the first of them; the others' is in the buffers."""
+        count = len(last)
+        if not count:
             return self.tokens.new_empty(0)
-        padded = -(-len(finished) // ROWS) * ROWS
-        if padded not in self.heads:
-            self.heads[padded] = TokenHead(self.parts, padded, self.workspace)
-        hidden = self.workspace.take("last tokens", padded, self.decoder.hidden.y.shape[1])
-        torch.index_select(self.decoder.hidden.y, 0, last, out=hidden[: len(finished)])
-        if sampling is None:
-            return self.heads[padded](hidden, len(finished))
-        drawing = self._sampling_rows([sampling[number] for number in finished])
-        return self.heads[padded](hidden, len(finished), drawing, rows.positions[last])
+        size = -(-count // ROWS) * ROWS
+        if size not in self.heads:
+            self.heads[size] = TokenHead(self.parts, size, self.workspace)
+        hidden = self.workspace.take("last tokens", size, self.decoder.hidden.y.shape[1])
+        torch.index_select(self.decoder.hidden.y, 0, last, out=hidden[:count])
+        if drawing is None:
+            return self.heads[size](hidden, count)
+        sampling, decoding = self._sampling_rows(drawing), self.buffers.sampling.first(count - len(drawing))
+        sampling = SamplingRows(*(torch.cat(pair) for pair in zip(sampling, decoding, strict=True)))
+        return self.heads[size](hidden, count, sampling, rows.positions[last])
+
+    def _with_decoding(self, rows: TokenRows, last: Tensor, count: int, decoding: int) -> tuple[TokenRows, Tensor]:
+        """The rows with those of the first `decoding` rows of the buffers, all on the device; and all last rows."""
+        buffers, n, own = self.buffers, len(rows.indices), slice(count, count + decoding)
+        place = torch.arange(decoding, dtype=torch.int32, device=self.tokens.device)
+        self.tokens[own] = buffers.tokens[:decoding]
+        rows.positions[own], rows.sequence[own] = buffers.positions[:decoding], place + n
+        rows = rows._replace(
+            starts=torch.cat((rows.starts, place + count + 1)),
+            indices=torch.cat((rows.indices, buffers.indices[:decoding])),
+            page_table=torch.cat((rows.page_table, buffers.page_table[:decoding])),
+        )
+        return rows, torch.cat((last, place + count))
+
+    def _move_on(self, tokens: Tensor) -> None:
+        """Leave the buffers as decode() does."""
+        count = len(tokens)
+        self.buffers.tokens[:count] = self.buffers.next_tokens[:count] = tokens
+        self.buffers.positions[:count] += 1
 
     def _sampling_rows(self, each: list[Sampling]) -> SamplingRows:
         """The rows of `each`, on the device."""

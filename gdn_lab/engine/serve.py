@@ -20,12 +20,13 @@ from .energy import energy_j
 from .in_flight import INTERRUPTED, REFUSED, InFlight, Launched, never_fits
 from .interrupts import held_interrupts
 from .metrics import FINISHED
+from .prompt_pieces import check_mixed, taken
 from .served import Served, ServingInterrupted
 from .speculation import Speculation
 from .step_clock import StepClock
 from .step_inputs import StepInputs
 
-PREFILL_MODES = ("steps", "chunked")
+PREFILL_MODES = ("steps", "chunked", "mixed")
 
 
 def serve(
@@ -42,8 +43,9 @@ def serve(
 
     model: a ServedModel with all slots and pages free. prefill: "steps" takes prompts as soon as they are admitted, in
     steps of their own of up to `chunk` tokens, and makes the others wait; "chunked" takes up to `chunk` tokens of
-    prompts between two decode steps. chunk: by default all that a prefill call of the model can take. speculation:
-    verify drafts instead of decoding. on_row(row): called with each row as it is made.
+    prompts between two decode steps, "mixed" takes them and the next token of all others in one step. chunk: by default
+    all that a prefill call of the model can take. speculation: verify drafts instead of decoding. on_row(row): called
+    with each row as it is made.
 
     A request that this model can never hold is refused: its row says why, and the others go on. ServingInterrupted on
     Ctrl-C, with all rows; slots and pages are free again in any case. ValueError for an argument out of range.
@@ -77,7 +79,9 @@ class Loop:
             speculation.check()
         self.drafting = speculation if speculation and speculation.tokens > 1 else None
         self.width = self.drafting.tokens if self.drafting else 1  # tokens that a step takes for each request
-        self.model, self.concurrency, self.chunked = model, concurrency, prefill == "chunked"
+        self.model, self.concurrency = model, concurrency
+        self.chunked, self.mixed = prefill == "chunked", prefill == "mixed"
+        check_mixed(self.mixed, self.drafting, model, concurrency)
         self.coming, self.on_row = iter(requests), on_row or (lambda row: None)
         self.waiting: deque[InFlight] = deque()
         self.prompts: deque[InFlight] = deque()  # admitted, with prompt left
@@ -143,7 +147,7 @@ class Loop:
     # ---- steps
 
     def launch(self) -> list[Launched]:
-        """Admit, then launch prompts or the next tokens; with chunked prefill both."""
+        """Admit, then launch prompts or the next tokens; with chunked prefill both, with mixed both in one step."""
         self.admit()
         launched = [self.prefill()] if self.prompts else []
         if self.rows and (self.chunked or not launched):
@@ -151,39 +155,22 @@ class Loop:
         return launched
 
     def prefill(self) -> Launched:
-        """Take the prompts that were admitted first, up to `chunk` tokens."""
-        pieces, starts, left = [], [], self.chunk
-        while self.prompts and left:
-            one = self.prompts[0]
-            take = min(left, len(one.request.prompt) - one.taken)
-            pieces.append((one, one.request.prompt[one.taken : one.taken + take]))
-            starts.append(one.taken)
-            one.taken, left = one.taken + take, left - take
-            self.extend(one, one.taken)
-            if one.taken == len(one.request.prompt):
-                self.prompts.popleft()
-        own = [one for one, _ in pieces]
-        ends = [row for row, one in enumerate(own) if one.taken == len(one.request.prompt)]
-        lengths = [len(piece) for _, piece in pieces]
-        arguments = {
-            "tokens": torch.from_numpy(np.concatenate([piece for _, piece in pieces])),
-            "cu_seqlens": [0, *np.cumsum(lengths).tolist()],
-            "starts": starts,
-            "indices": [one.slot for one in own],
-            "page_table": [one.pages for one in own],
-            "finished_rows": ends,
-            "sampling": [one.request.sampling for one in own],
-        }
+        """Take the prompts that were admitted first, up to `chunk` tokens; in a mixed step also a token for each row."""
+        rows = self.ready() if self.mixed else []
+        pieces = taken(self.prompts, min(self.chunk, self.model.prefill_tokens - len(rows)), self.extend)
+        decoding = {"decoding": len(rows)} if rows else {}
         began = self.clock.mark()
-        tokens = self.model.prefill(**arguments)
+        tokens = self.model.prefill(**pieces.arguments, **decoding)
         ended = self.clock.mark()
-        done = [own[row] for row in ends]
+        done, nothing = pieces.done, [[] for _ in rows]
         host = self.inputs.to_host(tokens)
+        self.advance(rows, nothing, np.ones(len(rows), np.int32))
         for one in done:
             one.made = 1
-        self.join(done, tokens)
-        row = self.step_row("prefill", len(pieces), len(pieces), sum(lengths))
-        return Launched(row, done, [[] for _ in done], host, began, ended, self.clock.mark())
+        self.join(done, tokens[: len(done)])
+        batch = len(rows) or len(pieces.own)
+        row = self.step_row("mixed" if rows else "prefill", batch, batch, pieces.tokens + len(rows))
+        return Launched(row, [*done, *rows], [*([] for _ in done), *nothing], host, began, ended, self.clock.mark())
 
     def join(self, done: list[InFlight], tokens: torch.Tensor) -> None:
         """Make requests whose prompts are taken rows of the next decode step; release those of one token."""
@@ -202,11 +189,7 @@ class Loop:
 
     def decode(self) -> Launched:
         """One step of all rows: a token for each, or with drafts as many as are accepted."""
-        rows, batch = self.rows, len(self.rows)
-        for row in self.inputs.short_of_pages(self.width):
-            self.extend(rows[row], int(self.inputs.positions[row]) + self.width)
-            self.inputs.set_pages(row, rows[row].pages)
-        self.inputs.upload()
+        rows, batch = self.ready(), len(self.rows)
         chunks, counts, drafts = self.chosen(rows) if self.drafting else ([[] for _ in rows], np.ones(batch), None)
         began = self.clock.mark()
         if drafts is None:
@@ -217,16 +200,28 @@ class Loop:
             tokens = self.model.buffers.tokens[:batch]
         ended = self.clock.mark()
         host = self.inputs.to_host(tokens)
-        self.inputs.positions[:batch] += counts.astype(np.int32)
+        self.advance(rows, chunks, counts)
+        padded = min((size for size in self.model.batch_sizes if size >= batch), default=batch)
+        row = self.step_row("verify" if self.drafting else "decode", batch, padded, int(counts.sum()))
+        return Launched(row, rows, chunks, host, began, ended, self.clock.mark())
+
+    def ready(self) -> list[InFlight]:
+        """The rows, with pages for their next tokens, and all that has changed in the model's buffers."""
+        for row in self.inputs.short_of_pages(self.width):
+            self.extend(self.rows[row], int(self.inputs.positions[row]) + self.width)
+            self.inputs.set_pages(row, self.rows[row].pages)
+        self.inputs.upload()
+        return self.rows
+
+    def advance(self, rows: list[InFlight], chunks: list[list[int]], counts: np.ndarray) -> None:
+        """Count the tokens of a launched step, and release the rows that it ends."""
+        self.inputs.positions[: len(rows)] += counts.astype(np.int32)
         for one, chunk in zip(rows, chunks, strict=True):
             one.made += len(chunk) + 1
         if gone := [row for row, one in enumerate(rows) if one.all_made]:
             for row in gone:
                 self.release(rows[row])
             self.rows = [rows[row] for row in self.inputs.remove(gone)]
-        padded = min((size for size in self.model.batch_sizes if size >= batch), default=batch)
-        row = self.step_row("verify" if self.drafting else "decode", batch, padded, int(counts.sum()))
-        return Launched(row, rows, chunks, host, began, ended, self.clock.mark())
 
     def chosen(self, rows: list[InFlight]) -> tuple[list[list[int]], np.ndarray, torch.Tensor]:
         """Fill the model's drafts; return accepted proposals and how many tokens each row keeps, also on the device."""

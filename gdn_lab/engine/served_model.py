@@ -173,6 +173,7 @@ class ServedModel:
         page_table: list[list[int]],
         finished_rows: list[int] | None = None,
         sampling: list[Sampling] | None = None,
+        decoding: int = 0,
     ) -> Tensor:
         """Take packed pieces of prompts; return the next tokens [len(finished_rows)] int64, on the device.
 
@@ -180,17 +181,19 @@ class ServedModel:
         starts [n]: the position of its first token, above 0 for a later piece of a prompt; indices [n]: slots;
         page_table: each request's pages, enough for all its tokens so far; finished_rows: the pieces that end their
         prompt, by default all; sampling: of each piece, by default greedy. Host values are plain lists, so nothing is
-        read from the device.
+        read from the device. decoding: as many rows of the buffers take a token in the same step, as in decode(); they
+        count as tokens, and their next tokens come after those of the prompts.
         """
         count, n = len(tokens), len(indices)
-        if not 1 <= count <= self.prefill_tokens:
-            raise ValueError(f"tokens: expected 1 to {self.prefill_tokens} (prefill_tokens), got {count}")
+        if not 1 <= count <= self.prefill_tokens - decoding:
+            most = self.prefill_tokens - decoding
+            raise ValueError(f"tokens: expected 1 to {most} (prefill_tokens, less rows that decode), got {count}")
         if cu_seqlens[0] != 0 or cu_seqlens[-1] != count or len(cu_seqlens) != n + 1:
             raise ValueError(f"cu_seqlens: expected 0 to {count} in {n} pieces, got {cu_seqlens}")
         finished = list(range(n)) if finished_rows is None else finished_rows
-        step = self._prompt_step(rounded(count, self.prefill_tokens))
+        step = self._prompt_step(rounded(count + decoding, self.prefill_tokens))
         sampling = None if self.buffers.sampling is None else sampling
-        return step(tokens, cu_seqlens, starts, indices, page_table, finished, sampling)
+        return step(tokens, cu_seqlens, starts, indices, page_table, finished, sampling, decoding)
 
     def reserve_drafts(self, batch: int, tokens: int) -> None:
         """Allocate what verify(batch, tokens) needs until commit(), and make its graphs; 0 frees it."""
@@ -252,7 +255,7 @@ class ServedModel:
     def _prompt_step(self, size: int) -> PromptStep:
         if size not in self._prompts:
             self._prompts[size] = PromptStep(
-                self.parts, size, self.max_pages, self.configuration.prefill, self._workspace
+                self.parts, self.buffers, size, self.max_pages, self.configuration.prefill, self._workspace
             )
         return self._prompts[size]
 

@@ -62,6 +62,38 @@ class Packed:
         )
 
 
+class Mixed(Packed):
+    """Packed sequences, then one token for each of the slots in `decoding`, then padding.
+
+    decoding [rows] int32: slots, or None for none. indices, bounds: those of the packed sequences alone; the layer's
+    indices, sequence and starts also have the rows that decode, as sequences of one token.
+    """
+
+    def __init__(self, tokens: int, backend: str, sequence: Tensor, starts: Tensor):
+        super().__init__(tokens, backend, sequence, starts)
+        self.indices = self.bounds = self.decoding = None
+
+    def gdn(self, layer) -> None:
+        if self.decoding is None:
+            return super().gdn(layer)
+        inputs = (*layer.qkv(), layer.a, layer.b)
+        gates = _gates(layer)
+        ops.prefill(
+            *(x[: self.tokens] for x in inputs),
+            **gates | {"indices": self.indices},
+            cu_seqlens=self.bounds,
+            backend=self.backend,
+            out=layer.o[: self.tokens],
+        )
+        rows = slice(self.tokens, self.tokens + len(self.decoding))
+        ops.decode(
+            *(x[rows] for x in inputs),
+            **gates | {"indices": self.decoding},
+            backend=layer.kernels.gdn,
+            out=layer.o[rows],
+        )
+
+
 def _conv(self, layer, drafts: Tensor | None = None) -> None:
     layer.kernels.elementwise.conv_sequences(
         layer.mixed,

@@ -31,7 +31,7 @@ def logits_after(model, request, tokens: int) -> torch.Tensor:
     return head.logits[0].float()
 
 
-@pytest.mark.parametrize("prefill", ["steps", "chunked"])
+@pytest.mark.parametrize("prefill", ["steps", "chunked", "mixed"])
 @pytest.mark.parametrize("name", ["before-32", "best", "replay"])
 def test_each_of_a_thousand_requests_gets_its_own_tokens(weights, name, prefill):
     model = ServedModel(

@@ -43,7 +43,7 @@ def test_a_thousand_requests_of_random_lengths_are_answered_as_if_alone():
     assert max(step["batch"] for step in served.steps if step["kind"] == "decode") > 16
 
 
-@pytest.mark.parametrize("prefill", ["steps", "chunked"])
+@pytest.mark.parametrize("prefill", ["steps", "chunked", "mixed"])
 @pytest.mark.parametrize("chunk", [1, 5, 16])
 def test_prompts_in_pieces_change_no_token(prefill, chunk):
     model, requests = FakeModel(), some(input_length=20)
@@ -55,11 +55,21 @@ def test_prompts_in_pieces_change_no_token(prefill, chunk):
 def test_chunked_prefill_lets_others_go_on_and_prefill_steps_do_not():
     requests = [Request(0, some()[0].prompt, 30), *some(3, input_length=30, spread=0, output_length=2)[1:]]
     order = {}
-    for prefill in ("steps", "chunked"):
+    for prefill in ("steps", "chunked", "mixed"):
         model = FakeModel()
-        serve(model, requests, 3, prefill=prefill, chunk=4)
+        served = serve(model, requests, 3, prefill=prefill, chunk=4)
         order[prefill] = "".join(kind[0] for kind, *_ in model.calls)
     assert "pppppppp" in order["steps"] and "pdpdpdpd" in order["chunked"]
+    mixed = [step for step in served.steps if step["kind"] == "mixed"]
+    assert len(mixed) >= 8 and {step["kind"] for step in served.steps} == {"prefill", "mixed", "decode"}
+    assert all(step["tokens"] <= 4 + step["batch"] for step in mixed)
+
+
+def test_a_mixed_step_needs_room_for_rows_and_prompts():
+    with pytest.raises(ValueError, match="concurrency: expected below 8 .prefill_tokens."):
+        serve(FakeModel(prefill_tokens=8), some(), 8, prefill="mixed")
+    with pytest.raises(ValueError, match="prefill: expected steps or chunked with draft tokens"):
+        serve(FakeModel(), some(), 2, prefill="mixed", speculation=Speculation(2, 0.5, VOCAB))
 
 
 def test_slots_or_pages_that_run_out_make_requests_wait():
@@ -220,7 +230,7 @@ def test_an_error_of_the_model_gives_slots_and_pages_back():
     ("arguments", "sentence"),
     [
         ({"concurrency": 9}, "concurrency: expected 1 to 8"),
-        ({"prefill": "mixed"}, "prefill: expected one of steps, chunked, got 'mixed'"),
+        ({"prefill": "alone"}, "prefill: expected one of steps, chunked, mixed, got 'alone'"),
         ({"chunk": 17}, "chunk: expected 1 to 16"),
     ],
 )

@@ -89,6 +89,25 @@ def test_prompts_in_pieces(weights, chunk):
     assert_right(weights, each, answers(model, start(model, each, chunk), steps=2))
 
 
+@pytest.mark.parametrize("name", ["torch", "torch-kv"])
+def test_a_mixed_step_prefills_some_and_decodes_the_others(weights, name):
+    """Two requests decode while the prompt of a third comes in pieces of 9 and 11 tokens."""
+    model, each = build(weights, name), prompts()
+    first = [start(model, each[:2])]
+    slot, pages = model.slots.acquire(), model.cache.acquire(5)
+    for begin, end, done in ((0, 9, []), (9, 20, [0])):
+        arguments = [0, end - begin], [begin], [slot], [pages], done
+        chosen = model.prefill(each[2][begin:end], *arguments, decoding=2)
+        assert torch.equal(chosen[-2:], model.buffers.tokens[:2])
+        first.append(chosen[-2:].clone())
+    assert model.buffers.positions.tolist() == [13, 5, 0, 0] and len(chosen) == 3
+    slots, table = model.buffers.indices[:2].tolist(), model.buffers.page_table[:2, :5].tolist()
+    enter(model, [*slots, slot], [*table, pages], [13, 5, 20], torch.tensor([*chosen[1:], chosen[0]]))
+    last = model.decode(3)
+    decoded = [torch.stack([*(tokens[row] for tokens in first), last[row]]) for row in range(2)]
+    assert_right(weights, each, [*decoded, torch.stack([chosen[0], last[2]])])
+
+
 def test_fp8_answers_like_its_own_weights():
     """FP8 rounds activations too, to 4 bits: its tokens are likely ones of the same weights."""
     weights = ModelWeights.random(MODELS[0], precision="fp8", toy=True)

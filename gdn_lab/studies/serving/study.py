@@ -48,8 +48,8 @@ def _communicator(name: str) -> str:
 
 
 def _prefill(name: str) -> str:
-    if name not in ("steps", "chunked"):
-        raise ValueError(f"expected steps or chunked, got {name!r}")
+    if name not in ("steps", "chunked", "mixed"):
+        raise ValueError(f"expected steps, chunked or mixed, got {name!r}")
     return name
 
 
@@ -75,7 +75,7 @@ class Parameters(ModelParameters):
     )
     rounds: int = Field(2, ge=1, description="requests of a serving run, as a multiple of the concurrency")
     prefill: Annotated[str, AfterValidator(_prefill)] = Field(
-        "steps", description="of prompts: steps of their own, or chunked into the decode steps"
+        "steps", description="of prompts: steps of their own, chunked between decode steps, or mixed into them"
     )
     communicator: Annotated[str, AfterValidator(_communicator)] = Field(
         "auto", description="of several GPUs: a variant of notebook 08, fastest, or auto: nccl, for best the fastest"

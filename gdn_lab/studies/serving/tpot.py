@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .serving_rows import ALL_REDUCES, ATTENTION_LAYER, GDN_KERNEL, GDN_LAYER, Point
 
-DECODE, VERIFY, PREFILL = "decode", "verify", "prefill"
+DECODE, VERIFY, PREFILL, MIXED = "decode", "verify", "prefill", "mixed"
 KERNELS, LAYERS = "GDN kernels", "GDN layers without them"
 INSIDE, SMALLER, GAPS, PREFILL_WAIT, REST = (
     "inside the graph",
@@ -46,6 +46,7 @@ def steps(point: Point) -> Steps | None:
         return None
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     tokens = gpu = gap = waited = 0.0
+    mixed = []  # a decode step each, and what their prompts add
     full, full_tokens = 0.0, 0
     for number, row in enumerate(rows):
         before = rows[number - 1]["end_s"] if number else row["start_s"]
@@ -55,13 +56,20 @@ def steps(point: Point) -> Steps | None:
             continue
         made = row["batch"]
         tokens += made
-        gpu += made * row["gpu_us"]
+        if row["kind"] == MIXED:
+            mixed.append(row)
+        else:
+            gpu += made * row["gpu_us"]
         gap += made * (period - row["gpu_us"])
-        if row["batch"] == point.concurrency:
+        if row["batch"] == point.concurrency and row["kind"] != MIXED:
             full += made * row["gpu_us"]
             full_tokens += made
     if not tokens:
         return None
+    alone = tokens - sum(row["batch"] for row in mixed)
+    usual = full / full_tokens if full_tokens else gpu / alone if alone else 0.0
+    gpu += sum(row["batch"] * usual for row in mixed)
+    waited += sum(row["batch"] * (row["gpu_us"] - usual) for row in mixed)
     mean = gpu / tokens
     return Steps(mean, full / full_tokens if full_tokens else mean, gap / tokens, waited / tokens)
 
