@@ -155,7 +155,7 @@ class Loop:
         return launched
 
     def prefill(self) -> Launched:
-        """Take the prompts that were admitted first, up to `chunk` tokens; in a mixed step also a token for each row."""
+        """Take prompts in order, up to `chunk` tokens; in a mixed step also the next of each row."""
         rows = self.ready() if self.mixed else []
         pieces = taken(self.prompts, min(self.chunk, self.model.prefill_tokens - len(rows)), self.extend)
         decoding = {"decoding": len(rows)} if rows else {}

@@ -158,7 +158,7 @@ def test_the_best_takes_the_fastest_communicator_and_the_others_nccl(monkeypatch
         ({"draft_tokens": "1"}, "draft_tokens: expected whole numbers from 2 to 8"),
         ({"acceptance": "2"}, "acceptance: expected rates from 0 to 1 such as 0.6,0.8, got '2'"),
         ({"output_tokens": 1}, "output_tokens: expected at least 2"),
-        ({"prefill": "never"}, "prefill: expected steps or chunked, got 'never'"),
+        ({"prefill": "never"}, "prefill: expected steps, chunked or mixed, got 'never'"),
     ],
 )
 def test_wrong_parameters_are_one_sentence(given, sentence):
