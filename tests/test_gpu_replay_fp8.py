@@ -116,7 +116,7 @@ def test_prefill_then_decode():
     assert_close("o", o, expected, BF16, extra=FP8_READ)
 
 
-@pytest.mark.parametrize("phase", ["decode", "prefill"])
+@pytest.mark.parametrize("phase", ["decode", "verify", "prefill"])
 def test_isolation(phase):
     """NaN in one row changes no bit of another."""
     assert not reached(VARIANTS[REPLAY], phase, RANK, FP8, GPU)
