@@ -126,10 +126,10 @@ def ring_nbytes(shape: GDNShape, updates: int, correction_bytes: int) -> int:
     """Bytes of one slot's ring of `updates` deferred updates in one layer, with bf16 keys; 0 without a ring.
 
     An update is k [HK, K] bf16, a correction [HV, V] of elements of correction_bytes, and a log decay [HV] float32. A
-    slot has two int32 for its span, one for arrivals and three for the list of due rows.
+    slot's span is two int32, its count of arrivals one.
     """
     HK, HV, K, V = shape.dims
-    return updates and updates * (HK * K * 2 + HV * V * correction_bytes + HV * 4) + 24
+    return updates and updates * (HK * K * 2 + HV * V * correction_bytes + HV * 4) + 12
 
 
 def draft_nbytes(shape: GDNShape, tokens: int, element_bytes: int) -> dict[str, int]:

@@ -36,7 +36,6 @@ def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, de
         log_decays=zeros(slots, HV, updates),
         span=phases[:, None].repeat(1, 2),
         arrivals=zeros(slots, dtype=torch.int32),
-        due=zeros(slots, 3, dtype=torch.int32),
         operands=make_operands(shape, slots, updates, device) if dtype is FP8 else None,
     )
 

@@ -103,8 +103,7 @@ class Ring(NamedTuple):
     span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0;
     with an FP8 state a step that fills the ring does so at its end, so that end < C between steps.
     arrivals [slots] int32: how many programs of a step have read the slot's span, of which the last moves it on; 0
-    between steps. due [slots, 3] int32: how many rows of a step have a full ring, a counter, then row and first of
-    each; the first two are 0 between steps.
+    between steps.
     operands: what the kernels of a step on an FP8 state hand to each other, else None.
     """
 
@@ -113,7 +112,6 @@ class Ring(NamedTuple):
     log_decays: torch.Tensor
     span: torch.Tensor
     arrivals: torch.Tensor
-    due: torch.Tensor
     operands: Operands | None = None
 
     @property

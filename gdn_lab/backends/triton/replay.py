@@ -5,8 +5,8 @@ state is written once the ring is full. With the state S₀ as stored, the pendi
 
     S x = e^{G} S₀ x + Σ_j e^{G_j} (k_j . x) u_j        x = k, q;  G = Σ g_i,  G_j = Σ_{i > j} g_i, all ≤ 0
 
-is the step in place in real arithmetic. It is one launch, without a decision of the host: a program takes a part of a
-head's state, and where the ring is full it also writes that part. Each slot has its own phase, so that of B rows about
+is the step in place in real arithmetic. It is one launch, without a decision of the host: a program takes one head
+of one row, and where the ring is full it also writes the state. Each slot has its own phase, so that of B rows about
 B / (C + 1) are full at a step. The last program of a row that reads the slot's span moves it on, whichever that is.
 
 With a bf16 state and bf16 inputs, S₀ k and S₀ q are one product [TILE, K] · [K, 8] on the tensor cores, exact but for
@@ -23,30 +23,21 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..base import multiprocessors
-from .device import EPS, INTERPRETED, log_decay, prefetch, prefetch_lines, program_coords, sigmoid, state_offsets
+from .device import EPS, INTERPRETED, log_decay, prefetch_lines, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
-from .replay_fold import add_updates, arrive, decays_after, fence, fold_kernel, terms
+from .replay_fold import add_updates, arrive, decays_after, terms
 
 
 class ReplayTiles(NamedTuple):
-    """How replay_kernel is launched. rows: of the state, at a time. splits: programs for a head.
+    """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows.
 
-    stages: of the pipelined loop over rows. ahead: rows brought into the L2 at the start. registers: the most that a
-    thread may take. ring_ahead: whether the ring's u is brought into the L2, too. eager: whether keys and log decays
-    are loaded before the slot's span is known. apart: None where a branch of replay_kernel writes full rows, or rows,
-    splits, stages, warps and programs for each multiprocessor of fold_kernel.
+    ring_ahead: whether the ring's u is brought into the L2 at the start.
     """
 
     rows: int
-    splits: int
     stages: int
     warps: int
-    ahead: int
-    registers: int | None = None
     ring_ahead: bool = False
-    eager: bool = False
-    apart: tuple | None = None
 
 
 @triton.jit
@@ -78,84 +69,54 @@ def updated(S, decay, us, keys, u, k, TERMS: tl.constexpr):
 
 @triton.jit
 def replay_kernel(
-    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, due, out, scale,
+    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, RING_AHEAD: tl.constexpr,
-    EAGER: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr,
-    L2NORM: tl.constexpr, APART: tl.constexpr,
+    STAGES: tl.constexpr, RING_AHEAD: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr,
+    L2NORM: tl.constexpr,
 ):  # fmt: skip
-    """Take the step of V // SPLITS rows of one head's state, TILE at a time. Grid: [SPLITS · HV · B], parts fastest.
+    """Take the step of one head of one row, TILE rows of its state at a time. Grid: [HV · B], heads fastest.
 
-    arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. AHEAD: rows
-    brought into the L2 at the start; RING_AHEAD: the ring's u, too. EAGER: the ring's keys and log decays are loaded
-    before the span is known, so all of them. TENSOR: state, u and inputs are bf16, and products with the state and the
-    ring run on the tensor cores. TERMS: of with_pending().
+    arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. RING_AHEAD: the
+    ring's u is brought into the L2 at the start. TENSOR: state, u and inputs are bf16, and products with the state and
+    the ring run on the tensor cores. TERMS: of add_updates().
     """
-    PART: tl.constexpr = V // SPLITS
-    part, head, key_head, row = program_coords(HK, HV, SPLITS)
+    _, head, key_head, row = program_coords(HK, HV, 1)
     ks = tl.arange(0, K)
     js = tl.arange(0, C)
     rows = tl.arange(0, TILE)
-    out_at = out + (row * HV + head) * V + part * PART
+    out_at = out + (row * HV + head) * V
     if OVERLAP:
         gdc_wait()
-        if not APART:
-            gdc_launch_dependents()
+        gdc_launch_dependents()
     slot = tl.load(indices + row).to(tl.int64)
     if slot < 0:
-        for tile in tl.static_range(PART // TILE):
+        for tile in tl.static_range(V // TILE):
             tl.store(out_at + tile * TILE + rows, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
         return
 
-    state_at = state + (slot * HV + head) * (V * K) + part * (PART * K)
-    if AHEAD > 0:
-        prefetch(state_at, AHEAD * K * state.dtype.element_ty.primitive_bitwidth // 8)
+    state_at = state + (slot * HV + head) * (V * K)
     keys_at = keys + (slot * HK + key_head) * (C * K)
     decays_at = log_decays + (slot * HV + head) * C
-    if EAGER:
-        ring = tl.load(keys_at + js[:, None] * K + ks[None, :])
-        later = tl.load(decays_at + js + 1, mask=js + 1 < C, other=0.0)
-        every = tl.load(decays_at + js)
     first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
-    if APART:
-        if end == C:
-            if head == 0 and part == 0:
-                place = tl.atomic_add(due, 1, sem="relaxed")
-                tl.store(due + 2 + 2 * place, row.to(tl.int32))
-                tl.store(due + 3 + 2 * place, first)
-                fence()
-            tl.debug_barrier()
-            is_last = arrive(arrivals + slot) == HV * SPLITS - 1
-            tl.store(arrivals + slot, 0, mask=is_last)
-            tl.store(span + 2 * slot, 0, mask=is_last)
-            tl.store(span + 2 * slot + 1, 0, mask=is_last)
-            return
-        if OVERLAP:
-            gdc_launch_dependents()
     k_at = k + row * k_row + key_head * k_head
     k_raw = tl.load(k_at + ks)
     q_raw = tl.load(q + row * q_row + key_head * q_head + ks)
     x = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head)
     A = tl.exp(tl.load(A_log + head))
     beta = sigmoid(tl.load(b + row * b_row + head).to(tl.float32))
-    v_at = v + row * v_row + head * v_head + part * PART
+    v_at = v + row * v_row + head * v_head
     v_next = tl.load(v_at + rows)
-    u_at = corrections + (slot * HV + head) * (C * V) + part * PART
+    u_at = corrections + (slot * HV + head) * (C * V)
     if RING_AHEAD:
         EACH: tl.constexpr = 128 * 8 // corrections.dtype.element_ty.primitive_bitwidth  # elements of a line
-        LINES: tl.constexpr = PART // EACH
+        LINES: tl.constexpr = V // EACH
         lines = tl.arange(0, C * LINES)
         ahead_js = tl.minimum(tl.maximum(lines // LINES, first), tl.maximum(end - 1, first))
         prefetch_lines((u_at + tl.minimum(ahead_js, C - 1) * V + lines % LINES * EACH).to(tl.int64))
     pending = (js >= first) & (js < end)
-    if EAGER:
-        ring = tl.where(pending[:, None], ring, 0.0).to(keys.dtype.element_ty)
-        after = tl.cumsum(tl.where((js + 1 >= first) & (js + 1 < end), later, 0.0), axis=0, reverse=True)
-        total = tl.sum(tl.where(pending, every, 0.0))
-    else:
-        ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0)
-        after, total = decays_after(decays_at, first, end, C)
+    ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0)
+    after, total = decays_after(decays_at, first, end, C)
 
     k_vec = k_raw.to(tl.float32)
     q_vec = q_raw.to(tl.float32)
@@ -181,15 +142,15 @@ def replay_kernel(
 
     tl.debug_barrier()  # every warp has the span, which the last program to come here moves on
     earlier = arrive(arrivals + slot)
-    if end < C and part == 0:
+    if end < C:
         if head % (HV // HK) == 0:
             tl.store(keys_at + end * K + ks, k_raw)
         tl.store(decays_at + end, log_g)
-    for tile in tl.range(0, PART // TILE, num_stages=STAGES):
+    for tile in tl.range(0, V // TILE, num_stages=STAGES):
         vs = tile * TILE + rows
         S = tl.load(state_at + state_offsets(vs, ks, K, V, True))
         v_vec = v_next.to(tl.float32)
-        v_next = tl.load(v_at + vs + TILE, mask=vs + TILE < PART, other=0.0)  # too small to be copied ahead
+        v_next = tl.load(v_at + vs + TILE, mask=vs + TILE < V, other=0.0)  # too small to be copied ahead
         if TENSOR:
             us = tl.load(u_at + js[None, :] * V + vs[:, None], mask=pending[None, :], other=0.0)
             both_S = decay * dot(S, both, tl.zeros([TILE, 8], tl.float32))
@@ -204,7 +165,7 @@ def replay_kernel(
         u = beta * (v_vec - k_norm * Sk)
         tl.store(out_at + vs, (q_norm * Sq + kq * u).to(out.dtype.element_ty))
         u *= k_norm
-        if APART or end < C:
+        if end < C:
             tl.store(u_at + end * V + vs, u.to(corrections.dtype.element_ty))
         else:
             if TENSOR:
@@ -224,20 +185,21 @@ def replay_kernel(
             S_new = updated(right, decay, weighted, ring_right, u, k_right, TERMS)
             tl.store(left_at + HALF, S_new.to(state.dtype.element_ty))
 
-    is_last = earlier == HV * SPLITS - 1
+    is_last = earlier == HV - 1
     tl.store(arrivals + slot, 0, mask=is_last)
     tl.store(span + 2 * slot, tl.where(end < C, first, 0), mask=is_last)
     tl.store(span + 2 * slot + 1, tl.where(end < C, end + 1, 0), mask=is_last)
 
 
 def replay_tiles(heads: int, tensor: bool, V: int) -> ReplayTiles:
-    """Choose how to launch for B · HV heads; splits and rows divide V. tensor: as TENSOR of replay_kernel."""
+    """Choose how to launch for B · HV heads, by times on an H200. tensor: as TENSOR of replay_kernel.
+
+    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner.
+    """
     most = V & -V  # the largest power of two in it
-    splits = 1 if heads >= 4096 else min(2, most // 16)
-    ahead = min(64, most // splits)
     if not tensor:
-        return ReplayTiles(16, splits, 3, 2, ahead)
-    return ReplayTiles(16, splits, 3, 1, ahead, apart=(32, min(2, most // 32), 2, 4, 2))
+        return ReplayTiles(16, 3, 2)
+    return ReplayTiles(16, 3, 1, ring_ahead=V == most >= 64) if heads >= 8192 else ReplayTiles(min(64, most), 2, 2)
 
 
 def decode_launch(call):
@@ -250,9 +212,9 @@ def decode_launch(call):
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
         rows, ring, tiles = q.shape[0], state.ring, chosen(q.shape[0])
-        replay_kernel[(tiles.splits * HV * rows,)](
+        replay_kernel[(HV * rows,)](
             *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
-            *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, ring.due, out),
+            *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, out),
             scale=scale,
             q_row=q.stride(0),
             q_head=q.stride(1),
@@ -268,47 +230,13 @@ def decode_launch(call):
             V=V,
             C=ring.updates,
             TILE=tiles.rows,
-            SPLITS=tiles.splits,
             STAGES=tiles.stages,
-            AHEAD=tiles.ahead,
             RING_AHEAD=tiles.ring_ahead,
-            EAGER=tiles.eager,
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,
             L2NORM=use_qk_l2norm,
-            APART=tiles.apart is not None,
             num_warps=tiles.warps,
-            maxnreg=tiles.registers,
-            launch_pdl=overlap,
-        )
-        if tiles.apart is None:
-            return
-        fold_rows, fold_splits, fold_stages, fold_warps, fold_programs = tiles.apart
-        fold_kernel[(fold_programs * multiprocessors(state.data.device),)](
-            *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
-            *(ring.keys, ring.corrections, ring.log_decays, ring.due, out),
-            scale=scale,
-            q_row=q.stride(0),
-            q_head=q.stride(1),
-            k_row=k.stride(0),
-            k_head=k.stride(1),
-            v_row=v.stride(0),
-            v_head=v.stride(1),
-            a_row=a.stride(0),
-            b_row=b.stride(0),
-            HK=HK,
-            HV=HV,
-            K=K,
-            V=V,
-            C=ring.updates,
-            TILE=fold_rows,
-            SPLITS=fold_splits,
-            STAGES=fold_stages,
-            TERMS=split,
-            OVERLAP=overlap,
-            L2NORM=use_qk_l2norm,
-            num_warps=fold_warps,
             launch_pdl=overlap,
         )
 

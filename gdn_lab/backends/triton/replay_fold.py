@@ -7,15 +7,13 @@ The pending updates of a slot are u_j k_jᵀ with j = first … end - 1 (base.Ri
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import EPS, INTERPRETED, log_decay, prefetch, sigmoid, state_offsets
+from .device import INTERPRETED, state_offsets
 
 ARRIVE = tl.constexpr(
     "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; mov.b32 $0, -1;"
     " @p atom.relaxed.gpu.global.add.u32 $0, [$1], 1; }"
 )
-FENCE = tl.constexpr("fence.acq_rel.gpu; mov.b32 $0, 0;")
 SETTLE_TILE, SETTLE_WARPS = 32, 4
 
 
@@ -26,13 +24,6 @@ def arrive(counter):
         return tl.atomic_add(counter, 1, sem="relaxed")
     else:
         return tl.inline_asm_elementwise(ARRIVE, "=r,l", [counter.to(tl.int64)], tl.int32, is_pure=False, pack=1)
-
-
-@triton.jit
-def fence():
-    """Let other programs see what this thread has stored."""
-    if not INTERPRETED:
-        tl.inline_asm_elementwise(FENCE, "=r", [], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -83,61 +74,6 @@ def with_pending(S, corrections_at, keys, weights, decay, first, end, V: tl.cons
     u_at = corrections_at + js[None, :] * V + tl.arange(0, TILE)[:, None]
     u = tl.load(u_at, mask=pending[None, :], other=0.0).to(tl.float32) * weights[None, :]
     return add_updates(S * decay, u, keys, TERMS)
-
-
-@triton.jit
-def fold_kernel(
-    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, due, out, scale,
-    q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
-    HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
-):  # fmt: skip
-    """Take the step of the rows in `due` and write their state. Grid: as many programs as run at once."""
-    if OVERLAP:
-        gdc_launch_dependents()
-    ks = tl.arange(0, K)
-    PARTS: tl.constexpr = HV * SPLITS
-    for item in range(tl.program_id(0), tl.load(due, volatile=True) * PARTS, tl.num_programs(0)):
-        place = item // PARTS
-        row = tl.load(due + 2 + 2 * place, volatile=True).to(tl.int64)
-        first = tl.load(due + 3 + 2 * place, volatile=True)
-        head = item // SPLITS % HV
-        key_head = head // (HV // HK)
-        slot = tl.load(indices + row).to(tl.int64)
-        part_at = state + (slot * HV + head) * (V * K) + item % SPLITS * (V // SPLITS * K)
-        prefetch(part_at, V // SPLITS * K * state.dtype.element_ty.primitive_bitwidth // 8)
-        q_vec = tl.load(q + row * q_row + key_head * q_head + ks).to(tl.float32)
-        k_vec = tl.load(k + row * k_row + key_head * k_head + ks).to(tl.float32)
-        x = tl.load(a + row * a_row + head).to(tl.float32) + tl.load(dt_bias + head)
-        g = tl.exp(log_decay(x, tl.exp(tl.load(A_log + head))))
-        beta = sigmoid(tl.load(b + row * b_row + head).to(tl.float32))
-        if L2NORM:
-            q_vec *= scale * tl.rsqrt(tl.sum(q_vec * q_vec) + EPS)
-            k_vec *= tl.rsqrt(tl.sum(k_vec * k_vec) + EPS)
-        else:
-            q_vec *= scale
-        kq = tl.sum(q_vec * k_vec)
-        keys_at = keys + (slot * HK + key_head) * (C * K)
-        ring, weights, decay = ring_of_head(keys_at, log_decays + (slot * HV + head) * C, first, C, K, C)
-        for tile in tl.range(0, V // SPLITS // TILE, num_stages=STAGES):
-            v_first = item % SPLITS * (V // SPLITS) + tile * TILE
-            vs = v_first + tl.arange(0, TILE)
-            tile_at = state + (slot * HV + head) * (V * K) + state_offsets(vs, ks, K, V, True)
-            S = tl.load(tile_at).to(tl.float32)
-            v_vec = tl.load(v + row * v_row + head * v_head + vs).to(tl.float32)
-            u_at = corrections + (slot * HV + head) * (C * V) + v_first
-            S = with_pending(S, u_at, ring, weights, decay, first, C, V, TILE, C, TERMS)
-            u = beta * (v_vec - g * tl.sum(S * k_vec[None, :], axis=1))
-            o = g * tl.sum(S * q_vec[None, :], axis=1) + u * kq
-            S = g * S + u[:, None] * k_vec[None, :]
-            tl.store(tile_at, S.to(state.dtype.element_ty))
-            tl.store(out + (row * HV + head) * V + vs, o.to(out.dtype.element_ty))
-    tl.debug_barrier()
-    is_last = arrive(due + 1) == tl.num_programs(0) - 1
-    tl.store(due, 0, mask=is_last)
-    tl.store(due + 1, 0, mask=is_last)
-    if OVERLAP:
-        gdc_wait()  # what follows waits for this kernel, and so for both
 
 
 @triton.jit
