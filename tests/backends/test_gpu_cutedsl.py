@@ -94,7 +94,8 @@ def test_kernels_in_a_row_see_each_other(dtype):
 
 
 def test_errors_of_a_decay_near_1_do_not_add_up():
-    """A float32 state after 4,096 steps that write nothing: random roundings come to 3e-6, of one sign to 1e-4."""
+    """A float32 state after 4,096 steps that write nothing: 4e-6 by random roundings; a tenth of a unit, always of one
+    sign, would come to 2e-5."""
     pool = filled_pool(RANK, 5, layout="VK", dtype=FP32, device=GPU)
     indices = row_slots(3, 5, device=GPU)
     before = pool.read(indices).double()
@@ -107,7 +108,7 @@ def test_errors_of_a_decay_near_1_do_not_add_up():
     log_g = reference.log_decay(drawn, **gates, device=GPU).sum(0)
     expected = torch.exp(log_g)[..., None, None] * before
     errors = (pool.read(indices) - expected).flatten(2).norm(dim=2) / expected.flatten(2).norm(dim=2)
-    assert errors.max() < 6e-6, errors
+    assert errors.max() < 1e-5, errors
 
 
 DECODE = """
