@@ -28,6 +28,11 @@ def connected(communicator):
         return names, str(error)
 
 
+def both(communicator):
+    """What collectives() and connected() return."""
+    return collectives(communicator), connected(communicator)
+
+
 def raising(communicator):
     """Rank 1 raises; rank 0 waits for it."""
     print(f"rank {communicator.rank} works", flush=True)

@@ -67,8 +67,9 @@ def shown(folder: Path) -> Path:
     frame = pandas.DataFrame({"cell": NAMES, "category": pandas.Categorical(NAMES), "tuple": tuples})
     outputs.append({"text/html": notebook.table(frame).to_html()})
     outputs.append({"text/html": notebook.table(frame.set_index("cell")).to_html()})
-    outputs += [{"text/html": notebook.table(frame.rename(columns={"cell": name}), name).to_html()} for name in NAMES]
-    indexed = [frame.set_index("cell").rename_axis(name).rename_axis(name, axis="columns").head(1) for name in NAMES]
+    row = frame.head(1)  # a table for each name as heading and caption
+    outputs += [{"text/html": notebook.table(row.rename(columns={"cell": name}), name).to_html()} for name in NAMES]
+    indexed = [row.set_index("cell").rename_axis(name).rename_axis(name, axis="columns") for name in NAMES]
     outputs += [{"text/html": notebook.table(each).to_html()} for each in indexed]
     cells = [
         nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("display_data", {**data})]) for data in outputs

@@ -41,22 +41,33 @@ def assert_ended(processes: list[int]):
         time.sleep(0.05)
 
 
-def test_two_ranks_with_gloo():
-    values = ranks.start(2, rank_functions.collectives, **CPU)
-    for rank, (name, own, total, gathered, words) in enumerate(values):
+@pytest.fixture(scope="module")
+def of_two():
+    """What both() returned on each of two ranks."""
+    return ranks.start(2, rank_functions.both, **CPU)
+
+
+@pytest.fixture(scope="module")
+def of_one():
+    """What both() returned on a rank that is alone."""
+    return ranks.start(1, rank_functions.both, **CPU)
+
+
+def test_two_ranks_with_gloo(of_two):
+    for rank, ((name, own, total, gathered, words), _) in enumerate(of_two):
         assert (name, own, words) == ("gloo", rank, "from 1")
         assert torch.equal(total, torch.full((2, 4), 3.0, dtype=torch.bfloat16))
         assert torch.equal(gathered, torch.tensor([[0.0, 1, 10, 11], [2, 3, 12, 13]]))
 
 
-def test_a_variant_is_connected_by_name():
+def test_a_variant_is_connected_by_name(of_two, of_one):
     sentence = "communicator: 'nccl' is not one of gloo and fastest, which are here"
-    assert ranks.start(2, rank_functions.connected, **CPU) == [({"gloo": "gloo", "fastest": "gloo"}, sentence)] * 2
-    assert ranks.start(1, rank_functions.connected, **CPU) == [({"gloo": "alone", "fastest": "alone"}, sentence)]
+    assert [connected for _, connected in of_two] == [({"gloo": "gloo", "fastest": "gloo"}, sentence)] * 2
+    assert [connected for _, connected in of_one] == [({"gloo": "alone", "fastest": "alone"}, sentence)]
 
 
-def test_one_rank_is_alone():
-    [(name, _, total, _, words)] = ranks.start(1, rank_functions.collectives, **CPU)
+def test_one_rank_is_alone(of_one):
+    [((name, _, total, _, words), _)] = of_one
     assert (name, words) == ("alone", "from 0") and (total == 1).all()
 
 
