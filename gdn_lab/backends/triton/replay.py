@@ -31,13 +31,15 @@ from .replay_fold import add_updates, arrive, decays_after, terms
 class ReplayTiles(NamedTuple):
     """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows.
 
-    ring_ahead: whether the ring's u is brought into the L2 at the start.
+    ring_ahead: whether the ring's u is brought into the L2 at the start. pieces: in which the columns of a state that
+    is written are taken, two at a time.
     """
 
     rows: int
     stages: int
     warps: int
     ring_ahead: bool = False
+    pieces: int = 2
 
 
 @triton.jit
@@ -72,14 +74,15 @@ def replay_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, RING_AHEAD: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr,
-    L2NORM: tl.constexpr,
+    STAGES: tl.constexpr, RING_AHEAD: tl.constexpr, PIECES: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
+    OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of one head of one row, TILE rows of its state at a time. Grid: [HV · B], heads fastest.
 
     arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. RING_AHEAD: the
     ring's u is brought into the L2 at the start. TENSOR: state, u and inputs are bf16, and products with the state and
-    the ring run on the tensor cores. TERMS: of add_updates().
+    the ring run on the tensor cores. PIECES: columns of a state that is written are taken in these, two at a time.
+    TERMS: of add_updates().
     """
     _, head, key_head, row = program_coords(HK, HV, 1)
     ks = tl.arange(0, K)
@@ -172,18 +175,19 @@ def replay_kernel(
                 weighted = us.to(tl.float32) * weights[None, :]
             else:
                 weighted = tl.trans(us * weights[:, None])
-            HALF: tl.constexpr = K // 2
-            half = tl.arange(0, HALF)
-            left_at = state_at + state_offsets(vs, half, K, V, True)
-            ring_at = keys_at + js[:, None] * K + half[None, :]
-            left, right = tl.load(left_at), tl.load(left_at + HALF)
-            ring_left = tl.load(ring_at, mask=pending[:, None], other=0.0)
-            ring_right = tl.load(ring_at + HALF, mask=pending[:, None], other=0.0)
-            k_left, k_right = tl.load(k_at + half), tl.load(k_at + HALF + half)
-            S_new = updated(left, decay, weighted, ring_left, u, k_left, TERMS)
-            tl.store(left_at, S_new.to(state.dtype.element_ty))
-            S_new = updated(right, decay, weighted, ring_right, u, k_right, TERMS)
-            tl.store(left_at + HALF, S_new.to(state.dtype.element_ty))
+            PIECE: tl.constexpr = K // PIECES
+            for some in tl.static_range(0, PIECES, 2):  # two at a time, whose loads are all under way at once
+                columns_at = some * PIECE + tl.arange(0, PIECE)
+                left_at = state_at + state_offsets(vs, columns_at, K, V, True)
+                ring_at = keys_at + js[:, None] * K + columns_at[None, :]
+                left, right = tl.load(left_at), tl.load(left_at + PIECE)
+                ring_left = tl.load(ring_at, mask=pending[:, None], other=0.0)
+                ring_right = tl.load(ring_at + PIECE, mask=pending[:, None], other=0.0)
+                k_left, k_right = tl.load(k_at + columns_at), tl.load(k_at + PIECE + columns_at)
+                S_new = updated(left, decay, weighted, ring_left, u, k_left, TERMS)
+                tl.store(left_at, S_new.to(state.dtype.element_ty))
+                S_new = updated(right, decay, weighted, ring_right, u, k_right, TERMS)
+                tl.store(left_at + PIECE, S_new.to(state.dtype.element_ty))
 
     is_last = earlier == HV - 1
     tl.store(arrivals + slot, 0, mask=is_last)
@@ -232,6 +236,7 @@ def decode_launch(call):
             TILE=tiles.rows,
             STAGES=tiles.stages,
             RING_AHEAD=tiles.ring_ahead,
+            PIECES=tiles.pieces,
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,
