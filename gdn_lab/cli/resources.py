@@ -51,7 +51,8 @@ def cutedsl_compiled(build):
 def cutedsl_resources(build) -> Resources:
     """Return the resources of the CuTe DSL's decode kernel for the architecture in `build`."""
     alignment = "aligned" if build.aligned else "unaligned"
-    label = f"cutedsl {build.state_dtype} rows {build.rows} {alignment}{' ahead' if build.ahead else ''}"
+    tiles = f"{build.tiles} tiles of " if build.tiles > 1 else ""
+    label = f"cutedsl {build.state_dtype} {tiles}rows {build.rows} {alignment}{' ahead' if build.ahead else ''}"
     return _resources(label, build.architecture, cutedsl_compiled(build).CUBIN, 0, build.warps)
 
 

@@ -26,9 +26,10 @@ MINIMUM_VERSION = "4.8"  # of the CuTe DSL: the first release that this was trie
 class Tile(NamedTuple):
     """How the kernel is launched. ahead: it asks for its state before it waits for the kernel ahead."""
 
-    rows: int  # of the state, for a warp
+    rows: int  # of the state, for a warp at a time
     warps: int  # of a block
     ahead: bool = False
+    tiles: int = 1  # of `rows` rows that a warp takes; more than one come through shared memory
 
 
 class CuteDSLBackend(Backend):
@@ -100,8 +101,12 @@ def tile_for(heads: int, state_dtype: torch.dtype) -> Tile:
 
     Small to fill the GPU, large for bytes in flight; four warps, since blocks of one start too slowly. Chosen by times
     on an H100 and an H200 for bfloat16; for float32 the nearest in bytes of a warp. float16 takes those of bfloat16.
+    A GPU of 132 multiprocessors has room for 2,112 warps of 16 rows: four warps a head, through shared memory, keep up
+    to 528 heads in one wave.
     """
     few, most = heads <= 128, heads >= 8192
+    if 256 < heads <= 528 and state_dtype != torch.float32:
+        return Tile(16, 1, tiles=2)
     rows = 4 if few else 32 if most else 16
     if state_dtype == torch.float32 and not few:
         rows //= 2

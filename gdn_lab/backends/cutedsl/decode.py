@@ -11,6 +11,9 @@ S q, side by side, with q and k as they are; decay, norms and correction are app
 
     S k = g (S_old k)      u = beta (v - S k)      o = (S + u kᵀ) q = g (S_old q) + u (k . q)
 
+With `tiles` above 1 a warp takes as many times ROWS rows, one tile after the other. They come through shared memory, by
+bulk copies that are all under way from the start: so fewer warps have as many bytes in flight with no more registers.
+
 The launch is a programmatic dependent one: its warps are set up while the kernel before it drains, wait there for its
 results, and let the kernel after it do the same. Where a build says so, a warp asks before that wait for its state to
 be brought into the L2. The slot that it reads then may be out of date, which costs a useless prefetch and nothing else.
@@ -40,9 +43,10 @@ class Build(NamedTuple):
     num_v_heads: int
     state_dtype: str  # a key of DTYPES, as the next
     index_dtype: str
-    rows: int  # of the state, for one warp
+    rows: int  # of the state, for a warp at a time
     warps: int  # of a block; they share nothing
     ahead: bool  # the state is asked for before the wait for the kernel ahead
+    tiles: int  # of `rows` rows that a warp takes
     l2norm: bool
     aligned: bool  # each head of q and k begins at a multiple of 16 bytes
     exact: bool = True  # exponentials and logarithms; else the GPU's approximations of them
@@ -89,7 +93,7 @@ def launch_decode(
     dt_bias: cute.Tensor, state: cute.Tensor, indices: cute.Tensor, out: cute.Tensor, scale: Float32,
     build: cutlass.Constexpr, stream,
 ):  # fmt: skip
-    blocks = out.shape[0] * (out.shape[1] * (V // build.rows // build.warps))
+    blocks = out.shape[0] * (out.shape[1] * (V // build.rows // build.tiles // build.warps))
     kernel = decode_kernel(q, k, v, a, b, A_log, dt_bias, state, indices, out, scale, build)
     kernel.launch(grid=(blocks, 1, 1), block=(WARP * build.warps, 1, 1), stream=stream, use_pdl=True)
 
@@ -100,47 +104,61 @@ def decode_kernel(
     dt_bias: cute.Tensor, state: cute.Tensor, indices: cute.Tensor, out: cute.Tensor, scale: Float32,
     build: cutlass.Constexpr,
 ):  # fmt: skip
-    """Warps: [B · HV · V // rows], tiles fastest. Slot offsets are 64-bit: the strides of the tensors are."""
+    """Warps: [B · HV · PARTS], parts fastest. Slot offsets are 64-bit: the strides of the tensors are."""
     HK, HV = build.num_k_heads, build.num_v_heads
     LANES = K * state.element_type.width // 128  # that hold a row of the state
     N = K // LANES  # elements of a row in a lane
     AT_ONCE = WARP // LANES  # rows read by one load of the warp
     LOADS = build.rows // AT_ONCE
-    TILES = V // build.rows
+    PARTS = V // build.rows // build.tiles  # of a head, a warp each
+    SIZE = build.rows * K  # elements of a tile
 
     program, _, _ = arch.block_idx()
+    warp = Int32(0)
     if cutlass.const_expr(build.warps > 1):
-        program = program * build.warps + arch.make_warp_uniform(arch.warp_idx())
-    tile = program % TILES
-    head = (program // TILES) % HV
-    row = program // (TILES * HV)
+        warp = arch.make_warp_uniform(arch.warp_idx())
+        program = program * build.warps + warp
+    start = program % PARTS * (build.tiles * build.rows)  # the warp's first row
+    head = (program // PARTS) % HV
+    row = program // (PARTS * HV)
     key_head = head // (HV // HK)
 
     lane = arch.lane_idx()
     part = lane % LANES  # which N elements of a row
-    first = tile * build.rows + lane // LANES  # row of the lane's first load; the next load is AT_ONCE rows on
+    first = start + lane // LANES  # row of the lane's first load; the next load is AT_ONCE rows on
     mine = first + part // (LANES // LOADS) * AT_ONCE  # the row whose sums, v and o this lane looks after
     here = cute.assume(part * N, divby=N)
 
+    if cutlass.const_expr(build.tiles > 1):
+        buffer = arch.alloc_smem(state.element_type, build.warps * build.tiles * SIZE, 128) + warp * build.tiles * SIZE
+        barriers = arch.alloc_smem(Int64, build.warps * build.tiles, 8) + warp * build.tiles
+        if lane < build.tiles:
+            arch.mbarrier_init(barriers + lane, 1)
+        arch.mbarrier_init_fence()
+        arch.fence_proxy("async.shared", space="cta")
+        arch.sync_warp()
     if cutlass.const_expr(build.ahead):
-        prefetch_tile(state, indices, row, head, tile * build.rows, build)
+        prefetch_tile(state, indices, row, head, start, build)
     arch.griddepcontrol_wait()
     if cutlass.const_expr(build.ahead):
         arch.griddepcontrol_launch_dependents()
     slot = Int64(indices[row])
     q_raw = load_pairs(q[row, key_head, None].iterator + here, N)
     k_raw = load_pairs(k[row, key_head, None].iterator + here, N)
-    v_raw, a_raw, b_raw = v[row, head, mine], a[row, head], b[row, head]
+    v_raw = [v[row, head, mine + tile * build.rows] for tile in range(build.tiles)]
+    a_raw, b_raw = a[row, head], b[row, head]
     A, bias = A_log[head], dt_bias[head]
 
-    # A padding row reads the null slot and writes none. [N, LOADS]: what a lane holds of the tile.
+    # A padding row reads the null slot and writes none. [N, LOADS]: what a lane holds of a tile.
     live = slot >= 0
     head_state = state[select_(live, slot, Int64(0)), head, None, None].iterator
-    tile_at = cute.make_tensor(
-        head_state + cute.assume(first * K + here, divby=N), cute.make_layout((N, LOADS), stride=(1, AT_ONCE * K))
-    )
+    held = cute.make_layout((N, LOADS), stride=(1, AT_ONCE * K))
     S = cute.make_rmem_tensor((N, LOADS), state.element_type)
-    cute.autovec_copy(tile_at, S)
+    if cutlass.const_expr(build.tiles > 1):
+        if lane < build.tiles:
+            copy_tile(head_state + (start * K + lane * SIZE), buffer + lane * SIZE, SIZE, barriers + lane)
+    else:
+        cute.autovec_copy(cute.make_tensor(head_state + cute.assume(first * K + here, divby=N), held), S)
     if cutlass.const_expr(not build.ahead):
         arch.griddepcontrol_launch_dependents()
 
@@ -152,37 +170,51 @@ def decode_kernel(
         k_scale = math.rsqrt(sum_lanes(dot(k_raw, k_raw, build), LANES) + NORM_EPS, fastmath=True)
     kq = sum_lanes(dot(k_raw, q_raw, build), LANES)
 
-    rows = [pairs(S, i) for i in range(LOADS)]
-    sums = [(dot(S_row, k_raw, build), dot(S_row, q_raw, build)) for S_row in rows]
-    Sk, Sq = share_rows(sums, part, LANES)
-    u = k_scale * beta * (Float32(v_raw) - g * (k_scale * Sk))  # times k as loaded, hence the second k_scale
-    o = select_(live, q_scale * (g * Sq + u * kq), Float32(0.0))
-    if part % (LANES // LOADS) == 0:
-        out[row, head, mine] = o.to(BFloat16)
+    for tile in cutlass.range_constexpr(build.tiles):
+        if cutlass.const_expr(build.tiles > 1):
+            arch.mbarrier_wait(barriers + tile, 0)
+            staged = buffer + cute.assume(tile * SIZE + lane // LANES * K + here, divby=N)
+            cute.autovec_copy(cute.make_tensor(staged, held), S)
+        rows = [pairs(S, i) for i in range(LOADS)]
+        sums = [(dot(S_row, k_raw, build), dot(S_row, q_raw, build)) for S_row in rows]
+        Sk, Sq = share_rows(sums, part, LANES)
+        u = k_scale * beta * (Float32(v_raw[tile]) - g * (k_scale * Sk))  # times k as loaded, hence the second k_scale
+        o = select_(live, q_scale * (g * Sq + u * kq), Float32(0.0))
+        if part % (LANES // LOADS) == 0:
+            out[row, head, mine + tile * build.rows] = o.to(BFloat16)
 
-    new = cute.make_rmem_tensor((N, LOADS), Float32)
-    for i in cutlass.range_constexpr(LOADS):
-        u_row = arch.shuffle_sync(u, i * (LANES // LOADS), mask_and_clamp=(WARP - LANES) << 8 | WARP - 1)
-        for j in cutlass.range_constexpr(N // 2):
-            decayed = multiply((g, g), rows[i][j], build)
-            new[2 * j, i], new[2 * j + 1, i] = multiply_add((u_row, u_row), k_raw[j], decayed, build)
-    S.store(new.load().to(state.element_type))
-    if live:
-        cute.autovec_copy(S, tile_at)
+        new = cute.make_rmem_tensor((N, LOADS), Float32)
+        for i in cutlass.range_constexpr(LOADS):
+            u_row = arch.shuffle_sync(u, i * (LANES // LOADS), mask_and_clamp=(WARP - LANES) << 8 | WARP - 1)
+            for j in cutlass.range_constexpr(N // 2):
+                decayed = multiply((g, g), rows[i][j], build)
+                new[2 * j, i], new[2 * j + 1, i] = multiply_add((u_row, u_row), k_raw[j], decayed, build)
+        S.store(new.load().to(state.element_type))
+        target = head_state + cute.assume((first + tile * build.rows) * K + here, divby=N)
+        if live:
+            cute.autovec_copy(S, cute.make_tensor(target, held))
 
 
 # Below, traced as the Python it is: lists and pairs become registers.
 
 
+def copy_tile(source, target, elements, barrier):
+    """Begin to copy `elements` from memory to shared memory; `barrier` completes when they are there. For one lane."""
+    nbytes = elements * source.dtype.width // 8
+    arch.mbarrier_arrive_and_expect_tx(barrier, nbytes)
+    copy = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{$r0}], [{$r1}], {$r2}, [{$r3}];"
+    arch.inline_ptx(copy, read_only_args=[target.toint(), source.toint(), Int32(nbytes), barrier.toint()])
+
+
 def prefetch_tile(state, indices, row, head, first, build):
-    """Ask for the 128-byte lines of build.rows rows of a head's state, a line for each lane, from `first` on.
+    """Ask for the 128-byte lines of a warp's rows of a head's state, from row `first` on, a line for each lane.
 
     The index bypasses the L1, so that the load after the wait finds nothing old there. One that is no slot counts as 0.
     """
     index = Int64(arch.load(indices.iterator + row, indices.element_type, cop="cg"))
     slot = select_((index >= 0) & (index < state.shape[0]), index, Int64(0))
     line = 1024 // state.element_type.width  # elements
-    lines = build.rows * K // line
+    lines = build.rows * build.tiles * K // line
     at = state[slot, head, None, None].iterator + (first * K + arch.lane_idx() % lines * line)
     for part in range(0, lines, WARP):
         arch.prefetch((at + part * line).to_llvm_ptr(), cache_level="L2")
