@@ -138,8 +138,7 @@ def test_advice_measures_nothing_and_answers(tmp_path, monkeypatch):
     assert "Nothing is timed here" in text and "if all of them verify 4 draft tokens at once" in text
 
 
-@pytest.mark.parametrize("raised, status", [("ValueError('too few')", "failed"), ("KeyboardInterrupt", "interrupted")])
-def test_a_cell_that_raises_ends_the_run(raised, status, tmp_path, monkeypatch, caplog):
+def test_a_cell_that_raises_ends_the_run(tmp_path, monkeypatch, caplog):
     """In the middle of a committed notebook, after begin(): the cells behind it do not run, and run.json says why."""
     caplog.set_level(logging.CRITICAL, "papermill")
     folder = tmp_path / "run"
@@ -147,7 +146,10 @@ def test_a_cell_that_raises_ends_the_run(raised, status, tmp_path, monkeypatch, 
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
     book = nbformat.read(notebook.ROOT / "notebooks" / "01_pool_layouts.ipynb", as_version=4)
     place = next(n for n, cell in enumerate(book.cells) if "notebook.begin(" in cell.source)
-    book.cells[place + 1 :] = [nbformat.v4.new_code_cell(f"raise {raised}"), nbformat.v4.new_code_cell("run.finish()")]
+    book.cells[place + 1 :] = [
+        nbformat.v4.new_code_cell("raise KeyboardInterrupt"),
+        nbformat.v4.new_code_cell("run.finish()"),
+    ]
     nbformat.write(book, tmp_path / "in.ipynb")
     with pytest.raises(PapermillExecutionError):
         papermill.execute_notebook(
@@ -155,7 +157,7 @@ def test_a_cell_that_raises_ends_the_run(raised, status, tmp_path, monkeypatch, 
             cwd=notebook.ROOT, progress_bar=False,
         )  # fmt: skip
     run, rows = load(folder)
-    assert run["status"] == status and rows == [] and run["rows"] == 0 and run["end_utc"]
+    assert run["status"] == "interrupted" and rows == [] and run["rows"] == 0 and run["end_utc"]
 
 
 def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, caplog):
@@ -206,6 +208,24 @@ def test_by_hand_a_run_folder_is_made(tmp_path, monkeypatch, capsys):
     assert run.folder.parent == tmp_path / "runs" and run.info["command"] is None
     assert run.info["parameters"] == {"model": "qwen3.5-397b-a17b", "tp": 1, "samples": 0}
     assert f"Results of this run: runs/{run.folder.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "before, inside, status",
+    [
+        (None, ValueError("too few"), "failed"),
+        (SyntaxError("no cell"), None, "failed"),
+        (None, KeyboardInterrupt(), "interrupted"),
+        (None, None, "running"),
+    ],
+)
+def test_how_a_cell_ended_is_how_the_run_ended(before, inside, status, tmp_path, monkeypatch):
+    called = {}
+    shell = SimpleNamespace(events=SimpleNamespace(register=called.__setitem__))
+    monkeypatch.setattr(notebook, "get_ipython", lambda: shell)
+    run = begin(tmp_path, monkeypatch)
+    called["post_run_cell"](SimpleNamespace(error_before_exec=before, error_in_exec=inside))
+    assert load(run.folder)[0]["status"] == status
 
 
 def test_in_batch_the_given_folder_is_used_and_the_command_recorded(tmp_path, monkeypatch):
