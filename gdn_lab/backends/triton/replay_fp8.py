@@ -269,7 +269,7 @@ def fp8_tiles(rows: int, shape, programs: int) -> Fp8Tiles:
     most = V & -V  # the largest power of two in it
     enough = rows * shape.num_v_heads // (WAVES * programs)
     heads = max(n for n in range(1, group + 1) if group % n == 0 and n <= max(1, enough))
-    splits = 1 if rows >= 256 else min(4, most // 16)
+    splits = min(2 if rows >= 256 else 4, most // 16)
     return Fp8Tiles(min(128, most), heads, 2, 4, min(128, most), 16, splits, 2, 1, 8)
 
 
