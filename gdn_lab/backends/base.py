@@ -281,6 +281,13 @@ def multiprocessors(device: torch.device) -> int:
     return 132 if _assumed_capability else torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a GPU, of an assumed GPU an H100's 80 GB; 0 of a CPU."""
+    if device.type != "cuda":
+        return 0
+    return 80 * 10**9 if _assumed_capability else torch.cuda.get_device_properties(device).total_memory
+
+
 @contextlib.contextmanager
 def assumed_capability(major: int, minor: int = 0):
     """Inside, every device has this compute capability: for compiling what another GPU would launch."""

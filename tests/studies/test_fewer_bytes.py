@@ -95,3 +95,9 @@ def test_the_recorded_run_answers():
     run, rows = analysis.recorded_rows("h200")
     assert run["recorded_on"] == "h200" and len(analysis.rings(rows)) == 4
     assert analysis.recorded_answers(rows)[0].startswith("At B = 512 triton/replay, ring of 32 takes 386 µs")
+
+
+def test_every_change_in_place_has_a_measurement_and_a_verdict():
+    table = analysis.in_place_table()
+    assert list(table["for"].unique()) == ["large", "small", "step"]
+    assert (table[["change", "measured", "verdict"]].map(len) > 2).all(axis=None)

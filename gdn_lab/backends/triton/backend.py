@@ -133,6 +133,7 @@ class TritonBackend(Backend):
         if variant.ring:
             return (replay_fp8 if call.state_dtype is FP8 else replay).decode_launch(call)
         k_last, overlap = variant.layout == "VK", variant.name == "vk" and can_overlap(call.device)
+        of_h200 = call.state_dtype.itemsize == 2 and recurrent.is_h200(call.device)
         fixed = {"kv8": Tile(8, 1), "kv32": Tile(32, 1)}.get(variant.name)
         dims, HV = call.shape.dims, call.shape.num_v_heads
 
@@ -152,6 +153,8 @@ class TritonBackend(Backend):
 
         def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
             tile = fixed or recurrent.decode_tile(q.shape[0] * HV, overlap)
+            if of_h200 and not fixed:
+                tile = recurrent.h200_tile(tile)
             if call.stochastic:
                 tile = recurrent.stochastic_tile(tile)
             (q_row, q_head, _), (k_row, k_head, _), (v_row, v_head, _) = q.stride(), k.stride(), v.stride()

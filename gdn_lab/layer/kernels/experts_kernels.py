@@ -290,6 +290,7 @@ def down_kernel(
     h as gate_up_kernel writes it; w [experts, H, inner], w_scale [.., ceil(H / 128), ceil(inner / 128)]; y [rows, H]
     bf16. With FP8 h is quantised here, a scale for each row and 128 of inner. WHOLE: inner is BLOCK_K, and the loop is
     over tiles of the weight, contiguous in memory. Otherwise tiles is 1, and the loop is over inner, BLOCK_K at a time.
+    Of a WHOLE weight y is asked to stay in the L2, while other weights pass through it: combine_kernel reads it next.
     """
     slot = tl.program_id(1)
     # Written two kernels ago, and weights never change: both may be read before the wait
@@ -323,7 +324,8 @@ def down_kernel(
             product = dot(tl.load(w_at + tile * TILE * inner), h_q, zero)
             if FP8:
                 product *= (h_s * tl.load(w_s_at + (first + tile) * TILE // BLOCK))[None, :]
-            tl.store(y_at + tile * TILE, narrow(product, tl.bfloat16, 7), mask=live[None, :])
+            y_tile = y_at + tile * TILE
+            tl.store(y_tile, narrow(product, tl.bfloat16, 7), mask=live[None, :], eviction_policy="evict_last")
     else:
         total = zero
         for block in range(0, inner // BLOCK_K):
