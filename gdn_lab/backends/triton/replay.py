@@ -23,23 +23,17 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import EPS, INTERPRETED, log_decay, prefetch_lines, program_coords, sigmoid, state_offsets
+from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
 from .replay_fold import add_updates, arrive, decays_after, terms
 
 
 class ReplayTiles(NamedTuple):
-    """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows.
-
-    ring_ahead: whether the ring's u is brought into the L2 at the start. pieces: in which the columns of a state that
-    is written are taken, two at a time.
-    """
+    """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows."""
 
     rows: int
     stages: int
     warps: int
-    ring_ahead: bool = False
-    pieces: int = 2
 
 
 @triton.jit
@@ -74,15 +68,13 @@ def replay_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, RING_AHEAD: tl.constexpr, PIECES: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
-    OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
+    STAGES: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of one head of one row, TILE rows of its state at a time. Grid: [HV · B], heads fastest.
 
-    arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. RING_AHEAD: the
-    ring's u is brought into the L2 at the start. TENSOR: state, u and inputs are bf16, and products with the state and
-    the ring run on the tensor cores. PIECES: columns of a state that is written are taken in these, two at a time.
-    TERMS: of add_updates().
+    arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. TENSOR:
+    state, u and inputs are bf16, and products with the state and the ring run on the tensor cores. TERMS: of
+    add_updates().
     """
     _, head, key_head, row = program_coords(HK, HV, 1)
     ks = tl.arange(0, K)
@@ -111,12 +103,6 @@ def replay_kernel(
     v_at = v + row * v_row + head * v_head
     v_next = tl.load(v_at + rows)
     u_at = corrections + (slot * HV + head) * (C * V)
-    if RING_AHEAD:
-        EACH: tl.constexpr = 128 * 8 // corrections.dtype.element_ty.primitive_bitwidth  # elements of a line
-        LINES: tl.constexpr = V // EACH
-        lines = tl.arange(0, C * LINES)
-        ahead_js = tl.minimum(tl.maximum(lines // LINES, first), tl.maximum(end - 1, first))
-        prefetch_lines((u_at + tl.minimum(ahead_js, C - 1) * V + lines % LINES * EACH).to(tl.int64))
     pending = (js >= first) & (js < end)
     ring = tl.load(keys_at + js[:, None] * K + ks[None, :], mask=pending[:, None], other=0.0)
     after, total = decays_after(decays_at, first, end, C)
@@ -175,19 +161,18 @@ def replay_kernel(
                 weighted = us.to(tl.float32) * weights[None, :]
             else:
                 weighted = tl.trans(us * weights[:, None])
-            PIECE: tl.constexpr = K // PIECES
-            for some in tl.static_range(0, PIECES, 2):  # two at a time, whose loads are all under way at once
-                columns_at = some * PIECE + tl.arange(0, PIECE)
-                left_at = state_at + state_offsets(vs, columns_at, K, V, True)
-                ring_at = keys_at + js[:, None] * K + columns_at[None, :]
-                left, right = tl.load(left_at), tl.load(left_at + PIECE)
-                ring_left = tl.load(ring_at, mask=pending[:, None], other=0.0)
-                ring_right = tl.load(ring_at + PIECE, mask=pending[:, None], other=0.0)
-                k_left, k_right = tl.load(k_at + columns_at), tl.load(k_at + PIECE + columns_at)
-                S_new = updated(left, decay, weighted, ring_left, u, k_left, TERMS)
-                tl.store(left_at, S_new.to(state.dtype.element_ty))
-                S_new = updated(right, decay, weighted, ring_right, u, k_right, TERMS)
-                tl.store(left_at + PIECE, S_new.to(state.dtype.element_ty))
+            HALF: tl.constexpr = K // 2
+            half = tl.arange(0, HALF)
+            left_at = state_at + state_offsets(vs, half, K, V, True)
+            ring_at = keys_at + js[:, None] * K + half[None, :]
+            left, right = tl.load(left_at), tl.load(left_at + HALF)
+            ring_left = tl.load(ring_at, mask=pending[:, None], other=0.0)
+            ring_right = tl.load(ring_at + HALF, mask=pending[:, None], other=0.0)
+            k_left, k_right = tl.load(k_at + half), tl.load(k_at + HALF + half)
+            S_new = updated(left, decay, weighted, ring_left, u, k_left, TERMS)
+            tl.store(left_at, S_new.to(state.dtype.element_ty))
+            S_new = updated(right, decay, weighted, ring_right, u, k_right, TERMS)
+            tl.store(left_at + HALF, S_new.to(state.dtype.element_ty))
 
     is_last = earlier == HV - 1
     tl.store(arrivals + slot, 0, mask=is_last)
@@ -200,10 +185,9 @@ def replay_tiles(heads: int, tensor: bool, V: int) -> ReplayTiles:
 
     Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner.
     """
-    most = V & -V  # the largest power of two in it
     if not tensor:
         return ReplayTiles(16, 3, 2)
-    return ReplayTiles(16, 3, 1, ring_ahead=V == most >= 64) if heads >= 8192 else ReplayTiles(min(64, most), 2, 2)
+    return ReplayTiles(16, 3, 1) if heads >= 8192 else ReplayTiles(min(64, V & -V), 2, 2)
 
 
 def decode_launch(call):
@@ -235,8 +219,6 @@ def decode_launch(call):
             C=ring.updates,
             TILE=tiles.rows,
             STAGES=tiles.stages,
-            RING_AHEAD=tiles.ring_ahead,
-            PIECES=tiles.pieces,
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,
