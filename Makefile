@@ -103,10 +103,10 @@ capture-scrub: $(READY)  ## copy the trace CAPTURE=file without its private data
 	@$(GDN_LAB) scrub "$$CAPTURE" $${OUT:+"$$OUT"}
 
 test: $(READY)  ## set up, then run the tests that need no GPU
-	@$(IN_VENV) -m pytest -m "not gpu and not browser and not exhaustive" -n auto --maxprocesses 4 $(ARGS)
+	@$(IN_VENV) -m pytest -m "not gpu and not browser and not exhaustive" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-all: $(READY)  ## those, and every kernel compiled at every size: ten minutes more
-	@$(IN_VENV) -m pytest -m "not gpu and not browser" -n auto --maxprocesses 4 $(ARGS)
+	@$(IN_VENV) -m pytest -m "not gpu and not browser" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
 	@$(IN_VENV) -m pytest -m "gpu and not alone" --no-skips -n auto --maxprocesses 12 $(ARGS) || [ $$? -eq 5 ]
