@@ -19,6 +19,7 @@ def test_each_run_that_compares_configurations_has_a_line(tmp_path):
     assert servers_table(tmp_path) == ""
     record(tmp_path, "09_serving", serving_rows())
     record(tmp_path, "09_serving_two", serving_rows(("before-32", "best"), (8, 64), tp=2, model="qwen3.5-27b"))
+    record(tmp_path, "09_serving_two_short", serving_rows(("before", "best"), (64,), tp=2, model="qwen3.5-27b"))
     record(tmp_path, "09_serving_drafts", serving_rows(("best",), (8,), draft_tokens=(4,)))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in servers_table(tmp_path).splitlines()[2:]]
     assert [line[:3] for line in lines] == [

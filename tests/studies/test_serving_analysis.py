@@ -185,3 +185,33 @@ def test_recorded_serving_is_of_the_same_model_and_tp_or_none(data):
         "No serving of qwen3.5-27b at tp 1 with fp8 weights is recorded on H100; recorded are qwen3.5-35b-a3b at tp 1 "
         "and qwen3.5-35b-a3b at tp 2."
     )
+
+
+def test_conditions_say_where_best_defers_its_writes():
+    rows = serving_rows(("before-32", "best"), (8, 64))
+    for row in rows:
+        if (row.get("configuration"), row.get("concurrency")) == ("best", 64):
+            row.update(backend="triton", variant="replay")
+    assert ServingRows(rows, RUN).conditions().endswith(" · best decodes with triton/replay at C = 64")
+    assert "decodes with" not in ServingRows(serving_rows(("before-32", "best"), (8, 64)), RUN).conditions()
+
+
+def test_what_prompts_add_to_mixed_steps_is_time_of_prefill():
+    def found(kind, more):
+        rows = serving_rows(("best",), (64,))
+        columns = next(row for row in rows if row.get("type") == "steps")
+        at = [number for number, each in enumerate(columns["kind"]) if each == "decode"][:3]
+        for number in at:
+            columns["kind"][number] = kind
+            columns["gpu_us"][number] += more
+        point = ServingRows(rows, RUN).points["best", 64]
+        made = sum(
+            batch for each, batch in zip(point.steps["kind"], point.steps["batch"], strict=True) if each != "prefill"
+        )
+        return tpot.breakdown(point), sum(columns["batch"][number] for number in at) / made
+
+    usual, share = found("decode", 0.0)
+    mixed, _ = found("mixed", 1000.0)
+    added = mixed["prefill between steps"] - usual["prefill between steps"]
+    assert added == pytest.approx(1000 * share, rel=0.05) and share > 0
+    assert sum(mixed.values()) == pytest.approx(sum(usual.values()))

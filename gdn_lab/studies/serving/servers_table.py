@@ -10,17 +10,21 @@ SHOWN = ("before", "before-32", "after", "best")
 
 
 def servers_table(data: Path = DATA) -> str:
-    """Markdown: a line for each recorded run that compares configurations, at its largest concurrency; "" for none."""
+    """Markdown: a line for each recorded server of several configurations, at its largest concurrency; "" for none.
+
+    Of several runs of one model on as many GPUs of one kind, the one with the most points.
+    """
     from .serving_rows import ServingRows
 
-    lines = []
+    found: dict[tuple, list] = {}
     for gpu, folder in recorded_runs(data):
         if not folder.startswith(NOTEBOOK):
             continue
         run, rows = measured(gpu, folder, data)
         served = ServingRows(rows, run)
         if len(served.configurations) > 1:
-            lines.append(_line(served))
+            found.setdefault((gpu, served.first["model"], served.first["ranks"]), []).append(served)
+    lines = [_line(max(runs, key=lambda each: len(each.points))) for runs in found.values()]
     if not lines:
         return ""
     head = ["model", "GPUs", "C", *(f"{name}, ms" for name in SHOWN), "tokens/s of best"]

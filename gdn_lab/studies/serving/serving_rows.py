@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from ...engine.row_log import REQUEST_FIELDS, STEP_FIELDS
 from ...layer.configurations import CONFIGURATIONS
 from ...report.recorded import titled
-from ...report.text import device_name
+from ...report.text import device_name, listed
 
 PHASE = "serving"
 RUN, PART, STEPS, REQUESTS, CHECK = "run", "part", "steps", "requests", "check"
@@ -169,7 +169,19 @@ class ServingRows:
         return (
             f"{self.place()} · whole model with random weights, {row['precision']}, {row['state_dtype']} state"
             f" · closed loop, {row['input_tokens_each']} tokens in and {row['output_tokens_each']} out each"
-            f" · all-reduce: {self._all_reduces()}"
+            f" · all-reduce: {self._all_reduces()}{self._deferred()}"
+        )
+
+    def _deferred(self) -> str:
+        """ " · best decodes with triton/replay at C = 256", where recorded times chose that over its own."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for (name, concurrency), point in self.points.items():
+            decode = f"{point.run['backend']}/{point.run['variant']}"
+            if name in CONFIGURATIONS and decode == CONFIGURATIONS[name].deferred:
+                found.setdefault((name, decode), []).append(concurrency)
+        return "".join(
+            f" · {name} decodes with {decode} at C = {listed(str(each) for each in sorted(some))}"
+            for (name, decode), some in found.items()
         )
 
     def _all_reduces(self) -> str:
