@@ -25,7 +25,7 @@ PROCESSES = {
     "verify, replay and several ranks": {
         "verify_interpreter_cases.py": 45,
         "replay_interpreter_cases.py": 15,
-        "replay_fp8_interpreter_cases.py": 3,
+        "replay_fp8_interpreter_cases.py": 20,
         "all_reduce_interpreter_cases.py": 16,
         "model_interpreter_cases.py": 2,
         "sampling_interpreter_cases.py": 2,
