@@ -105,7 +105,7 @@ capture-scrub: $(READY)  ## copy the trace CAPTURE=file without its private data
 test: $(READY)  ## set up, then run the tests that need no GPU
 	@$(IN_VENV) -m pytest -m "not gpu and not browser and not exhaustive" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-test-all: $(READY)  ## those, and every kernel compiled at every size: ten minutes more
+test-all: $(READY)  ## those, and every kernel compiled at every size, which takes minutes more
 	@$(IN_VENV) -m pytest -m "not gpu and not browser" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
