@@ -22,9 +22,9 @@ def fake(monkeypatch):
     """serve_ranks with the fake model; the keyword arguments that models were built with."""
     built = []
 
-    def model(weights, name, **arguments):
-        built.append(arguments | {"name": name})
-        if name == "before":
+    def model(weights, entry, **arguments):
+        built.append(arguments | {"name": entry.name})
+        if entry.name == "before":
             raise ValueError("configuration: before needs a GPU")
         sizes = {"max_batch", "slots", "pages", "page_size", "max_length"} & set(arguments)
         return FakeModel(**{size: arguments[size] for size in sizes}, sizes=arguments["batch_sizes"])

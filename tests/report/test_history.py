@@ -33,7 +33,7 @@ def test_headlines_are_of_graph_replay_in_place_whole_steps_and_serving():
     }
 
 
-@pytest.mark.parametrize("folder", ["02_decode_kernels", "03_decode_step", "06_prefill", "09_serving"])
+@pytest.mark.parametrize("folder", ["02_decode_kernels", "03_decode_step", "06_prefill", "09_serving_tp2"])
 def test_recorded_runs_have_headlines(folder):
     assert history.of_run(*measured("h200", folder))["headlines"]
 
