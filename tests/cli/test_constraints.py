@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+import sysconfig
 import tomllib
-from importlib.metadata import distributions
+from importlib import metadata
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from gdn_lab.cli.run import ROOT
 
 PINS = constraints.pinned()
 DIRECT = [each for needed in constraints.requirements().values() for each in needed]
+FOLDERS = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
 own_torch = pytest.mark.skipif(
     torch.__version__.partition("+")[0] != PINS["torch"][0], reason="this environment has a torch of its own"
 )
@@ -25,6 +27,11 @@ def test_every_requirement_is_pinned_to_one_version_and_that_is_the_constraint()
     for requirement in DIRECT:
         (pin,) = requirement.specifier
         assert (pin.operator, pin.version) == ("==", PINS[canonicalize_name(requirement.name)][0]), requirement
+
+
+def distributions():
+    """What pip has installed; not what setuptools carries along and adds to sys.path when it is imported."""
+    return metadata.distributions(path=FOLDERS)
 
 
 @own_torch
