@@ -1,13 +1,13 @@
 """gdn-lab check with --calls, --seconds or --call: random calls in several processes; and with --sanitize."""
 
-import json
 import os
 import selectors
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 
-from ..cluster.code import code_id
+from ..report.random_calls import FOLDER
 from .errors import BatchError, UsageError
 
 PARALLEL = 4  # processes on a GPU, at most: each spends most of its time in launching, and they take turns on the GPU
@@ -22,8 +22,26 @@ def random_calls(request: dict, arguments) -> int:
     last = arguments.call + 1 if one else ENDLESS if arguments.calls is None else arguments.calls
     first, seconds = (arguments.call if one else 0), arguments.seconds if arguments.seconds is not None else 1e9
     processes = 1 if one else arguments.processes or default_processes()
-    began, totals, failures, refusals, commit = time.monotonic(), {}, [], {}, code_id()
-    for message in merged(request, first, last, seconds, processes):
+    with kept(arguments) as run:
+        return counted(merged(request, first, last, seconds, processes), arguments, run)
+
+
+def kept(arguments):
+    """A Run that takes the rows, or without --runs nothing."""
+    if arguments.runs is None:
+        return nullcontext()
+    from ..bench.results import Run
+
+    words = ("judged", "calls", "seconds", "call", "processes")
+    parameters = {word: getattr(arguments, word) for word in words}
+    command = f"gdn-lab check {' '.join(arguments.judged)}"
+    return Run.create(FOLDER, parameters, root=arguments.runs, command=command, seed=arguments.seed)
+
+
+def counted(messages, arguments, run) -> int:
+    """Count the rows of all processes, keep them in `run` if there is one, and print what they say."""
+    began, totals, failures, refusals = time.monotonic(), {}, [], {}
+    for message in messages:
         if "usage" in message:
             print(message["shown"], end="", file=sys.stderr)
             raise UsageError(message["usage"])
@@ -32,10 +50,9 @@ def random_calls(request: dict, arguments) -> int:
         elif "refusal" in message.get("row", {}):
             refusals[message["row"]["variant"]] = message["row"]["refusal"]
         elif "row" in message:
-            row = message["row"] | {"commit": commit}
-            if arguments.rows:
-                with open(arguments.rows, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+            row = message["row"]
+            if run is not None:
+                run.append({"status": "fact", "phase": "decode"} | row)
             counts = totals.setdefault(row["variant"], {"calls": 0, "failed": 0, "refused": 0})
             for name in counts:
                 counts[name] += row[name]

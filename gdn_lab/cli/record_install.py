@@ -29,13 +29,13 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
     recorded = {name for study in studies() for name in study.records}
     finished = {job.study: folder / "jobs" / job_id for job_id, job in jobs.items() if done.get(job_id) in RIGHT}
     for name, place in finished.items():
-        if name in recorded:
+        if name == CALLS:
+            written.append(_run(place, measured / name))
+        elif name in recorded:
             written.append(_run(place, measured / name))
             runs[name] = history.of_run(*load(measured / name))
         elif name == SANITIZE:
             written += [_copy(path, measured / SANITIZE / path.name) for path in sorted(place.glob("*-*.log"))]
-        elif name == CALLS:
-            written.append(_copy(place / ROWS, measured / CALLS / ROWS))
         elif name == TESTS:
             written.append(_tail(place / "log.txt", measured / TESTS / "test-gpu.log"))
     if runs and not _known(runs, history.read(root / "data", gpu)):

@@ -1,6 +1,5 @@
 """The pieces of a whole record of one GPU: every notebook, the tests on a GPU, random calls, and the sanitizer."""
 
-from ..cluster.gather import ROWS
 from ..cluster.job import FOLDER, PYTHON, Job
 from ..report.history import last_seconds
 from ..report.random_calls import FOLDER as CALLS
@@ -18,7 +17,7 @@ SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
 MAKE = f'make READY= IN_VENV={PYTHON} GDN_LAB="{PYTHON} -m gdn_lab"'
 SHELL = {
     TESTS: f"{MAKE} test-gpu || exit 1",
-    CALLS: f"{PYTHON} -m gdn_lab check ours --calls 100000 --rows {FOLDER}/{ROWS}",
+    CALLS: f"{PYTHON} -m gdn_lab check ours --calls 100000 --runs {FOLDER}",
     SANITIZE: f"{MAKE} -k -j 8 sanitize; status=$?; cp runs/sanitize/*.log {FOLDER}/; [ $status -eq 0 ]",
 }
 

@@ -40,7 +40,7 @@ VERIFY_FLAGS = {  # update_state, with intermediate states
 
 
 def groups() -> list[str]:
-    """Return the names of the groups: the installed backends that launch kernels, and "step"."""
+    """Return the names of the groups: backends that are installed and launch kernels, and "step"."""
     return [r.name for r in backends() if r.installed and any(v.role != "eager" for v in r.variants)] + ["step"]
 
 

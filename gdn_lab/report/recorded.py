@@ -91,8 +91,8 @@ def titled(title: str, run: dict | None, rows: list[dict], on_cpu: bool = False)
 
 
 def recorded_runs(data: Path = DATA) -> list[tuple[str, str]]:
-    """(GPU, notebook) of every recorded run: the folders of <data>/measured that hold a run.json."""
-    return sorted((file.parts[-3], file.parts[-2]) for file in (data / "measured").glob("*/*/run.json"))
+    """(GPU, folder) of every recorded run of a notebook: folders of <data>/measured with its number and a run.json."""
+    return sorted((file.parts[-3], file.parts[-2]) for file in (data / "measured").glob("*/[0-9][0-9]_*/run.json"))
 
 
 def recorded_gpus(data: Path = DATA) -> list[str]:

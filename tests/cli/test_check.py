@@ -1,12 +1,12 @@
 """gdn-lab check: a line for each check, a verdict, exit status 0, 1 or 2, and how to repeat a call that failed."""
 
-import json
 import re
 
 import pytest
 import torch
 from planted_kernels import PLANTED, Planted
 
+from gdn_lab.bench.run_folder import load
 from gdn_lab.cli.main import main
 from gdn_lab.judge import apart
 from gdn_lab.judge.answers import answer
@@ -83,12 +83,13 @@ def test_an_error_in_the_file(here, kernel_file, capsys):
 
 def test_random_calls_and_how_to_repeat_one(kernel_file, capsys, tmp_path):
     path = kernel_file(PLANTED["padding only where the index is -1"].source())
-    rows = tmp_path / "rows.jsonl"
-    assert main(["check", str(path), "--calls", "200", "--seed", "5", "--rows", str(rows), "--processes", "2"]) == 1
+    runs = tmp_path / "runs"
+    assert main(["check", str(path), "--calls", "200", "--seed", "5", "--runs", str(runs), "--processes", "2"]) == 1
     out = capsys.readouterr().out
     found = re.search(r"repeat it with: gdn-lab check (\S+) --seed 5 --call (\d+)", out)
     assert found and found[1] == str(path) and f"call {found[2]}: " in out
-    kept = [json.loads(line) for line in rows.read_text().splitlines()]
+    info, kept = load(runs / "latest")
+    assert info["status"] == "complete" and info["parameters"]["calls"] == 200 and "torch" in info["environment"]
     assert {row["shares"] for row in kept} == {2} and {row["first"] for row in kept} <= {0, 1}
     assert sum(row["failed"] for row in kept) >= 1 and {row["variant"] for row in kept} == {"planted/vk"}
     assert main(["check", str(path), "--seed", "5", "--call", found[2]]) == 1
