@@ -30,7 +30,7 @@ WRONG = {("h200", "10_drift"): {"triton/vk float16 stochastic"}}
 # Runs that were stopped by a time limit; the rows that they have are whole.
 STOPPED = {
     ("h100", "06_prefill_tp1"): "running",  # all workloads at tp 1, one at tp 8
-    ("h200", "11_accuracy"): "interrupted",  # nine cases: paths, padding, gates, bfloat16
+    ("h200", "11_accuracy"): "interrupted",  # all cases but five: 3,072 tokens, fla's prefill
 }
 
 
@@ -173,7 +173,7 @@ def test_recorded_prefill_is_ahead_of_fla_and_of_the_detour(gpu):
 
 @pytest.mark.parametrize("gpu", gpus("11_accuracy"))
 def test_recorded_answers_are_of_the_checkpoint_and_allow_their_claims(gpu):
-    """Of the checkpoint in data/trained; float32 answers nine in ten; what must hurt does, by McNemar's test."""
+    """Of the checkpoint in data/trained; float32 answers 95 %; what must hurt does, by McNemar's test."""
     run, rows = recorded.measured(gpu, "11_accuracy")
     answered = AccuracyRows(rows, run)
     digest = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
@@ -181,7 +181,7 @@ def test_recorded_answers_are_of_the_checkpoint_and_allow_their_claims(gpu):
     assert all(len(kinds[ALL]) >= 1000 for kinds in answered.right.values())
     first = answered.cases[0]
     for path in ("prefill", "decode", "verify"):
-        assert answered.interval(first._replace(path=path)).low > 0.9, path
+        assert answered.interval(first._replace(path=path)).low > 0.95, path
     adjusted = answered.adjusted()
     for shortcut in (UNGUARDED, NO_DT_BIAS):
         (case,) = (case for case in adjusted if case.shortcut == shortcut)
