@@ -96,10 +96,11 @@ class LayerWeights(NamedTuple):
 class Projection:
     """y = x Wᵀ for few rows: bf16 [rows, N], rows a multiple of 16. by: what computes it, "torch" or "triton".
 
-    workspace: for what the product keeps while it runs. A call allocates its result unless it is given `out`.
+    workspace: for what the product keeps while it runs, under `name`, as Scratch.of(). A call allocates its result
+    unless it is given `out`.
     """
 
-    def __init__(self, weight: Linear, kernels: Kernels, rows: int, workspace: Workspace | None = None):
+    def __init__(self, weight: Linear, kernels: Kernels, rows: int, workspace: Workspace | None = None, name: str = ""):
         self.weight, self.overlap, self.by = weight, kernels.overlap, "torch"
         fp8 = weight.scale is not None
         if kernels.elementwise is layer_reference:
@@ -108,7 +109,7 @@ class Projection:
         from .kernels.projections import Scratch, linear, worth_it
 
         if fp8 and not kernels.torch_fp8 or kernels.fused and worth_it(rows, *weight.data.shape):
-            self.linear, self.scratch, self.by = linear, Scratch.of(rows, weight, workspace), "triton"
+            self.linear, self.scratch, self.by = linear, Scratch.of(rows, weight, workspace, name), "triton"
             self.run = self._triton
         elif fp8:
             # [N / 128, K / 128] with rows padded to a multiple of 4, given transposed: cuBLAS's form
@@ -239,10 +240,11 @@ class GDNLayer:
         self.channels = shape.conv_dim, HV * V
         self.forget()
         rows = len(self.normed.y)
-        self.in_qkvz, self.in_ba, self.out = (
-            Projection(weight, kernels, rows, workspace)
-            for weight in (weights.in_qkvz, Linear(weights.in_ba), weights.out)
+        self.in_qkvz, self.out = (
+            Projection(weight, kernels, rows, workspace) for weight in (weights.in_qkvz, weights.out)
         )
+        # joined, it runs beside in_qkvz and must share nothing with it
+        self.in_ba = Projection(Linear(weights.in_ba), kernels, rows, workspace, "in_ba ")
         self.joined = kernels.fused and sequences is None and self.in_ba.by == "triton" and can_join(rows, 2 * HV)
         self.gdn = partial(
             ops.decode,

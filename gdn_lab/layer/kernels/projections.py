@@ -187,10 +187,11 @@ class Scratch(NamedTuple):
     arrived: torch.Tensor  # [tiles] int32, zero between calls
 
     @classmethod
-    def of(cls, rows: int, weight: Linear, workspace: Workspace | None = None) -> "Scratch | None":
+    def of(cls, rows: int, weight: Linear, workspace: Workspace | None = None, name: str = "") -> "Scratch | None":
         """Buffers for products of `rows` rows with `weight`, or None if they need none.
 
-        Products that run one after the other may share a workspace: each waits for the one before it.
+        Products that run one after the other may share a workspace: each waits for the one before it. One that does
+        not wait has a name of its own.
         """
         N, K = weight.data.shape
         t = tiling(rows, N, K, weight.scale is not None)
@@ -198,8 +199,8 @@ class Scratch(NamedTuple):
             return None
         tiles = triton.cdiv(N, t.tile) * triton.cdiv(rows, t.block_m)
         take = (workspace or Workspace(weight.data.device)).take
-        parts = take("partial products", t.split, rows, N, dtype=torch.float32)
-        return cls(parts, take("arrived", tiles, dtype=torch.int32))
+        parts = take(f"{name}partial products", t.split, rows, N, dtype=torch.float32)
+        return cls(parts, take(f"{name}arrived", tiles, dtype=torch.int32))
 
 
 def linear(
