@@ -76,6 +76,7 @@ def _point(serve, name, concurrency, tp, model, toy, tokens, acceptance, output)
     first = 0.05
     finished = first + tpot * (output - 1) / 1e6
     start, columns = first, {field: [] for field in FIELDS}
+    _step(columns, "prefill", concurrency, concurrency * output // 4, 1e6 * first, 0.0, 0.0)
     for index in range(steps):
         if index == steps // 2 and prefill:
             _step(columns, "prefill", 1, 64, prefill - gap, start, gap)

@@ -5,6 +5,7 @@ import json
 import pytest
 from synthetic_serving import GDN, RUN, part_us, refused, serving_rows
 
+from gdn_lab.report.recorded import measured
 from gdn_lab.report.style import title_of
 from gdn_lab.studies.serving import analysis, figures, recorded_serving, sentences, tpot
 from gdn_lab.studies.serving.serving_rows import Point, ServingRows
@@ -51,6 +52,29 @@ def test_only_requests_with_a_first_token_wait_for_prompts():
     prompts = [("prefill", 1, 40.0, 0.0, 40e-6), ("prefill", 1, 20.0, 40e-6, 60e-6)]
     means = tpot.steps(a_point([*prompts, ("decode", 5, 100.0, 60e-6, 160e-6), ("prefill", 2, 9.0, 160e-6, 169e-6)]))
     assert means.prefill == pytest.approx((3 * 40 + 4 * 20) / 5)
+
+
+def test_a_first_token_that_is_read_late_shortens_tpot_by_hand():
+    """Two prompts of 4 and 6 tokens in pieces of 8 (end 10 ms, read 12 ms) and 2 (20 ms, 20 ms); 3 tokens each."""
+    point = a_point([])
+    point.steps = {"kind": ["prefill", "prefill", "decode"], "batch": [2, 1, 2], "tokens": [8, 2, 2]}
+    point.steps["end_s"] = [0.010, 0.020, 0.030]
+    point.requests = {"first_token_s": [0.020, 0.012, None], "input_tokens": [6, 4, 9], "output_tokens": [3, 3, 0]}
+    point.requests["outcome"] = ["finished", "finished", "interrupted"]
+    assert tpot.late_reads(point) == pytest.approx(-2000 / 2 / 2)
+    point.steps |= {"kind": ["prefill", "mixed", "decode"], "tokens": [8, 3, 2]}  # a row that decodes is no prompt
+    assert tpot.late_reads(point) == pytest.approx(-2000 / 2 / 2)
+    point.steps |= {"kind": ["prefill", "decode", "decode"]}
+    assert tpot.late_reads(point) == 0.0, "the step that ends the second prompt is missing"
+
+
+@pytest.mark.parametrize(
+    "gpu, name", [("h100", "09_serving"), ("h200", "09_serving_tp2"), ("h200", "09_serving_drafts")]
+)
+def test_the_sum_of_parts_explains_every_recorded_point_within_three_percent(gpu, name):
+    run, found = measured(gpu, name)
+    shares = {key: tpot.unexplained(point) for key, point in ServingRows(found, run).points.items()}
+    assert shares and all(abs(share) <= tpot.GOAL for share in shares.values()), shares
 
 
 def test_the_parts_add_up_to_the_measured_tpot(rows):
@@ -123,8 +147,21 @@ def test_speculation_is_compared_with_the_same_concurrency(rows):
     assert set(table["T"]) == {2, 8} and set(table.C) == {256} and len(table) == 2 * len(GDN)
     line = table.iloc[0]
     assert line["speed-up"] == line["output tokens/s"] / rows.points["before", 256].run["output_throughput"]
-    assert "T = 8, acceptance 80%" in sentences.speculation(rows)
+    assert "T = 8) at an acceptance of 80%" in sentences.speculation(rows)
     assert not [point for point in rows.points.values() if point.run["draft_tokens"]]
+
+
+def test_the_recorded_drafts_say_for_each_acceptance_where_they_pay():
+    run, found = measured("h200", "09_serving_drafts")
+    drafts = ServingRows(found, run)
+    points = {(point.run["draft_tokens"], point.run["acceptance"], point.concurrency) for point in drafts.speculation}
+    assert points == {(tokens, rate, c) for tokens in (2, 4, 8) for rate in (0.6, 0.9) for c in (8, 64)}
+    table = analysis.speculation_table(drafts).set_index(["T", "acceptance", "C"])["speed-up"]
+    assert sentences.speculation(drafts) == (
+        f"Draft tokens change tokens per second to {table[8, 0.6, 8]:.2f}× (`best`, C = 8, T = 8) to "
+        f"{table[2, 0.6, 64]:.2f}× (`best`, C = 64, T = 2) at an acceptance of 60% and {table[2, 0.9, 8]:.2f}× "
+        f"(`best`, C = 8, T = 2) to {table[8, 0.9, 64]:.2f}× (`best`, C = 64, T = 8) at an acceptance of 90%."
+    )
 
 
 @pytest.mark.parametrize("name", ["waterfall", "throughput", "pareto", "worth", "speculation"])

@@ -150,17 +150,20 @@ def layer_to_tpot(rows: ServingRows) -> str | None:
 
 
 def speculation(rows: ServingRows) -> str | None:
-    """The best number of draft tokens, and where drafts cost more than they bring."""
+    """Where draft tokens pay: at each acceptance the least and most tokens per second over those without drafts."""
     table = analysis.speculation_table(rows)
     if table.empty or table["speed-up"].isna().all():
         return None
-    best, least = table.loc[table["speed-up"].idxmax()], table.loc[table["speed-up"].idxmin()]
-    text = f"Draft tokens, at best {best['speed-up']:.2f}× the tokens per second ({_drafts(best)})"
-    return f"{text}, at worst {least['speed-up']:.2f}× ({_drafts(least)})."
+    each = []
+    for acceptance, some in table.groupby("acceptance"):
+        least, most = some.loc[some["speed-up"].idxmin()], some.loc[some["speed-up"].idxmax()]
+        ends = dict.fromkeys(f"{line['speed-up']:.2f}× ({_drafts(line)})" for line in (least, most))
+        each.append(f"{' to '.join(ends)} at an acceptance of {percent(acceptance)}")
+    return f"Draft tokens change tokens per second to {listed(each)}."
 
 
 def _drafts(line) -> str:
-    return f"`{line.configuration}`, C = {line.C}, T = {line['T']}, acceptance {percent(line.acceptance)}"
+    return f"`{line.configuration}`, C = {line.C}, T = {line['T']}"
 
 
 def not_served(rows: ServingRows) -> list[str]:

@@ -8,21 +8,25 @@ Each request in flight waits for every step, so a step counts once for each requ
     smaller      steps with fewer requests than the concurrency: at the beginning and at the end of a run
     host gaps    from one step's end to the next one's, less the time that the GPU works
     prefill      steps that take prompts while these requests wait; one without its first token does not wait
-    rest         what is left of the measured TPOT; below 0 where the host reads first tokens late, while it launches
-                 the next prefill step
+    late reads   a first token that the host reads late, while it launches the next prefill step, shortens TPOT: TPOT
+                 counts from the reading
+    rest         what is left of the measured TPOT
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
+from ...engine.metrics import FINISHED
 from .serving_rows import ALL_REDUCES, ATTENTION_LAYER, GDN_KERNEL, GDN_LAYER, Point
 
 DECODE, VERIFY, PREFILL, MIXED = "decode", "verify", "prefill", "mixed"
 KERNELS, LAYERS = "GDN kernels", "GDN layers without them"
-INSIDE, SMALLER, GAPS, PREFILL_WAIT, REST = (
+INSIDE, SMALLER, GAPS, PREFILL_WAIT, LATE, REST = (
     "inside the graph",
     "smaller batches",
     "host gaps",
     "prefill between steps",
+    "first tokens read late",
     "rest",
 )
 UNEXPLAINED = (INSIDE, REST)  # not measured as a part of their own
@@ -87,6 +91,35 @@ def _waiting(rows: list[dict]) -> int:
     return 0
 
 
+def late_reads(point: Point) -> float:
+    """What the time from a prefill step's end to the reading of its first tokens takes from TPOT, µs, at most 0.
+
+    A mean over requests, as TPOT is. Prompts are taken in the order in which first tokens are read, so the step that
+    ends a prompt is the first that has taken as many tokens as this prompt and all before it have.
+    """
+    steps, requests = point.steps, point.requests
+    if not requests or not steps:
+        return 0.0
+    ends, taken = [], []
+    for kind, batch, tokens, end_s in zip(*(steps[name] for name in ("kind", "batch", "tokens", "end_s")), strict=True):
+        if kind in (PREFILL, MIXED):
+            ends.append(end_s)
+            taken.append(tokens - batch * (kind == MIXED))
+    taken = list(accumulate(taken))
+    fields = ("first_token_s", "input_tokens", "output_tokens", "outcome")
+    read = sorted(row for row in zip(*(requests[name] for name in fields), strict=True) if row[0] is not None)
+    found, prompts, step = [], 0, 0
+    for first_s, prompt, output, outcome in read:
+        prompts += prompt
+        while step < len(taken) and taken[step] < prompts:
+            step += 1
+        if step == len(taken):
+            return 0.0  # steps are missing, as in a run that was cut off
+        if outcome == FINISHED and output > 1:
+            found.append(1e6 * (ends[step] - first_s) / (output - 1))
+    return min(0.0, sum(found) / len(found)) if found else 0.0
+
+
 def breakdown(point: Point) -> dict[str, float]:
     """{part: µs of TPOT}, in order; they add up to the measured TPOT. {} without steps or parts, or with drafts."""
     means = steps(point)
@@ -102,7 +135,7 @@ def breakdown(point: Point) -> dict[str, float]:
             del found[NAMES[GDN_LAYER]]
             found |= {KERNELS: kernels, LAYERS: point.part_us(GDN_LAYER) - kernels}
     found[INSIDE] = means.full - sum(found.values())
-    found |= {SMALLER: means.gpu - means.full, GAPS: means.gap, PREFILL_WAIT: means.prefill}
+    found |= {SMALLER: means.gpu - means.full, GAPS: means.gap, PREFILL_WAIT: means.prefill, LATE: late_reads(point)}
     return found | {REST: point.tpot_us - sum(found.values())}
 
 
