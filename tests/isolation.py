@@ -11,6 +11,7 @@ from against_reference import filled_pool, row_slots, same_bits
 from gdn_lab import decode, prefill, verify
 from gdn_lab.backends import refusal
 from gdn_lab.backends.base import VERIFY_MODES
+from gdn_lab.e4m3 import draft_dtype
 from gdn_lab.ops import make_inputs
 
 LENGTHS = (70, 94, 5, 64, 33)  # of prefill sequences: most end within a chunk
@@ -74,7 +75,8 @@ class Call:
             return prefill(*arguments, **options, cu_seqlens=self.bounds), pool.state, None
         buffer = None
         if "intermediate" in self.mode:
-            buffer = torch.zeros(len(LENGTHS), TOKENS, *pool.state.shape[1:], dtype=pool.dtype, device=self.device)
+            inner = pool.state.shape[1:]
+            buffer = torch.zeros(len(LENGTHS), TOKENS, *inner, dtype=draft_dtype(pool.dtype), device=self.device)
         o = verify(*arguments, **options, intermediate_states=buffer, update_state="update" in self.mode)
         return o, pool.state, buffer
 

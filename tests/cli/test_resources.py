@@ -28,7 +28,17 @@ ROOM = {"sm_90a": 227 << 10, "sm_100a": 227 << 10, "sm_120a": 99 << 10}  # share
 ELEMENTWISE = ("gates", "commit", "layer")  # no products, so they are compiled alike for every architecture
 NOT_IN_A_MODEL = "negate_kernel"  # of bench/stream_kernel.py, which measures the bandwidth
 FEW = 4  # draft tokens
-NO_TILE = ("HK", "HV", "HQ", "HKV", "T", "SPLIT", "SPLITS")  # constants that no thread's share of a tile depends on
+NO_TILE = (
+    "HK",
+    "HV",
+    "HQ",
+    "HKV",
+    "T",
+    "SPLIT",
+    "SPLITS",
+    "PARTS",
+    "AHEAD",
+)  # constants that no thread's share of a tile depends on
 
 GROUPS = (
     "decode",

@@ -23,17 +23,33 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_offsets
+from .device import (
+    EPS,
+    INTERPRETED,
+    log_decay,
+    prefetch,
+    prefetch_lines,
+    program_coords,
+    sigmoid,
+    slot_ahead,
+    state_offsets,
+)
 from .recurrent import can_overlap
 from .replay_fold import add_updates, arrive, decays_after, terms
 
 
 class ReplayTiles(NamedTuple):
-    """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows."""
+    """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows.
+
+    parts: of the columns, which a program that writes goes through. ahead: programs that ask for their head before they
+    wait for the kernel ahead.
+    """
 
     rows: int
     stages: int
     warps: int
+    parts: int = 2
+    ahead: int = 0
 
 
 @triton.jit
@@ -64,11 +80,30 @@ def updated(S, decay, us, keys, u, k, TERMS: tl.constexpr):
 
 
 @triton.jit
+def ask_for(first, ELEMENTS: tl.constexpr):
+    """Ask for ELEMENTS from pointer `first` on to be brought into the L2."""
+    prefetch(first, ELEMENTS * first.dtype.element_ty.primitive_bitwidth // 8)
+
+
+@triton.jit
+def ask_for_head(tensors, slot, head, key_head, HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+                 C: tl.constexpr):  # fmt: skip
+    """Ask for a head's state and ring to be brought into the L2; of V rows as many as are a power of two."""
+    state, keys, corrections, log_decays, span = tensors
+    prefetch_lines((span + 2 * slot).to(tl.int64))
+    prefetch_lines((log_decays + (slot * HV + head) * C).to(tl.int64))
+    ask_for(keys + (slot * HK + key_head) * (C * K), C * K)
+    ask_for(corrections + (slot * HV + head) * (C * V), C * (V & -V))
+    ask_for(state + (slot * HV + head) * (V * K), (V & -V) * K)
+
+
+@triton.jit(do_not_specialize=["slots"])
 def replay_kernel(
-    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
+    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale, slots,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
+    STAGES: tl.constexpr, PARTS: tl.constexpr, AHEAD: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
+    OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of one head of one row, TILE rows of its state at a time. Grid: [HV · B], heads fastest.
 
@@ -82,6 +117,10 @@ def replay_kernel(
     rows = tl.arange(0, TILE)
     out_at = out + (row * HV + head) * V
     if OVERLAP:
+        if AHEAD > 0:
+            if tl.program_id(0) < AHEAD:
+                head_at = (state, keys, corrections, log_decays, span)
+                ask_for_head(head_at, slot_ahead(indices + row, slots), head, key_head, HK, HV, K, V, C)
         gdc_wait()
         gdc_launch_dependents()
     slot = tl.load(indices + row).to(tl.int64)
@@ -161,18 +200,19 @@ def replay_kernel(
                 weighted = us.to(tl.float32) * weights[None, :]
             else:
                 weighted = tl.trans(us * weights[:, None])
-            HALF: tl.constexpr = K // 2
-            half = tl.arange(0, HALF)
-            left_at = state_at + state_offsets(vs, half, K, V, True)
-            ring_at = keys_at + js[:, None] * K + half[None, :]
-            left, right = tl.load(left_at), tl.load(left_at + HALF)
-            ring_left = tl.load(ring_at, mask=pending[:, None], other=0.0)
-            ring_right = tl.load(ring_at + HALF, mask=pending[:, None], other=0.0)
-            k_left, k_right = tl.load(k_at + half), tl.load(k_at + HALF + half)
-            S_new = updated(left, decay, weighted, ring_left, u, k_left, TERMS)
-            tl.store(left_at, S_new.to(state.dtype.element_ty))
-            S_new = updated(right, decay, weighted, ring_right, u, k_right, TERMS)
-            tl.store(left_at + HALF, S_new.to(state.dtype.element_ty))
+            PART: tl.constexpr = K // PARTS
+            part = tl.arange(0, PART)
+            part_at = state_at + state_offsets(vs, part, K, V, True)
+            ring_at = keys_at + js[:, None] * K + part[None, :]
+            S_next, k_next = tl.load(part_at), tl.load(k_at + part)
+            ring_next = tl.load(ring_at, mask=pending[:, None], other=0.0)
+            for n in tl.static_range(PARTS):
+                S_part, k_part, ring_part = S_next, k_next, ring_next
+                if n + 1 < PARTS:  # on its way while this part is computed
+                    S_next, k_next = tl.load(part_at + (n + 1) * PART), tl.load(k_at + (n + 1) * PART + part)
+                    ring_next = tl.load(ring_at + (n + 1) * PART, mask=pending[:, None], other=0.0)
+                S_new = updated(S_part, decay, weighted, ring_part, u, k_part, TERMS)
+                tl.store(part_at + n * PART, S_new.to(state.dtype.element_ty))
 
     is_last = earlier == HV - 1
     tl.store(arrivals + slot, 0, mask=is_last)
@@ -204,6 +244,7 @@ def decode_launch(call):
             *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
             *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, out),
             scale=scale,
+            slots=state.data.shape[0],
             q_row=q.stride(0),
             q_head=q.stride(1),
             k_row=k.stride(0),
@@ -219,6 +260,8 @@ def decode_launch(call):
             C=ring.updates,
             TILE=tiles.rows,
             STAGES=tiles.stages,
+            PARTS=tiles.parts,
+            AHEAD=tiles.ahead if overlap else 0,
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,
