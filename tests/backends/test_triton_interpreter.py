@@ -28,6 +28,7 @@ PROCESSES = {
         "replay_fp8_interpreter_cases.py": 20,
         "all_reduce_interpreter_cases.py": 16,
         "model_interpreter_cases.py": 2,
+        "small_model_interpreter_cases.py": 1,
         "sampling_interpreter_cases.py": 2,
     },
 }

@@ -7,8 +7,10 @@ import pytest
 import torch
 from small_network import network_and_model
 
-from gdn_lab.backends.registry import VARIANTS
+from gdn_lab.backends.registry import BACKENDS, VARIANTS
 from gdn_lab.bench.results import Run
+from gdn_lab.pool import STATE_DTYPES
+from gdn_lab.rounding import FP8
 from gdn_lab.studies.accuracy import accuracy_cases as cases
 from gdn_lab.studies.accuracy import answering, study, sweep
 from gdn_lab.studies.accuracy.accuracy_costs import Clock
@@ -18,6 +20,7 @@ from gdn_lab.trained import inference
 from gdn_lab.trained.checkpoint import CHECKPOINT, load
 from gdn_lab.trained.inference import Kernels, Requests, SmallModel
 from gdn_lab.trained.language import questions
+from gdn_lab.trained.sizes import Sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,18 +85,28 @@ def test_rows_of_another_checkpoint_are_refused(p):
         sweep.accuracy_sweep(p, "cpu", None, earlier)
 
 
-def test_eager_kernels_come_last_and_each_path_is_there():
-    p = SimpleNamespace(
-        tokens=[768, 1536], baseline="triton/vk", backends="all", dtypes=[torch.float32, torch.bfloat16, torch.float16]
-    )
+def test_slow_kernels_come_last_and_each_path_is_there():
+    p = SimpleNamespace(tokens=[768, 1536], baseline="triton/vk", backends="all", dtypes=[*STATE_DTYPES, FP8])
     found = cases.cases(p)
-    eager = [VARIANTS[case.kernel].role == "eager" for case in found]
-    assert eager == sorted(eager) and any(eager)
+    slow = [VARIANTS[case.kernel].role == "eager" or VARIANTS[case.kernel].copies for case in found]
+    assert slow == sorted(slow) and {"torch", "fla"} == {
+        c.kernel.partition("/")[0] for c, late in zip(found, slow, strict=True) if late
+    }
     for name in ("cutedsl/vk", "flashinfer/vk", "triton/replay", "triton/kv32", "fla/vk"):
         assert cases.Case("decode", name, "bfloat16", "", 768) in found
     assert cases.Case("verify", "flashinfer/wy", "bfloat16", "", 768) in found
+    fp8 = [case for case in found if case.dtype == cases.FP8]
+    assert {(case.path, case.tokens) for case in fp8} == {*((path, 768) for path in PATHS), ("decode", 1536)}
+    assert {(case.kernel, case.rounding, case.state) for case in fp8} == {("triton/replay-fp8", "stochastic", "fp8")}
     assert {case.state for case in found if case.tokens == 1536} >= {"float32", "float16 stochastic"}
     assert {case.shortcut for case in found} == {"", *cases.PADDED, *cases.GATES}
+
+
+def test_a_kernel_without_the_mode_of_verify_is_refused_before_it_is_tried(monkeypatch):
+    monkeypatch.setattr(BACKENDS["flashinfer"], "missing", lambda device: None)
+    case = cases.Case("verify", "flashinfer/wy", "bfloat16", "", 768)
+    reason = cases.refused(case, Sizes(), "cuda")
+    assert reason == "has no verify kernel wy for mode 'intermediate', only output alone"
 
 
 def test_a_case_begins_if_those_like_it_say_that_it_ends_in_time():
@@ -135,6 +148,7 @@ def answered(model, asked):
         ("cutedsl/vk", "bfloat16", "nearest"),
         ("flashinfer/vk", "float32", "nearest"),
         ("fla/vk", "float32", "nearest"),
+        ("triton/replay-fp8", "float8_e4m3fn", "stochastic"),
     ],
 )
 def test_steps_as_a_graph_give_the_answers_of_eager_steps(kernel, dtype, rounding, monkeypatch):

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import torch
 
-from ...backends.base import dtype_name
+from ...backends.base import Variant, dtype_name
 from ...backends.registry import VARIANTS, refusal
 from ...trained.inference import Kernels, SmallModel
 from ...trained.sizes import Sizes
 from .answering import DECODE, PATHS, PREFILL, VERIFY
 
-FLOAT32 = "float32"
+FLOAT32, FP8 = "float32", "float8_e4m3fn"
 NEAREST, STOCHASTIC = "nearest", "stochastic"
 NO_SHORTCUT = ""
 BF16_DT_BIAS, BF16_A_LOG, NO_DT_BIAS = "dt_bias in bf16", "A_log in bf16", "dt_bias left out"
@@ -41,7 +41,9 @@ class Case(NamedTuple):
 
     @property
     def state(self) -> str:
-        """ "bfloat16"; "bfloat16 stochastic"."""
+        """ "bfloat16"; "bfloat16 stochastic"; "fp8", which has no other rounding than stochastic."""
+        if self.dtype == FP8:
+            return "fp8"
         return self.dtype if self.rounding == NEAREST else f"{self.dtype} {self.rounding}"
 
     @property
@@ -76,37 +78,39 @@ def case_of(row: dict) -> Case:
 
 def cases(p) -> list[Case]:
     """All cases of the parameters (study.py), the most wanted first: what others are compared with, padding and gates,
-    states of the baseline's kernel, other kernels through decode() and verify(), states of the baseline's kernel at
-    other lengths, other kernels' prefill(), and at last eager kernels."""
+    states of the baseline's kernel, FP8 on the kernel that has it, other kernels through decode() and verify(), the
+    same states at other lengths, other kernels' prefill(), and at last kernels that are eager or copy states: they take
+    longest."""
     first, *longer = p.tokens
     found = [Case(path, p.baseline, FLOAT32, NO_SHORTCUT, first) for path in PATHS]
     found += [Case(DECODE, p.baseline, FLOAT32, shortcut, first) for shortcut in (*PADDED, *GATES)]
     dtypes = [dtype_name(dtype) for dtype in p.dtypes]
-    states = [(dtype, NEAREST) for dtype in dict.fromkeys([FLOAT32, *dtypes])]
-    states += [(dtype, STOCHASTIC) for dtype in dtypes if dtype != FLOAT32]
+    chosen = {name: each for name, each in VARIANTS.items() if p.backends == "all" or name in p.backends}
+    states = [(dtype, NEAREST) for dtype in dict.fromkeys([FLOAT32, *dtypes]) if dtype != FP8]
+    states += [(dtype, STOCHASTIC) for dtype in dtypes if dtype not in (FLOAT32, FP8)]
+    fp8 = [name for name, each in chosen.items() if FP8 in dtypes and takes(each, FP8)]
 
     def at(tokens: int) -> list[Case]:
-        return [Case(DECODE, p.baseline, dtype, NO_SHORTCUT, tokens, rounding) for dtype, rounding in states]
+        found = [Case(DECODE, p.baseline, dtype, NO_SHORTCUT, tokens, rounding) for dtype, rounding in states]
+        return found + [Case(DECODE, name, FP8, NO_SHORTCUT, tokens, STOCHASTIC) for name in fp8]
 
-    def others(eager: bool, *paths: str) -> list[Case]:
-        chosen = [
-            (path, name, variant)
-            for path in paths
-            for name, variant in VARIANTS.items()
-            if (p.backends == "all" or name in p.backends)
-            and path in variant.phases
-            and (variant.role == "eager") == eager
-        ]
+    def others(slow: bool, *paths: str) -> list[Case]:
         return [
-            Case(path, name, dtype, NO_SHORTCUT, first)
-            for path, name, variant in chosen
+            Case(path, name, dtype, NO_SHORTCUT, first, STOCHASTIC if dtype == FP8 else NEAREST)
+            for path in paths
+            for name, each in chosen.items()
             for dtype in dtypes
-            if dtype in map(dtype_name, variant.state_dtypes)
+            if path in each.phases and takes(each, dtype) and (each.role == "eager" or each.copies) == slow
         ]
 
     found += at(first) + others(False, DECODE, VERIFY)
     found += [case for tokens in longer for case in at(tokens)]
     return list(dict.fromkeys(found + others(False, PREFILL) + others(True, DECODE, VERIFY, PREFILL)))
+
+
+def takes(variant: Variant, dtype: str) -> bool:
+    """Whether a variant takes a state of a dtype."""
+    return dtype in map(dtype_name, variant.state_dtypes)
 
 
 def padded(case: Case, questions: int, stepped: int) -> tuple[int, int]:
@@ -127,7 +131,8 @@ def refused(case: Case, sizes: Sizes, device) -> str | None:
     """Why a case cannot run here, in one sentence; None if it can."""
     dtype, layout = getattr(torch, case.dtype), VARIANTS[case.kernel].layout
     options = {"layout": layout, "dtype": dtype, "device": device, "phase": case.path}
-    options |= {"stochastic": case.rounding == STOCHASTIC}
+    options |= {"stochastic": case.rounding == STOCHASTIC and case.dtype != FP8}  # of FP8 nothing else is asked for
+    options |= {"mode": "intermediate" if case.path == VERIFY else None}  # as inference.py calls verify()
     return refusal(case.kernel, sizes.gdn, **options)
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from ...report.nearest import candidate_runs
 from ...report.recorded import DATA
-from .accuracy_cases import Case, baseline_of, case_of
+from .accuracy_cases import FP8, NO_SHORTCUT, Case, baseline_of, case_of
+from .answering import DECODE
 from .proportions import Interval, difference, mcnemar, wilson
 
 NOTEBOOK, PHASE = "11_accuracy", "accuracy"
@@ -83,6 +84,12 @@ class AccuracyRows:
     def tokens(self) -> list[int]:
         """Lengths of prompts, ascending."""
         return sorted({case.tokens for case in self.right})
+
+    @property
+    def states(self) -> list[Case]:
+        """Cases that differ in the state alone, of decode() at all lengths: the baseline's kernel, FP8 on its own."""
+        found = [case for case in self.cases if case.path == DECODE and case.shortcut == NO_SHORTCUT]
+        return [case for case in found if case.kernel == self.baseline or case.dtype == FP8]
 
     @property
     def baseline(self) -> str:

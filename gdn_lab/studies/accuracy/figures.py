@@ -15,9 +15,8 @@ from ...report.style import (
 )
 from ...report.text import device_name
 from . import analysis
-from .accuracy_cases import FLOAT32, NO_SHORTCUT
+from .accuracy_cases import FLOAT32
 from .accuracy_rows import ALL, AccuracyRows
-from .answering import DECODE
 from .sentences import SURE
 
 FAR = 15  # points of change from which on the axis is logarithmic
@@ -48,7 +47,7 @@ def changes(rows: AccuracyRows) -> Figure:
     cases = [case for case in rows.cases if case in adjusted and case.tokens == rows.tokens[0]]
     sure = [case for case in cases if adjusted[case] < SURE]
     worst = min(cases, key=lambda case: rows.compared(case).change.share)
-    finding = f"{len(sure)} of {len(cases)} cases differ from float32"
+    finding = f"Prompts of {rows.tokens[0]:,} tokens: {len(sure)} of {len(cases)} cases differ from float32"
     if sure:
         change = rows.compared(worst).change.share
         finding += f"; the most {analysis.what(worst)}: {100 * change:+.1f} points".replace("-", "−")
@@ -82,11 +81,7 @@ def lengths(rows: AccuracyRows) -> Figure:
     """Exact match against the length of the prompt by dtype of the state, a panel for each kind of question."""
     if empty := _nothing(rows):
         return empty
-    chosen = [
-        case
-        for case in rows.cases
-        if case.path == DECODE and case.kernel == rows.baseline and case.shortcut == NO_SHORTCUT
-    ]
+    chosen = rows.states
     if len({case.tokens for case in chosen}) < 2:
         return empty_figure("Prompts of one length alone were answered", [analysis.conditions(rows)])
     states = list(dict.fromkeys(case.state for case in chosen))
@@ -99,8 +94,8 @@ def lengths(rows: AccuracyRows) -> Figure:
         [analysis.conditions(rows), f"path decode, {rows.baseline} · bars: 95 % intervals"],
         sharey=True,
     )
+    ends = {}
     for ax, kind in zip(axes, rows.kinds, strict=True):
-        ends = []
         for place, state in enumerate(states):
             cases = sorted((case for case in chosen if case.state == state), key=lambda case: case.tokens)
             found = [rows.interval(case, kind) for case in cases]
@@ -108,13 +103,15 @@ def lengths(rows: AccuracyRows) -> Figure:
             bars = [[100 * (one.share - one.low) for one in found], [100 * (one.high - one.share) for one in found]]
             xs = [case.tokens * 1.03 ** (place - len(states) // 2) for case in cases]
             ax.errorbar(xs, shares, yerr=bars, color=colours[state], marker="o", markersize=5, capsize=3)
-            ends.append((shares[-1], f"{state} {shares[-1]:.1f}", colours[state]))
+            at = "" if cases[-1].tokens == rows.tokens[-1] else f" at {cases[-1].tokens:,}"
+            ends.setdefault(ax, []).append((shares[-1], f"{state} {shares[-1]:.1f}{at}", colours[state]))
         ax.set_xscale("log", base=2)
         ax.set_xticks(rows.tokens, [f"{tokens:,}" for tokens in rows.tokens])
         ax.minorticks_off()
         ax.set_title(kind)
         ax.set_xlabel("tokens of a prompt")
-        label_ends(ax, ends)
+    for ax, labels in ends.items():  # once the panels share their limits
+        label_ends(ax, labels)
     axes[0].set_ylabel("exact match, %")
     return fig
 

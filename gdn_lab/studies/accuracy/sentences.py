@@ -2,10 +2,22 @@
 
 from ...report.style import label
 from ...report.text import listed
-from .accuracy_cases import BATCH, FLOAT32, NO_DT_BIAS, NO_SHORTCUT, PADDED, PADDING, UNGUARDED, Case, case_of
+from .accuracy_cases import (
+    BATCH,
+    FLOAT32,
+    FP8,
+    NO_DT_BIAS,
+    NO_SHORTCUT,
+    PADDED,
+    PADDING,
+    UNGUARDED,
+    Case,
+    baseline_of,
+    case_of,
+)
 from .accuracy_rows import ALL, AccuracyRows
 from .analysis import LEAST_QUESTIONS, p_text, percent, points, what
-from .answering import DECODE, PATHS
+from .answering import PATHS
 from .proportions import Interval, wilson
 
 SURE = 0.05
@@ -24,7 +36,8 @@ def answers(rows: AccuracyRows) -> list[str]:
         f"With a float32 state on {label(rows.baseline)} the model answers {percent(rows.interval(first))} % of "
         f"{total:,} questions exactly ({_by_kind(rows, first)})."
     ]
-    return [*found, *_dtypes(rows), *_kernels(rows), *_shortcuts(rows), *_padding(rows)]
+    found += [*_dtypes(rows), *_longer(rows), *_fp8(rows), *_kernels(rows), *_shortcuts(rows), *_padding(rows)]
+    return found
 
 
 def _right(rows: AccuracyRows, path: str) -> str:
@@ -49,22 +62,50 @@ def _verdict(rows: AccuracyRows, case: Case) -> str:
 
 
 def _dtypes(rows: AccuracyRows) -> list[str]:
-    """16-bit states of the baseline kernel against float32: a sentence for each length of prompt, of decode()."""
+    """Narrower states against float32: a sentence for each length of prompt, of decode()."""
     found = []
     for tokens in rows.tokens:
         parts = [
             f"{case.state} {_verdict(rows, case)}"
-            for case in _cases(rows, DECODE)
-            if case.kernel == rows.baseline
-            and case.tokens == tokens
-            and case.shortcut == NO_SHORTCUT
-            and case.dtype != FLOAT32
-            and rows.compared(case)
+            for case in rows.states
+            if case.tokens == tokens and case.dtype != FLOAT32 and rows.compared(case)
         ]
         if parts:
             stepped = next(row["stepped"] for row in rows.answered if row["tokens"] == tokens)
             where = f"Against float32, prompts of {tokens:,} tokens, {stepped:,} of them decode steps"
             found.append(f"{where}: {'; '.join(parts)}.")
+    return found
+
+
+def _longer(rows: AccuracyRows) -> list[str]:
+    """How a float32 state does at longer prompts, and what more right answers than float32's do not mean."""
+    found = [case for case in rows.states if case.dtype == FLOAT32 and case.tokens > rows.tokens[0]]
+    parts = [f"{percent(rows.interval(case))} % at {case.tokens:,} tokens" for case in found]
+    if not parts:
+        return []
+    text = f"Longer prompts are harder with a float32 state too: {listed(parts)}."
+    adjusted = rows.adjusted()
+    better = [case for case in rows.states if adjusted.get(case, 1.0) < SURE and rows.compared(case).change.low > 0]
+    if better:
+        where = listed([f"{case.state} at {case.tokens:,} tokens" for case in better])
+        text += (
+            f" More right answers than float32's ({where}) are no sign of a more exact state; the drift study has that."
+        )
+    return [text]
+
+
+def _fp8(rows: AccuracyRows) -> list[str]:
+    """Whether an FP8 state's share of right answers is inside float32's interval: a sentence for each path."""
+    found = []
+    for path in PATHS:
+        parts = []
+        for case in (case for case in _cases(rows, path) if case.dtype == FP8 and rows.compared(case)):
+            own, other = rows.interval(case), rows.interval(baseline_of(case, rows.baseline))
+            place = "inside" if other.low <= own.share <= other.high else "outside"
+            low, high = (f"{100 * value:.1f}" for value in other[1:])
+            parts.append(f"{percent(own)} % at {case.tokens:,} tokens, {place} float32's {low} to {high} %")
+        if parts:
+            found.append(f"With an FP8 state on the path {path} the model answers {'; '.join(parts)}.")
     return found
 
 

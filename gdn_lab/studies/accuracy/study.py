@@ -31,9 +31,10 @@ def _tokens(value) -> list[int]:
 def _dtypes(value) -> list:
     from ...backends.base import dtype_name
     from ...pool import STATE_DTYPES
+    from ...rounding import FP8
 
-    known = {dtype_name(dtype): dtype for dtype in STATE_DTYPES}
-    names = ["float32", "bfloat16", *(["float16"] if on_gpu() else [])] if value == "auto" else words_of(value)
+    known = {dtype_name(dtype): dtype for dtype in (*STATE_DTYPES, FP8)}
+    names = [*known][: None if on_gpu() else 2] if value == "auto" else words_of(value)
     for name in names:
         if name not in known:
             raise ValueError(f"{name!r} is unknown{nearest(name, known)}; choose auto or from {', '.join(known)}")
@@ -76,7 +77,7 @@ class Parameters(StudyParameters):
         "auto", description="comma-separated: all, or backends and variants; auto: all, on a CPU torch/vk"
     )
     dtypes: Annotated[Any, BeforeValidator(_dtypes)] = Field(
-        "auto", description="of the state, comma-separated; auto: float32,bfloat16,float16; on a CPU the first two"
+        "auto", description="of the state; auto: float32,bfloat16,float16,float8_e4m3fn; on a CPU the first two"
     )
     checkpoint: Annotated[str, AfterValidator(_checkpoint)] = Field(
         "data/trained/model.safetensors", description="the model that answers, as gdn-lab train writes it"
