@@ -32,7 +32,8 @@ def kept(logits: Tensor, rows: SamplingRows) -> Tensor:
 def sample(logits: Tensor, tokens: Tensor, rows: SamplingRows, positions: Tensor) -> None:
     """Write a drawn token over tokens [rows] int64 in each row whose temperature is above 0.
 
-    logits [rows, vocab]; positions [rows] int32: of the token that was fed, which makes the draws of a request differ.
+    tokens: the most likely ones. logits [rows, vocab]; positions [rows] int32: of the token that was fed, which makes
+    the draws of a request differ.
     """
     logits, temperature = logits.float(), rows.numbers[:, :1]
     race = exponentials(rows.whole[:, 1], positions, logits.shape[1]).log() - logits / _divisor(temperature)

@@ -30,3 +30,18 @@ def test_draws_in_a_cuda_graph_are_the_reference_s():
     assert (tokens == expected).float().mean() >= 0.95
     assert torch.equal(tokens[:: len(WAYS)], logits.argmax(1)[:: len(WAYS)])
     assert sampling_reference.kept(logits.float(), rows).gather(1, tokens[:, None]).float().mean() >= 0.95
+
+
+def test_a_row_draws_the_same_token_alone():
+    torch.manual_seed(1)
+    logits = (2 * torch.randn(ROWS, VOCAB, device="cuda")).bfloat16()
+    rows = SamplingRows(*(part.cuda() for part in sampling_rows([WAYS[n % len(WAYS)] for n in range(ROWS)])))
+    positions = torch.arange(ROWS, dtype=torch.int32, device="cuda")
+    together = logits.argmax(1)
+    alone = together.clone()
+    sampling_kernels.sample(logits, together, rows, positions)
+    for row in range(ROWS):
+        one = slice(row, row + 1)
+        mine = SamplingRows(*(part[one] for part in rows))
+        sampling_kernels.sample(logits[one], alone[one], mine, positions[one])
+    assert torch.equal(together, alone)
