@@ -101,12 +101,15 @@ def test_the_time_limit_leaves_points_out_and_the_next_run_goes_on(fake, tmp_pat
     asked = []
     monkeypatch.setattr(sweep.Budget, "allows", lambda self, job: asked.append(job) or len(asked) <= 3)
     info, rows = serve(tmp_path)
-    assert len(ServingRows(rows, info).points) == 3 and info["status"] == "complete"
+    cut = ServingRows(rows, info)
+    assert len(cut.points) == 3 and info["status"] == "interrupted"
     assert "the same command goes on with: torch, C = 1." in capsys.readouterr().out
+    left = "Not served: torch at C = 1: no time was left after 5 minutes."
+    assert sentences.answers(cut)[-1] == sentences.what_ran(cut)[-1] == left
     asked.clear()
     _, more = serve(tmp_path, earlier=rows)
     both = ServingRows([*rows, *more])
-    assert [str(job) for job in asked] == ["torch, C = 1"] and len(both.points) == 4
+    assert [str(job) for job in asked] == ["torch, C = 1"] and len(both.points) == 4 and not both.refused
     assert len({point.run["serve"] for point in both.points.values()}) == 4, "each run has a number of its own"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ...layer.configurations import configuration
-from .serving_rows import RUN
+from .serving_rows import LEFT_OUT, RUN
 
 FIRST = (256, 64, 8, 1)  # concurrencies of the first pass
 WITH_DRAFTS = (1, 8, 64)  # those of FIRST at which draft tokens are verified
@@ -87,7 +87,9 @@ def builds(p, earlier: Iterable[dict] = (), decode: Callable[[str, int], str] | 
 
 def _complete(row: dict) -> bool:
     """Whether a row says that a job is done, or cannot be; not of a run that was interrupted."""
-    return row.get("status") == "refused" or (row.get("type") == RUN and not row.get("requests_unfinished"))
+    if row.get("status") == "refused":
+        return row.get("type") != LEFT_OUT
+    return row.get("type") == RUN and not row.get("requests_unfinished")
 
 
 def _job_of(row: dict) -> Job:

@@ -170,7 +170,9 @@ def not_served(rows: ServingRows) -> list[str]:
     """What was refused, a sentence for each reason."""
     found: dict[str, dict] = {}
     for row in rows.refused:
-        found.setdefault(row["reason"].rstrip("."), {})[f"{row['configuration']} at C = {row['concurrency']}"] = None
+        drafts = f", T = {row['draft_tokens']}, acceptance {row['acceptance']:g}" if row["draft_tokens"] else ""
+        point = f"{row['configuration']} at C = {row['concurrency']}{drafts}"
+        found.setdefault(row["reason"].rstrip("."), {})[point] = None
     return [f"Not served: {listed(points)}: {reason}." for reason, points in found.items()]
 
 

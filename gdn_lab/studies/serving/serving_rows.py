@@ -11,9 +11,11 @@ Every row has phase "serving" and `type`. A serving run of the engine's loop has
     "requests"  all requests of the run, a list for each field: id, input_tokens, output_tokens, arrival_s, admitted_s,
                 first_token_s, finished_s, outcome
     "check"     of a toy: requests, and alike, of them those that got the tokens that they get when served alone
+    "left out"  a point that there was no time for; a run that goes on serves it. No `serve`
 
 status is "fact"; a point that does not fit or failed has one row of status "refused", with CASE and a reason but no
-type. Steps and requests are columns of a few rows, so that a run of thousands of steps is a file of kilobytes.
+type, and so has one that was left out. Steps and requests are columns of a few rows, so that a run of thousands of
+steps is a file of kilobytes.
 """
 
 from collections.abc import Iterable
@@ -25,7 +27,8 @@ from ...report.recorded import titled
 from ...report.text import device_name, listed
 
 PHASE = "serving"
-RUN, PART, STEPS, REQUESTS, CHECK = "run", "part", "steps", "requests", "check"
+RUN, PART, STEPS, REQUESTS, CHECK, LEFT_OUT = "run", "part", "steps", "requests", "check", "left out"
+POINT = ("configuration", "concurrency", "draft_tokens", "acceptance")  # of CASE
 CASE = (
     "model",
     "tp",
@@ -88,7 +91,8 @@ class ServingRows:
     """The rows of one run: of one model, tensor-parallel size and precision.
 
     points: {(configuration, concurrency): Point} without speculation. speculation: Points with draft tokens. refused:
-    rows of points that could not run. run: what run.json holds, or None. all_rows: everything given.
+    rows of points that could not run, or that no run had time for. run: what run.json holds, or None. all_rows:
+    everything given.
     """
 
     def __init__(self, rows: Iterable[dict], run: dict | None = None):
@@ -112,7 +116,9 @@ class ServingRows:
         plain = [point for point in every if not point.run["draft_tokens"]]
         self.points = {(point.configuration, point.concurrency): point for point in plain}
         self.speculation = [point for point in every if point.run["draft_tokens"]]
-        self.refused = [row for row in self.all_rows if row["status"] == "refused"]
+        refused = [row for row in self.all_rows if row["status"] == "refused"]
+        known = {_point_of(row) for row in runs} | {_point_of(row) for row in refused if row.get("type") != LEFT_OUT}
+        self.refused = [row for row in refused if row.get("type") != LEFT_OUT or _point_of(row) not in known]
 
     def __bool__(self) -> bool:
         return bool(self.points)
@@ -189,6 +195,10 @@ class ServingRows:
         used = {name: point.run["communicator"] or "none" for (name, _), point in self.points.items()}
         common = self.first["communicator"] or "none"
         return ", ".join([common, *(f"of {name} {how}" for name, how in used.items() if how != common)])
+
+
+def _point_of(row: dict) -> tuple:
+    return tuple(row[name] for name in POINT)
 
 
 def _continued(columns: dict[str, list], row: dict, names: tuple[str, ...]) -> dict[str, list]:

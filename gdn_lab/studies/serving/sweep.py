@@ -32,7 +32,7 @@ from ..all_reduce.analysis import choice_on
 from ..fewer_bytes.decode_choice import decoding_on
 from .plan import Budget, Build, Job, builds
 from .serving_point import check_row, part_rows
-from .serving_rows import PHASE
+from .serving_rows import LEFT_OUT, PHASE
 
 NO_MEMORY = "it needs more memory than is free"
 AUTO = "auto"
@@ -42,15 +42,19 @@ def serving_sweep(p, run: Run | None = None, earlier=()) -> list[dict]:
     """Serve what parameters `p` (study.py) ask for and `earlier` rows lack; return all rows, the new ones appended.
 
     Rows: serving_rows.py. A point that cannot run is a row of status "refused" with its reason. Prints a line for each
-    point, and at the end what there was no time for. ServingInterrupted on Ctrl-C, RankError if a rank ends: all rows
-    that were made until then are in `run`.
+    point, and at the end what there was no time for: a run that leaves out points is "interrupted", and each has a row
+    that says so. ServingInterrupted on Ctrl-C, RankError if a rank ends: all rows made until then are in `run`.
     """
     earlier = list(earlier)
     with recorded(run):
         folder = None if run is None else (str(run.folder), run.info)
         if p.tp == 1:
-            return earlier + serve_rank(Alone("cuda" if torch.cuda.is_available() else "cpu"), p, folder, earlier)
-        return earlier + ranks.start(p.tp, serve_rank, p, folder, earlier)[0]
+            rows = serve_rank(Alone("cuda" if torch.cuda.is_available() else "cpu"), p, folder, earlier)
+        else:
+            rows = ranks.start(p.tp, serve_rank, p, folder, earlier)[0]
+        if run is not None and any(row.get("type") == LEFT_OUT for row in rows):
+            run.finish("interrupted")
+        return earlier + rows
 
 
 def serve_rank(communicator, p, folder: tuple | None, earlier: list[dict]) -> list[dict]:
@@ -79,8 +83,7 @@ class RankSweep:
             else:
                 self.skipped += build.jobs
         if self.skipped:
-            left = "; ".join(map(str, self.skipped))
-            self.say(f"No time was left after {p.minutes:g} minutes; the same command goes on with: {left}.")
+            self.leave_out()
 
     def decode(self, name: str, concurrency: int) -> str:
         """The `backend` of decode(): the configuration's own, on a GPU the one that recorded times say is faster."""
@@ -167,6 +170,17 @@ class RankSweep:
         fields = case(communicator, plan, entry_of(build), job.concurrency)
         self.add(fields | {"status": "refused", "reason": reason})
         self.say(f"{job}: refused: {reason}.")
+
+    def leave_out(self) -> None:
+        """A row for each job that there was no time for, and a line with all of them."""
+        reason = f"no time was left after {self.p.minutes:g} minutes"
+        self.say(
+            f"{reason[0].upper()}{reason[1:]}; the same command goes on with: {'; '.join(map(str, self.skipped))}."
+        )
+        for job in self.skipped:
+            plan, entry = plan_of(self.p, job.configuration, [job]), configuration(job.configuration)
+            fields = case(self.joined, plan, entry, job.concurrency)
+            self.add(fields | {"status": "refused", "type": LEFT_OUT, "reason": reason})
 
     def add(self, row: dict) -> None:
         """Keep a row, and write it."""
