@@ -120,6 +120,11 @@ class Ring(NamedTuple):
         return self.keys.shape[2]
 
     @property
+    def period(self) -> int:
+        """Steps from one write of a slot's state to the next: C + 1, with an FP8 state C."""
+        return self.updates + (self.operands is None)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all of it."""
         return sum(part.nbytes for part in self if part is not None)

@@ -4,7 +4,7 @@ import torch
 
 from .. import reference
 from ..bench.call_checks import changed_slots
-from ..tolerances import ARITHMETIC, CORRECTIONS, LAST_PLACE, ROUNDING, allowed
+from ..tolerances import ARITHMETIC, CORRECTIONS, FP8_READ, LAST_PLACE, ROUNDING, allowed, fp8_allowed
 from .making import GUARD, Made, same_bits
 from .trials import Trial
 
@@ -43,7 +43,21 @@ def kept(made: Made) -> dict:
     """Return copies of what a call may not change."""
     tensors = (*made.arguments, made.indices, made.inputs.A_log, made.inputs.dt_bias)
     copies = {name: x.clone() for name, x in zip(NAMES, tensors, strict=True)}
-    return copies | {"memory": made.memory.clone(), "conv": made.pool.conv.clone()}
+    scales = None if made.pool.scales is None else made.pool.scales.clone()
+    return copies | {
+        "memory": made.memory.clone(),
+        "conv": made.pool.conv.clone(),
+        "scales": scales,
+        "folds": folds(made),
+    }
+
+
+def folds(made: Made) -> torch.Tensor:
+    """Tell of each live row, bool [n], whether the next call fills its ring and so rounds its state to FP8."""
+    ring = made.pool.ring
+    if made.pool.scales is None or not ring:
+        return torch.zeros(len(made.live), dtype=torch.bool)
+    return (ring.span[made.indices[made.live].long(), 1] == ring.updates - 1).cpu()
 
 
 def taken(made: Made, out) -> tuple:
@@ -73,16 +87,41 @@ def judge(candidate, made: Made, before: dict, out, out_then, states_then) -> fl
     rounding = CUTS if candidate.cuts else STRICT
     share = 0.0
     if live:
-        share = near("the output", out_then[live], o, trial.io_dtype, rounding)
-        more = CORRECTIONS[trial.state_dtype] if made.pool.ring else 0.0
-        share = max(share, near("the state", states_then, states, trial.state_dtype, rounding, ARITHMETIC + more))
+        of_output, of_state, dtype = slack(candidate, made, before["folds"], states)
+        share = near("the output", out_then[live], o, trial.io_dtype, rounding, more=of_output)
+        share = max(share, near("the state", states_then, states, dtype, rounding, more=of_state))
     _check_the_rest(made, before, out, out_then, states_then)
     return share
+
+
+def slack(candidate, made: Made, folded: torch.Tensor, states: torch.Tensor) -> tuple:
+    """Return how much more the output and the state may be off, and the dtype that the state is rounded to.
+
+    A ring rounds its u: relative to the largest element of the state. An FP8 state is read with FP8 sums, off relative
+    to its longest row, and rounded in the rows of which `folded`, a bool [n], says so.
+    """
+    trial = made.trial
+    if not made.pool.ring:
+        return 0.0, 0.0, trial.state_dtype
+    of_ring = CORRECTIONS[trial.state_dtype] * states.abs().max()
+    if made.pool.scales is None:
+        return 0.0, of_ring, trial.state_dtype
+    longest = (
+        made.old.double().norm(dim=-1).max().cpu()
+    )  # of the rows that q and k, of at most unit length, are taken with
+    scale = made.trial.shape.scale if trial.scale is None else trial.scale
+    of_read = FP8_READ * longest
+    if candidate.cuts:
+        of_ring = 2 * of_ring  # the interpreter cuts u to bf16
+    of_fold = fp8_allowed(states) * folded[:, None, None, None]
+    return 2 * abs(scale) * of_read, of_ring + of_read + of_fold, torch.float32
 
 
 def _check_the_rest(made: Made, before: dict, out, out_then, states_then) -> None:
     """Raise Wrong where something has changed that a call must leave, or has changed since it returned."""
     changed = changed_slots(before["memory"], made.memory, made.indices)
+    if made.pool.scales is not None:
+        changed = sorted({*changed, *changed_scales(before["scales"], made)})
     if changed:
         raise Wrong(f"{_slots(changed, made.pool.slots)} changed, which no row names")
     if not same_bits(made.pool.conv, before["conv"]):
@@ -98,21 +137,28 @@ def _check_the_rest(made: Made, before: dict, out, out_then, states_then) -> Non
     check_not_late(made, out, out_then, states_then)
 
 
+def changed_scales(before: torch.Tensor, made: Made) -> list[int]:
+    """Return the slots that no row names and whose scales differ in some bit from those before the call."""
+    differs = (before.view(torch.int32) != made.pool.scales.view(torch.int32)).flatten(1).any(1).tolist()
+    named = {0, *made.indices.tolist()}
+    return [slot for slot, changed in enumerate(differs) if changed and slot not in named]
+
+
 def check_not_late(made: Made, out, out_then, states_then) -> None:
     """Raise Wrong if the output or a state has changed since the call returned."""
     if not same_bits(out[made.live], out_then[made.live]) or not same_bits(states_of(made), states_then):
         raise Wrong("the output or the state changed after the call had returned")
 
 
-def near(what: str, actual, expected, dtype, rounding=STRICT, arithmetic: float = ARITHMETIC) -> float:
+def near(what: str, actual, expected, dtype, rounding=STRICT, more=0.0) -> float:
     """Raise Wrong unless every element is near enough to the reference, which is float64.
 
-    Returns the largest error as a share of what is allowed.
+    more: allowed besides, a number or one for each element. Returns the largest error as a share of what is allowed.
     """
     actual = actual.detach().to(expected.device, torch.float64)
     if not bool(torch.isfinite(expected).all()):
         raise AssertionError(f"{what}: the reference is not finite, so nothing can be judged by it")
-    most = allowed(expected, dtype, arithmetic, rounding)
+    most = allowed(expected, dtype, ARITHMETIC, rounding) + more
     error = (actual - expected).abs()
     wrong = ~(error <= most)  # NaN is wrong
     if not bool(wrong.any()):

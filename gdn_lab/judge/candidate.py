@@ -10,7 +10,6 @@ import torch
 from .. import ops
 from ..backends import author, registry
 from ..models import GDNShape
-from ..rounding import FP8
 from .attempt import Refused
 from .making import Made, make
 from .trials import Trial
@@ -35,8 +34,6 @@ class Candidate:
     def __init__(self, full_name: str, device, seed: int = 0):
         self.name, self.record, self.device, self.seed = full_name, registry.VARIANTS[full_name], device, seed
         self.layout = self.record.layout
-        if FP8 in self.record.state_dtypes:
-            raise Refused("keeps its state in FP8 with a scale for each row, and these checks make states without")
         self.says_what_it_takes = self._says_what_it_takes()
         sizes = (MODEL_HEAD, *OTHER_HEADS) if self.says_what_it_takes else (MODEL_HEAD,)
         if self.cuts and self.says_what_it_takes:
@@ -81,12 +78,18 @@ class Candidate:
         return min(wanted, 2) if self.cuts else wanted
 
     def make(self, trial: Trial) -> Made:
-        """Make the tensors of a trial as this kernel takes them: q and k normalised, a pool with a ring."""
+        """Make the tensors of a trial as this kernel takes them: q and k normalised, a pool with a ring.
+
+        Slots of a ring are at phases of their own, other ones for each seed: with seed 0 the first call writes slot 1.
+        """
         if not self.record.normalises:
             trial = dataclasses.replace(trial, l2norm=False)
         made = make(trial, self.layout, self.device)
         if self.record.ring:
             made.pool.reserve_ring(self.record.ring, key_dtype=trial.io_dtype)
+            ring = made.pool.ring
+            phases = -(torch.arange(trial.slots) + trial.seed) % ring.period
+            ring.span.copy_(phases[:, None])
         return made
 
     def run(self, made: Made) -> torch.Tensor:

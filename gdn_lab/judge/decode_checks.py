@@ -16,7 +16,7 @@ from ..hard_inputs import KINDS
 from .attempt import CUTS, STRICT, Refused, Wrong, attempt, check_not_late, judge, kept, near, taken
 from .candidate import Candidate
 from .far_memory import far_pool
-from .making import make, same_bits
+from .making import make, same_bits, spoil
 from .trials import LIMITS, PADDINGS, SCALES, STRIDES, drawn, random_of
 
 LEAST, MOST = 3, 60
@@ -123,7 +123,7 @@ def nan_elsewhere(candidate: Candidate, seconds: float) -> str:
         for x in made.arguments:
             x[spoilt] = torch.nan
         if spoilt not in trial.padding:
-            made.pool.state[made.indices[spoilt].long()] = torch.nan
+            spoil(made.pool, made.indices[spoilt].long())
         dirty = _outcome(candidate, made)
         others = [n for n, row in enumerate(made.live) if row != spoilt]
         if not all(same_bits(x[others], y[others]) for x, y in zip(clean, dirty, strict=True)):

@@ -64,6 +64,8 @@ def refill(made, seed: int, padding=()) -> None:
     made.indices.copy_(fresh.indices)
     made.pool.settle(torch.arange(1, made.pool.slots, device=made.pool.device))  # nothing stays pending in a ring
     made.memory.copy_(fresh.memory)
+    if made.pool.scales is not None:
+        made.pool.scales.copy_(fresh.pool.scales)
     made.pool.conv.copy_(fresh.pool.conv)
     made.inputs.A_log.copy_(fresh.inputs.A_log)
     made.inputs.dt_bias.copy_(fresh.inputs.dt_bias)

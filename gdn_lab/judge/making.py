@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ..bench.call_checks import guarded
+from ..e4m3 import SMALLEST_SCALE
 from ..hard_inputs import KINDS, inputs_of_kind
 from ..ops import DecodeInputs, make_inputs
 from ..pool import StatePool
+from ..ring import store
 from .trials import LIMITS, Trial
 
 PADDING = -1
@@ -44,7 +46,10 @@ def make(trial: Trial, layout: str, device) -> Made:
     batch, slots = trial.batch, trial.slots
     pool = filled_pool(trial.shape, slots, layout=layout, dtype=trial.state_dtype, device=device, seed=trial.seed)
     inputs, state_std = _inputs(trial, device)
-    pool.state.mul_(state_std)
+    if pool.scales is None:
+        pool.state.mul_(state_std)
+    else:
+        pool.scales.mul_(state_std).clamp_(min=SMALLEST_SCALE)
     indices = row_slots(
         batch, slots, padding=trial.padding, dtype=trial.index_dtype, device=device, seed=trial.seed + 1
     )
@@ -52,7 +57,7 @@ def make(trial: Trial, layout: str, device) -> Made:
     live = [row for row in range(batch) if row not in trial.padding]
     named = {0, *indices[live].tolist()}
     if trial.poison:
-        pool.state[[slot for slot in range(slots) if slot not in named]] = torch.nan
+        spoil(pool, [slot for slot in range(slots) if slot not in named])
     memory = guarded(pool)
     arguments = as_strided(inputs, trial.strides)
     out_memory = out = None
@@ -93,12 +98,18 @@ def filled_pool(shape, slots, *, layout, dtype, device="cpu", seed=0) -> StatePo
     """Make a pool whose every slot, the null slot too, holds random state, and every window random inputs."""
     pool = StatePool(shape, slots, layout=layout, dtype=dtype, device=device)
     rng = torch.Generator(device).manual_seed(seed)
-    for part in pool.state.split(64):
-        part.copy_(torch.randn(part.shape, generator=rng, device=device))
-    if pool.scales is not None:
-        pool.scales.uniform_(0.1, 1.0, generator=rng)
+    for slots_of_part in torch.arange(slots, device=device).split(64):
+        part = torch.randn(len(slots_of_part), *pool.state.shape[1:], generator=rng, device=device)
+        store(pool.state, pool.scales, slots_of_part, part)
     pool.conv.copy_(torch.randn(pool.conv.shape, generator=rng, device=device))
     return pool
+
+
+def spoil(pool: StatePool, slots) -> None:
+    """Put NaN into the state of slots, and into its scales if it has some."""
+    pool.state[slots] = torch.nan
+    if pool.scales is not None:
+        pool.scales[slots] = torch.nan
 
 
 def row_slots(batch, slots, *, padding=(), dtype=torch.int32, device="cpu", seed=0) -> Tensor:
