@@ -26,6 +26,7 @@ FP8 = torch.float8_e4m3fn  # of which the fold of a ring rounds stochastically a
 ROWS_OF_A_STEP = 4  # of a head's state: they share a counter, which only the program that stores them advances
 FP16_SCALE = 2.0**-112  # makes the bits of a float32, shifted right by 13, those of a float16, subnormal numbers too
 E4M3_SCALE = 2.0**-120  # the same of a float32 shifted right by 20 and float8_e4m3fn
+FP16_LARGEST, FP16_INFINITY, FP16_NAN = 0x7BFF, 0x7C00, 0x7E00  # bits of 65504, infinity and NaN
 E4M3_LARGEST, E4M3_NAN = 0x7E, 0x7F  # bits of 448 and NaN
 MASK = 0xFFFFFFFF
 
@@ -63,7 +64,8 @@ def random_bits(keys: Tensor, rows: int, columns: int) -> Tensor:
 def round_stochastically(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     """Return float32 x rounded to a dtype of 8 or 16 bits by 16 random bits for each element; NaN stays NaN.
 
-    Beyond the largest finite number lies infinity, as for rounding to nearest; in float8_e4m3fn nothing, it stays.
+    Beyond the largest finite number bfloat16 has infinity, as for rounding to nearest. Of the others the largest finite
+    number stays; infinity stays infinity in float16.
     """
     if dtype is FP8:
         whole = (x * E4M3_SCALE).view(torch.int32).long() & MASK
@@ -74,9 +76,9 @@ def round_stochastically(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
         whole = torch.where(x.isnan(), 0x7FC00000, x.contiguous().view(torch.int32).long() & MASK)
         return ((whole + bits) >> 16).to(torch.int16).view(torch.bfloat16)
     whole = (x * FP16_SCALE).view(torch.int32).long() & MASK
-    magnitude = ((whole & 0x7FFFFFFF) + (bits >> 3)).clamp(max=0x7C00 << 13)
-    magnitude = torch.where(x.isnan(), 0x7E00 << 13, magnitude)
-    return (((whole >> 16) & 0x8000) | (magnitude >> 13)).to(torch.int16).view(torch.float16)
+    magnitude = (((whole & 0x7FFFFFFF) + (bits >> 3)) >> 13).clamp(max=FP16_LARGEST)
+    magnitude = torch.where(x.isfinite(), magnitude, torch.where(x.isnan(), FP16_NAN, FP16_INFINITY))
+    return (((whole >> 16) & 0x8000) | magnitude).to(torch.int16).view(torch.float16)
 
 
 def hashed(keys: Tensor, first: int, count: int) -> Tensor:

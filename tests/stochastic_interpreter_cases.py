@@ -27,8 +27,10 @@ def rounding_kernel(x, u, out, seed, step, head, ROWS: tl.constexpr, K: tl.const
 @every_dtype
 @pytest.mark.parametrize("seed, step, slot", [(0, 0, 1), (2**31 - 1, -5, 3), (7, 100_000, 2**20)])
 def test_device_code_gives_the_bits_of_rounding_py(dtype, seed, step, slot):
-    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-8, 5, 8)[:, None]
-    x[0, :6] = torch.tensor([0.0, -0.0, 3.39e38, -3.39e38, 65503.0, -1e-7])
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-8, 4, 8)[:, None]
+    large = 3.39e38 if dtype is torch.bfloat16 else 65504.0  # cut off beyond it: by a GPU (test_gpu_rounding.py) alone
+    x[0, :6] = torch.tensor([0.0, -0.0, large, -large, 65503.0, -1e-7])
+    x[2] = torch.linspace(-(2.0**-14), 2.0**-14, 16)  # float16's subnormal numbers, and the first that is none
     x[1] = torch.tensor([torch.inf, -torch.inf, torch.nan, -torch.nan]).repeat(4)
     u = torch.tensor([1.0, torch.nan, 3e38, 0.0, -0.0, -1.0, 1e-40, 5.0])
     out, head = torch.empty(8, 16, dtype=dtype), torch.tensor([slot * 2 + 1])

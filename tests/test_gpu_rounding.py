@@ -61,6 +61,17 @@ def test_unbiased_over_slots_and_steps(variant, dtype):
     assert abs(means.mean()) < 5 * 0.5 / (batch * means.numel()) ** 0.5
 
 
+@pytest.mark.parametrize("variant", ROUNDING, ids=lambda variant: variant.name)
+def test_beyond_the_largest_float16_it_stays(variant):
+    pool = pool_of(3, torch.float16)
+    slots = pool.acquire(2)
+    x = make_inputs(RANK, 2, device=GPU)
+    x.v[0] *= 1e7
+    decode(*x.arguments(), **x.gates(), pool=pool, indices=slots, backend=variant.full_name)
+    stored = pool.state[slots.long()]
+    assert stored.isfinite().all() and (stored[0].abs() == 65504).any() and stored[1].abs().max() < 100
+
+
 @every
 def test_a_graph_draws_new_bits_in_each_replay(variant, dtype):
     pools = [pool_of(5, dtype) for _ in range(2)]

@@ -79,7 +79,7 @@ def test_numbers_that_are_not_finite_and_those_that_need_no_rounding(dtype):
     assert rounding.round_stochastically(torch.tensor([torch.nan]), dtype, bits).isnan().all()
     largest = torch.finfo(dtype).max
     below, above = rounding.round_stochastically(torch.tensor([largest * 1.0004]), dtype, bits).flatten().tolist()
-    assert (below, above) == (largest, math.inf)
+    assert (below, above) == (largest, math.inf if dtype is torch.bfloat16 else largest)
 
 
 @every_dtype

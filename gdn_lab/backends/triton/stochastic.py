@@ -1,6 +1,7 @@
 """Device code of stochastic rounding: the bits and the rounding of rounding.py, without a branch.
 
-A thread hashes its rows and its columns; an element then costs one instruction for its bits, and one to add them.
+A thread hashes its rows and its columns; an element then costs one instruction for its bits, one to add them, and half
+of one to pack it; to float16 also a product with 2^112, after which the conversion cuts off what was added.
 """
 
 import triton
@@ -9,7 +10,7 @@ import triton.language as tl
 from ...rounding import E4M3_SCALE, FP16_SCALE, ROWS_OF_A_STEP
 
 STEP_ROWS = tl.constexpr(ROWS_OF_A_STEP)
-SCALE = tl.constexpr(FP16_SCALE)
+SCALE, UNSCALE = tl.constexpr(FP16_SCALE), tl.constexpr(1 / FP16_SCALE)
 FP8_SCALE = tl.constexpr(E4M3_SCALE)
 
 
@@ -60,13 +61,12 @@ def round_stochastically(x, bits, DTYPE: tl.constexpr):
     """Return float32 x, scaled, rounded to bfloat16 or float16 by 16 random bits for each element, 0 for a NaN."""
     if DTYPE == tl.bfloat16:
         rounded = x.to(tl.uint32, bitcast=True) + bits
+        return (rounded >> 16).to(tl.uint16).to(DTYPE, bitcast=True)
     else:
         tl.static_assert(DTYPE == tl.float16)
-        # From 65536 on infinity. The exponent then has 5 bits, so that of a float16 begins 3 bits further left.
-        size = tl.minimum(tl.abs(x), 65536.0 * SCALE, propagate_nan=tl.PropagateNan.ALL)
-        magnitude = (size.to(tl.uint32, bitcast=True) << 3) + bits
-        rounded = magnitude | (x.to(tl.uint32, bitcast=True) & 0x80000000)
-    return (rounded >> 16).to(tl.uint16).to(DTYPE, bitcast=True)
+        # Random bits below the last place, of subnormal numbers too; what then is below it is cut off
+        rounded = (x.to(tl.uint32, bitcast=True) + (bits >> 3)).to(tl.float32, bitcast=True)
+        return (rounded * UNSCALE).to(DTYPE, fp_downcast_rounding="rtz")
 
 
 @triton.jit
