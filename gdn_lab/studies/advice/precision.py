@@ -9,7 +9,8 @@ from ..drift.analysis import NOTEBOOK, of_ways
 
 
 def precision(gpu: str, data: Path = DATA) -> list[str]:
-    """Where a bfloat16 state is enough, and what a step costs in each precision; [] where no drift is recorded.
+    """Where a bfloat16 state is enough, what a step costs in each precision, and how far a state in FP8 errs where that
+    is recorded; [] where no drift is.
 
     gpu: a recorded GPU or a run folder. Errors hardly depend on the GPU: without a record of it another GPU's is taken
     and named.
@@ -17,7 +18,7 @@ def precision(gpu: str, data: Path = DATA) -> list[str]:
     for name in dict.fromkeys((gpu, *recorded_gpus(data))):
         rows = _rows(name, data)
         if of_ways(rows):
-            lines = [*sentences.verdict(rows), *sentences.cost(rows)[:1]]
+            lines = [*sentences.verdict(rows), *sentences.cost(rows)[:1], *sentences.fp8(rows)]
             return lines if name == gpu else [f"Recorded on {name.upper()}: {lines[0]}", *lines[1:]]
     return []
 
