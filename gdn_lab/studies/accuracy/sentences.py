@@ -110,7 +110,7 @@ def _fp8(rows: AccuracyRows) -> list[str]:
 
 
 def _kernels(rows: AccuracyRows) -> list[str]:
-    """Kernels with a float32 or 16-bit state against the baseline's float32, by path: which differ."""
+    """Kernels with any state against the baseline's float32, by path: which differ."""
     adjusted, found = rows.adjusted(), []
     for path in PATHS:
         compared = [case for case in _cases(rows, path) if case in adjusted and case.shortcut == NO_SHORTCUT]
@@ -121,8 +121,18 @@ def _kernels(rows: AccuracyRows) -> list[str]:
         number = "1 case was" if len(compared) == 1 else f"{len(compared)} cases were"
         text = f"On the path {path} {number} compared with {label(rows.baseline)}, float32"
         parts = [f"{what(case)} ({points(rows.compared(case).change)} points)" for case in worse]
-        found.append(f"{text}: {f'{listed(parts)} differ' if worse else 'none differs'}.")
+        found.append(f"{text}: {f'{listed(parts)} differ' if worse else 'none differs'}{_span(rows, compared, worse)}.")
     return found
+
+
+def _span(rows: AccuracyRows, compared: list[Case], worse: list[Case]) -> str:
+    """Where the 95 % intervals of the changes of cases that do not differ lie, all together."""
+    alike = [rows.compared(case).change for case in compared if case not in worse]
+    if not alike:
+        return ""
+    low, high = min(change.low for change in alike), max(change.high for change in alike)
+    ends = " to ".join(f"{100 * value:+.1f}".replace("-", "−") for value in (low, high))
+    return f"; {'the other' if worse else 'all'} intervals lie within {ends} points"
 
 
 def _shortcuts(rows: AccuracyRows) -> list[str]:
