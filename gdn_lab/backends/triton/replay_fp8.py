@@ -33,7 +33,6 @@ from .replay_fp8_fold import fold_fp8_kernel
 FEWEST_ROWS = 512  # that the list of full rings looks through, so that one compilation serves every batch up to it
 MOST_TERMS = 3  # of k, and of q
 COLUMNS = tl.constexpr(16)  # 8 for k, 8 for q
-WAVES = 4  # programs of read_fp8_kernel for each multiprocessor before one takes several heads
 
 
 class Fp8Tiles(NamedTuple):
@@ -263,14 +262,13 @@ def read_fp8_kernel(
         tl.store(u_at + end * V, (u * k_norm).to(corrections.dtype.element_ty))
 
 
-def fp8_tiles(rows: int, shape, programs: int) -> Fp8Tiles:
-    """Choose how to launch for `rows` rows on a GPU with `programs` multiprocessors."""
-    group, V = shape.num_v_heads // shape.num_k_heads, shape.head_v_dim
-    most = V & -V  # the largest power of two in it
-    enough = rows * shape.num_v_heads // (WAVES * programs)
-    heads = max(n for n in range(1, group + 1) if group % n == 0 and n <= max(1, enough))
-    splits = min(2 if rows >= 256 else 4, most // 16)
-    return Fp8Tiles(min(128, most), heads, 2, 4, min(128, most), 16, splits, 2, 1, 8)
+def fp8_tiles(rows: int, shape) -> Fp8Tiles:
+    """Choose how to launch for `rows` rows, by times on an H200: few heads as many small programs."""
+    group, heads = shape.num_v_heads // shape.num_k_heads, rows * shape.num_v_heads
+    most = shape.head_v_dim & -shape.head_v_dim  # the largest power of two in it
+    together = 2 if heads >= 8192 and group % 2 == 0 else 1
+    splits = min(2 if heads >= 16384 else 4, most // 16)
+    return Fp8Tiles(min(128, most), together, 1, 4, min(128, most), 16, splits, 2, 1, 8)
 
 
 def decode_launch(call):
@@ -278,7 +276,7 @@ def decode_launch(call):
     HK, HV, K, V = call.shape.dims
     overlap = can_overlap(call.device)
     term_count = 2 if call.key_dtype is torch.bfloat16 else MOST_TERMS
-    chosen = functools.cache(lambda rows: fp8_tiles(rows, call.shape, multiprocessors(call.device)))
+    chosen = functools.cache(lambda rows: fp8_tiles(rows, call.shape))
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
         rows, ring, tiles = q.shape[0], state.ring, chosen(q.shape[0])
