@@ -43,7 +43,7 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
         history.append(root / "data", gpu, line)
         written.append(measured / history.FILE)
     books = {name: place for name, place in finished.items() if name not in SHELL}
-    return written + write_site(root / "docs" / "site", gpu, books) + _report(root)
+    return written + write_site(root / "docs" / "site", gpu, books, measured.parent) + _report(root)
 
 
 def _run(place: Path, target: Path) -> Path:

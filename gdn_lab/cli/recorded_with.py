@@ -1,4 +1,7 @@
-"""With which versions and kernels the runs of a GPU were recorded, and how this checkout differs."""
+"""At which commit, with which versions and kernels the runs of a GPU were recorded, and how this checkout differs.
+
+A record is the rows of one run in data/measured/<gpu>/<record>/, of the commit that its run.json names.
+"""
 
 import json
 from collections import defaultdict
@@ -17,19 +20,52 @@ LIBRARIES = {
     "cutlass_dsl": "nvidia-cutlass-dsl",
 }
 
+MORE_ROOMS = {  # {phase of a row: rooms whose kernels ran beside those of its backend}
+    "step": ("layer",),
+    "profile": ("layer", "triton"),
+    "serving": ("layer", "engine"),
+    "all_reduce": ("engine",),
+}
+
 
 def recorded_with(gpu: str, root: Path) -> str:
-    """Sentences on data/measured/<gpu>: machine, dates, versions, pins that differ, kernels that changed since."""
-    runs = recorded_runs(root / "data" / "measured" / gpu)
+    """Sentences on data/measured/<gpu>, then a table of its records: commit, date, kernels that changed since."""
+    folder = root / "data" / "measured" / gpu
+    runs = recorded_runs(folder)
     if not runs:
         return f"Nothing is recorded of `{gpu}` yet."
-    pins, points = pinned(root / "requirements.txt"), []
-    for versions, notebooks in by_versions(runs).items():
-        infos = [runs[notebook] for notebook in notebooks]
-        points.append(_recorded(notebooks, infos, dict(versions)))
+    pins, points = pinned(root / "requirements.txt"), [of_commits(runs)]
+    groups = by_versions(runs)
+    for versions, records in groups.items():
+        points.append(_recorded(runs, records if len(groups) > 1 else [], dict(versions)))
         points.append(_pins(dict(versions), pins))
-    points += _changed(runs, root / "data" / "measured" / gpu)
-    return "\n".join(f"- {point}" for point in points)
+    lines = ["| record | commit | date | kernels changed since |", "|:--|:--|:--|:--|"]
+    for record, info in runs.items():
+        lines.append(f"| `{record}` | {commit_of(info)} | {date_of(info)} | {_changed(info, folder / record)} |")
+    return "\n".join(f"- {point}" for point in points) + "\n\n" + "\n".join(lines)
+
+
+def of_commits(runs: dict[str, dict]) -> str:
+    """One sentence: of which commits the records of a GPU are."""
+    commits = {commit_of(info) for info in runs.values()}
+    if len(runs) == 1:
+        return f"The one record is of commit {commits.pop()}."
+    if len(commits) == 1:
+        return f"All {len(runs)} records are of commit {commits.pop()}."
+    return (
+        f"The {len(runs)} records are of {len(commits)} commits: each belongs to the one in its `run.json`. Kernels "
+        "can differ between commits; ratios are formed within one record."
+    )
+
+
+def commit_of(info: dict) -> str:
+    """The first ten digits of a run's commit."""
+    return (info["environment"].get("git_commit") or "unknown")[:10]
+
+
+def date_of(info: dict) -> str:
+    """The day on which a run began, UTC."""
+    return info["start_utc"][:10]
 
 
 def recorded_runs(folder: Path) -> dict[str, dict]:
@@ -58,16 +94,14 @@ def pinned(requirements: Path) -> dict[str, str]:
     return {name: exact[package] for name, package in LIBRARIES.items() if exact.get(package)}
 
 
-def _recorded(notebooks: list[str], infos: list[dict], versions: dict[str, str]) -> str:
-    facts = infos[0]["environment"]
-    days = sorted({info["start_utc"][:10] for info in infos})
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    commits = sorted({(info["environment"].get("git_commit") or "unknown")[:10] for info in infos})
+def _recorded(runs: dict[str, dict], named: list[str], versions: dict[str, str]) -> str:
+    """On what and when, with which versions. named: the records of these versions; [] if all are."""
+    infos = [runs[record] for record in named or runs]
+    facts, days = infos[0]["environment"], sorted(map(date_of, infos))
+    when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     driver = f", driver {facts['driver']}" if facts.get("driver") else ""
-    return (
-        f"Recorded on {facts['gpu_name']}{driver}, {when}: {', '.join(f'`{name}`' for name in notebooks)}, with "
-        f"{_listed(versions)} (commit{'s' * (len(commits) > 1)} {', '.join(commits)})."
-    )
+    listed = f": {', '.join(f'`{name}`' for name in named)}" if named else ""
+    return f"Recorded on {facts['gpu_name']}{driver}, {when}{listed}, with {_listed(versions)}."
 
 
 def _pins(versions: dict[str, str], pins: dict[str, str]) -> str:
@@ -85,28 +119,17 @@ def _listed(versions: dict[str, str]) -> str:
     return ", ".join(f"{LIBRARIES[name]} {version}" for name, version in versions.items())
 
 
-def _changed(runs: dict[str, dict], folder: Path) -> list[str]:
-    """Which kernels' sources differ from those that were measured, by notebook."""
-    changed, unknown = {}, []
-    for notebook, info in runs.items():
-        rooms = changed_since(info)
-        if rooms is None:
-            unknown.append(notebook)
-        elif mine := [room for room in rooms if room in rooms_of(folder / notebook)]:
-            changed[notebook] = mine
-    sentences = []
-    if changed:
-        listed = "; ".join(f"`{notebook}`: {', '.join(rooms)}" for notebook, rooms in changed.items())
-        sentences.append(f"Kernels whose source has changed since they were measured: {listed}.")
-    if unknown:
-        listed = ", ".join(f"`{notebook}`" for notebook in unknown)
-        sentences.append(f"Which kernels these measured cannot be told, for git does not have their commit: {listed}.")
-    return sentences or ["The kernels are those of this checkout."]
+def _changed(info: dict, folder: Path) -> str:
+    """Which of the kernels that a run timed differ in their source from those of this checkout."""
+    rooms = changed_since(info)
+    if rooms is None:
+        return "unknown: git does not have the commit"
+    return ", ".join(room for room in rooms if room in rooms_of(folder)) or "none"
 
 
 def rooms_of(folder: Path) -> set[str]:
-    """The rooms (bench/sources.py) whose kernels a recorded run timed."""
+    """The rooms (bench/sources.py) whose kernels a recorded run used."""
     _, rows = load(folder)
-    timed = [row for row in rows if row.get("status") == "ok"]
-    layer = {"layer"} if any(row["phase"] == "step" for row in timed) else set()
-    return {row["backend"] for row in timed if row.get("backend")} | layer
+    used = [row for row in rows if row.get("status") in ("ok", "fact")]
+    named = {row.get("backend") or str(row.get("variant", "")).partition("/")[0] for row in used}
+    return named.union(*(MORE_ROOMS.get(row.get("phase"), ()) for row in used))

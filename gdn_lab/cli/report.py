@@ -27,6 +27,7 @@ from ..files import replacing
 from ..studies import Study, studies
 from ..studies.declaration import Section
 from .run import ROOT, shown
+from .site import write_indices
 
 BLOCKS = (
     r"picture|which_backend|servers|precision|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+"
@@ -47,10 +48,10 @@ def run(arguments) -> None:
 
 
 def report(root: Path = ROOT) -> list[Path]:
-    """Draw the README's figures into <root>/docs and fill README.md and docs/*.md between their markers.
+    """Draw the README's figures into <root>/docs, fill README.md and docs/*.md between their markers, index docs/site.
 
-    Returns the files written: every figure, and each page whose text changed. A block that no study makes is left as
-    it is.
+    Returns the files written: every figure, and each page or index whose text changed. A block that no study makes is
+    left as it is.
     """
     root, written = Path(root), []
     for study in studies():
@@ -59,7 +60,7 @@ def report(root: Path = ROOT) -> list[Path]:
     for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         if page.is_file():
             written += fill(page, root)
-    return written
+    return written + write_indices(root / "docs" / "site", root / "data" / "measured")
 
 
 def fill(page: Path, root: Path) -> list[Path]:

@@ -3,7 +3,8 @@
     docs/site/index.html  <gpu>/index.html  <gpu>/<page>.html  <gpu>/pages.json
 
 pages.json says of each page what its card shows, so pages can be made one by one: those of a record on the GPU itself,
-and others by `gdn-lab site`, executed without a GPU, which show recorded rows.
+and others by `gdn-lab site`, executed without a GPU, which show recorded rows. The index of a GPU lists its records
+with their commits; `gdn-lab report` brings it up to date.
 """
 
 import html
@@ -15,11 +16,13 @@ from typing import NamedTuple
 import nbformat
 
 from ..files import replacing
+from ..report.recorded import DATA
 from ..report.text import device_name, sm_clock
 from ..report.text import sentence_as_html as sentence
 from ..studies import studies
 from . import kept_answer, pages
 from .errors import BatchError
+from .recorded_with import LIBRARIES, commit_of, date_of, of_commits, recorded_runs
 from .shell import badge, page
 from .small_figures import with_small_figures
 
@@ -37,10 +40,11 @@ class Card(NamedTuple):
     machine: str
 
 
-def write_site(site: Path, gpu: str, books: dict[str, Path]) -> list[Path]:
+def write_site(site: Path, gpu: str, books: dict[str, Path], measured: Path = DATA / "measured") -> list[Path]:
     """Write the page of each executed notebook to <site>/<gpu>/, then the indices. books: {page's name: job's folder}.
 
-    Pages of other names stay. BatchError if the pages of a GPU would take more than MOST_BYTES.
+    Pages of other names stay. measured: with the records of each GPU, which its index lists. BatchError if the pages of
+    a GPU would take more than MOST_BYTES.
     """
     executed = {name: path for name, place in sorted(books.items()) if (path := _executed(place))}
     if not executed:
@@ -55,9 +59,20 @@ def write_site(site: Path, gpu: str, books: dict[str, Path]) -> list[Path]:
     for name, text in made.items():
         _write(folder / f"{name}.html", text)
     _write(folder / CARDS, json.dumps({name: card._asdict() for name, card in cards.items()}, indent=1) + "\n")
-    _write(folder / "index.html", _index_of_gpu(gpu, cards))
-    _write(site / "index.html", _index({path.parent.name: read_cards(path.parent) for path in site.glob(f"*/{CARDS}")}))
+    write_indices(site, measured)
     return [folder / "index.html", site / "index.html"]
+
+
+def write_indices(site: Path, measured: Path) -> list[Path]:
+    """Write the index of each GPU that has pages, and the one over all GPUs. Returns those whose text changed."""
+    gpus = {path.parent.name: read_cards(path.parent) for path in sorted(site.glob(f"*/{CARDS}"))}
+    texts = {site / gpu / "index.html": _index_of_gpu(gpu, cards, measured / gpu) for gpu, cards in gpus.items()}
+    if gpus:
+        texts[site / "index.html"] = _index(gpus)
+    changed = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        _write(path, texts[path])
+    return changed
 
 
 def read_cards(folder: Path) -> dict[str, Card]:
@@ -125,8 +140,8 @@ def _write(path: Path, text: str) -> None:
 # ---- indices --------------------------------------------------------------------------------------------------------
 
 
-def _index_of_gpu(gpu: str, cards: dict[str, Card]) -> str:
-    """A card for each page of one GPU: question, answer, where it was executed."""
+def _index_of_gpu(gpu: str, cards: dict[str, Card], measured: Path) -> str:
+    """A card for each page of one GPU: question, answer, where it was executed; then its records."""
     shown = "".join(
         f'<article class="card"><p class="quiet">{html.escape(name)}</p>'
         f'<h3><a href="{html.escape(name)}.html">{html.escape(card.question)}</a></h3><p>{_badges(card, gpu)}</p>'
@@ -134,8 +149,26 @@ def _index_of_gpu(gpu: str, cards: dict[str, Card]) -> str:
         for name, card in cards.items()
     )
     links = '<nav class="pages"><a href="../index.html">All GPUs</a></nav>'
-    body = f"<main class='wide'>{links}<h1>{html.escape(gpu.upper())}</h1><div class=\"cards\">{shown}</div></main>"
-    return page(f"{gpu.upper()} · gdn_lab", body)
+    body = f"<main class='wide'>{links}<h1>{html.escape(gpu.upper())}</h1><div class=\"cards\">{shown}</div>"
+    return page(f"{gpu.upper()} · gdn_lab", f"{body}{_records(measured)}</main>")
+
+
+def _records(measured: Path) -> str:
+    """The records of one GPU: commit, date, versions; "" where there are none."""
+    runs = recorded_runs(measured)
+    if not runs:
+        return ""
+    names = ("record", "commit", "date", *LIBRARIES.values())
+    lines = [[f"<code>{html.escape(record)}</code>", *map(html.escape, _facts(info))] for record, info in runs.items()]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
+    table = f"<table class='words'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<h2>Records</h2><p>{sentence(of_commits(runs))}</p><div class='scroll' tabindex='0'>{table}</div>"
+
+
+def _facts(info: dict) -> list[str]:
+    """Commit, date and versions of a run, as text."""
+    return [commit_of(info), date_of(info), *(info["environment"].get(name) or "" for name in LIBRARIES)]
 
 
 def _badges(card: Card, gpu: str) -> str:

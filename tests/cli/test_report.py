@@ -82,10 +82,10 @@ def test_every_figure_is_drawn_once(checkout):
 # ---- with which versions and kernels
 
 
-def recorded(root, gpu="h100", info=None, **versions):
+def recorded(root, gpu="h100", info=None, record="02_decode_kernels", **versions):
     facts = {"gpu_name": "NVIDIA H100", "driver": "580.1", "git_commit": "0123456789abcdef", "torch": "2.13.0+cu130"}
     info = {"start_utc": "2026-11-22T09:27:39Z", "environment": facts | {"triton": "3.7.1"} | versions} | (info or {})
-    folder = root / "data" / "measured" / gpu / "02_decode_kernels"
+    folder = root / "data" / "measured" / gpu / record
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(info))
     row = {"status": "ok", "phase": "decode", "backend": "triton"}
@@ -96,14 +96,15 @@ def recorded(root, gpu="h100", info=None, **versions):
 def test_the_readme_says_when_this_checkout_installs_what_was_measured(tmp_path):
     recorded(tmp_path)
     text = recorded_with.recorded_with("h100", tmp_path)
-    assert "Recorded on NVIDIA H100, driver 580.1, 2026-11-22: `02_decode_kernels`, with torch 2.13.0+cu130" in text
+    assert "Recorded on NVIDIA H100, driver 580.1, 2026-11-22, with torch 2.13.0+cu130" in text
+    assert "- The one record is of commit 0123456789." in text
     assert "This checkout installs the same versions." in text
 
 
 def test_the_readme_says_which_versions_differ(tmp_path):
     recorded(tmp_path, torch="2.11.0+cu130", triton="3.6.0")
     text = recorded_with.recorded_with("h100", tmp_path)
-    assert "with torch 2.11.0+cu130, triton 3.6.0 (commit 0123456789)" in text
+    assert "with torch 2.11.0+cu130, triton 3.6.0." in text
     assert "This checkout installs torch 2.13.0, triton 3.7.1 instead. Both are supported and tested" in text
 
 
@@ -111,17 +112,27 @@ def test_the_readme_says_which_kernels_changed(tmp_path):
     kernels = kernel_hashes()
     recorded(tmp_path, info={"kernels": kernels | {"triton": "0", "flashinfer": "0"}})
     text = recorded_with.recorded_with("h100", tmp_path)
-    assert "- Kernels whose source has changed since they were measured: `02_decode_kernels`: triton." in text
+    assert "| `02_decode_kernels` | 0123456789 | 2026-11-22 | triton |" in text
 
 
 def test_the_readme_says_when_the_kernels_are_those_of_the_checkout(tmp_path):
     recorded(tmp_path, info={"kernels": kernel_hashes()})
-    assert "- The kernels are those of this checkout." in recorded_with.recorded_with("h100", tmp_path)
+    assert "| 2026-11-22 | none |" in recorded_with.recorded_with("h100", tmp_path)
 
 
 def test_kernels_of_an_unknown_commit_are_said(tmp_path):
     recorded(tmp_path)
-    assert "cannot be told" in recorded_with.recorded_with("h100", tmp_path)
+    assert "| unknown: git does not have the commit |" in recorded_with.recorded_with("h100", tmp_path)
+
+
+def test_a_page_says_when_the_records_of_a_gpu_are_of_several_commits(tmp_path):
+    recorded(tmp_path)
+    recorded(tmp_path, record="03_decode_step")
+    assert "- All 2 records are of commit 0123456789." in recorded_with.recorded_with("h100", tmp_path)
+    recorded(tmp_path, record="05_verify", git_commit="fedcba9876543210", triton="3.8.0")
+    text = recorded_with.recorded_with("h100", tmp_path)
+    assert "- The 3 records are of 2 commits: each belongs to the one in its `run.json`." in text
+    assert "| `05_verify` | fedcba9876 |" in text and "2026-11-22: `05_verify`, with torch 2.13.0+cu130" in text
 
 
 def test_a_gpu_without_records_is_a_sentence(tmp_path):

@@ -122,6 +122,22 @@ def test_site_leaves_pages_alone_that_were_executed_on_the_gpu(tmp_path, monkeyp
     assert {study.notebook for study in site_command.to_execute("h200")} == before - {"02_decode_kernels"}
 
 
+def test_the_index_of_a_gpu_lists_its_records_with_their_commits(tmp_path):
+    for record, commit in (("02_decode_kernels", "c0ffee" * 6), ("05_verify", "facade" * 6)):
+        place = tmp_path / "measured" / "h200" / record
+        place.mkdir(parents=True)
+        facts = {"git_commit": commit, "torch": "2.11.0", "flashinfer": "0.7.2"}
+        (place / "run.json").write_text(json.dumps({"environment": facts, "start_utc": "2026-11-28T08:00:00Z"}))
+    books = {"05_verify": executed(tmp_path / "a", "05_verify")}
+    site.write_site(tmp_path / "site", "h200", books, tmp_path / "measured")
+    index = soup(tmp_path / "site" / "h200" / "index.html")
+    assert "The 2 records are of 2 commits: each belongs to the one in its run.json." in index.get_text()
+    lines = [[cell.get_text() for cell in line.find_all("td")] for line in index.find_all("tr")[1:]]
+    assert lines[1][:3] == ["05_verify", "facadefaca", "2026-11-28"] and lines[0][1] == "c0ffeec0ff"
+    assert lines[0][3:] == ["2.11.0", "", "0.7.2", ""]
+    assert not site.write_indices(tmp_path / "site", tmp_path / "measured"), "nothing has changed"
+
+
 def test_site_knows_the_recorded_gpus(capsys):
     assert main(["site", "b300"]) == 2
     assert "choose from h100, h200" in capsys.readouterr().err
