@@ -243,6 +243,12 @@ class StatePool:
         if self.ring and len(indices):
             write_pending(self.ring, self.state, indices, self.scales)
 
+    def folds(self, indices: Tensor) -> Tensor:
+        """Tell of slots, int32 or int64 [n], whether the next step of a ring rounds their state to FP8: bool [n]."""
+        if self.ring is None or self.scales is None:
+            return torch.zeros(len(indices), dtype=torch.bool, device=self.device)
+        return self.ring.span[indices.long(), 1] == self.ring.updates - 1
+
     def _true_state(self, slots: Tensor) -> Tensor:
         """Return the state of the slots, int64 [n], in the pool's layout; float32 where there is a ring or FP8."""
         if self.ring:

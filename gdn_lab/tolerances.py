@@ -63,6 +63,17 @@ def fp8_allowed(S: torch.Tensor) -> torch.Tensor:
     return FP8_STATE * S.abs() + FP8_STATE_SUBNORMAL * S.abs().amax(-1, keepdim=True)
 
 
+def fp8_step_allowed(old: torch.Tensor, new: torch.Tensor, folds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a step on an FP8 state with a ring may be off besides: in S k or S q, and in the state, both where `new` is.
+
+    old, new: the state before and after, [n, HV, V, K]. folds, bool [n]: rows whose state this step rounds to FP8. k
+    and q are no longer than 1, so that the sum of the magnitudes is at most the longest row of S.
+    """
+    of_read = FP8_READ * old.double().norm(dim=-1).max().to(new.device)
+    of_ring = CORRECTIONS[FP8] * new.abs().max()
+    return of_read, of_ring + of_read + fp8_allowed(new) * folds.to(new.device)[:, None, None, None]
+
+
 def sum_allowed(magnitudes: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
     """The largest allowed error of a sum of `terms` over ranks; magnitudes: the sum of the terms' magnitudes, float64.
 

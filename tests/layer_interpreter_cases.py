@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from gdn_lab.backends.triton.backend import INTERPRETED
-from gdn_lab.layer import layer_reference
+from gdn_lab.layer import CONFIGURATIONS, StepWeights, layer_reference, step
 from gdn_lab.layer.fp8 import Linear, quantize_rows
-from gdn_lab.layer.gdn_layer import Activation
+from gdn_lab.layer.gdn_layer import Activation, Kernels
 from gdn_lab.layer.kernels import elementwise
 from gdn_lab.layer.kernels.conv_and_gates import conv_and_gates
 from gdn_lab.layer.kernels.projections import Scratch
+from gdn_lab.layer.step_check import differences
+from gdn_lab.rounding import FP8
+from gdn_lab.tolerances import CORRECTIONS
 
 assert INTERPRETED, "run under TRITON_INTERPRET=1"
 
@@ -183,3 +186,22 @@ def test_silu_mul(quantize):
         assert_quantized(made, rows, expected)
     else:
         assert_close(made.live, expected)
+
+
+def test_a_step_of_a_state_in_fp8(monkeypatch):
+    """Three steps of two rows at phases of their own: one of them rounds its state in the second step."""
+    entry = CONFIGURATIONS["replay-fp8"]
+    kernels = Kernels(entry.gdn, layer_reference, fused=False, overlap=False, torch_fp8=True)
+    monkeypatch.setattr(step, "kernels_of", lambda *_: kernels)
+    monkeypatch.setattr(step, "is_eager", lambda _: True)  # needs no GPU
+    monkeypatch.setitem(CORRECTIONS, FP8, LAST_PLACE)
+    weights = StepWeights.random("qwen3.5-397b-a17b", 8, toy=True, seed=0)
+    made = step.Step(weights, entry, 2)
+    made.pool.ring.span[1:3] = torch.tensor([[14, 14], [3, 3]], dtype=torch.int32)
+    stored = made.pool.state[1:3].clone().view(torch.uint8)
+    for _ in range(3):
+        found = {one.part: one for one in differences(made)}
+        assert found["gdn"].right and found["gdn state"].right
+    assert made.pool.ring.span.tolist()[1:3] == [[0, 1], [3, 6]]
+    changed = stored != made.pool.state[1:3].view(torch.uint8)
+    assert changed.flatten(1).any(1).tolist() == [True, False]

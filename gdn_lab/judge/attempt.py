@@ -4,7 +4,7 @@ import torch
 
 from .. import reference
 from ..bench.call_checks import changed_slots
-from ..tolerances import ARITHMETIC, CORRECTIONS, FP8_READ, LAST_PLACE, ROUNDING, allowed, fp8_allowed
+from ..tolerances import ARITHMETIC, CORRECTIONS, LAST_PLACE, ROUNDING, allowed, fp8_step_allowed
 from .making import GUARD, Made, same_bits
 from .trials import Trial
 
@@ -43,21 +43,14 @@ def kept(made: Made) -> dict:
     """Return copies of what a call may not change."""
     tensors = (*made.arguments, made.indices, made.inputs.A_log, made.inputs.dt_bias)
     copies = {name: x.clone() for name, x in zip(NAMES, tensors, strict=True)}
+    folds = made.pool.folds(made.indices[made.live])
     scales = None if made.pool.scales is None else made.pool.scales.clone()
     return copies | {
         "memory": made.memory.clone(),
         "conv": made.pool.conv.clone(),
         "scales": scales,
-        "folds": folds(made),
+        "folds": folds,
     }
-
-
-def folds(made: Made) -> torch.Tensor:
-    """Tell of each live row, bool [n], whether the next call fills its ring and so rounds its state to FP8."""
-    ring = made.pool.ring
-    if made.pool.scales is None or not ring:
-        return torch.zeros(len(made.live), dtype=torch.bool)
-    return (ring.span[made.indices[made.live].long(), 1] == ring.updates - 1).cpu()
 
 
 def taken(made: Made, out) -> tuple:
@@ -106,15 +99,11 @@ def slack(candidate, made: Made, folded: torch.Tensor, states: torch.Tensor) -> 
     of_ring = CORRECTIONS[trial.state_dtype] * states.abs().max()
     if made.pool.scales is None:
         return 0.0, of_ring, trial.state_dtype
-    longest = (
-        made.old.double().norm(dim=-1).max().cpu()
-    )  # of the rows that q and k, of at most unit length, are taken with
-    scale = made.trial.shape.scale if trial.scale is None else trial.scale
-    of_read = FP8_READ * longest
+    of_read, of_state = fp8_step_allowed(made.old, states, folded)
     if candidate.cuts:
-        of_ring = 2 * of_ring  # the interpreter cuts u to bf16
-    of_fold = fp8_allowed(states) * folded[:, None, None, None]
-    return 2 * abs(scale) * of_read, of_ring + of_read + of_fold, torch.float32
+        of_state = of_state + of_ring  # the interpreter cuts u to bf16
+    scale = trial.shape.scale if trial.scale is None else trial.scale
+    return 2 * abs(scale) * of_read, of_state, torch.float32
 
 
 def _check_the_rest(made: Made, before: dict, out, out_then, states_then) -> None:

@@ -17,6 +17,7 @@ class Configuration:
     is a launch of its own and products are torch's.
     deferred: a `backend` of decode() that defers its writes, which studies take in place of gdn where recorded times
     say that it is faster; "" never.
+    state_dtype: of the pool whatever dtype a study asks for; "" is the one it asks for.
     device: "cuda" or "cpu", where configurations "auto" includes it; "" includes it nowhere.
     """
 
@@ -30,6 +31,7 @@ class Configuration:
     prefill: str = "auto"
     verify: str = "auto"
     deferred: str = ""
+    state_dtype: str = ""
 
     def __post_init__(self):
         if not self.label:
@@ -80,6 +82,14 @@ CONFIGURATIONS: dict[str, Configuration] = {
             gdn="triton/replay",
             layout="VK",
             description="best, with a state that is read in each step and written in one of 17",
+            fused=True,
+        ),
+        Configuration(
+            name="replay-fp8",
+            gdn="triton/replay-fp8",
+            layout="VK",
+            state_dtype="float8_e4m3fn",
+            description="replay with the state in FP8, whose rounding shows in the output: notebooks 10 and 12",
             fused=True,
         ),
         Configuration(

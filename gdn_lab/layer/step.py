@@ -15,8 +15,10 @@ from ..backends.base import needs_capability
 from ..backends.registry import refusal, variant
 from ..bench.pools import L2_MULTIPLE
 from ..costs import decode_bytes, replay_bytes
+from ..e4m3 import quantised
 from ..models import GDNShape
 from ..pool import StatePool
+from ..rounding import FP8
 from ..trace.ranges import STEP, nvtx_range
 from . import layer_reference
 from .configurations import Configuration, configuration
@@ -36,7 +38,8 @@ BYTES_FORMULA = (
 class Step:
     """One step for one batch: its buffers, its pool, and its stages in order.
 
-    name: a configuration or its name. batch: 1 to 512 requests. state_dtype: of the pool. pool, indices: by default a
+    name: a configuration or its name. batch: 1 to 512 requests. state_dtype: of the pool, unless the configuration has
+    one of its own. pool, indices: by default a
     pool of batch + 1 slots with random states, and the slots 1 to batch in random order; a given pool must have the
     configuration's layout. ahead: the step of the layer before, whose output and residual this one takes as input; by
     default the inputs are random. ValueError with the sentence of refusal() for a configuration that cannot run here.
@@ -59,6 +62,7 @@ class Step:
         if type(batch) is not int or batch < 1:
             raise ValueError(f"batch: expected a positive int, got {batch!r}")
         self.configuration, self.weights, self.batch = configuration(name), weights, batch
+        state_dtype = pool_dtype(self.configuration, state_dtype)
         self.name = self.configuration.name
         self.device, self.fp8 = weights.device, weights.precision == "fp8"
         self.kernels = kernels_of(self.configuration, self.device)
@@ -83,7 +87,8 @@ class Step:
     def refusal(name: str | Configuration, weights: StepWeights, state_dtype=torch.bfloat16) -> str | None:
         """Why a configuration cannot run with these weights on their device: one sentence, or None."""
         entry, device = configuration(name), weights.device
-        reason = refusal(entry.gdn, weights.shape, layout=entry.layout, dtype=state_dtype, device=device)
+        dtype = pool_dtype(entry, state_dtype)
+        reason = refusal(entry.gdn, weights.shape, layout=entry.layout, dtype=dtype, device=device)
         if reason is None and not is_eager(entry):
             reason = needs_capability(device, 9)  # for e4m3 products and conversions
         return reason
@@ -166,6 +171,11 @@ class Step:
         return decode_bytes(shape, self.batch, pool.dtype)
 
 
+def pool_dtype(entry: Configuration, asked: torch.dtype) -> torch.dtype:
+    """The dtype of a configuration's pool: its own, or what is asked for."""
+    return getattr(torch, entry.state_dtype) if entry.state_dtype else asked
+
+
 def is_eager(entry: Configuration) -> bool:
     """Whether a configuration runs eager PyTorch throughout, on any device."""
     return variant(entry.gdn).role == "eager"
@@ -186,7 +196,12 @@ def random_pool(shape: GDNShape, slots: int, layout: str, dtype: torch.dtype, de
     """A pool whose states and convolution windows are random."""
     pool = StatePool(shape, slots, layout=layout, dtype=dtype, device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    pool.state.normal_(0, 0.1, generator=generator)
+    if dtype is FP8:
+        for slot in range(slots):
+            state = 0.1 * torch.randn(pool.state.shape[1:], generator=generator, device=device)
+            pool.state[slot], pool.scales[slot] = quantised(state)
+    else:
+        pool.state.normal_(0, 0.1, generator=generator)
     pool.conv.normal_(0, 1, generator=generator)
     return pool
 

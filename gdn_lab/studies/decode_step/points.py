@@ -234,7 +234,7 @@ class Point:
             "backend": backend,
             "variant": variant,
             "layout": entry.layout,
-            "state_dtype": dtype_name(o.state_dtype),
+            "state_dtype": entry.state_dtype or dtype_name(o.state_dtype),
             "batch": self.batch,
             "tokens": self.batch,
             "num_k_heads": shape.num_k_heads,
