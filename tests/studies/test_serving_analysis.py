@@ -111,6 +111,16 @@ def test_worth_by_hand(rows):
         assert abs(one.change) < one.kernel_share, "no kernel saves more than its share"
 
 
+def test_the_pull_request_s_table_stands_next_to_ours(rows):
+    table = analysis.published_pair(rows).set_index("metric")
+    before, after = (rows.points[name, 256].run for name in ("before", "after"))
+    assert table.loc["TPOT", "PR: Triton"] == 21.51 and table.loc["TPOT", "before, C = 256"] == before["tpot_ms"]
+    assert table.loc["total throughput", "after, C = 256"] == after["total_throughput"]
+    assert table.loc["TPOT", "change, %"] == pytest.approx(100 * (after["tpot_ms"] / before["tpot_ms"] - 1))
+    without = analysis.published_pair(ServingRows(serving_rows(("best",), (8,)), RUN))
+    assert list(without) == ["metric", "unit", "PR: Triton", "PR: FlashInfer", "PR: change, %"]
+
+
 def test_other_configurations_are_compared_where_the_published_ones_are_not_there():
     rows = ServingRows(serving_rows(("before-32", "best"), (8,)), RUN)
     assert analysis.compared(rows) == ("before-32", "best")
@@ -133,6 +143,15 @@ def test_a_best_that_is_behind_is_called_that():
         for row in serving_rows(concurrencies=(64,))
     ]
     assert "not ahead at each" in sentences.best_over_fair(ServingRows(found, RUN))
+
+
+def test_the_lead_of_best_comes_with_the_spread_of_its_steps(rows):
+    best, fair = (tpot.step_spread(rows.points[name, 256]) for name in ("best", "before-32"))
+    text = sentences.best_over_fair(rows)
+    assert text.endswith(
+        f"; steps (p20 to p80) at C = 256: {best[0] / 1e3:.2f} to {best[1] / 1e3:.2f} ms against "
+        f"{fair[0] / 1e3:.2f} to {fair[1] / 1e3:.2f} ms."
+    )
 
 
 def test_a_toy_ranks_nothing():

@@ -127,6 +127,30 @@ def worth_table(rows: ServingRows) -> pandas.DataFrame:
     ).dropna(axis="columns", how="all")
 
 
+PUBLISHED = {  # the metrics of the pull request's table, as fields of a run row
+    "output throughput": "output_throughput",
+    "TPOT": "tpot_ms",
+    "mean ITL": "itl_chunk_ms",
+    "total throughput": "total_throughput",
+}
+
+
+def published_pair(rows: ServingRows) -> pandas.DataFrame:
+    """The pull request's table, and next to it `before` and `after` as served here, at their largest concurrency."""
+    table = published("end_to_end")
+    names = {"triton": "PR: Triton", "flashinfer": "PR: FlashInfer", "change_percent": "PR: change, %"}
+    shared = [concurrency for concurrency in rows.concurrencies if {BEFORE, AFTER} <= set(rows.at(concurrency))]
+    shown = table.rename(columns=names)
+    if not shared or rows.toy:
+        return shown
+    for name in (BEFORE, AFTER):
+        run = rows.points[name, shared[-1]].run
+        shown[f"{name}, C = {shared[-1]}"] = [run[PUBLISHED[metric]] for metric in table.metric]
+    before, after = shown.columns[-2:]
+    shown["change, %"] = 100 * (shown[after] / shown[before] - 1)
+    return shown
+
+
 def speculation_table(rows: ServingRows) -> pandas.DataFrame:
     """A line for each run with draft tokens: tokens per second against those without, at the same concurrency."""
     lines = []

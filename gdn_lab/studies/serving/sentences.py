@@ -4,7 +4,7 @@ from ...report.text import listed, micro, percent
 from . import analysis
 from .analysis import BEST, FAIR, worth
 from .serving_rows import ALL_REDUCES, GDN_LAYER, Point, ServingRows
-from .tpot import GOAL, breakdown, gap_share
+from .tpot import GOAL, breakdown, gap_share, step_spread
 
 BUSY = 32  # concurrency from which the aims for `best` and for host gaps hold
 GAP_GOAL = 0.03  # of a step
@@ -90,7 +90,13 @@ def best_over_fair(rows: ServingRows) -> str | None:
         return None
     each = [f"{signed(one.change)} at C = {one.concurrency}" for one in found]
     ahead = "ahead at each" if all(one.change < 0 for one in found) else "not ahead at each"
-    return f"`{BEST}` changes the TPOT of `{FAIR}` by {listed(each)}: {ahead}{_by_all_reduces(rows, found[-1])}."
+    text = f"`{BEST}` changes the TPOT of `{FAIR}` by {listed(each)}: {ahead}{_by_all_reduces(rows, found[-1])}."
+    one = found[-1]
+    best, fair = (step_spread(rows.points[name, one.concurrency]) for name in (BEST, FAIR))
+    if best is None or fair is None:
+        return text
+    ranges = [f"{low / 1000:.2f} to {high / 1000:.2f} ms" for low, high in (best, fair)]
+    return f"{text[:-1]}; steps (p20 to p80) at C = {one.concurrency}: {ranges[0]} against {ranges[1]}."
 
 
 def _by_all_reduces(rows: ServingRows, one) -> str:
