@@ -45,6 +45,13 @@ def test_a_ring_drifts_less_than_bf16_in_place():
     assert ratio_to(drifted, Design(torch.float32), IN_PLACE, KINDS[1].name) < 1e-3
 
 
+def test_what_drift_and_memory_say_of_fp8():
+    drifted = drift([IN_PLACE, RING, Design(FP8, 16)], 34, kinds=KINDS[:1])
+    ratio = ratio_to(drifted, Design(FP8, 16), IN_PLACE, KINDS[0].name)
+    assert 3 < ratio < 20 and f"ratio of an FP8 state is {ratio:.2f} with typical" in analysis.drift_sentence(drifted)
+    assert "a request takes 0.69 of bf16 in place, so 1.44 times as many fit" in analysis.memory_sentence(SHAPE)
+
+
 def test_fp8_is_rounded_to_its_grid_and_right_on_average():
     x = torch.full((1, 4096), 1.0 + 1 / 32)
     x[0, 0] = 448.0  # so that the scale is 1

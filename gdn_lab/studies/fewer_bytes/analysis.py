@@ -18,7 +18,7 @@ NOTEBOOK = "12_fewer_bytes"
 DECODE_NOTEBOOK = "02_decode_kernels"  # whose recorded runs have a GPU's bandwidth
 OVER = "flashinfer/vk"
 TIMER = "cuda_graph_replay"
-REPLAY = Design(torch.bfloat16, 16)
+REPLAY, OF_FP8 = Design(torch.bfloat16, 16), Design(FP8, 16)
 LAYER_MEMORY = 1_000_000_000  # bytes of one layer's pool in the table of memory
 
 
@@ -228,17 +228,25 @@ def time_sentences(rows: list[dict]) -> list[str]:
 
 
 def drift_sentence(drifted: list[dict]) -> str:
-    """How the ring's error compares with bf16 in place, for each kind of inputs."""
+    """How the errors of a ring and of an FP8 state compare with bf16 in place, for each kind of inputs."""
     last = max(row["step"] for row in drifted)
     kinds = dict.fromkeys(row["kind"] for row in drifted)
-    found = listed(f"{ratio_to(drifted, REPLAY, IN_PLACE, kind):.2f} with {kind}" for kind in kinds)
+
+    def over_in_place(design: Design) -> str:
+        return listed(f"{ratio_to(drifted, design, IN_PLACE, kind):.2f} with {kind}" for kind in kinds)
+
     return (
-        f"After {last:,} steps the error of a bf16 state with a ring of {REPLAY.updates} over in place is {found}: "
-        "the state is rounded once in a period, and each update once."
+        f"After {last:,} steps the error of a bf16 state with a ring of {REPLAY.updates} over in place is "
+        f"{over_in_place(REPLAY)}: the state is rounded once in a period, and each update once. The same ratio of an "
+        f"FP8 state is {over_in_place(OF_FP8)}."
     )
 
 
 def memory_sentence(shape: GDNShape) -> str:
-    """What the ring costs in memory."""
-    more = REPLAY.slot_bytes(shape) / IN_PLACE.slot_bytes(shape) - 1
-    return f"The ring of {REPLAY.updates} adds {percent(more)} to the memory of a request."
+    """What the ring costs in memory, and what FP8 gives back."""
+    base = IN_PLACE.slot_bytes(shape)
+    more, of_fp8 = REPLAY.slot_bytes(shape) / base - 1, OF_FP8.slot_bytes(shape) / base
+    return (
+        f"The ring of {REPLAY.updates} adds {percent(more)} to the memory of a request. With an FP8 state and its ring "
+        f"a request takes {of_fp8:.2f} of bf16 in place, so {1 / of_fp8:.2f} times as many fit."
+    )
