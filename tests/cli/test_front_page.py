@@ -10,7 +10,7 @@ from gdn_lab.backends.base import assumed_capability
 from gdn_lab.backends.registry import BACKENDS
 from gdn_lab.cli import front_page
 from gdn_lab.cli.front_page import ADVICE, CARDS, NONE, PHASES
-from gdn_lab.report.recorded import measured, recorded_gpus
+from gdn_lab.report.recorded import measured, recorded_gpus, recorded_runs
 
 ROW = {
     "status": "ok",
@@ -77,7 +77,7 @@ def test_savings_in_words():
 def test_what_is_named_is_faster_wherever_both_were_timed(advice, gpu):
     times = front_page.recorded_times(advice, gpu)
     assert all(by_name[advice.use] < by_name[advice.over] for _, by_name in times)
-    assert times or (gpu, advice.notebook) == ("h200", "05_verify")
+    assert times or (gpu, advice.notebook) not in recorded_runs()
 
 
 @pytest.mark.parametrize("gpu", recorded_gpus())
@@ -87,6 +87,7 @@ def test_no_timed_kernel_on_a_k_last_pool_decodes_much_faster_than_what_is_named
         row
         for row in measured(gpu, "02_decode_kernels")[1]
         if row["status"] == "ok" and row.get("timer") == "cuda_graph_replay" and row["indexing"] == "in_place"
+        if not row.get("ring_updates")  # a pool with a ring is another pool
     ]
     for batch in {row["batch"] for row in rows}:
         times = {f"{row['backend']}/{row['variant']}": row["median_us"] for row in rows if row["batch"] == batch}

@@ -75,6 +75,16 @@ def test_titles_hold_numbers_of_the_rows(timed):
     assert "triton/vk-serial is fastest" in title(figures.decode_time(Timed(slower)))
 
 
+def test_a_kernel_that_defers_the_write_is_named_with_the_fastest_of_the_others(timed):
+    rows = [row for row in timed.all_rows if (row["variant"], row["indexing"]) == ("vk", "in_place")]
+    ring = [row | {"backend": "triton", "variant": "replay", "median_us": row["median_us"] / 2} for row in rows]
+    both = Timed(timed.all_rows + ring, RUN)
+    first = analysis.answers(both)[0]
+    assert first.startswith("At B = 512 triton/replay is fastest: ") and "takes a pool with a ring" in first
+    assert f"of the others triton/vk is fastest: {analysis.time_table(both)['triton/vk'][512]:,.0f} µs" in first
+    assert list(analysis.ratio_table(both))[0] == "triton/vk GB/s"
+
+
 def test_cpu_times_are_called_cpu_times():
     cpu = Timed(sweep_rows(ON_CPU, (1, 4), timers=("host_clock",)))
     for draw in (figures.decode_time, figures.gather_scatter, pool_figures.layout_cost, figures.one_batch):
