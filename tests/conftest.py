@@ -37,9 +37,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from quick_interpreter import patch_once_a_launch
+    from quick_interpreter import quicken
 
-    patch_once_a_launch()
+    quicken()
 
 
 @pytest.fixture

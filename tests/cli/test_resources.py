@@ -99,7 +99,7 @@ def test_every_tile_is_launched():
             for x in find("verify triton/vk bfloat16:", architecture)
             if x.kernel is verify.verify_kernel
         }
-        assert found == {tuple(tile) for tile in chosen}
+        assert found == {(tile.rows, tile.warps, tile.registers) for tile in chosen}
 
 
 def test_prefill_loads_further_ahead_where_no_multiprocessor_has_two_programs():
