@@ -162,7 +162,7 @@ def test_eager_call_costs_at_most_two_bare_launches():
     def bare():
         recurrent_kernel[(128 // tile.rows * 64 * 8,)](
             x.q, x.k, x.v, x.a, x.b, x.A_log, x.dt_bias, pool.state, indices, pool.state, out, 128**-0.5, *strides, 0,
-            65, None, None, 16, 64, 128, 128, 1, tile.rows, True, False, True, overlap, True, False, 0,
+            None, None, 16, 64, 128, 128, 1, tile.rows, True, False, True, overlap, True, False,
             num_warps=tile.warps, launch_pdl=overlap,
         )  # fmt: skip
 

@@ -149,7 +149,6 @@ class TritonBackend(Backend):
                 OVERLAP=overlap,
                 L2NORM=l2norm,
                 STOCHASTIC=call.stochastic,
-                AHEAD=tile.ahead if overlap else 0,
             )
 
         def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
@@ -166,7 +165,6 @@ class TritonBackend(Backend):
                 (q, k, v, a, b, A_log, dt_bias, data, indices, data, out, scale),  # no states are stored
                 (q_row, 0, q_head, k_row, 0, k_head, v_row, 0, v_head, a.stride(0), 0, b.stride(0), 0),
                 0,
-                len(data),
                 state.rounding or (None, None),
             )
 

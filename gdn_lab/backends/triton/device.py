@@ -73,14 +73,3 @@ def prefetch(first, BYTES: tl.constexpr):
     """Ask for BYTES of memory from pointer `first` on to be brought into the L2."""
     if not INTERPRETED:
         prefetch_lines(first.to(tl.int64) + tl.arange(0, BYTES // 128) * 128)
-
-
-@triton.jit
-def slot_ahead(index_at, slots):
-    """Return the slot at *index_at, int64, before the wait for the kernel ahead. What is no slot counts as 0.
-
-    It may be out of date, so nothing but a prefetch may depend on it. The load bypasses the L1, so that the one after
-    the wait finds nothing old there.
-    """
-    slot = tl.load(index_at, cache_modifier=".cg").to(tl.int64)
-    return tl.where((slot >= 0) & (slot < slots), slot, 0)

@@ -29,7 +29,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..base import capability, memory_bytes
-from .device import EPS, log_decay, prefetch, program_coords, sigmoid, slot_ahead, state_offsets
+from .device import EPS, log_decay, program_coords, sigmoid, state_offsets
 from .stochastic import STEP_ROWS, head_key, random_bits, round_stochastically, scaled
 
 SATURATED_HEADS = 1024  # B · HV heads that fill a GPU
@@ -38,13 +38,11 @@ FEW_HEADS = 256  # fewer than these leave most of it idle
 
 class Tile(NamedTuple):
     """How a kernel is launched. registers: the most that a thread may take, so that more programs fit an SM and more
-    bytes are in flight; None leaves it to the compiler. ahead: programs that ask for their rows before they wait for
-    the kernel ahead."""
+    bytes are in flight; None leaves it to the compiler."""
 
     rows: int  # of the state, for a program
     warps: int
     registers: int | None = None
-    ahead: int = 0
 
 
 class Strides(NamedTuple):
@@ -84,17 +82,16 @@ class Constants(NamedTuple):
     OVERLAP: bool
     L2NORM: bool
     STOCHASTIC: bool = False
-    AHEAD: int = 0
 
 
-@triton.jit(do_not_specialize=["seed", "slots"])
+@triton.jit(do_not_specialize=["seed"])
 def recurrent_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, states, out, scale,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, a_row, a_token, b_row, b_token, states_row,
-    slots, steps, seed,
+    steps, seed,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, T: tl.constexpr, TILE: tl.constexpr,
     K_LAST: tl.constexpr, STORE_STATES: tl.constexpr, UPDATE: tl.constexpr, OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
-    STOCHASTIC: tl.constexpr, AHEAD: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
 ):  # fmt: skip
     """Update TILE rows of one head's state for one batch row. Grid: [V // TILE · HV · B], tiles fastest.
 
@@ -103,16 +100,12 @@ def recurrent_kernel(
     STORE_STATES: states [B, T, HV, V, K] (or [.., K, V]) takes the state after each token. UPDATE: the pool's state
     takes the last one. OVERLAP: the launch may begin before the kernel ahead of it has ended, so nothing is loaded
     before gdc_wait(). STOCHASTIC: the pool's state is rounded stochastically by `seed` and steps [slots, HV, V // 4];
-    with K_LAST alone. Both are None otherwise. AHEAD: as Tile.ahead, with K_LAST alone; slots: of the pool.
+    with K_LAST alone. Both are None otherwise.
     """
     tile, head, key_head, row = program_coords(HK, HV, V // TILE)
     ks = tl.arange(0, K)
     vs = tile * TILE + tl.arange(0, TILE)
     if OVERLAP:
-        if AHEAD > 0:
-            if tl.program_id(0) < AHEAD:
-                first = ((slot_ahead(indices + row, slots) * HV + head) * V + tile * TILE) * K
-                prefetch(state + first, TILE * K * state.dtype.element_ty.primitive_bitwidth // 8)
         gdc_wait()
     slot = tl.load(indices + row).to(tl.int64)
     out_at = out + row * (T * HV * V) + head * V + vs
@@ -192,13 +185,7 @@ def recurrent_kernel(
 
 
 def launch_recurrent(
-    constants: Constants,
-    tile: Tile,
-    arguments: tuple,
-    strides: tuple,
-    states_row: int,
-    slots: int,
-    rounding=(None, None),
+    constants: Constants, tile: Tile, arguments: tuple, strides: tuple, states_row: int, rounding=(None, None)
 ) -> None:
     """Launch recurrent_kernel. arguments: its tensors and scale; strides: as Strides, here as a plain tuple too.
     rounding: steps and seed, where the constants say so.
@@ -209,7 +196,6 @@ def launch_recurrent(
         *arguments,
         *strides,
         states_row,
-        slots,
         *rounding,
         *constants,
         num_warps=tile.warps,

@@ -23,17 +23,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import (
-    EPS,
-    INTERPRETED,
-    log_decay,
-    prefetch,
-    prefetch_lines,
-    program_coords,
-    sigmoid,
-    slot_ahead,
-    state_offsets,
-)
+from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
 from .replay_fold import add_updates, arrive, decays_after, terms
 
@@ -41,15 +31,13 @@ from .replay_fold import add_updates, arrive, decays_after, terms
 class ReplayTiles(NamedTuple):
     """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows.
 
-    parts: of the columns, which a program that writes goes through. ahead: programs that ask for their head before they
-    wait for the kernel ahead.
+    parts: of the columns, which a program that writes goes through.
     """
 
     rows: int
     stages: int
     warps: int
     parts: int = 2
-    ahead: int = 0
 
 
 @triton.jit
@@ -80,29 +68,11 @@ def updated(S, decay, us, keys, u, k, TERMS: tl.constexpr):
 
 
 @triton.jit
-def ask_for(first, ELEMENTS: tl.constexpr):
-    """Ask for ELEMENTS from pointer `first` on to be brought into the L2."""
-    prefetch(first, ELEMENTS * first.dtype.element_ty.primitive_bitwidth // 8)
-
-
-@triton.jit
-def ask_for_head(tensors, slot, head, key_head, HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-                 C: tl.constexpr):  # fmt: skip
-    """Ask for a head's state and ring to be brought into the L2; of V rows as many as are a power of two."""
-    state, keys, corrections, log_decays, span = tensors
-    prefetch_lines((span + 2 * slot).to(tl.int64))
-    prefetch_lines((log_decays + (slot * HV + head) * C).to(tl.int64))
-    ask_for(keys + (slot * HK + key_head) * (C * K), C * K)
-    ask_for(corrections + (slot * HV + head) * (C * V), C * (V & -V))
-    ask_for(state + (slot * HV + head) * (V * K), (V & -V) * K)
-
-
-@triton.jit(do_not_specialize=["slots"])
 def replay_kernel(
-    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale, slots,
+    q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, PARTS: tl.constexpr, AHEAD: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
+    STAGES: tl.constexpr, PARTS: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
     OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of one head of one row, TILE rows of its state at a time. Grid: [HV · B], heads fastest.
@@ -117,10 +87,6 @@ def replay_kernel(
     rows = tl.arange(0, TILE)
     out_at = out + (row * HV + head) * V
     if OVERLAP:
-        if AHEAD > 0:
-            if tl.program_id(0) < AHEAD:
-                head_at = (state, keys, corrections, log_decays, span)
-                ask_for_head(head_at, slot_ahead(indices + row, slots), head, key_head, HK, HV, K, V, C)
         gdc_wait()
         gdc_launch_dependents()
     slot = tl.load(indices + row).to(tl.int64)
@@ -223,14 +189,15 @@ def replay_kernel(
 def replay_tiles(heads: int, tensor: bool, K: int, V: int) -> ReplayTiles:
     """Choose how to launch for B · HV heads, by times on an H200. tensor: as TENSOR of replay_kernel.
 
-    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. A program that
-    writes takes the columns in four parts, 64 bytes of a row at a time: two need 184 registers a thread instead of 150,
-    with two warps 250 instead of 178, and eight would write half of the least piece of memory.
+    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. Of many, a
+    program that writes takes 32 columns at a time: with 64 it needs 184 registers a thread instead of 150, and 16 are
+    32 bytes of a row, less than the least piece of memory.
     """
     if not tensor:
         return ReplayTiles(16, 3, 2)
-    parts = min(4, K // 16)  # the least columns of a product
-    return ReplayTiles(16, 3, 1, parts) if heads >= 8192 else ReplayTiles(min(64, V & -V), 2, 2, parts)
+    if heads < 8192:
+        return ReplayTiles(min(64, V & -V), 2, 2)
+    return ReplayTiles(16, 3, 1, max(2, K // 32))
 
 
 def decode_launch(call):
@@ -247,7 +214,6 @@ def decode_launch(call):
             *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
             *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, out),
             scale=scale,
-            slots=state.data.shape[0],
             q_row=q.stride(0),
             q_head=q.stride(1),
             k_row=k.stride(0),
@@ -264,7 +230,6 @@ def decode_launch(call):
             TILE=tiles.rows,
             STAGES=tiles.stages,
             PARTS=tiles.parts,
-            AHEAD=tiles.ahead if overlap else 0,
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,

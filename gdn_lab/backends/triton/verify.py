@@ -214,7 +214,7 @@ def verify_launch(call):
             )
             buffer = data if states is None else states
             arguments = (q, k, v, a, b, A_log, dt_bias, data, indices, buffer, out, scale)
-            launch_recurrent(constants, tile, arguments, strides, 0 if states is None else states.stride(0), 0)
+            launch_recurrent(constants, tile, arguments, strides, 0 if states is None else states.stride(0))
             return
         scratch = torch.empty(heads * SCRATCH, dtype=torch.float32, device=q.device)
         group = HV // HK if heads >= SATURATED_HEADS else 1
