@@ -5,7 +5,7 @@ import json
 import pytest
 from synthetic_serving import GDN, RUN, part_us, refused, serving_rows
 
-from gdn_lab.report.recorded import measured
+from gdn_lab.report.recorded import measured, recorded_runs
 from gdn_lab.report.style import title_of
 from gdn_lab.studies.serving import analysis, figures, recorded_serving, sentences, tpot
 from gdn_lab.studies.serving.serving_rows import Point, ServingRows
@@ -68,9 +68,10 @@ def test_a_first_token_that_is_read_late_shortens_tpot_by_hand():
     assert tpot.late_reads(point) == 0.0, "the step that ends the second prompt is missing"
 
 
-@pytest.mark.parametrize(
-    "gpu, name", [("h100", "09_serving"), ("h200", "09_serving_tp2"), ("h200", "09_serving_drafts")]
-)
+SERVED = [(gpu, name) for gpu, name in recorded_runs() if name.startswith("09_serving")]
+
+
+@pytest.mark.parametrize("gpu, name", SERVED)
 def test_the_sum_of_parts_explains_every_recorded_point_within_three_percent(gpu, name):
     run, found = measured(gpu, name)
     shares = {key: tpot.unexplained(point) for key, point in ServingRows(found, run).points.items()}
@@ -181,6 +182,13 @@ def test_the_recorded_drafts_say_for_each_acceptance_where_they_pay():
         f"{table[2, 0.6, 64]:.2f}× (`best`, C = 64, T = 2) at an acceptance of 60% and {table[2, 0.9, 8]:.2f}× "
         f"(`best`, C = 8, T = 2) to {table[8, 0.9, 64]:.2f}× (`best`, C = 64, T = 8) at an acceptance of 90%."
     )
+
+
+def test_a_recorded_run_that_ended_early_says_which_point_is_missing():
+    run, found = measured("h200", "09_serving_27b")
+    served = ServingRows(found, run)
+    assert run["status"] == "interrupted" and len(served.points) == 15
+    assert sentences.answers(served)[-1].startswith("Not served: before at C = 1: no time was left")
 
 
 @pytest.mark.parametrize("name", ["waterfall", "throughput", "pareto", "worth", "speculation"])
