@@ -11,10 +11,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ..bench.visible_gpus import visible_gpus
 from ..cluster.code import code_id
 from ..cluster.driver import Driver
 from ..cluster.gather import write_about
-from ..cluster.gpu_probe import gpu_type, probe, visible_gpus
+from ..cluster.gpu_probe import gpu_type, probe
 from ..cluster.hosts import ThisHost
 from ..cluster.job import Job
 from ..studies.parameters import words_of

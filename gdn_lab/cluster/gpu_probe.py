@@ -1,7 +1,6 @@
 """Whether a GPU is quiet enough to time something on it, asked of NVML. No CUDA context is made."""
 
-import os
-
+from ..bench.visible_gpus import handle
 from ..names import gpu_short_name
 
 IDLE_MIB = 1024  # of memory in use, beyond what the driver reserves
@@ -23,7 +22,7 @@ def gpu_type(ids: list[str]) -> str:
 
     nvml.nvmlInit()
     try:
-        name = nvml.nvmlDeviceGetName(_handle(nvml, ids[0]))
+        name = nvml.nvmlDeviceGetName(handle(nvml, ids[0]))
         return gpu_short_name(name.decode() if isinstance(name, bytes) else name)
     finally:
         nvml.nvmlShutdown()
@@ -70,15 +69,11 @@ def state(gpu: str) -> dict:
     except Exception as error:  # each of its failures is a class of its own
         return {"error": f"{type(error).__name__}: {error}"}
     try:
-        return _state(nvml, _handle(nvml, gpu))
+        return _state(nvml, handle(nvml, gpu))
     except nvml.NVMLError as error:
         return {"error": str(error)}
     finally:
         nvml.nvmlShutdown()
-
-
-def _handle(nvml, gpu: str):
-    return nvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(gpu)
 
 
 def _state(nvml, handle) -> dict:
@@ -102,20 +97,3 @@ def _state(nvml, handle) -> dict:
         "power_limit_w": limit,
         "default_power_limit_w": ask("nvmlDeviceGetPowerManagementDefaultLimit", default=1000 * limit) / 1000,
     }
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them or by number; [] where there are none."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [word.strip() for word in named.split(",") if word.strip()]
-    try:
-        import pynvml as nvml
-
-        nvml.nvmlInit()
-    except Exception:  # no library, no driver or no GPU: each is a class of its own, and all mean none
-        return []
-    try:
-        return [str(number) for number in range(nvml.nvmlDeviceGetCount())]
-    finally:
-        nvml.nvmlShutdown()

@@ -18,6 +18,7 @@ from gdn_lab.report.recorded import DATA, recorded_runs
 from gdn_lab.studies import studies
 
 COMMIT = "c0ffee0000"
+CALLS_RUN = {"start_utc": "2026-11-28T08:02:00Z", "environment": {"git_commit": COMMIT}}
 ROW = dict.fromkeys(ROW_FIELDS["ok"], 1) | {
     "status": "ok",
     "phase": "decode",
@@ -58,7 +59,8 @@ def pieces(tmp_path, us=105.5, fails=False) -> list[Job]:
         "02_decode_kernels": f"cp -r {one} {FOLDER}/run",
         "00_start_here": f"cp -r {two} {FOLDER}/run",
         record_pieces.TESTS: "echo a; echo b; echo c; echo '31 passed in 9 s'" + ("; exit 1" if fails else ""),
-        record_pieces.CALLS: f"echo '{{\"calls\": 25}}' > {FOLDER}/rows.jsonl; echo '{{}}' > {FOLDER}/run.json",
+        record_pieces.CALLS: f"echo '{{\"calls\": 25}}' > {FOLDER}/rows.jsonl; "
+        f"echo '{json.dumps(CALLS_RUN)}' > {FOLDER}/run.json",
         record_pieces.SANITIZE: f"echo 0 errors > {FOLDER}/memcheck-triton.log",
     }
     return [Job(name, {}, COMMIT, "h100", command=("sh", "-c", line), seconds=1.0) for name, line in lines.items()]
@@ -96,7 +98,7 @@ def test_a_record_replaces_rows_pages_and_logs_and_adds_a_line_of_history(root, 
     assert info["environment"]["git_commit"] == COMMIT and rows[0]["median_us"] == 105.5
     assert not (measured / "00_start_here").exists(), "it measures nothing"
     assert (measured / "sanitize" / "memcheck-triton.log").read_text() == "0 errors\n"
-    assert load(measured / "random_calls") == ({}, [{"calls": 25}])
+    assert load(measured / "random_calls") == (CALLS_RUN, [{"calls": 25}])
     assert (measured / "tests" / "test-gpu.log").read_text().endswith("31 passed in 9 s\n")
     (line,) = history.read(root / "data", "h100")
     assert line["runs"]["02_decode_kernels"]["headlines"] == {"decode bfloat16, batch 64, triton/vk": 105.5}

@@ -75,8 +75,11 @@ def test_room_is_a_share_of_the_gpu_or_what_the_host_has_left(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2000, 9000))
+    monkeypatch.setattr(free_memory, "free_bytes", lambda: 1000)
     assert room_for_pools() == Room(int(1000 * POOLS_SHARE), "this GPU")
+    monkeypatch.setattr(free_memory, "free_bytes", lambda: None)
+    assert room_for_pools() == Room(int(2000 * POOLS_SHARE), "this GPU")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(free_memory, "available", lambda: 77)
     assert room_for_pools() == Room(77, "this machine")
