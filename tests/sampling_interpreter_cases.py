@@ -25,5 +25,9 @@ def test_the_kernel_draws_what_the_reference_draws(vocab, span):
     likely = logits.argmax(1)
     found, expected = likely.clone(), likely.clone()
     sampling_kernels.sample(logits, found, sampling_rows(each), positions, span=span, block=1024)
+    for most in (1, 2 * len(each)):  # all parts in one program; two programs
+        again = likely.clone()
+        sampling_kernels.sample(logits, again, sampling_rows(each), positions, span=span, block=1024, most=most)
+        assert again.tolist() == found.tolist()
     sampling_reference.sample(logits, expected, sampling_rows(each), positions)
     assert found.tolist() == expected.tolist() and found[0] == likely[0] and (found[1:] != likely[1:]).any()
