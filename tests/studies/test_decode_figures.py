@@ -85,6 +85,14 @@ def test_a_kernel_that_defers_the_write_is_named_with_the_fastest_of_the_others(
     assert list(analysis.ratio_table(both))[0] == "triton/vk GB/s"
 
 
+def test_times_of_many_variants_take_two_tables(timed, monkeypatch):
+    monkeypatch.setattr(analysis, "MOST_VARIANTS", 4)
+    tables = [text.splitlines()[0].split("|")[1:-1] for text in analysis.markdown_tables(timed).split("\n\n")[1:]]
+    columns = [[name.strip() for name in table] for table in tables]
+    assert columns[0] == ["B", "triton/vk", "triton/vk-serial", "triton/kv32"]
+    assert columns[1] == ["B", "triton/kv8", "flashinfer/vk"] and len(columns) == 3
+
+
 def test_cpu_times_are_called_cpu_times():
     cpu = Timed(sweep_rows(ON_CPU, (1, 4), timers=("host_clock",)))
     for draw in (figures.decode_time, figures.gather_scatter, pool_figures.layout_cost, figures.one_batch):

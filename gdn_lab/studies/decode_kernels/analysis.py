@@ -21,6 +21,7 @@ from ...report.timed import Timed, largest_batch, name_of, ratios
 PUBLISHED_OVER = "flashinfer/vk"  # the pull request's new kernel: the denominator of its ratios
 LARGE, SMALL = 32, 8  # batches from LARGE up and up to SMALL are summarised apart; the published ratios start at LARGE
 INDEXING = {"in_place": "in place", "gather_scatter": "gather, run, scatter"}
+MOST_VARIANTS = 7  # columns of one table of times
 GATHER_SCATTER_TRAFFIC = 3  # gather, kernel and scatter each read and write the state; in place the kernel alone does
 
 
@@ -322,12 +323,17 @@ def ratio_table(timed: Timed) -> pandas.DataFrame:
 
 
 def markdown_tables(timed: Timed) -> str:
-    """The two tables of a GPU: in-place medians in µs by variant, then ratio_table(). Eager PyTorch is left out."""
+    """The tables of a GPU: in-place medians in µs by variant, then ratio_table(). Eager PyTorch is left out.
+
+    The medians of more than MOST_VARIANTS take two tables, so that a page shows them whole.
+    """
     if not timed:
         return ""
     times = time_table(timed.kernels()).map(lambda us: "" if pandas.isna(us) else f"{us:,.1f}")
-    tables = [table.fillna("").reset_index() for table in (times, ratio_table(timed))]
-    first, second = (
+    half = times.shape[1] if times.shape[1] <= MOST_VARIANTS else (times.shape[1] + 1) // 2
+    parts = [part for part in (times.iloc[:, :half], times.iloc[:, half:]) if part.shape[1]]
+    tables = [table.fillna("").reset_index() for table in (*parts, ratio_table(timed))]
+    texts = [
         table.to_markdown(index=False, disable_numparse=True, colalign=["right"] * table.shape[1]) for table in tables
-    )
-    return f"Median time of a call in place, µs:\n\n{first}\n\n{second}"
+    ]
+    return "\n\n".join(["Median time of a call in place, µs:", *texts])
