@@ -135,7 +135,10 @@ def is_multiple_of_16(value) -> bool:
 
 
 def compiled(compilation: Compilation, capability: int):
-    """Return Triton's compiled kernel for a compute capability, 90 say; its .asm has "ptx" and "cubin"."""
+    """Return Triton's compiled kernel for a compute capability, 90 say; its .asm has "ptx" and "cubin".
+
+    The code has no line numbers, which take a quarter of the time.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -147,4 +150,6 @@ def compiled(compilation: Compilation, capability: int):
         constexprs={(names.index(name),): value for name, value in compilation.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in compilation.divisible},
     )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compilation.options)
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compilation.options)

@@ -22,11 +22,11 @@ from ..names import readable
 from ..report.checks import check_caption, check_table
 from ..report.nearest import Asked, Setting, nearest_record
 from ..report.recorded import DATA, origin
+from ..report.style import title_of
 from ..report.text import as_html, device_name, provenance, sentence_as_html
 from ..studies import Study
 from . import kept_answer
 from .installed import frame
-from .report import title
 
 RUN_FOLDER = "GDN_LAB_RUN_FOLDER"  # set by `gdn-lab run`: the folder that it made for this run
 INJECTED = "# Parameters"  # how the cell begins that papermill puts after the one tagged `parameters`
@@ -219,7 +219,7 @@ def keep(run: Run, sentences: list[str], figure=None, name: str = "answer", *, d
         run.folder,
         sentences=sentences,
         figure=name if figure is not None else None,
-        alt=title(figure) if figure is not None else "",
+        alt=title_of(figure) if figure is not None else "",
         source=source,
         device=answered,
     )
@@ -251,11 +251,11 @@ def show_here(run: Run, make, timed, name: str) -> None:
 def show(run: Run, figure, name: str) -> None:
     """Save a figure into the run's folder and show it, as SVG where that can be, with its title as alternative text."""
     png = run.save_figure(figure, name)
-    about = {"alt": title(figure), "width": int(figure.get_figwidth() * 88)}
+    about = {"alt": title_of(figure), "width": int(figure.get_figwidth() * 88)}
     data = {
         "image/svg+xml": png.with_suffix(".svg").read_text(encoding="utf-8"),
         "image/png": base64.b64encode(png.read_bytes()).decode(),
-        "text/plain": title(figure),
+        "text/plain": title_of(figure),
     }
     display(data, metadata={"image/svg+xml": about, "image/png": about}, raw=True)
 

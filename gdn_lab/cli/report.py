@@ -27,7 +27,6 @@ from ..files import replacing
 from ..studies import Study, studies
 from ..studies.declaration import Section
 from .run import ROOT, shown
-from .site import write_indices
 
 BLOCKS = (
     r"picture|which_backend|servers|precision|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+"
@@ -53,6 +52,8 @@ def report(root: Path = ROOT) -> list[Path]:
     Returns the files written: every figure, and each page or index whose text changed. A block that no study makes is
     left as it is.
     """
+    from .site import write_indices
+
     root, written = Path(root), []
     for study in studies():
         for name, figure in study.computed().items():
