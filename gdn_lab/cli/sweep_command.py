@@ -129,7 +129,7 @@ def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int
     from ..cluster.ray_hosts import RayHosts
     from .sweep_page import write_pages
 
-    say(f"Rows go to {shown(folder)}.")
+    say(f"Rows go to {shown(folder)}. Ray starts, which takes a few seconds.")
     hosts = RayHosts(ROOT, dashboard=dashboard)
     line = ProgressLine()
     driver = Driver(

@@ -62,10 +62,11 @@ def _about(about: dict, jobs: dict[str, dict], note: str) -> str:
     counts = Counter(job["status"] for job in jobs.values())
     listed = " ".join(badge(f"{counts[s]} {s}", KINDS.get(s, "wrong")) for s in STATUSES if counts[s])
     hours = sum(job["seconds"] * len(job["gpus"]) for job in jobs.values()) / 3600
+    of = "GPU hours" if any(job["gpu"] != "cpu" for job in jobs.values()) else "hours without a GPU"
     hosts = len({job["host"] for job in jobs.values()})
     return (
         f"<p><code>{html.escape(about['command'])}</code></p><p>{listed}</p>"
-        f"<p class='quiet'>{len(jobs)} jobs, {hours:.2f} GPU hours on {hosts} host{'s' * (hosts != 1)}, "
+        f"<p class='quiet'>{len(jobs)} jobs, {hours:.2f} {of} on {hosts} host{'s' * (hosts != 1)}, "
         f"commit {html.escape(about['commit'][:10])}. {note}</p>"
     )
 
