@@ -17,7 +17,7 @@ FIELDS = (
     *("model", "tp", "num_k_heads", "num_v_heads", "state_dtype", "io_dtype", "precision", "skew", "toy", "timer"),
     *("batch", "tokens", "length"),
     *("draft_tokens", "acceptance"),
-    *("ranks", "operation", "rows", "hidden", "rounding", "ring_updates"),
+    *("ranks", "operation", "rows", "hidden", "rounding", "shortcut", "ring_updates"),
 )
 SETTINGS = ("model", "tp", "num_k_heads", "num_v_heads", "state_dtype", "io_dtype", "precision", "skew", "toy")
 NOT_SETTINGS = {"utc"}  # of a run's environment

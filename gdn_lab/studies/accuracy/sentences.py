@@ -103,7 +103,11 @@ def _fp8(rows: AccuracyRows) -> list[str]:
             own, other = rows.interval(case), rows.interval(baseline_of(case, rows.baseline))
             place = "inside" if other.low <= own.share <= other.high else "outside"
             low, high = (f"{100 * value:.1f}" for value in other[1:])
-            parts.append(f"{percent(own)} % at {case.tokens:,} tokens, {place} float32's {low} to {high} %")
+            both, adjusted = rows.compared(case), p_text(rows.adjusted()[case])
+            parts.append(
+                f"{percent(own)} % of {both.total:,} questions at {case.tokens:,} tokens, {place} float32's {low} to "
+                f"{high} % ({both.lost} lost, {both.won} won, McNemar's p = {p_text(both.p)}, {adjusted} adjusted)"
+            )
         if parts:
             found.append(f"With an FP8 state on the path {path} the model answers {'; '.join(parts)}.")
     return found

@@ -25,8 +25,8 @@ STATE, OUTPUT, RETURNED = "state_error", "output_error_of_state", "output_error"
 
 
 def recorded_rows(gpu: str, data=DATA) -> tuple[dict, list[dict]]:
-    """(run, rows) of the recorded run with most rows on a GPU, or of a run folder; ({}, []) where there is none."""
-    return max(candidate_runs(gpu, NOTEBOOK, data).values(), key=lambda one: len(one[1]), default=({}, []))
+    """(run, rows) recorded on a GPU, of several runs the first folder's, or of a run folder; ({}, []) of none."""
+    return next(iter(candidate_runs(gpu, NOTEBOOK, data).values()), ({}, []))
 
 
 def precision(dtype: str, rounding: str) -> str:

@@ -44,7 +44,8 @@ def drift_sweep(
 
     points: (gates, keys) of each regime. shape: GDNShape of the synthetic regimes. steps: decode steps. rows: requests
     side by side. checkpoint: regimes.Gates of a Hugging Face folder, for the gates "checkpoint". until: by
-    time.monotonic(), after which no regime is begun. run: a Run, or None.
+    time.monotonic(), after which no regime is begun. run: a Run, or None; it is
+    interrupted where regimes were left out.
 
     A way's row has lists, an entry for each of `steps`: state_error, the norm of the state's error by the norm of the
     state, its median over rows and heads; output_error, of the output as returned, rounded to its dtype;
@@ -54,12 +55,13 @@ def drift_sweep(
     run is refused.
     """
     device = torch.device(device)
-    found = Rows(run, {"phase": PHASE, "status": "fact", "seed": seed})
+    found, left = Rows(run, {"phase": PHASE, "status": "fact", "seed": seed}), 0
     with recorded(run), torch.no_grad():
         for gates, keys in points:
             case = {"gates": gates, "keys": keys}
             if time.monotonic() > until:
                 print(f"The time limit was reached before {gates}, {keys}: give more -p minutes.")
+                left += 1
                 continue
             try:
                 stream = _stream(gates, keys, shape, rows, device, seed, checkpoint)
@@ -67,6 +69,8 @@ def drift_sweep(
                 found.add(case | {"status": "refused", "backend": "any", "variant": "any", "reason": str(error)})
                 continue
             _regime(found, case, stream, steps, device, seed)
+    if left and run is not None:
+        run.finish("interrupted")
     return list(found)
 
 
