@@ -136,16 +136,18 @@ def _serve_configuration(communicator, weights, plan, entry, run, serves, say) -
 
 
 def serve_once(communicator, model, plan: Plan, entry, concurrency, requests, common: dict, run: Run | None) -> dict:
-    """Serve `requests`, after a short run that compiles and warms; return the row of type "run", the last of its rows.
+    """Serve `requests`; return the row of type "run", the last of its rows.
 
-    entry: the model's Configuration. common: fields of all its rows. run: takes the rows, or None. ServingInterrupted
-    with all rows written.
+    First come prompts of every size and a short run, which compile and warm. entry: the model's Configuration. common:
+    fields of all its rows. run: takes the rows, or None. ServingInterrupted with all rows written.
     """
     vocab = model.vocab
     drafting = Speculation(plan.draft_tokens, plan.acceptance, vocab, plan.seed) if plan.draft_tokens else None
     options = {"prefill": plan.prefill, "chunk": plan.chunk, "speculation": drafting}
     warm = [one._replace(output_length=min(WARM_TOKENS, one.output_length)) for one in requests[:concurrency]]
     append = run.append if run is not None else _silent
+    if communicator.device.type == "cuda":
+        model.warm_prompts()
     serve(model, warm, concurrency, **options)
     with RowLog(append, common) as log:
         try:

@@ -130,6 +130,7 @@ class ServedModel:
         self.drafts: Tensor | None = None
         self._verify: dict[int, tuple] = {}
         self._prompts: dict[int, PromptStep] = {}
+        self._warm: set[int] = set()  # sizes of prompt steps that have run
         self._workspace, self.graphs = Workspace(device), StepGraphs(device, eager=is_eager(entry))
         self.batch_sizes = _padded_sizes(max_batch, batch_sizes)
         self._decode = {}
@@ -194,6 +195,16 @@ class ServedModel:
         step = self._prompt_step(rounded(count + decoding, self.prefill_tokens))
         sampling = None if self.buffers.sampling is None else sampling
         return step(tokens, cu_seqlens, starts, indices, page_table, finished, sampling, decoding)
+
+    def warm_prompts(self) -> None:
+        """Run a prefill call of each size once, of padding alone, so that no later one compiles or builds its step.
+
+        Changes nothing that a request reads. A second call does nothing.
+        """
+        for size in sorted({rounded(count, self.prefill_tokens) for count in range(1, self.prefill_tokens + 1)}):
+            if size not in self._warm:
+                self._warm.add(size)
+                self.prefill(torch.zeros(size, dtype=torch.int64), [0, size], [0], [-1], [[0]])
 
     def reserve_drafts(self, batch: int, tokens: int) -> None:
         """Allocate what verify(batch, tokens) needs until commit(), and make its graphs; 0 frees it."""

@@ -53,6 +53,18 @@ def enter(model, slots, pages, positions, tokens):
     buffers.tokens[:n] = tokens
 
 
+def test_warming_prompts_makes_every_size_and_changes_nothing_that_is_read(weights):
+    model, cold = build(weights), build(weights)
+    model.warm_prompts()
+    assert set(model._prompts) == {16, 32, 40} == model._warm
+    kept = [part for pool in model.pools for part in (pool.state[1:], pool.conv[1:])] + [*model.cache.k, *model.cache.v]
+    assert not any(part.any() for part in kept)
+    assert torch.equal(start(model, prompts()), start(cold, prompts()))
+    steps = dict(model._prompts)
+    model.warm_prompts()
+    assert model._prompts == steps
+
+
 def answers(model, first, steps=STEPS):
     return torch.stack([first] + [model.decode(len(first)).clone() for _ in range(steps)], 1)
 
