@@ -7,7 +7,7 @@ import torch
 from synthetic_accuracy import RUN, WORSE, accuracy_rows
 
 from gdn_lab.studies.accuracy import analysis, figures, sentences
-from gdn_lab.studies.accuracy.accuracy_cases import GUARDED, NO_DT_BIAS, UNGUARDED, Case, baseline_of
+from gdn_lab.studies.accuracy.accuracy_cases import FP8, GUARDED, NO_DT_BIAS, UNGUARDED, Case, baseline_of, case_of
 from gdn_lab.studies.accuracy.accuracy_rows import ALL, AccuracyRows, answers_of, bits
 from gdn_lab.trained.as_trained import LayerInputs
 
@@ -107,3 +107,16 @@ def test_published_scores_are_multiples_of_the_questions_that_are_assumed():
     for evaluation, count in analysis.ASSUMED_QUESTIONS.items():
         digits = analysis.published("accuracy").query("evaluation == @evaluation").score
         assert all(abs(round(score * count) / count - score) <= 0.0005 for score in digits), evaluation
+
+
+def test_an_fp8_state_is_compared_with_the_interval_of_float32(rows):
+    assert sentences.fp8(rows) == []
+    other = Case("decode", "triton/vk", "float32", "", 1536)
+    worse = Case("decode", "triton/replay-fp8", FP8, "", 1536, "stochastic")
+    made = [row for row in accuracy_rows() if row["tokens"] == 1536]
+    added = [row | worse.fields for row in made if "kind" in row and case_of(row) == other]
+    added[0] = added[0] | {"right_bits": bits([False] * 200 + answers_of(added[0])[200:])}
+    (text,) = sentences.fp8(AccuracyRows([*made, *added], RUN))
+    assert re.search(
+        r"FP8 state on the path decode .* at 1,536 tokens, outside float32's 95\.7 to 97\.0 % \(\d+ lost, 0 won", text
+    )

@@ -28,11 +28,20 @@ def answers_of(row: dict) -> list[bool]:
 
 def recorded_accuracy(gpu: str, data: Path = DATA) -> tuple[dict, list[dict]]:
     """(run, rows) recorded on a GPU, or of a run folder, with the most rows; ({}, []) where there is none."""
+    return max(_recorded(gpu, data), key=lambda one: len(one[1]), default=({}, []))
+
+
+def recorded_fp8(gpu: str, data: Path = DATA) -> "list[AccuracyRows]":
+    """The runs recorded on a GPU, or a run folder's, that have an FP8 state."""
+    found = [AccuracyRows(rows, run) for run, rows in _recorded(gpu, data)]
+    return [rows for rows in found if any(case.dtype == FP8 for case in rows.cases)]
+
+
+def _recorded(gpu: str, data: Path) -> list[tuple[dict, list[dict]]]:
     try:
-        found = candidate_runs(gpu, NOTEBOOK, data).values()
+        return list(candidate_runs(gpu, NOTEBOOK, data).values())
     except ValueError:  # the folder of another notebook's run
-        found = []
-    return max(found, key=lambda one: len(one[1]), default=({}, []))
+        return []
 
 
 class Comparison(NamedTuple):

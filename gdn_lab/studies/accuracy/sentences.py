@@ -36,7 +36,7 @@ def answers(rows: AccuracyRows) -> list[str]:
         f"With a float32 state on {label(rows.baseline)} the model answers {percent(rows.interval(first))} % of "
         f"{total:,} questions exactly ({_by_kind(rows, first)})."
     ]
-    found += [*_dtypes(rows), *_longer(rows), *_fp8(rows), *_kernels(rows), *_shortcuts(rows), *_padding(rows)]
+    found += [*_dtypes(rows), *_longer(rows), *fp8(rows), *_kernels(rows), *_shortcuts(rows), *_padding(rows)]
     return found
 
 
@@ -94,7 +94,7 @@ def _longer(rows: AccuracyRows) -> list[str]:
     return [text]
 
 
-def _fp8(rows: AccuracyRows) -> list[str]:
+def fp8(rows: AccuracyRows) -> list[str]:
     """Whether an FP8 state's share of right answers is inside float32's interval: a sentence for each path."""
     found = []
     for path in PATHS:
