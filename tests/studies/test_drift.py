@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gdn_lab import GDNShape, reference
+from gdn_lab.bench.results import Run
 from gdn_lab.studies import study
 from gdn_lab.studies.drift import analysis, figures, lanes, regimes, sentences, sweep, tables, ways
 from gdn_lab.studies.drift.regimes import RandomStream, synthetic
@@ -170,6 +171,15 @@ def test_the_time_limit_leaves_regimes_out(capsys):
         [(regimes.TYPICAL, regimes.FULL)], shape=SHAPE, steps=20, rows=1, device="cpu", until=-math.inf
     )
     assert found == [] and "The time limit was reached before typical, full rank" in capsys.readouterr().out
+
+
+def test_a_run_that_leaves_out_regimes_is_interrupted(tmp_path):
+    points = [(regimes.TYPICAL, regimes.FULL)]
+    options = {"shape": SHAPE, "steps": 2, "rows": 1, "device": "cpu"}
+    for until, status in ((-math.inf, "interrupted"), (math.inf, "complete")):
+        with Run.create("10_drift", {}, root=tmp_path) as run:
+            sweep.drift_sweep(points, **options, until=until, run=run)
+        assert run.info["status"] == status
 
 
 def curve(errors, **fields):
