@@ -54,22 +54,25 @@ def report(root: Path = ROOT) -> list[Path]:
     """
     from .site import write_indices
 
-    root, written = Path(root), []
-    for study in studies():
-        for name, figure in study.computed().items():
-            written.append(save(figure, root / "docs" / f"{name}.png"))
+    root = Path(root)
+    computed = {name: figure for study in studies() for name, figure in study.computed().items()}
+    written = [save(figure, root / "docs" / f"{name}.png") for name, figure in computed.items()]
+    titles = {name: title(figure) for name, figure in computed.items()}
     for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         if page.is_file():
-            written += fill(page, root)
+            written += fill(page, root, titles)
     return written + write_indices(root / "docs" / "site", root / "data" / "measured")
 
 
-def fill(page: Path, root: Path) -> list[Path]:
-    """Fill one page between its markers. Returns the figures drawn for it, and the page if its text changed."""
+def fill(page: Path, root: Path, titles: dict[str, str]) -> list[Path]:
+    """Fill one page between its markers. Returns the figures drawn for it, and the page if its text changed.
+
+    titles: of the figures that need no data.
+    """
     before, written = page.read_text(encoding="utf-8"), []
 
     def filled(found: re.Match) -> str:
-        made = _block(found["block"], root)
+        made = _block(found["block"], root, titles)
         if made is None:
             return found[0]
         text, figures = made
@@ -85,7 +88,7 @@ def fill(page: Path, root: Path) -> list[Path]:
     return written
 
 
-def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
+def _block(block: str, root: Path, titles: dict[str, str]) -> tuple[str, list[Path]] | None:
     """(Markdown, figures written) of one marker; None if nothing makes it."""
     kind, _, rest = block.partition(":")
     if kind in ("picture", "which_backend", "hardware"):
@@ -108,8 +111,7 @@ def _block(block: str, root: Path) -> tuple[str, list[Path]] | None:
 
         return table(), []
     if kind == "computed":
-        figures = {name: figure for study in studies() for name, figure in study.computed().items()}
-        return (f"![{title(figures[rest])}](docs/{rest}.png)", []) if rest in figures else None
+        return (f"![{titles[rest]}](docs/{rest}.png)", []) if rest in titles else None
     if kind == "published":
         text = published_table(rest)
         return None if text is None else (text, [])

@@ -134,12 +134,13 @@ def every_size(words: str, architecture: str):
 def hardest(words: str, architecture: str):
     """Of launches of a kernel that differ in sizes alone, that whose threads hold most; for Blackwell of all dtypes.
 
-    Decode makes float32 of its inputs as it loads them, so inputs of bf16 stand for all. The draft tokens of
-    recurrent_kernel are a loop that is unrolled, so FEW of them stand for many.
+    Decode and recurrent_kernel make float32 of their inputs as they load them, so inputs of bf16 stand for all. The
+    draft tokens of recurrent_kernel are a loop that is unrolled, so FEW of them stand for many.
     """
     groups = {}
     for x in every_size(words, architecture):
-        if words != "decode" or " inputs" not in x.label:
+        as_float32 = words == "decode" or x.kernel is recurrent.recurrent_kernel
+        if not as_float32 or " inputs" not in x.label:
             groups.setdefault(code_of(x, architecture), []).append(x)
     chosen = [max(group, key=held) for group in groups.values()]
     return [shortened(x) if x.kernel is recurrent.recurrent_kernel else x for x in chosen]
