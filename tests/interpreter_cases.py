@@ -130,7 +130,7 @@ def test_auto_never_takes_the_interpreter():
     check_decode(pool, row_slots(2, 3, padding=[0]), backend="auto")
 
 
-@every_variant
+@different
 def test_isolation(variant):
     """NaN in one row changes no bit of another."""
     assert not reached(variant, "decode", GDNShape(1, 2, 16, 32), FP32)
