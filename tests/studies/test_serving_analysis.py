@@ -90,7 +90,7 @@ def test_what_is_not_explained_is_shown(rows):
     point = rows.points["best", 256]
     point = Point(point.run, point.parts | {"attention layer": (0.0, 10)}, point.steps)
     missing = 10 * part_us("best", 256)["attention layer"]
-    assert tpot.breakdown(point)["inside the graph"] > missing
+    assert tpot.breakdown(point)["unexplained, in the graph"] > missing
     assert tpot.unexplained(point) == pytest.approx(missing / point.tpot_us, abs=0.005)
 
 

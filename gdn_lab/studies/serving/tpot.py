@@ -22,12 +22,12 @@ from .serving_rows import ALL_REDUCES, ATTENTION_LAYER, GDN_KERNEL, GDN_LAYER, P
 DECODE, VERIFY, PREFILL, MIXED = "decode", "verify", "prefill", "mixed"
 KERNELS, LAYERS = "GDN kernels", "GDN layers without them"
 INSIDE, SMALLER, GAPS, PREFILL_WAIT, LATE, REST = (
-    "inside the graph",
+    "unexplained, in the graph",
     "smaller batches",
     "host gaps",
     "prefill between steps",
     "first tokens read late",
-    "rest",
+    "unexplained, rest",
 )
 UNEXPLAINED = (INSIDE, REST)  # not measured as a part of their own
 NAMES = {GDN_LAYER: "GDN layers", ATTENTION_LAYER: "attention layers", ALL_REDUCES: "all-reduces"}
