@@ -1,8 +1,15 @@
-"""Prefill: packed pieces of prompts, launched kernel by kernel, for a number of tokens rounded up.
+"""Prefill: packed pieces of prompts, for a number of tokens rounded up.
 
-A mixed step also takes the next token of requests that decode: their rows come after those of the prompts. Projections
-and experts take all rows in one product, GDN prefills the one and decodes the other, attention takes both.
+A step of up to MOST_PIECES pieces replays a CUDA graph, captured when its size is first used: launched one by one, its
+kernels take the host longer than the GPU. The graph has room for pieces of any length; a padding sequence takes the
+rows that are left.
+
+A mixed step also takes the next token of requests that decode: their rows come after those of the prompts, and it is
+launched kernel by kernel. Projections and experts take all rows in one product, GDN prefills the one and decodes the
+other, attention takes both.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,8 +18,10 @@ from ..layer.sequences import Mixed
 from ..layer.workspace import Workspace
 from .decoder import ROWS, Decoder, ModelParts, TokenHead
 from .sampling import Sampling, SamplingRows, sampling_rows
+from .step_graphs import StepGraphs
 from .token_rows import TokenRows
 
+MOST_PIECES = 32  # of a step in a CUDA graph
 ALIGNED = 4  # int32 elements: pieces of an upload begin at multiples of 16 bytes, so that kernels compile once
 
 
@@ -23,10 +32,20 @@ def rounded(tokens: int, most: int) -> int:
 
 
 class PromptStep:
-    """The layers for up to `size` tokens."""
+    """The layers for up to `size` tokens. graphs: captures them."""
 
-    def __init__(self, parts: ModelParts, buffers, size: int, max_pages: int, backend: str, workspace: Workspace):
+    def __init__(
+        self,
+        parts: ModelParts,
+        buffers,
+        size: int,
+        max_pages: int,
+        backend: str,
+        workspace: Workspace,
+        graphs: StepGraphs,
+    ):
         self.parts, self.buffers, self.size, self.max_pages, self.workspace = parts, buffers, size, max_pages, workspace
+        self.graphs = graphs
         device = parts.weights.device
         self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
         none = torch.zeros(1, dtype=torch.int32, device=device)
@@ -34,6 +53,8 @@ class PromptStep:
         self.packed = Mixed(0, backend, rows.sequence, rows.starts)
         self.decoder = Decoder(parts, rows, self.tokens, workspace, self.packed)
         self.heads: dict[int, TokenHead] = {}
+        self.static: Tensor | None = None  # what the graph reads its rows from
+        self.replay: Callable | None = None
 
     def __call__(
         self, tokens: Tensor, bounds, starts, indices, page_table, finished, sampling=None, decoding=0
@@ -41,18 +62,58 @@ class PromptStep:
         """The next tokens of the pieces in `finished`, then of the rows that decode; as ServedModel.prefill()."""
         count = len(tokens)
         self.tokens[:count].copy_(self._staged(tokens), non_blocking=True)
-        rows, last = self._uploaded(count, bounds, starts, indices, page_table, finished)
-        self.packed.tokens, self.packed.indices, self.packed.bounds = count, rows.indices, rows.starts
-        self.packed.decoding = self.buffers.indices[:decoding] if decoding else None
-        if decoding:
-            rows, last = self._with_decoding(rows, last, count, decoding)
-        self.decoder.set_rows(rows)
-        self.packed.sequence, self.packed.starts = rows.sequence, rows.starts
-        self.decoder()
+        pieces = (count, bounds, starts, indices, page_table, finished)
+        if decoding or len(indices) > MOST_PIECES:
+            rows, last = self._launched(pieces, decoding)
+        else:
+            rows, last = self._replayed(pieces)
         chosen = self._chosen(rows, last, None if sampling is None else [sampling[number] for number in finished])
         if decoding:
             self._move_on(chosen[len(finished) :])
         return chosen
+
+    def _launched(self, pieces: tuple, decoding: int) -> tuple[TokenRows, Tensor]:
+        """Launch the layers kernel by kernel; return the rows and the last one of each piece that ends its prompt."""
+        count, bounds = pieces[:2]
+        host, spans = self._packed(*pieces)
+        longest = max(end - begin for begin, end in zip(bounds, bounds[1:], strict=False))
+        rows, last = self._rows(host.to(self.tokens.device, non_blocking=True), spans, longest)
+        self._take(rows, count)
+        self.packed.decoding = self.buffers.indices[:decoding] if decoding else None
+        if decoding:
+            rows, last = self._with_decoding(rows, last, count, decoding)
+        self._run(rows)
+        return rows, last
+
+    def _replayed(self, pieces: tuple) -> tuple[TokenRows, Tensor]:
+        """As _launched(), by a graph."""
+        host, spans = self._packed(*pieces, room=MOST_PIECES + 1)
+        if self.static is None:
+            self.static = torch.zeros(len(host), dtype=torch.int32, device=self.tokens.device)
+        self.static.copy_(host, non_blocking=True)
+        rows, last = self._rows(self.static, spans, self.size)
+        if self.replay is None:
+            rows.indices.fill_(-1)  # the run before the capture changes nothing
+            rows.sequence.fill_(-1)
+
+            def run():
+                self._take(rows, self.size)
+                self.packed.decoding = None
+                self._run(rows)
+
+            self.replay = self.graphs.captured(run)
+            self.static.copy_(host, non_blocking=True)
+        self.replay()
+        return rows, last[: len(pieces[-1])]
+
+    def _take(self, rows: TokenRows, tokens: int) -> None:
+        """Make GDN prefill the first `tokens` tokens in these sequences."""
+        self.packed.tokens, self.packed.indices, self.packed.bounds = tokens, rows.indices, rows.starts
+
+    def _run(self, rows: TokenRows) -> None:
+        self.decoder.set_rows(rows)
+        self.packed.sequence, self.packed.starts = rows.sequence, rows.starts
+        self.decoder()
 
     def _chosen(self, rows: TokenRows, last: Tensor, drawing: list[Sampling] | None) -> Tensor:
         """The next token after each row of `last`. drawing: of the first of them; the others' is in the buffers."""
@@ -94,31 +155,37 @@ class PromptStep:
         numbers, whole = (self._staged(part).to(self.tokens.device, non_blocking=True) for part in sampling_rows(each))
         return SamplingRows(numbers, whole)
 
-    def _uploaded(self, count, bounds, starts, indices, page_table, finished) -> tuple[TokenRows, Tensor]:
-        """The rows on the device, in one copy, and the last row of each piece in `finished`."""
-        n, lengths = len(indices), [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
-        padding = self.size - count
+    def _packed(self, count, bounds, starts, indices, page_table, finished, room: int = 0) -> tuple:
+        """(All of the rows on the host in one tensor, the span of each field).
+
+        room: as many sequences, of which the first after the pieces takes the rows that are left; 0: only the pieces.
+        """
+        lengths, padding = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)], self.size - count
+        more = room - len(indices) if room else 0
         positions, sequence = [], []
         for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             positions += range(start, start + length)
             sequence += [number] * length
         pages = [[*own, *[0] * (self.max_pages - len(own))] for own in page_table]
-        pieces = (
+        last = [bounds[number + 1] - 1 for number in finished]
+        fields = (
             positions + [0] * padding,
             sequence + [-1] * padding,
-            bounds,
-            indices,
-            [page for own in pages for page in own],
-            [bounds[number + 1] - 1 for number in finished],
+            [*bounds, *[self.size] * more],
+            [*indices, *[-1] * more],
+            [*(page for own in pages for page in own), *[0] * (more * self.max_pages)],
+            [*last, *[0] * (room - len(last) if room else 0)],
         )
         packed, spans = [], []
-        for piece in pieces:
-            spans.append((len(packed), len(packed) + len(piece)))
-            packed += [*piece, *[0] * (-len(piece) % ALIGNED)]
-        uploaded = self._staged(torch.tensor(packed, dtype=torch.int32)).to(self.tokens.device, non_blocking=True)
-        *pieces, last = (uploaded[begin:end] for begin, end in spans)
-        positions, sequence, bounds, indices, pages = pieces
-        rows = TokenRows(positions, sequence, bounds, indices, pages.view(n, self.max_pages), max(lengths))
+        for field in fields:
+            spans.append((len(packed), len(packed) + len(field)))
+            packed += [*field, *[0] * (-len(field) % ALIGNED)]
+        return self._staged(torch.tensor(packed, dtype=torch.int32)), spans
+
+    def _rows(self, packed: Tensor, spans: list, longest: int) -> tuple[TokenRows, Tensor]:
+        """The rows and the last row of each piece that ends its prompt, as views of what _packed() made."""
+        positions, sequence, bounds, indices, pages, last = (packed[begin:end] for begin, end in spans)
+        rows = TokenRows(positions, sequence, bounds, indices, pages.view(len(indices), self.max_pages), longest)
         return rows, last
 
     def _staged(self, host: Tensor) -> Tensor:

@@ -266,7 +266,13 @@ class ServedModel:
     def _prompt_step(self, size: int) -> PromptStep:
         if size not in self._prompts:
             self._prompts[size] = PromptStep(
-                self.parts, self.buffers, size, self.max_pages, self.configuration.prefill, self._workspace
+                self.parts,
+                self.buffers,
+                size,
+                self.max_pages,
+                self.configuration.prefill,
+                self._workspace,
+                self.graphs,
             )
         return self._prompts[size]
 
