@@ -20,7 +20,7 @@ from .backends.base import Ring, State, usable_device
 from .e4m3 import FP8, check_layout, draft_dtype
 from .memory import shares_memory
 from .models import CONV_WINDOW, GDNShape, draft_nbytes, slot_nbytes
-from .ring import SLOTS_AT_ONCE, described, drop, make_ring, store, stored, true_state, write_pending
+from .ring import described, drop, make_ring, slots_at_once, store, stored, true_state, write_pending
 from .rollback import commit, drafts
 from .rounding import Stochastic, check_rounding
 
@@ -334,7 +334,7 @@ class StatePool:
         other = StatePool(self.shape, self.slots, layout=layout, dtype=dtype, device=device, **rounding)
         if keeps:
             other.launch_state.rounding.steps.copy_(stochastic.steps)
-        for slots in torch.arange(self.slots, device=self.device).split(SLOTS_AT_ONCE):
+        for slots in torch.arange(self.slots, device=self.device).split(slots_at_once(self.state)):
             state = self._true_state(slots)
             state = state if other.layout == self.layout else state.transpose(-1, -2)
             store(other.state, other.scales, slots.to(other.device), state.to(other.device))

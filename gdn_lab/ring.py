@@ -14,7 +14,7 @@ from .models import GDNShape
 
 UPDATES = (16, 32, 64)  # that a slot can hold back
 KEY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-SLOTS_AT_ONCE = 16  # whose true state is computed at once, in float32
+ELEMENTS_AT_ONCE = 1 << 24  # of the state whose true values are computed at once: 64 MiB in float32
 
 
 def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, device) -> Ring:
@@ -57,6 +57,11 @@ def correction_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype in (torch.bfloat16, FP8) else torch.float32
 
 
+def slots_at_once(state: Tensor) -> int:
+    """Return of how many slots of a state [slots, HV, V, K] the true state is computed at once, in float32."""
+    return max(1, ELEMENTS_AT_ONCE // state[0].numel())
+
+
 def drop(ring: Ring, slots: Tensor) -> None:
     """Forget the pending updates of the slots, int64 [n]; each keeps its phase."""
     ring.span[slots, 0] = ring.span[slots, 1]
@@ -88,7 +93,7 @@ def true_state(ring: Ring, state: Tensor, slots: Tensor, scales: Tensor | None =
     state: the pool's, [slots, HV, V, K]; scales: of its rows where it is FP8. Whatever a free slot or an unused entry
     of the ring holds does not count.
     """
-    parts = [_true_state(ring, stored(state, scales, some), some) for some in slots.split(SLOTS_AT_ONCE)]
+    parts = [_true_state(ring, stored(state, scales, some), some) for some in slots.split(slots_at_once(state))]
     return torch.cat(parts) if parts else state.new_empty(0, *state.shape[1:], dtype=torch.float32)
 
 
@@ -113,7 +118,7 @@ def write_pending(ring: Ring, state: Tensor, indices: Tensor, scales: Tensor | N
 
         settle(state, ring, indices)
     else:
-        for some in slots.split(SLOTS_AT_ONCE):
+        for some in slots.split(slots_at_once(state)):
             pending = ring.span[some, 0] != ring.span[some, 1]
             store(state, scales, some, true_state(ring, state, some, scales), pending)
     drop(ring, slots)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from against_reference import filled_pool, same_bits
 
-from gdn_lab import GDNShape, StatePool, decode, reference
+from gdn_lab import GDNShape, StatePool, decode, reference, ring
 from gdn_lab.ops import make_inputs
 from gdn_lab.ring import correction_dtype
 
@@ -35,8 +35,10 @@ def expected_state(pool, slot):
     return S
 
 
+@pytest.mark.parametrize("at_once", [1, ring.ELEMENTS_AT_ONCE], ids=["slot by slot", "all slots"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_read_sees_the_true_state_and_settle_writes_it(dtype):
+def test_read_sees_the_true_state_and_settle_writes_it(dtype, at_once, monkeypatch):
+    monkeypatch.setattr(ring, "ELEMENTS_AT_ONCE", at_once)
     pool = pending_pool(dtype)
     want = torch.stack([expected_state(pool, 2), pool.state[3].double(), torch.zeros(2, 16, 8).double()])
     indices = torch.tensor([2, 3, -1])

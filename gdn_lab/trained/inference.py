@@ -111,8 +111,9 @@ class Requests:
     def decode(self, tokens: Tensor) -> Tensor:
         """Take one token for each request [n, 1]."""
         if self.padding:
-            stale, self.stale = self.stale, tokens[-self.padding :]
-            tokens = torch.cat([tokens, stale])
+            last = tokens[-self.padding :]
+            tokens = torch.cat([tokens, self.stale])
+            self.stale.copy_(last)  # in place, so that a CUDA graph of the step keeps it too
         self._mark(1)
         x = self._layers(tokens, self._decode_gdn, self._cached_attention)
         self.length += 1

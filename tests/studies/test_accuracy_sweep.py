@@ -96,7 +96,8 @@ def test_slow_kernels_come_last_and_each_path_is_there():
         assert cases.Case("decode", name, "bfloat16", "", 768) in found
     assert cases.Case("verify", "flashinfer/wy", "bfloat16", "", 768) in found
     fp8 = [case for case in found if case.dtype == cases.FP8]
-    assert {(case.path, case.tokens) for case in fp8} == {*((path, 768) for path in PATHS), ("decode", 1536)}
+    assert {(case.path, case.tokens) for case in fp8} == {(path, tokens) for path in PATHS for tokens in (768, 1536)}
+    assert all(found.index(cases.baseline_of(case, p.baseline)) <= found.index(case) for case in found)
     assert {(case.kernel, case.rounding, case.state) for case in fp8} == {("triton/replay-fp8", "stochastic", "fp8")}
     assert {case.state for case in found if case.tokens == 1536} >= {"float32", "float16 stochastic"}
     assert {case.shortcut for case in found} == {"", *cases.PADDED, *cases.GATES}

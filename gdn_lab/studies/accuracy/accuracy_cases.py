@@ -78,8 +78,8 @@ def case_of(row: dict) -> Case:
 
 def cases(p) -> list[Case]:
     """All cases of the parameters (study.py), the most wanted first: what others are compared with, padding and gates,
-    states of the baseline's kernel, FP8 on the kernel that has it, other kernels through decode() and verify(), the
-    same states at other lengths, other kernels' prefill(), and at last kernels that are eager or copy states: they take
+    states of the baseline's kernel, FP8 on the kernel that has it, the same states at other lengths, other kernels,
+    FP8 through verify() and prefill() at other lengths, and at last kernels that are eager or copy states: they take
     longest."""
     first, *longer = p.tokens
     found = [Case(path, p.baseline, FLOAT32, NO_SHORTCUT, first) for path in PATHS]
@@ -103,9 +103,20 @@ def cases(p) -> list[Case]:
             if path in each.phases and takes(each, dtype) and (each.role == "eager" or each.copies) == slow
         ]
 
-    found += at(first) + others(False, DECODE, VERIFY)
+    def of_fp8(tokens: int) -> list[Case]:
+        """FP8 through verify() and prefill(), and what it is compared with."""
+        found = []
+        for path in (VERIFY, PREFILL):
+            kernels = [name for name in fp8 if path in VARIANTS[name].phases]
+            found += [Case(path, p.baseline, FLOAT32, NO_SHORTCUT, tokens)] if kernels else []
+            found += [Case(path, name, FP8, NO_SHORTCUT, tokens, STOCHASTIC) for name in kernels]
+        return found
+
+    found += at(first) + of_fp8(first)
     found += [case for tokens in longer for case in at(tokens)]
-    return list(dict.fromkeys(found + others(False, PREFILL) + others(True, DECODE, VERIFY, PREFILL)))
+    found += others(False, DECODE, VERIFY, PREFILL)
+    found += [case for tokens in longer for case in of_fp8(tokens)]
+    return list(dict.fromkeys(found + others(True, DECODE, VERIFY, PREFILL)))
 
 
 def takes(variant: Variant, dtype: str) -> bool:

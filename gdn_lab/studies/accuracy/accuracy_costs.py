@@ -4,7 +4,7 @@ import time
 from statistics import median
 
 from ...backends.registry import VARIANTS
-from .accuracy_cases import BATCH, PADDED, Case, padded
+from .accuracy_cases import BATCH, FP8, PADDED, Case, padded
 from .answering import DECODE, PREFILL, VERIFY
 
 TAKEN = 4.8  # tokens that a verify step keeps on average: eight, of which seven are drafts, 15 % of them wrong
@@ -36,8 +36,8 @@ class Clock:
 
 
 def _kind(case: Case) -> tuple:
-    """Cases whose time grows with _work() alike: eager kernels take several times as long."""
-    return case.path, case.shortcut in PADDED, VARIANTS[case.kernel].role == "eager"
+    """Cases whose time grows with _work() alike: eager kernels and FP8's commit() take several times as long."""
+    return case.path, case.shortcut in PADDED, VARIANTS[case.kernel].role == "eager", case.dtype == FP8
 
 
 def _work(p, case: Case) -> float:

@@ -61,12 +61,11 @@ def _decoded(requests: Requests, prompts: Tensor, stepped: int) -> Tensor:
 
 
 class _Step:
-    """decode() of requests, on a GPU as a CUDA graph after the first steps. Padded batches, whose stale tokens the host
-    keeps, take each step eagerly."""
+    """decode() of requests, on a GPU as a CUDA graph after the first steps."""
 
     def __init__(self, requests: Requests):
         self.requests, self.steps, self.graph = requests, 0, None
-        self.captures = requests.model.device.type == "cuda" and not requests.padding
+        self.captures = requests.model.device.type == "cuda"
 
     def __call__(self, token: Tensor) -> Tensor:
         """Take a token for each request [n, 1]; return logits [n, 1, vocab], which the next step overwrites."""

@@ -14,10 +14,11 @@ from ...trained.language import questions
 from .accuracy_cases import BATCH, PADDED, PADDING, UNGUARDED, Case, case_of, cases, padded, refused, set_gates
 from .accuracy_costs import Clock
 from .accuracy_rows import bits
-from .answering import DECODE, PREFILL, VERIFY, right_answers
+from .answering import PREFILL, right_answers
 
-# Requests of a batch on a GPU at most, by path: activations of whole prompts and states of drafts take its memory.
-GPU_ROWS = {PREFILL: 700, DECODE: 2560, VERIFY: 2560}
+# Of a batch on a GPU at most: activations of whole prompts and states of drafts take its memory.
+GPU_PROMPT_TOKENS = 700 * 768  # of the path prefill
+GPU_ROWS = 2560  # requests, of the others
 CPU_ROWS = 64
 
 
@@ -95,5 +96,6 @@ def _batches(model: SmallModel, case: Case, count: int) -> dict:
     """Options of right_answers(): requests of a batch, alike for all batches, and its padding rows."""
     if case.shortcut in PADDED:
         return {"rows": BATCH, "padding": PADDING, "unguarded": case.shortcut == UNGUARDED}
-    most = GPU_ROWS[case.path] if model.device.type == "cuda" else CPU_ROWS
+    most = max(1, GPU_PROMPT_TOKENS // case.tokens) if case.path == PREFILL else GPU_ROWS
+    most = most if model.device.type == "cuda" else CPU_ROWS
     return {"rows": math.ceil(count / math.ceil(count / most))}

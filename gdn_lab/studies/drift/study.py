@@ -121,5 +121,5 @@ STUDY = Study(
     section=section,
     section_name="drift",
     record=record,
-    records={"10_drift": {"minutes": "1.2"}},
+    records={"10_drift": {"minutes": "4"}},
 )
