@@ -1,12 +1,11 @@
 """Prefill: packed pieces of prompts, for a number of tokens rounded up.
 
+A mixed step also takes the next token of requests that decode: their rows come after those of the prompts. Projections
+and experts take all rows in one product, GDN prefills the one and decodes the other, attention takes both.
+
 A step of up to MOST_PIECES pieces replays a CUDA graph, captured when its size is first used: launched one by one, its
 kernels take the host longer than the GPU. The graph has room for pieces of any length; a padding sequence takes the
-rows that are left.
-
-A mixed step also takes the next token of requests that decode: their rows come after those of the prompts, and it is
-launched kernel by kernel. Projections and experts take all rows in one product, GDN prefills the one and decodes the
-other, attention takes both.
+rows that are left, and rows that decode are padded as in decode().
 """
 
 from collections.abc import Callable
@@ -53,66 +52,69 @@ class PromptStep:
         self.packed = Mixed(0, backend, rows.sequence, rows.starts)
         self.decoder = Decoder(parts, rows, self.tokens, workspace, self.packed)
         self.heads: dict[int, TokenHead] = {}
-        self.static: Tensor | None = None  # what the graph reads its rows from
-        self.replay: Callable | None = None
+        self.static: Tensor | None = None  # what graphs read their rows from
+        self.replays: dict[int, Callable] = {}  # by the rows that decode
 
     def __call__(
-        self, tokens: Tensor, bounds, starts, indices, page_table, finished, sampling=None, decoding=0
+        self, tokens: Tensor, bounds, starts, indices, page_table, finished, sampling=None, decoding=0, padded=0
     ) -> Tensor:
-        """The next tokens of the pieces in `finished`, then of the rows that decode; as ServedModel.prefill()."""
+        """The next tokens of the pieces in `finished`, then of the rows that decode; as ServedModel.prefill().
+
+        padded: as many rows of the buffers decode in a graph; those from `decoding` on have index -1.
+        """
         count = len(tokens)
         self.tokens[:count].copy_(self._staged(tokens), non_blocking=True)
         pieces = (count, bounds, starts, indices, page_table, finished)
-        if decoding or len(indices) > MOST_PIECES:
-            rows, last = self._launched(pieces, decoding)
+        if self.graphs.eager or len(indices) > MOST_PIECES or count + padded > self.size:
+            rows, last, begin = self._launched(pieces, decoding)
         else:
-            rows, last = self._replayed(pieces)
+            rows, last, begin = self._replayed(pieces, padded)
+        if decoding:
+            last = torch.cat((last, torch.arange(begin, begin + decoding, dtype=torch.int32, device=last.device)))
         chosen = self._chosen(rows, last, None if sampling is None else [sampling[number] for number in finished])
         if decoding:
             self._move_on(chosen[len(finished) :])
         return chosen
 
-    def _launched(self, pieces: tuple, decoding: int) -> tuple[TokenRows, Tensor]:
-        """Launch the layers kernel by kernel; return the rows and the last one of each piece that ends its prompt."""
+    def _launched(self, pieces: tuple, decoding: int) -> tuple[TokenRows, Tensor, int]:
+        """Launch the layers kernel by kernel.
+
+        Returns the rows, the last one of each piece that ends its prompt, and the first one that decodes.
+        """
         count, bounds = pieces[:2]
         host, spans = self._packed(*pieces)
         longest = max(end - begin for begin, end in zip(bounds, bounds[1:], strict=False))
         rows, last = self._rows(host.to(self.tokens.device, non_blocking=True), spans, longest)
-        self._take(rows, count)
-        self.packed.decoding = self.buffers.indices[:decoding] if decoding else None
-        if decoding:
-            rows, last = self._with_decoding(rows, last, count, decoding)
-        self._run(rows)
-        return rows, last
+        self._run(rows, count, decoding)
+        return rows, last, count
 
-    def _replayed(self, pieces: tuple) -> tuple[TokenRows, Tensor]:
+    def _replayed(self, pieces: tuple, decoding: int) -> tuple[TokenRows, Tensor, int]:
         """As _launched(), by a graph."""
-        host, spans = self._packed(*pieces, room=MOST_PIECES + 1)
+        begin = self.size - decoding
+        host, spans = self._packed(*pieces, room=MOST_PIECES + 1, end=begin)
         if self.static is None:
             self.static = torch.zeros(len(host), dtype=torch.int32, device=self.tokens.device)
         self.static.copy_(host, non_blocking=True)
         rows, last = self._rows(self.static, spans, self.size)
-        if self.replay is None:
-            rows.indices.fill_(-1)  # the run before the capture changes nothing
-            rows.sequence.fill_(-1)
-
-            def run():
-                self._take(rows, self.size)
-                self.packed.decoding = None
-                self._run(rows)
-
-            self.replay = self.graphs.captured(run)
+        if decoding not in self.replays:
+            slots, held = self.buffers.indices[:decoding], self.buffers.indices[:decoding].clone()
+            for unused in (rows.indices, rows.sequence, slots):
+                unused.fill_(-1)  # the run before the capture changes nothing
+            self.replays[decoding] = self.graphs.captured(lambda: self._run(rows, begin, decoding))
+            slots.copy_(held)
             self.static.copy_(host, non_blocking=True)
-        self.replay()
-        return rows, last[: len(pieces[-1])]
+        self.replays[decoding]()
+        return rows, last[: len(pieces[-1])], begin
 
-    def _take(self, rows: TokenRows, tokens: int) -> None:
-        """Make GDN prefill the first `tokens` tokens in these sequences."""
-        self.packed.tokens, self.packed.indices, self.packed.bounds = tokens, rows.indices, rows.starts
-
-    def _run(self, rows: TokenRows) -> None:
+    def _run(self, rows: TokenRows, begin: int, decoding: int) -> None:
+        """Run the layers: `begin` rows of prompts, then the first `decoding` rows of the buffers."""
+        packed = self.packed
+        packed.tokens, packed.indices, packed.bounds, packed.decoding = begin, rows.indices, rows.starts, None
+        if decoding:
+            packed.decoding = self.buffers.indices[:decoding]
+            rows = self._with_decoding(rows, begin, decoding)
         self.decoder.set_rows(rows)
-        self.packed.sequence, self.packed.starts = rows.sequence, rows.starts
+        packed.sequence, packed.starts = rows.sequence, rows.starts
         self.decoder()
 
     def _chosen(self, rows: TokenRows, last: Tensor, drawing: list[Sampling] | None) -> Tensor:
@@ -131,18 +133,17 @@ class PromptStep:
         sampling = SamplingRows(*(torch.cat(pair) for pair in zip(sampling, decoding, strict=True)))
         return self.heads[size](hidden, count, sampling, rows.positions[last])
 
-    def _with_decoding(self, rows: TokenRows, last: Tensor, count: int, decoding: int) -> tuple[TokenRows, Tensor]:
-        """The rows with those of the first `decoding` rows of the buffers, all on the device; and all last rows."""
-        buffers, n, own = self.buffers, len(rows.indices), slice(count, count + decoding)
+    def _with_decoding(self, rows: TokenRows, begin: int, decoding: int) -> TokenRows:
+        """The rows with those of the first `decoding` rows of the buffers from `begin` on, all on the device."""
+        buffers, n, own = self.buffers, len(rows.indices), slice(begin, begin + decoding)
         place = torch.arange(decoding, dtype=torch.int32, device=self.tokens.device)
         self.tokens[own] = buffers.tokens[:decoding]
         rows.positions[own], rows.sequence[own] = buffers.positions[:decoding], place + n
-        rows = rows._replace(
-            starts=torch.cat((rows.starts, place + count + 1)),
+        return rows._replace(
+            starts=torch.cat((rows.starts, place + begin + 1)),
             indices=torch.cat((rows.indices, buffers.indices[:decoding])),
             page_table=torch.cat((rows.page_table, buffers.page_table[:decoding])),
         )
-        return rows, torch.cat((last, place + count))
 
     def _move_on(self, tokens: Tensor) -> None:
         """Leave the buffers as decode() does."""
@@ -155,10 +156,10 @@ class PromptStep:
         numbers, whole = (self._staged(part).to(self.tokens.device, non_blocking=True) for part in sampling_rows(each))
         return SamplingRows(numbers, whole)
 
-    def _packed(self, count, bounds, starts, indices, page_table, finished, room: int = 0) -> tuple:
+    def _packed(self, count, bounds, starts, indices, page_table, finished, room: int = 0, end: int = 0) -> tuple:
         """(All of the rows on the host in one tensor, the span of each field).
 
-        room: as many sequences, of which the first after the pieces takes the rows that are left; 0: only the pieces.
+        room: as many sequences, of which the first after the pieces takes the rows up to `end`; 0: only the pieces.
         """
         lengths, padding = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)], self.size - count
         more = room - len(indices) if room else 0
@@ -171,7 +172,7 @@ class PromptStep:
         fields = (
             positions + [0] * padding,
             sequence + [-1] * padding,
-            [*bounds, *[self.size] * more],
+            [*bounds, *[end] * more],
             [*indices, *[-1] * more],
             [*(page for own in pages for page in own), *[0] * (more * self.max_pages)],
             [*last, *[0] * (room - len(last) if room else 0)],

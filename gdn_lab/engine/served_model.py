@@ -182,8 +182,8 @@ class ServedModel:
         starts [n]: the position of its first token, above 0 for a later piece of a prompt; indices [n]: slots;
         page_table: each request's pages, enough for all its tokens so far; finished_rows: the pieces that end their
         prompt, by default all; sampling: of each piece, by default greedy. Host values are plain lists, so nothing is
-        read from the device. decoding: as many rows of the buffers take a token in the same step, as in decode(); they
-        count as tokens, and their next tokens come after those of the prompts.
+        read from the device. decoding: as many rows of the buffers take a token in the same step, as in decode(),
+        with index -1 from there to the padded size; they count as tokens, and their next tokens come last.
         """
         count, n = len(tokens), len(indices)
         if not 1 <= count <= self.prefill_tokens - decoding:
@@ -192,9 +192,10 @@ class ServedModel:
         if cu_seqlens[0] != 0 or cu_seqlens[-1] != count or len(cu_seqlens) != n + 1:
             raise ValueError(f"cu_seqlens: expected 0 to {count} in {n} pieces, got {cu_seqlens}")
         finished = list(range(n)) if finished_rows is None else finished_rows
-        step = self._prompt_step(rounded(count + decoding, self.prefill_tokens))
+        padded = self._padded(decoding) if decoding else 0
+        step = self._prompt_step(rounded(count + padded, self.prefill_tokens))
         sampling = None if self.buffers.sampling is None else sampling
-        return step(tokens, cu_seqlens, starts, indices, page_table, finished, sampling, decoding)
+        return step(tokens, cu_seqlens, starts, indices, page_table, finished, sampling, decoding, padded)
 
     def warm_prompts(self) -> None:
         """Run a prefill call of each size once, of padding alone, so that no later one compiles or builds its step.

@@ -4,13 +4,26 @@ import pytest
 import torch
 from test_served_model import LENGTHS, MODELS, build, prompts, start
 
-from gdn_lab.engine import prompt_step
 from gdn_lab.engine.model_weights import ModelWeights
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def weights(request):
     return ModelWeights.random(request.param, precision="bf16", toy=True)
+
+
+def capturing(model, monkeypatch) -> list:
+    """Make the model's prompt steps what they are on a GPU, but for the graph; return what is captured, as it comes."""
+    captured = []
+
+    def stand_in(run):
+        run()  # as before a capture
+        captured.append(run)
+        return run
+
+    monkeypatch.setattr(model.graphs, "eager", False)
+    monkeypatch.setattr(model.graphs, "captured", stand_in)
+    return captured
 
 
 def memory(model):
@@ -21,25 +34,43 @@ def memory(model):
 
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_captured_and_launched_steps_leave_the_same_bits(weights, chunk, monkeypatch):
-    captured = build(weights)
-    first = start(captured, prompts(), chunk)
-    steps = list(captured._prompts.values())
-    assert any(step.replay for step in steps)
-    monkeypatch.setattr(prompt_step, "MOST_PIECES", 0)
-    launched = build(weights)
-    assert torch.equal(start(launched, prompts(), chunk), first)
-    assert not any(step.replay for step in launched._prompts.values())
-    assert all(map(torch.equal, memory(captured), memory(launched)))
+    first, left = [], []
+    for graphs in (True, False):
+        model = build(weights)
+        captured = capturing(model, monkeypatch) if graphs else []
+        first.append(start(model, prompts(), chunk))
+        left.append(memory(model))
+        assert bool(captured) == graphs
+    assert torch.equal(*first) and all(map(torch.equal, *left))
+
+
+def mixed(model):
+    """Two requests decode, in 4 rows with padding, while the prompt of a third comes in two pieces."""
+    each = prompts()
+    start(model, each[:2])
+    slot, pages, found = model.slots.acquire(), model.cache.acquire(5), []
+    for begin, end, done in ((0, 9, []), (9, 20, [0])):
+        arguments = [0, end - begin], [begin], [slot], [pages], done
+        found.append(model.prefill(each[2][begin:end], *arguments, decoding=2).clone())
+    return torch.cat(found)
+
+
+def test_captured_and_launched_mixed_steps_agree(weights, monkeypatch):
+    found, left = [], []
+    for graphs in (True, False):
+        model = build(weights, batch_sizes=(1, 4))
+        captured = capturing(model, monkeypatch) if graphs else []
+        found.append(mixed(model))
+        left.append(memory(model))
+        assert bool(captured) == graphs
+    assert torch.equal(*found)
+    for one, other in zip(*left, strict=True):
+        torch.testing.assert_close(one, other, atol=0.02, rtol=0.02)
 
 
 def test_each_size_has_one_graph_for_pieces_of_any_length(weights, monkeypatch):
-    model, captured = build(weights), []
-
-    def counted(run):
-        captured.append(run)
-        return run
-
-    monkeypatch.setattr(model.graphs, "captured", counted)
+    model = build(weights)
+    captured = capturing(model, monkeypatch)
     slot, pages = model.slots.acquire(), model.cache.acquire(5)
     model.warm_prompts()
     count = len(captured)
@@ -50,9 +81,9 @@ def test_each_size_has_one_graph_for_pieces_of_any_length(weights, monkeypatch):
 
 
 def test_what_is_run_before_a_capture_changes_nothing(weights, monkeypatch):
-    """On a GPU StepGraphs runs the step before it captures it; here too, with the rows that such a run has."""
     model = build(weights)
-    held = [part.clone() for part in memory(model)]
+    start(model, prompts()[:2])
+    held = [part.clone() for part in (*memory(model), *model.buffers[:3])]
 
     class Stop(Exception):
         pass
@@ -61,9 +92,12 @@ def test_what_is_run_before_a_capture_changes_nothing(weights, monkeypatch):
         run()
         raise Stop
 
+    capturing(model, monkeypatch)
     monkeypatch.setattr(model.graphs, "captured", captured)
-    slots, pages = [model.slots.acquire() for _ in LENGTHS], [model.cache.acquire(5) for _ in LENGTHS]
-    bounds = [sum(LENGTHS[:n]) for n in range(len(LENGTHS) + 1)]
+    slot, pages = model.slots.acquire(), model.cache.acquire(5)
     with pytest.raises(Stop):
-        model.prefill(torch.cat(prompts()), bounds, [0] * 3, slots, pages)
-    assert all(map(torch.equal, memory(model), held))
+        model.prefill(prompts()[2], [0, LENGTHS[2]], [0], [slot], [pages], decoding=2)
+    indices = model.buffers._fields.index("indices")
+    assert model.buffers.indices.eq(-1).all(), "rows of a capture are padding"
+    model.buffers.indices.copy_(held[len(memory(model)) + indices])
+    assert all(map(torch.equal, (*memory(model), *model.buffers[:3]), held))

@@ -32,7 +32,7 @@ def assert_same(model, request, tokens, others):
         assert exact.max() - least <= NEAR * exact.std() or min(ties, default=1) <= TIE
 
 
-@pytest.mark.parametrize("prefill", ["steps", "chunked"])
+@pytest.mark.parametrize("prefill", ["steps", "chunked", "mixed"])
 def test_tokens_are_those_of_each_request_alone(model, prefill):
     requests = drawn(9, 8, 6, vocab=model.vocab, spread=0.5, seed=3)
     together = serve(model, requests, 4, prefill=prefill, chunk=5)

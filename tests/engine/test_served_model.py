@@ -21,7 +21,7 @@ def weights(request):
 
 def build(weights, name="torch", **sizes):
     given = {"max_batch": 4, "slots": 6, "pages": 24, "page_size": 8, "max_length": 40, "prefill_tokens": 40}
-    return ServedModel(weights, name, **given | sizes, batch_sizes=(1, 2))
+    return ServedModel(weights, name, **given | {"batch_sizes": (1, 2)} | sizes)
 
 
 def prompts(vocab=512):
