@@ -139,5 +139,5 @@ STUDY = Study(
     section=section,
     section_name="accuracy",
     record=record,
-    records={"11_accuracy": {"backends": RECORDED, "minutes": "9"}},
+    records={"11_accuracy": {"backends": RECORDED, "minutes": "8"}},
 )
