@@ -120,3 +120,20 @@ def test_an_fp8_state_is_compared_with_the_interval_of_float32(rows):
     assert re.search(
         r"FP8 state on the path decode .* at 1,536 tokens, outside float32's 95\.7 to 97\.0 % \(\d+ lost, 0 won", text
     )
+
+
+def test_a_narrow_state_that_answers_more_than_float32_is_named_with_the_kind_that_it_wins():
+    made = accuracy_rows()
+    assert "answers more than float32" not in " ".join(sentences.answers(AccuracyRows(made, RUN)))
+    float32, narrow = (Case("decode", "triton/vk", dtype, "", 3072) for dtype in ("float32", "bfloat16"))
+    same = [row | narrow.fields for row in made if "kind" in row and case_of(row) == float32]
+    stochastic = [row | narrow._replace(rounding="stochastic").fields for row in same]
+    won = [row | {"right_bits": bits([True] * 1000)} if row["kind"] == "arithmetic" else row for row in same]
+    rest = [row for row in made if "kind" not in row or case_of(row) != narrow]
+    rows = AccuracyRows([*rest, *won, *stochastic], RUN)
+    count = rows.compared(narrow).won
+    text = " ".join(sentences.answers(rows))
+    assert (
+        f"At 3,072 tokens bfloat16 answers more than float32: it wins {count} questions and loses 0, of arithmetic "
+        f"{count} and 0; bfloat16 stochastic +0.0 (−0.1 to +0.1) points, adjusted p = 1.00: no difference shown. That"
+    ) in text

@@ -6,10 +6,12 @@ from .accuracy_cases import (
     BATCH,
     FLOAT32,
     FP8,
+    NEAREST,
     NO_DT_BIAS,
     NO_SHORTCUT,
     PADDED,
     PADDING,
+    STOCHASTIC,
     UNGUARDED,
     Case,
     baseline_of,
@@ -78,20 +80,31 @@ def _dtypes(rows: AccuracyRows) -> list[str]:
 
 
 def _longer(rows: AccuracyRows) -> list[str]:
-    """How a float32 state does at longer prompts, and what more right answers than float32's do not mean."""
+    """How a float32 state does at longer prompts, and where a narrower state answers more than float32."""
     found = [case for case in rows.states if case.dtype == FLOAT32 and case.tokens > rows.tokens[0]]
     parts = [f"{percent(rows.interval(case))} % at {case.tokens:,} tokens" for case in found]
     if not parts:
         return []
-    text = f"Longer prompts are harder with a float32 state too: {listed(parts)}."
     adjusted = rows.adjusted()
     better = [case for case in rows.states if adjusted.get(case, 1.0) < SURE and rows.compared(case).change.low > 0]
-    if better:
-        where = listed([f"{case.state} at {case.tokens:,} tokens" for case in better])
-        text += (
-            f" More right answers than float32's ({where}) are no sign of a more exact state; the drift study has that."
-        )
-    return [text]
+    return [
+        f"Longer prompts are harder with a float32 state too: {listed(parts)}.",
+        *(_more_than_float32(rows, case) for case in better),
+    ]
+
+
+def _more_than_float32(rows: AccuracyRows, case: Case) -> str:
+    """Which kind of question a state wins against float32, and whether it does where it is rounded stochastically."""
+    both, by_kind = rows.compared(case), {kind: rows.compared(case, kind=kind) for kind in rows.kinds}
+    most = max(by_kind, key=lambda kind: by_kind[kind].won - by_kind[kind].lost)
+    text = (
+        f"At {case.tokens:,} tokens {case.state} answers more than float32: it wins {both.won} questions and loses "
+        f"{both.lost}, of {most} {by_kind[most].won} and {by_kind[most].lost}"
+    )
+    other = case._replace(rounding=STOCHASTIC)
+    if case.rounding == NEAREST and other in rows.right:
+        text += f"; {other.state} {_verdict(rows, other)}"
+    return f"{text}. That is no sign of a more exact state; the drift study has its error."
 
 
 def fp8(rows: AccuracyRows) -> list[str]:
