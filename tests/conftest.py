@@ -1,7 +1,9 @@
 """What every test file shares: the `gpu` marker's meaning, and hypothesis kept repeatable and small."""
 
+import gc
 import os
 import signal
+import sys
 
 import hypothesis
 import pytest
@@ -9,6 +11,11 @@ import torch
 from author_kernel import kernel_file  # noqa: F401  a fixture for every test file
 from chromium import chromium  # noqa: F401  a fixture for every test file
 from extra_backend import extra_backend  # noqa: F401  a fixture for every test file
+
+# Nothing that imports and collecting make is garbage, so it is searched for afterwards: pytest_collection_finish().
+gc.disable()
+# nbformat imports jsonschema, which for seconds compiles a grammar of addresses that no notebook's schema uses.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 HAS_GPU = torch.cuda.is_available() and torch.version.hip is None
 
@@ -68,6 +75,12 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_collection_finish():
+    """Search what tests make for garbage, and not what collecting them has made."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
