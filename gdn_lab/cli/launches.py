@@ -71,7 +71,8 @@ class Recorder:
                 constants[parameter.name] = value
                 continue
             types[parameter.name] = type_of(value)
-            if not parameter.do_not_specialize and is_multiple_of_16(value):
+            at_all = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+            if at_all and is_multiple_of_16(value):
                 divisible.append(parameter.name)
         key = self._key(kernel, types, constants, options)
         known = self._found.get(key)

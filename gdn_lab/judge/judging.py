@@ -17,7 +17,7 @@ from .trials import drawn, random_of
 PASS, FAIL, REFUSED = "pass", "fail", "refused"
 BROKEN = "; this process can use the GPU no more, so nothing after this was checked"
 SECONDS = 2.0  # of a check of random calls
-ROW_CALLS = 1000  # random calls that a row of results stands for
+ROW_CALLS, ROW_S = 1000, 10.0  # random calls, and seconds, after which a row of results is written
 TOGETHER = 25  # random calls that share their tensors on a GPU, so that most of the time goes into the kernel's calls
 
 
@@ -162,7 +162,7 @@ def random_calls(
     while goes_on():
         row = fixed | {"first": number, "calls": 0, "failed": 0, "refused": 0, "worst": 0.0, "failures": []}
         started = time.monotonic()
-        while row["calls"] < ROW_CALLS and not row["failed"] and goes_on():
+        while row["calls"] < ROW_CALLS and time.monotonic() - started < ROW_S and not row["failed"] and goes_on():
             trial = drawn(random_of(seed, number), candidate.calls, most_rows=most_rows, together=together)
             _count(row, candidate, trial, number)
             number += shares * together

@@ -7,7 +7,12 @@ import torch
 
 pytest.importorskip("triton", reason="there is no Triton for this operating system")
 
-from gdn_lab.backends.triton import recurrent  # noqa: E402
+from gdn_lab import GDNShape  # noqa: E402
+from gdn_lab.backends.base import Call, assumed_capability  # noqa: E402
+from gdn_lab.backends.triton import backend, recurrent  # noqa: E402
+from gdn_lab.cli import catalogue  # noqa: E402
+from gdn_lab.cli.launches import recording  # noqa: E402
+from gdn_lab.rounding import FP8  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -25,3 +30,19 @@ def test_tiles_of_an_h200_have_at_most_16_rows():
     tiles = {recurrent.decode_tile(heads, overlap=True) for heads in (64, 512, 1 << 15)}
     assert {tile.rows for tile in tiles} == {8, 16, 32}
     assert {recurrent.h200_tile(tile).rows for tile in tiles} == {8, 16}
+
+
+def test_a_step_on_an_fp8_state_compiles_once_for_every_batch_and_place_of_the_gates():
+    shape, io_dtype = GDNShape(1, 2), torch.bfloat16
+    call = Call("decode", "VK", FP8, io_dtype, torch.int32, shape, catalogue.GPU, ring=16, key_dtype=io_dtype)
+    found = set()
+    for batch, packed in ((1, True), (3, True), (16, False), (100, False)):
+        with assumed_capability(9), recording() as recorder:
+            q, k, v, a, b = catalogue.inputs(shape, batch)
+            a, b = (a, b) if packed else (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (a, b))
+            launch = backend.BACKEND.decode_launch(backend.BACKEND.variants[-1], call)
+            launch(
+                q, k, v, a, b, **catalogue.arguments(shape, call, batch), out=catalogue.empty(v.shape, dtype=v.dtype)
+            )
+        found |= {str(one._replace(label="", kernel=one.kernel.__name__)) for one in recorder.compilations}
+    assert len(found) == 3, "prepare, read, fold"

@@ -5,7 +5,7 @@ import signal
 import torch
 from author_kernel import RIGHT
 
-from gdn_lab.judge import apart
+from gdn_lab.judge import apart, judging
 from gdn_lab.judge.answers import answer
 
 HEAD = 'import os, signal, sys, time\nfrom gdn_lab import variant\n@variant("mine/vk")\ndef f(*_, **__):\n    '
@@ -48,6 +48,12 @@ def test_random_calls_are_numbered():
     (row,) = [message["row"] for message in apart.messages(request) if "row" in message]
     assert (row["calls"], row["failed"], row["first"], row["shares"], row["seed"]) == (5, 0, 6, 2, 3)
     assert 0 < row["worst"] < 1
+
+
+def test_a_row_of_random_calls_is_written_in_time(monkeypatch):
+    monkeypatch.setattr(judging, "ROW_S", 1e-4)
+    options = {"seed": 3, "first": 0, "last": 3, "share": 0, "shares": 1, "seconds": 100.0}
+    assert [row["calls"] for row in judging.random_calls("torch/vk", "cpu", **options)] == [1, 1, 1]
 
 
 def test_what_is_asked_is_checked(kernel_file):

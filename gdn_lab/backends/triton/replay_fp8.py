@@ -98,7 +98,7 @@ def list_due(indices, span, due, rows, C: tl.constexpr, ROWS: tl.constexpr):
     tl.store(due, tl.max(places, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "a_row", "b_row"], do_not_specialize_on_alignment=["a", "b"])
 def prepare_fp8_kernel(
     q, k, a, b, A_log, dt_bias, indices, keys, log_decays, span, taken, due, factors, terms, folds, scale, rows,
     q_row, q_head, k_row, k_head, a_row, b_row,
@@ -186,7 +186,7 @@ def prepare_fp8_kernel(
     tl.store(log_decays + (slot * HV + heads) * C + end, log_g, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["indices"])
 def read_fp8_kernel(
     v, state, scales, indices, corrections, span, factors, terms, out, v_row, v_head,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,

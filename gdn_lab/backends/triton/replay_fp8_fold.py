@@ -18,7 +18,7 @@ def larger(x, y):
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["seed", "rows"], do_not_specialize_on_alignment=["indices"])
 def fold_fp8_kernel(
     state, scales, indices, keys, corrections, log_decays, span, taken, due, folds, seed, rows,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
