@@ -28,16 +28,16 @@ def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, de
         raise ValueError(f"key_dtype: expected {dtype_names(KEY_DTYPES)}, got {key_dtype}")
     HK, HV, K, V = shape.dims
     zeros = functools.partial(torch.zeros, device=device)
-    period = updates if dtype is FP8 else updates + 1  # a step that fills an FP8 ring also empties it
-    phases = torch.arange(slots, dtype=torch.int32, device=device) % period
-    return Ring(
+    ring = Ring(
         keys=zeros(slots, HK, updates, K, dtype=key_dtype),
         corrections=zeros(slots, HV, updates, V, dtype=correction_dtype(dtype)),
         log_decays=zeros(slots, HV, updates),
-        span=phases[:, None].repeat(1, 2),
+        span=zeros(slots, 2, dtype=torch.int32),
         arrivals=zeros(slots, dtype=torch.int32),
         operands=make_operands(shape, slots, updates, device) if dtype is FP8 else None,
     )
+    ring.span[:] = torch.arange(slots, dtype=torch.int32, device=device)[:, None] % ring.period
+    return ring
 
 
 def make_operands(shape: GDNShape, slots: int, updates: int, device) -> Operands:

@@ -39,10 +39,10 @@ class Step:
     """One step for one batch: its buffers, its pool, and its stages in order.
 
     name: a configuration or its name. batch: 1 to 512 requests. state_dtype: of the pool, unless the configuration has
-    one of its own. pool, indices: by default a
-    pool of batch + 1 slots with random states, and the slots 1 to batch in random order; a given pool must have the
-    configuration's layout. ahead: the step of the layer before, whose output and residual this one takes as input; by
-    default the inputs are random. ValueError with the sentence of refusal() for a configuration that cannot run here.
+    one of its own. pool, indices: by default a pool of batch + 1 slots with random states, and the slots 1 to batch in
+    random order; a given pool must have the configuration's layout. ahead: the step of the layer before, whose output
+    and residual this one takes as input; by default the inputs are random. ValueError with the sentence of refusal()
+    for a configuration that cannot run here.
     """
 
     def __init__(

@@ -152,7 +152,7 @@ STUDY = Study(
     record=record,
     gpus="tp",
     records={
-        "09_serving": {"concurrency": "1,8,64,256", "minutes": "4.5"},
+        "09_serving": {"concurrency": "1,8,64,256,512", "minutes": "5.5"},
         "09_serving_tp2": {"tp": "2", "concurrency": "8,64,256", "minutes": "3.5"},
     },
 )
