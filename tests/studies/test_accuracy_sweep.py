@@ -100,7 +100,8 @@ def test_slow_kernels_come_last_and_each_path_is_there():
     assert all(found.index(cases.baseline_of(case, p.baseline)) <= found.index(case) for case in found)
     assert {(case.kernel, case.rounding, case.state) for case in fp8} == {("triton/replay-fp8", "stochastic", "fp8")}
     assert {case.state for case in found if case.tokens == 1536} >= {"float32", "float16 stochastic"}
-    assert {case.shortcut for case in found} == {"", *cases.PADDED, *cases.GATES}
+    assert {case.shortcut for case in found} == {"", *cases.PADDED, *cases.GATES, cases.LESS_DECAY}
+    assert [case.tokens for case in found if case.shortcut == cases.LESS_DECAY] == [1536]
 
 
 def test_a_kernel_without_the_mode_of_verify_is_refused_before_it_is_tried(monkeypatch):
@@ -190,6 +191,10 @@ def test_gates_of_a_shortcut(tmp_path):
     assert (model.gates[layer][1] - dt_bias).abs().max() <= 2**-8 * dt_bias.abs().max()
     cases.set_gates(model, originals, cases.NO_DT_BIAS)
     assert not model.gates[layer][1].any() and not model.rounds_beta
+    cases.set_gates(model, originals, cases.LESS_DECAY)
+    assert torch.allclose(model.gates[layer][0].exp(), 0.7 * A_log.exp()) and torch.equal(
+        model.gates[layer][1], dt_bias
+    )
     cases.set_gates(model, originals, cases.BF16_BETA)
     assert torch.equal(model.gates[layer][1], dt_bias) and model.rounds_beta
     cases.set_gates(model, originals, cases.NO_SHORTCUT)

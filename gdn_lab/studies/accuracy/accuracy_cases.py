@@ -1,5 +1,6 @@
 """What is tested: paths, kernels, dtypes of the state, and shortcuts, in the order in which they are tested."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ NO_SHORTCUT = ""
 BF16_DT_BIAS, BF16_A_LOG, NO_DT_BIAS = "dt_bias in bf16", "A_log in bf16", "dt_bias left out"
 BF16_BETA = "beta in bf16"  # of decode()
 GUARDED, UNGUARDED = "padding, guarded", "padding writes slot 0"
+DECAY = 0.7
+LESS_DECAY = f"log decay × {DECAY}"  # at the longest prompts: whether float32's mistakes there are of precision at all
 GATES = (BF16_DT_BIAS, BF16_A_LOG, BF16_BETA, NO_DT_BIAS)
 PADDED = (GUARDED, UNGUARDED)
 # Requests and padding rows of a padded batch: a CUDA graph for 16. Kinds of questions come in turn, three of them, so
@@ -114,6 +117,7 @@ def cases(p) -> list[Case]:
 
     found += at(first) + of_fp8(first)
     found += [case for tokens in longer for case in at(tokens)]
+    found += [Case(DECODE, p.baseline, FLOAT32, LESS_DECAY, tokens) for tokens in longer[-1:]]
     found += others(False, DECODE, VERIFY, PREFILL)
     found += [case for tokens in longer for case in of_fp8(tokens)]
     return list(dict.fromkeys(found + others(True, DECODE, VERIFY, PREFILL)))
@@ -155,6 +159,8 @@ def set_gates(model: SmallModel, originals: dict, shortcut: str) -> None:
             dt_bias = dt_bias.bfloat16().float()
         elif shortcut == BF16_A_LOG:
             A_log = A_log.bfloat16().float()
+        elif shortcut == LESS_DECAY:
+            A_log = A_log + math.log(DECAY)
         elif shortcut == NO_DT_BIAS:
             dt_bias = torch.zeros_like(dt_bias)
         model.gates[layer] = A_log, dt_bias

@@ -158,7 +158,8 @@ def _shortcuts(rows: AccuracyRows) -> list[str]:
     found = []
     for case in cases:
         control = " (a control: what questions must see)" if case.shortcut == NO_DT_BIAS else ""
-        found.append(f"{case.shortcut}{control}: {_verdict(rows, case)}.")
+        where = f" at {case.tokens:,} tokens" if case.tokens > rows.tokens[0] else ""
+        found.append(f"{case.shortcut}{control}{where}: {_verdict(rows, case)}.")
     return found
 
 
