@@ -4,8 +4,9 @@ It replaces the functions of triton.language by its own at each launch, and agai
 inside it (tl.sum is one), though they are replaced already: here once a launch. It makes the type of each result anew:
 here types of the same elements and shape share their fields. It makes a table of NumPy's dtypes at each look-up: here
 once a type. It casts and broadcasts the operands of every operation: here those that need it. It takes floats of 8 and
-16 bits apart to convert them: here they are looked up in a table of all, made by itself. And it computes sums and
-products of integers again in 64 bits, for an assertion that it has turned off: here once.
+16 bits apart to convert them: here they are looked up in a table of all, made by itself. It reduces by a function of
+ours one element after the other: here a slice after the other. And it computes sums and products of integers again in
+64 bits, for an assertion that it has turned off: here once.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ def quicken() -> None:
     keep_operands_that_agree()
     leave_out_overflow()
     look_up_conversions()
+    reduce_slices()
     interpreter._get_np_dtype = once_a_type(interpreter._get_np_dtype)
 
 
@@ -131,6 +133,24 @@ def look_up_conversions() -> None:
         return converted(input_dtype, output_dtype, rounding_mode)[input.view(f"uint{bits}")]
 
     interpreter._convert_float = look_up
+
+
+def reduce_slices() -> None:
+    """Combine whole slices of a tensor along the axis of a tl.reduce(), in the order of its elements."""
+    reduce = interpreter.ReduceOps.generic_reduce
+
+    def reduce_by_slice(self, input):
+        if self.axis is None or self.keep_dims or input[0].handle.data.ndim < 2:
+            return reduce(self, input)
+        slices = zip(*(numpy.moveaxis(x.handle.data, self.axis, 0) for x in input), strict=True)
+        tensors = (tuple(map(self.to_tensor, each, (x.dtype for x in input))) for each in slices)
+        total = next(tensors)
+        for each in tensors:
+            total = self.combine_fn.fn(*total, *each)
+            total = total if isinstance(total, tuple) else (total,)
+        return list(total)
+
+    interpreter.ReduceOps.generic_reduce = reduce_by_slice
 
 
 def once_a_type(find):

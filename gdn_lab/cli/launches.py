@@ -5,6 +5,7 @@ tensors for GPUs that are not there (backends.base.assumed_capability).
 """
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,25 @@ class Recorder:
     def note(self, kernel: JITFunction, arguments: tuple, named: dict) -> None:
         """Note the launch of `kernel` with these positional and keyword arguments."""
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | named
-        options = {name: value for name, value in given.items() if name not in kernel.arg_names and value is not None}
+        options = {name: value for name, value in named.items() if name not in kernel.arg_names and value is not None}
+        tokens = given["T"] if "T" in constexprs(kernel) else 1
+        key = self._key(kernel, given, options), tokens == 1
+        known = self._found.get(key)
+        if known is None or known.constants.get("T", 1) < tokens:
+            self._found[key] = self._compilation(kernel, given, options)
+
+    @staticmethod
+    def _key(kernel, given, options) -> tuple:
+        names, pointers, tiling = constexprs(kernel), [], []
+        for name in kernel.arg_names:
+            value = given[name]
+            if name in names:
+                tiling += [] if name in SIZES else [str(value)]
+            elif isinstance(value, torch.Tensor):
+                pointers.append(value.dtype)
+        return kernel.__name__, *pointers, *tiling, *sorted(options.items())
+
+    def _compilation(self, kernel, given, options) -> Compilation:
         types, constants, divisible = {}, {}, []
         for parameter in kernel.params:
             value = given[parameter.name]
@@ -74,17 +93,8 @@ class Recorder:
             at_all = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
             if at_all and is_multiple_of_16(value):
                 divisible.append(parameter.name)
-        key = self._key(kernel, types, constants, options)
-        known = self._found.get(key)
-        if known is None or known.constants.get("T", 0) < constants.get("T", 0):
-            label = f"{self.what}: {describe(kernel, constants)}"
-            self._found[key] = Compilation(label, kernel, types, constants, tuple(divisible), options)
-
-    @staticmethod
-    def _key(kernel, types, constants, options) -> tuple:
-        pointers = tuple(kind for kind in types.values() if kind.startswith("*"))
-        tiling = tuple((name, str(constants[name])) for name in sorted(constexprs(kernel)) if name not in SIZES)
-        return kernel.__name__, pointers, tiling, constants.get("T", 1) == 1, tuple(sorted(options.items()))
+        label = f"{self.what}: {describe(kernel, constants)}"
+        return Compilation(label, kernel, types, constants, tuple(divisible), options)
 
 
 @contextlib.contextmanager
@@ -102,6 +112,7 @@ def recording():
         JITFunction.run = run
 
 
+@functools.cache
 def constexprs(kernel: JITFunction) -> list[str]:
     """Return the names of a kernel's constexpr parameters."""
     return [parameter.name for parameter in kernel.params if parameter.is_constexpr]
