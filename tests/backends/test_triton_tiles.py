@@ -1,5 +1,6 @@
 """How `triton` chooses tiles by the GPU in front of it."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from gdn_lab import GDNShape  # noqa: E402
 from gdn_lab.backends.base import Call, assumed_capability  # noqa: E402
 from gdn_lab.backends.triton import backend, recurrent  # noqa: E402
 from gdn_lab.cli import catalogue  # noqa: E402
-from gdn_lab.cli.launches import recording  # noqa: E402
+from gdn_lab.cli.launches import compiled, recording  # noqa: E402
 from gdn_lab.rounding import FP8  # noqa: E402
 
 
@@ -29,7 +30,25 @@ def test_an_h200_is_hopper_with_more_memory(monkeypatch, capability, memory, exp
 def test_tiles_of_an_h200_have_at_most_16_rows():
     tiles = {recurrent.decode_tile(heads, overlap=True) for heads in (64, 512, 1 << 15)}
     assert {tile.rows for tile in tiles} == {8, 16, 32}
-    assert {recurrent.h200_tile(tile).rows for tile in tiles} == {8, 16}
+    assert {(tile.rows, tile.keep) for tile in map(recurrent.h200_tile, tiles)} == {(8, False), (16, False), (16, True)}
+
+
+@pytest.mark.parametrize("memory, keep", [(80, False), (141, True)])
+def test_an_h200_keeps_the_state_in_the_l2_until_it_is_written(monkeypatch, memory, keep):
+    """In PTX: all loads of 16 bytes of the state and no store have a cache hint."""
+    monkeypatch.setattr(recurrent, "memory_bytes", lambda device: memory * 10**9)
+    shape, dtype = GDNShape(16, 64), torch.bfloat16
+    call = Call("decode", "VK", dtype, dtype, torch.int32, shape, catalogue.GPU)
+    with assumed_capability(9), recording() as recorder:
+        inputs, options = catalogue.inputs(shape, 256), catalogue.arguments(shape, call, 256)
+        launch = backend.BACKEND.decode_launch(backend.BACKEND.variants[0], call)
+        launch(*inputs, **options, out=catalogue.empty(256, 64, 128, dtype=dtype))
+    [compilation] = recorder.compilations
+    assert compilation.constants["KEEP"] == keep and compilation.constants["TILE"] == (16 if keep else 32)
+    ptx = compiled(compilation, 90).asm["ptx"]
+    assert len(re.findall(r"ld\.global[.\w:]*L2::cache_hint\.v4\.b32", ptx)) == (8 if keep else 0)
+    assert ("createpolicy.fractional.L2::evict_last" in ptx) == keep
+    assert len(re.findall(r"st\.global\.v4\.b32", ptx)) == (8 if keep else 16)
 
 
 def test_a_step_on_an_fp8_state_compiles_once_for_every_batch_and_place_of_the_gates():

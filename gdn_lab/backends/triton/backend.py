@@ -149,6 +149,7 @@ class TritonBackend(Backend):
                 OVERLAP=overlap,
                 L2NORM=l2norm,
                 STOCHASTIC=call.stochastic,
+                KEEP=tile.keep,
             )
 
         def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):

@@ -56,7 +56,53 @@ ROOF = (
         "at B = 256 96.3 instead of 95.7 % of the roof, at 512 96.8 instead of 96.5",
         "537.0 with 1,056 programs, 538.7 with 2,112 and 539.0 with 4,224, where none that ask take 537.4",
         "No, and removed. The times at B = 128, 256 and 512 are 1.03 µs a row, 97.3 % of the roof, and 4.2 µs for "
-        "each launch, and these 4.2 µs are not the first loads' way to the memory. 97 % is not reached.",
+        "each launch, and these 4.2 µs are not the first loads' way to the memory.",
+    ),
+    Tried(
+        "The kernel as it was at slots one after the other instead of random ones, B = 256 here and below",
+        "nothing: a slot is 2 MB in one piece",
+        "257.8 µs, 99.4 % of the roof, instead of 266.8, 96.0; the same random slots sorted 265.6. A kernel that only "
+        "negates each element: 257.6 and 263.7",
+        "This is the limit: the roof is that of one piece of memory, and random slots cost any kernel 2 to 3 %.",
+    ),
+    Tried(
+        "Loads of the state that leave the L2 last (evict_last)",
+        "-1 point",
+        "260.4, 98.4 % of the roof, where loads that leave it first take 270.5; stores that leave it last 265.5",
+        "Kept for H200 from 16,384 heads up.",
+    ),
+    Tried(
+        "S k and S q on the tensor cores in triton/vk: 744 instructions, not 920, and 21 programs an SM, not 16",
+        "97.2 % of the roof at B = 512, 96.5 at 256",
+        "267.8, 95.7 %",
+        "No: instructions are not what limits.",
+    ),
+    Tried(
+        "The same in the CuTe DSL without any shuffle for sums: 600 instructions, 21 warps an SM; with a bulk copy in "
+        "and one out, 25",
+        "97 and 98 %",
+        "285.1 (89.9 %): its lanes read pieces of 64 bytes; with bulk copies 267.4, and with the state asked for "
+        "before the wait 265.6 (96.5 %), 32 rows a warp 276.5; cutedsl/vk takes 271.3",
+        "No: at the same 96 % whatever fetches the state.",
+    ),
+    Tried(
+        "Persistent programs, which take every n-th tile in the order of addresses in a pipeline",
+        "96 %",
+        "277.7, on the tensor cores 377",
+        "No.",
+    ),
+    Tried(
+        "Each program asks for the tile that is 2,112 programs ahead (prefetch to the L2)",
+        "-0.5 points",
+        "272.5",
+        "No.",
+    ),
+    Tried("Programs in the order of rows first, so that all slots are read at once", "-10 points", "278.5", "No."),
+    Tried(
+        "The next launch let in before or right after the wait for the kernel ahead",
+        "",
+        "274.3 and 274.4; without PDL 273.3",
+        "No.",
     ),
 )
 
