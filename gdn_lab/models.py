@@ -10,6 +10,7 @@ from typing import NamedTuple
 CONV_WINDOW = 3  # a causal convolution of width 4 keeps the last 3 inputs
 CONV_BYTES = 2  # of one of them: activations, which engines keep in bf16 whatever the state's dtype
 STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one element of the recurrent state
+FP8_STATE, FP8_RING = "float8_e4m3fn", 16  # one byte, a float32 scale for each row, and always a ring of updates
 
 
 class Model(NamedTuple):
@@ -120,6 +121,23 @@ class GDNShape:
 def slot_nbytes(shape: GDNShape, element_bytes: int) -> dict[str, int]:
     """Bytes of one slot in one layer: {"state": HV·V·K elements, "conv": the window, conv_dim·3 of bf16}."""
     return {"state": shape.state_elements * element_bytes, "conv": shape.conv_dim * CONV_WINDOW * CONV_BYTES}
+
+
+def slot_nbytes_of(shape: GDNShape, dtype: str, ring: int = 0) -> int:
+    """Bytes of one slot in one layer with a state of a dtype, "bfloat16" or FP8_STATE say: all that it keeps.
+
+    ring: updates that it can hold back; FP8 needs one. ValueError with the known dtypes for an unknown one.
+    """
+    if dtype not in (*STATE_BYTES, FP8_STATE):
+        raise ValueError(f"state_dtype: expected one of {', '.join((*STATE_BYTES, FP8_STATE))}, got {dtype!r}")
+    scales = shape.num_v_heads * shape.head_v_dim * 4 if dtype == FP8_STATE else 0
+    pending = ring_nbytes(shape, ring, correction_bytes=2 if dtype in ("bfloat16", FP8_STATE) else 4)
+    return sum(slot_nbytes(shape, STATE_BYTES.get(dtype, 1)).values()) + scales + pending
+
+
+def draft_bytes_of(dtype: str) -> int:
+    """Bytes of an element of the states that verify keeps for draft tokens: the pool's, of FP8 bf16."""
+    return STATE_BYTES.get(dtype, 2)
 
 
 def ring_nbytes(shape: GDNShape, updates: int, correction_bytes: int) -> int:

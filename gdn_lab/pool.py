@@ -55,11 +55,11 @@ class StatePool:
 
     shape: heads of the layer on this GPU. slots: slots allocated, slot 0 (the null slot) included; at least 2.
     layout: "VK" or "KV". dtype: float32, bfloat16 or float16 of the state, or in VK float8_e4m3fn with a float32 scale
-    for each row (e4m3.py). device: as torch takes it. memory: zeros for state and conv, a piece of what several layers
-    share; by default new. rounding: how decode() rounds the state that it stores, "nearest" or, to bfloat16 or float16,
-    "stochastic" (rounding.py), with random bits by `seed`, an int from 0 to 2^31 - 1; None is "nearest", of FP8
-    "stochastic", which is all that it has. A slot's bits begin anew when it is handed out. prefill() and write() round
-    once, to nearest.
+    for each row (e4m3.py). device: as torch takes it. memory: zeros for state, conv and of FP8 scales, a piece of what
+    several layers share; by default new. rounding: how decode() rounds the state that it stores, "nearest" or, to
+    bfloat16 or float16, "stochastic" (rounding.py), with random bits by `seed`, an int from 0 to 2^31 - 1; None is
+    "nearest", of FP8 "stochastic", which is all that it has. A slot's bits begin anew when it is handed out. prefill()
+    and write() round once, to nearest.
 
     state [slots, HV, V, K] (VK) or [slots, HV, K, V] (KV); conv [slots, conv_dim, 3] bf16. Both start as zeros. scales:
     of FP8, [slots, HV, V] float32, else None.
@@ -76,7 +76,7 @@ class StatePool:
         layout="VK",
         dtype=torch.bfloat16,
         device=None,
-        memory: tuple[Tensor, Tensor] | None = None,
+        memory: tuple[Tensor, ...] | None = None,
         rounding: str | None = None,
         seed: int = 0,
     ):
@@ -94,15 +94,16 @@ class StatePool:
         self.shape, self.slots, self.layout, self.dtype, self.rounding = shape, slots, layout, dtype, rounding
         device = usable_device(device)
         inner = (shape.head_v_dim, shape.head_k_dim) if layout == "VK" else (shape.head_k_dim, shape.head_v_dim)
+        rows = (slots, shape.num_v_heads, shape.head_v_dim)
         if memory is None:
             memory = (
                 torch.zeros(slots, shape.num_v_heads, *inner, dtype=dtype, device=device),
                 torch.zeros(slots, shape.conv_dim, CONV_WINDOW, dtype=CONV_DTYPE, device=device),
             )
-        self.state, self.conv = memory
+            memory += (torch.zeros(rows, device=device),) if dtype is FP8 else ()
+        self._memory = memory
+        self.state, self.conv, self.scales = memory if dtype is FP8 else (*memory, None)
         self.device = self.state.device
-        rows = (slots, shape.num_v_heads, shape.head_v_dim)
-        self.scales = torch.zeros(rows, device=self.device) if dtype is FP8 else None
         stochastic = Stochastic.of(*rows, seed, self.device, dtype) if rounding == "stochastic" else None
         self.launch_state = State(self.state, rounding=stochastic, scales=self.scales)  # what a backend's launch takes
         self.intermediate_states = self.draft_inputs = self.ring = None
@@ -161,8 +162,8 @@ class StatePool:
                 kept = len(self._free) - n
                 taken, self._free[kept:] = self._free[kept:][::-1], []
             indices = torch.tensor(taken, dtype=torch.int32, device=self.device)
-            self.state[indices] = 0
-            self.conv[indices] = 0
+            for part in self._memory:  # scales too: NaN of the request before would make NaN of zeros
+                part[indices] = 0
             if self.launch_state.rounding is not None:
                 self.launch_state.rounding.steps[indices] = 0
             if self.ring:

@@ -17,10 +17,11 @@ KEY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ELEMENTS_AT_ONCE = 1 << 24  # of the state whose true values are computed at once: 64 MiB in float32
 
 
-def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, device) -> Ring:
+def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, device, layers: int = 1) -> Ring:
     """Make an empty ring for each slot, their phases staggered so that about the same number is full at each step.
 
-    updates: C, of UPDATES. dtype: of the state. key_dtype: of the decode inputs. ValueError for others.
+    updates: C, of UPDATES. dtype: of the state. key_dtype: of the decode inputs. ValueError for others. layers: have as
+    many slots each, one layer's after the other's, and take turns with the operands.
     """
     if updates not in UPDATES:
         raise ValueError(f"updates: expected one of {', '.join(map(str, UPDATES))}, got {updates!r}")
@@ -28,13 +29,14 @@ def make_ring(shape: GDNShape, slots: int, updates: int, *, dtype, key_dtype, de
         raise ValueError(f"key_dtype: expected {dtype_names(KEY_DTYPES)}, got {key_dtype}")
     HK, HV, K, V = shape.dims
     zeros = functools.partial(torch.zeros, device=device)
+    slots_of_layer, slots = slots, layers * slots
     ring = Ring(
         keys=zeros(slots, HK, updates, K, dtype=key_dtype),
         corrections=zeros(slots, HV, updates, V, dtype=correction_dtype(dtype)),
         log_decays=zeros(slots, HV, updates),
         span=zeros(slots, 2, dtype=torch.int32),
         arrivals=zeros(slots, dtype=torch.int32),
-        operands=make_operands(shape, slots, updates, device) if dtype is FP8 else None,
+        operands=make_operands(shape, slots_of_layer, updates, device) if dtype is FP8 else None,
     )
     ring.span[:] = torch.arange(slots, dtype=torch.int32, device=device)[:, None] % ring.period
     return ring

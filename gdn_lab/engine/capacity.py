@@ -7,7 +7,7 @@ tensor-parallel rank. Imports no torch. fill() proves it on a model that was bui
 
 from typing import NamedTuple
 
-from ..models import STATE_BYTES, GDNShape, draft_nbytes, model, ring_nbytes, slot_nbytes
+from ..models import GDNShape, draft_bytes_of, draft_nbytes, model, slot_nbytes_of
 
 ATTENTION_HEAD_DIM = 256
 KV_BYTES = 2  # of one element of a key or value: bf16
@@ -96,13 +96,10 @@ def request_memory(
     name: str, tp: int, state_dtype: str, draft_tokens: int, length: int, page_size: int = 64, ring: int = 0
 ) -> RequestMemory:
     """Bytes of one request of `length` tokens on one rank. ValueError for an unknown model, dtype or tp."""
-    if state_dtype not in STATE_BYTES:
-        raise ValueError(f"state_dtype: expected one of {', '.join(STATE_BYTES)}, got {state_dtype!r}")
-    entry, shape, element = model(name), GDNShape.from_model(name, tp), STATE_BYTES[state_dtype]
-    drafts = sum(draft_nbytes(shape, draft_tokens, element).values())
+    entry, shape = model(name), GDNShape.from_model(name, tp)
+    slot = slot_nbytes_of(shape, state_dtype, ring)
+    drafts = sum(draft_nbytes(shape, draft_tokens, draft_bytes_of(state_dtype)).values())
     tokens = -(-length // page_size) * page_size
-    slot = sum(slot_nbytes(shape, element).values())
-    slot += ring_nbytes(shape, ring, correction_bytes=2 if state_dtype == "bfloat16" else 4)
     return RequestMemory(
         state=entry.gdn_layers * slot,
         drafts=entry.gdn_layers * drafts,

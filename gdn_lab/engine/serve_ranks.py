@@ -191,7 +191,8 @@ def new_model(communicator, weights, plan: Plan, entry: Configuration, lists: di
     fit = most
     if communicator.device.type == "cuda" and not plan.toy:
         ring = variant(entry.gdn).ring
-        each = request_memory(plan.model, plan.tp, plan.state_dtype, plan.draft_tokens, longest, PAGE, ring)
+        dtype = entry.state_dtype or plan.state_dtype
+        each = request_memory(plan.model, plan.tp, dtype, plan.draft_tokens, longest, PAGE, ring)
         fit = communicator.broadcast_object(min(most, _fitting(each, communicator.device)))
     if fit < most:
         say(f"{entry.name}: {fit} of {most} requests fit into memory at once; the others wait for a slot.", flush=True)
@@ -225,7 +226,7 @@ def case(communicator, plan: Plan, entry: Configuration, concurrency: int) -> di
         "tp": plan.tp,
         "ranks": communicator.size,
         "precision": plan.precision,
-        "state_dtype": plan.state_dtype,
+        "state_dtype": entry.state_dtype or plan.state_dtype,
         "toy": plan.toy,
         "configuration": entry.name,
         "backend": backend,

@@ -18,7 +18,7 @@ from ..backends.base import needs_capability
 from ..backends.registry import refusal, variant
 from ..layer.configurations import Configuration
 from ..layer.configurations import configuration as record_of
-from ..layer.step import is_eager, kernels_of
+from ..layer.step import is_eager, kernels_of, pool_dtype
 from ..layer.workspace import Workspace
 from .attention_reference import rotary_table
 from .communicator import Alone, Communicator
@@ -58,7 +58,8 @@ class ServedModel:
     """The model for up to `max_batch` requests at a time.
 
     configuration: a record of layer/configurations.py, or its name. slots: of the state pools, the null slot included.
-    pages, page_size, max_length (tokens of the longest request): of the KV cache. state_dtype: of the pools.
+    pages, page_size, max_length (tokens of the longest request): of the KV cache. state_dtype: of the pools, unless the
+    configuration has one of its own.
     communicator: sums over ranks; None where there is one. prefill_tokens: most tokens of one prefill call.
     batch_sizes: padded sizes that have a CUDA graph; by default 1, 2, 4, 8, 16, 32, 48, 64, then every 32 to 256, 64.
     sampling: whether requests may draw their tokens (sampling.py); tokens of those that do not are the same either way.
@@ -106,7 +107,7 @@ class ServedModel:
             sizes.gdn_layers,
             slots,
             layout=entry.layout,
-            dtype=state_dtype,
+            dtype=pool_dtype(entry, state_dtype),
             device=device,
             ring=variant(entry.gdn).ring,
         )
@@ -145,7 +146,8 @@ class ServedModel:
         """Why a configuration cannot serve these weights on their device: one sentence, or None."""
         entry, device, shape = record_of(configuration), weights.device, weights.sizes.step.shape
         for phase, backend in (("decode", entry.gdn), ("prefill", entry.prefill)):
-            options = {"layout": entry.layout, "dtype": state_dtype, "device": device, "phase": phase}
+            dtype = pool_dtype(entry, state_dtype)
+            options = {"layout": entry.layout, "dtype": dtype, "device": device, "phase": phase}
             if reason := refusal(backend, shape, **options):
                 return f"cannot {phase} with {backend}: it {reason}" if phase != "decode" else reason
         return None if is_eager(entry) else needs_capability(device, 9)

@@ -3,6 +3,7 @@
 import torch
 
 from ..backends.base import Ring
+from ..e4m3 import FP8
 from ..models import CONV_WINDOW, GDNShape
 from ..pool import CONV_DTYPE, StatePool
 from ..ring import make_ring
@@ -11,7 +12,9 @@ from ..ring import make_ring
 class Slots:
     """Slots of the pools. pools: a StatePool for each layer, pieces of one tensor, so that a slot is zeroed at once.
 
-    ring: updates that each slot's ring of deferred updates holds in each layer; 0: none.
+    ring: updates that each slot's ring of deferred updates holds in each layer; 0: none. Layers run one after the
+    other, so that those of an FP8 state share the operands. Each rounds with random bits of its own, which go on from
+    one request of a slot to the next.
     """
 
     def __init__(
@@ -22,17 +25,21 @@ class Slots:
             raise ValueError(f"slots: expected an int of at least 2 (slot 0 is the null slot), got {slots!r}")
         self._state = torch.zeros(layers, slots, *first.state.shape[1:], dtype=dtype, device=device)
         self._conv = torch.zeros(layers, slots, shape.conv_dim, CONV_WINDOW, dtype=CONV_DTYPE, device=device)
+        self._zeroed, memories = [self._state, self._conv], zip(self._state, self._conv, strict=True)
+        if dtype is FP8:
+            scales = torch.zeros(layers, slots, shape.num_v_heads, shape.head_v_dim, device=device)
+            self._zeroed, memories = [*self._zeroed, scales], zip(self._state, self._conv, scales, strict=True)
         self.pools = tuple(
-            StatePool(shape, slots, layout=layout, dtype=dtype, device=device, memory=memory)
-            for memory in zip(self._state, self._conv, strict=True)
+            StatePool(shape, slots, layout=layout, dtype=dtype, device=device, memory=memory, seed=layer)
+            for layer, memory in enumerate(memories)
         )
-        self.slots, self._span = slots, None
+        self.slots, self._ring = slots, None
         if ring:
-            whole = make_ring(shape, layers * slots, ring, dtype=dtype, key_dtype=torch.bfloat16, device=device)
-            pieces = zip(*(part.split(slots) for part in whole if part is not None), strict=True)
-            for pool, piece in zip(self.pools, pieces, strict=True):
-                pool.reserve_ring(ring, memory=Ring(*piece))
-            self._span = whole.span.view(layers, slots, 2)
+            options = {"dtype": dtype, "key_dtype": torch.bfloat16, "device": device}
+            self._ring = make_ring(shape, slots, ring, **options, layers=layers)
+            *parts, operands = self._ring
+            for pool, piece in zip(self.pools, zip(*(part.split(slots) for part in parts), strict=True), strict=True):
+                pool.reserve_ring(ring, memory=Ring(*piece, operands))
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
 
     @property
@@ -42,9 +49,9 @@ class Slots:
 
     @property
     def slot_nbytes(self) -> int:
-        """Bytes of one slot in all layers, its ring included."""
-        ring = sum(pool.ring.nbytes for pool in self.pools if pool.ring)
-        return (self._state.nbytes + self._conv.nbytes + ring) // self.slots
+        """Bytes of one slot in all layers, its ring included, but not the operands."""
+        ring = self._ring._replace(operands=None).nbytes if self._ring else 0
+        return (sum(part.nbytes for part in self._zeroed) + ring) // self.slots
 
     def acquire(self) -> int:
         """Hand out a slot, zeroed in every layer. RuntimeError, one sentence, if none is free."""
@@ -53,10 +60,11 @@ class Slots:
                 f"the state pools are full: none of {self.slots - 1} slots is free; release one or build with more"
             )
         slot = self._free.pop()
-        self._state[:, slot].zero_()
-        self._conv[:, slot].zero_()
-        if self._span is not None:
-            self._span[:, slot, 0] = self._span[:, slot, 1]  # nothing is pending; the phase stays
+        for part in self._zeroed:
+            part[:, slot] = 0
+        if self._ring is not None:
+            span = self._ring.span.view(-1, self.slots, 2)[:, slot]
+            span[:, 0] = span[:, 1]  # nothing is pending; the phase stays
         return slot
 
     def release(self, slot: int) -> None:

@@ -29,6 +29,7 @@ PROCESSES = {
         "all_reduce_interpreter_cases.py": 16,
         "model_interpreter_cases.py": 2,
         "small_model_interpreter_cases.py": 1,
+        "served_model_interpreter_cases.py": 1,
         "sampling_interpreter_cases.py": 2,
     },
 }

@@ -31,6 +31,9 @@ def test_a_request_by_hand():
     assert found.kv == 1024 * 10 * 2 * 2 * 256 * 2 and kv_token_nbytes("qwen3.5-35b-a3b", 4) == 10 * 2 * 256 * 2
     assert request_memory("qwen3.5-35b-a3b", 1, "float32", 0, 1).state == 30 * (32 * 128 * 128 * 4 + 8192 * 3 * 2)
     deferring = request_memory("qwen3.5-35b-a3b", 1, "bfloat16", 0, 1, ring=16).state
+    fp8 = request_memory("qwen3.5-35b-a3b", 1, "float8_e4m3fn", 2, 1, ring=16)
+    assert deferring - fp8.state == 30 * (32 * 128 * 128 - 32 * 128 * 4), "a byte less for each element, and a scale"
+    assert fp8.drafts == found.drafts / 2, "draft states are bf16"
     assert deferring - found.state == 30 * (16 * (16 * 128 * 2 + 32 * 128 * 2 + 32 * 4) + 12)
 
 

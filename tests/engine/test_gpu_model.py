@@ -18,6 +18,9 @@ DENSE = "qwen3.5-27b"
 LENGTHS, STEPS = [11, 3, 20], 6
 MORE_STEPS = 40  # where updates are deferred: each slot's ring of 16 is folded into its state at least twice
 NEAR = 0.1  # of the largest logit, in standard deviations
+FP8_NEAR = (
+    0.2  # rounding the state to nearest every 16 steps alone shifts logits by 0.02 of these, stochastically twice
+)
 
 
 @pytest.mark.parametrize("quantize", [False, True])
@@ -51,7 +54,7 @@ def on_cpu(value):
     return value
 
 
-@pytest.mark.parametrize("name", [*made_for("cuda"), "replay", "torch"])
+@pytest.mark.parametrize("name", [*made_for("cuda"), "replay", "replay-fp8", "torch"])
 def test_each_configuration_in_cuda_graphs(name):
     weights = ModelWeights.random(DENSE, precision="bf16", toy=True, device="cuda")
     steps = MORE_STEPS if variant(configuration(name).gdn).ring else STEPS
@@ -75,10 +78,11 @@ def test_each_configuration_in_cuda_graphs(name):
     chosen = model.verify(3, 3).clone()
     model.commit(3, torch.tensor([1, 2, 3], dtype=torch.int32, device="cuda"))
     last, exact = model.decode(3).cpu(), on_cpu(weights)
+    near = NEAR if model.pools[0].scales is None else FP8_NEAR
     for row, (prompt, tokens) in enumerate(zip(prompts, found, strict=True)):
         kept = chosen[row, row : row + 1].cpu()
         fed = torch.cat((prompt, tokens, torch.tensor([5] * row, dtype=torch.int64), kept))
         after = logits(exact, fed)[len(prompt) - 1 :]
         tokens = torch.cat((tokens, chosen[row, : row + 1].cpu(), last[row : row + 1]))
         short = after.max(1).values - after.gather(1, tokens[:, None])[:, 0]
-        assert (short <= NEAR * after.std(1)).all(), short / after.std(1)
+        assert (short <= near * after.std(1)).all(), short / after.std(1)
