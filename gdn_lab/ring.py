@@ -115,10 +115,13 @@ def _true_state(ring: Ring, S: Tensor, slots: Tensor) -> Tensor:
 def write_pending(ring: Ring, state: Tensor, indices: Tensor, scales: Tensor | None = None) -> None:
     """Add the pending updates of the slots in `indices`, int [n], to their states, rounded once, and drop them."""
     slots = indices.clamp(min=0).long()  # padding: the null slot, which has none
-    if state.device.type == "cuda" and scales is None:
-        from .backends.triton.replay_fold import settle
+    if state.device.type == "cuda":
+        from .backends.triton import replay_fold, replay_fp8_copies
 
-        settle(state, ring, indices)
+        if scales is None:
+            replay_fold.settle(state, ring, indices)
+        else:
+            replay_fp8_copies.settle(state, scales, ring, indices)
     else:
         for some in slots.split(slots_at_once(state)):
             pending = ring.span[some, 0] != ring.span[some, 1]

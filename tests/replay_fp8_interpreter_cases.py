@@ -11,7 +11,7 @@ from tolerances import assert_close
 
 from gdn_lab import GDNShape, StatePool, decode, prefill, reference, verify
 from gdn_lab.backends import registry
-from gdn_lab.backends.triton import backend, replay_fp8
+from gdn_lab.backends.triton import backend, replay_fp8, replay_fp8_copies
 from gdn_lab.e4m3 import FP8, LARGEST, as_stored, row_scales
 from gdn_lab.ops import make_inputs
 from gdn_lab.rounding import head_keys, random_bits, round_stochastically
@@ -165,6 +165,37 @@ def test_settling_rounds_what_is_pending_to_nearest():
     pool.settle(run.indices)
     assert torch.equal(pool.read(run.indices[LIVE]), as_stored(before, FP8))
     assert not same_bits(pool.state[3], stored[3]) and same_bits(pool.state[[1, 2, 5]], stored[[1, 2, 5]])
+
+
+@pytest.mark.parametrize("key_dtype", [BF16, FP32])
+def test_settling_by_a_kernel_as_on_a_gpu(key_dtype):
+    pool = poisoned_pool(key_dtype=key_dtype)
+    run = Steps(pool)
+    pool.ring.span[SLOTS] = 4
+    run.step(0, io_dtype=key_dtype)
+    run.step(1, io_dtype=key_dtype)
+    pool.ring.span[20] = 9  # nothing is pending
+    before, stored = pool.read(run.indices[LIVE]), pool.state.clone()
+    replay_fp8_copies.settle(pool.state, pool.scales, pool.ring, run.indices)
+    pool.ring.span[:] = 0
+    error = (pool.read(run.indices[LIVE]) - before).abs()
+    assert (error <= 0.51 * fp8_allowed(before) + CORRECTIONS[FP8] * before.abs().max()).all()
+    assert not same_bits(pool.state[3], stored[3]) and same_bits(pool.state[20], stored[20])
+    assert same_bits(pool.state[[1, 2, 5]], stored[[1, 2, 5]]) and pool.scales[[1, 2, 5]].isnan().all()
+
+
+def test_copies_are_stored_rounded_to_nearest():
+    pool = poisoned_pool(key_dtype=FP32)
+    run = Steps(pool)
+    copies = replay_fp8_copies.copied(pool.launch_state, run.indices, FP32)
+    assert torch.equal(copies[LIVE], pool.read(run.indices[LIVE]))
+    copies[LIVE] = torch.randn(copies[LIVE].shape, generator=torch.Generator().manual_seed(1))
+    kept = pool.state.clone(), pool.scales.clone()
+    starts = torch.tensor([0, 3, 4, 4, 6])  # the row of slot 20 is empty
+    replay_fp8_copies.stored(copies, pool.launch_state, run.indices, starts)
+    assert torch.equal(pool.read(run.indices[[0, 3]]), as_stored(copies[[0, 3]], FP8))
+    others = [slot for slot in range(22) if slot not in (3, 4)]
+    assert same_bits(pool.state[others], kept[0][others]) and same_bits(pool.scales[others], kept[1][others])
 
 
 def test_prefill_then_decode():

@@ -109,14 +109,17 @@ def gdn_launches(recorder) -> None:
 
 def decode_launches(launch, shape: GDNShape, call: Call) -> None:
     """Launch decode for every batch, and with a ring the write of what is pending."""
-    from ..backends.triton.replay_fold import settle
+    from ..backends.triton import replay_fold, replay_fp8_copies
 
     for batch in BATCHES:
         q, k, v, a, b = inputs(shape, batch, dtype=call.io_dtype)
         options = arguments(shape, call, batch)
         launch(q, k, v, a, b, **options, out=empty(v.shape, dtype=v.dtype))
-        if call.ring and call.state_dtype is not FP8:  # whose updates PyTorch writes
-            settle(options["state"].data, options["state"].ring, options["indices"])
+        state = options["state"]
+        if call.state_dtype is FP8:
+            replay_fp8_copies.settle(state.data, state.scales, state.ring, options["indices"])
+        elif call.ring:
+            replay_fold.settle(state.data, state.ring, options["indices"])
 
 
 def verify_launches(launch, shape: GDNShape, call: Call) -> None:

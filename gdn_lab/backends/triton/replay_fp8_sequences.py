@@ -6,9 +6,10 @@ of a prompt: there is one for each sequence, not for each token.
 
 import torch
 
-from ...e4m3 import RowScaled, draft_dtype, quantised
+from ...e4m3 import draft_dtype
 from ..base import State
 from . import prefill, verify
+from .replay_fp8_copies import copied, stored
 
 
 def verify_launch(call):
@@ -17,11 +18,10 @@ def verify_launch(call):
     launch_copies = verify.verify_launch(call._replace(state_dtype=dtype))
 
     def launch(q, k, v, a, b, *, state, indices, update_state, **options):
-        slots, rows, before = copied(state, indices)
-        copies = State(before.dequantised().to(dtype), state.intermediate)
-        launch_copies(q, k, v, a, b, state=copies, indices=rows, update_state=update_state, **options)
+        copies = State(copied(state, indices, dtype), state.intermediate)
+        launch_copies(q, k, v, a, b, state=copies, indices=numbered(indices), update_state=update_state, **options)
         if update_state:
-            state.data[slots], state.scales[slots] = quantised(copies.data).where(indices >= 0, before)
+            stored(copies.data, state, indices)
 
     return launch
 
@@ -31,18 +31,13 @@ def prefill_launch(call):
     launch_copies = prefill.prefill_launch(call._replace(state_dtype=torch.float32))
 
     def launch(q, k, v, a, b, *, state, indices, cu_seqlens, **options):
-        slots, rows, before = copied(state, indices)
-        copies = State(before.dequantised())
-        launch_copies(q, k, v, a, b, state=copies, indices=rows, cu_seqlens=cu_seqlens, **options)
-        changed = (indices >= 0) & (cu_seqlens[1:] > cu_seqlens[:-1])
-        state.data[slots], state.scales[slots] = quantised(copies.data).where(changed, before)
+        copies = State(copied(state, indices, torch.float32))
+        launch_copies(q, k, v, a, b, state=copies, indices=numbered(indices), cu_seqlens=cu_seqlens, **options)
+        stored(copies.data, state, indices, cu_seqlens)
 
     return launch
 
 
-def copied(state: State, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, RowScaled]:
-    """Return the slots of `indices` [n], the null slot for padding; the rows 0, 1, … of copies, -1 for padding; and a
-    copy of the slots' state."""
-    slots = indices.clamp(min=0).long()
-    rows = torch.where(indices < 0, -1, torch.arange(len(indices), dtype=indices.dtype, device=indices.device))
-    return slots, rows, RowScaled(state.data[slots], state.scales[slots])
+def numbered(indices: torch.Tensor) -> torch.Tensor:
+    """Return the rows 0, 1, … of copies of the slots in `indices` [n], -1 for padding."""
+    return torch.where(indices < 0, -1, torch.arange(len(indices), dtype=indices.dtype, device=indices.device))
