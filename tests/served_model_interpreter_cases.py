@@ -37,7 +37,7 @@ def served(monkeypatch):
         return out.copy_(whole(*(x.float() for x in inputs), **options))
 
     monkeypatch.setattr(sequences.ops, "prefill", wide)
-    weights = ModelWeights.random("qwen3.5-27b", precision="bf16", toy=True)
+    weights = ModelWeights.random("qwen3.5-27b", precision="bf16", toy=True, layers=2)
     sizes = {"max_batch": 2, "slots": 3, "pages": 10, "page_size": 8, "max_length": 40, "prefill_tokens": 16}
     entry = replace(
         CONFIGURATIONS["replay-fp8"], prefill="triton", verify="triton"
