@@ -190,10 +190,14 @@ def test_copies_are_stored_rounded_to_nearest():
     copies = replay_fp8_copies.copied(pool.launch_state, run.indices, FP32)
     assert torch.equal(copies[LIVE], pool.read(run.indices[LIVE]))
     copies[LIVE] = torch.randn(copies[LIVE].shape, generator=torch.Generator().manual_seed(1))
+    copies[3, 1, 5, 0] = torch.nan
     kept = pool.state.clone(), pool.scales.clone()
     starts = torch.tensor([0, 3, 4, 4, 6])  # the row of slot 20 is empty
     replay_fp8_copies.stored(copies, pool.launch_state, run.indices, starts)
-    assert torch.equal(pool.read(run.indices[[0, 3]]), as_stored(copies[[0, 3]], FP8))
+    copies[3, 1, 5] = torch.nan  # the whole row
+    read = pool.read(run.indices[[0, 3]])
+    assert torch.equal(read.isnan(), copies[[0, 3]].isnan())
+    assert torch.equal(read.nan_to_num(7.0), as_stored(copies[[0, 3]], FP8).nan_to_num(7.0))
     others = [slot for slot in range(22) if slot not in (3, 4)]
     assert same_bits(pool.state[others], kept[0][others]) and same_bits(pool.scales[others], kept[1][others])
 

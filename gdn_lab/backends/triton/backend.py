@@ -1,8 +1,7 @@
 """`triton`: our Triton kernels, each for both memory orders of the pool, in place by index.
 
 replay.py      decode that defers the write of the state; replay_fold.py writes it
-replay_fp8.py  the same of an FP8 state; replay_fp8_fold.py writes it, replay_fp8_sequences.py is its verify and prefill,
-               on replay_fp8_copies.py
+replay_fp8.py  the same of an FP8 state; replay_fp8_fold.py writes it, replay_fp8_sequences.py is its verify and prefill
 recurrent.py   decode, and verify for few tokens or where every state is stored
 verify.py      verify for many tokens
 prefill.py     prefill

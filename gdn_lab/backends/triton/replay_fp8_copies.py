@@ -12,7 +12,7 @@ import triton.language as tl
 from ..base import Ring, State
 from .device import state_offsets
 from .replay_fold import ring_of_head, terms, with_pending
-from .replay_fp8_fold import E4M3_MOST, LEAST_SCALE, larger
+from .replay_fp8_fold import E4M3_MOST, LEAST_SCALE
 from .stochastic import round_to_e4m3
 
 TILE, WARPS = 32, 4
@@ -22,7 +22,8 @@ HALF = tl.constexpr(1 << 19)  # of the last place of e4m3, as round_to_e4m3() co
 @triton.jit
 def store_nearest(S, tile_at, scales_at):
     """Store S [TILE, K] float32 in FP8, and the scale of each row."""
-    scale = larger(tl.reduce(tl.abs(S), 1, larger) / E4M3_MOST, LEAST_SCALE)
+    scale = tl.maximum(tl.max(tl.abs(S), axis=1) / E4M3_MOST, LEAST_SCALE)
+    scale = tl.where(tl.max((S != S).to(tl.int32), axis=1) > 0, float("nan"), scale)
     tl.store(tile_at, round_to_e4m3(S / scale[:, None], HALF))
     tl.store(scales_at, scale)
 
