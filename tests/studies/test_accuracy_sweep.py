@@ -165,6 +165,18 @@ def test_steps_as_a_graph_give_the_answers_of_eager_steps(kernel, dtype, roundin
     assert (graph != eager).sum() <= 1 and eager.float().mean() > 0.8
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("unguarded", [False, True])
+def test_padded_steps_as_a_graph_give_the_answers_of_eager_steps(unguarded, monkeypatch):
+    model = SmallModel(*load(CHECKPOINT), "cuda")
+    asked = questions(33, 256, 32, seed=3)
+    options = {"rows": 11, "padding": 5, "unguarded": unguarded}
+    graph = right_answers(model, Kernels(decode="triton/vk"), asked, "decode", 16, **options)
+    monkeypatch.setattr(answering, "COMPILING", 10**9)
+    eager = right_answers(model, Kernels(decode="triton/vk"), asked, "decode", 16, **options)
+    assert (graph != eager).sum() <= 1 and eager.float().mean() > 0.7
+
+
 def test_a_rounded_beta_reaches_decode(tmp_path, monkeypatch):
     _, model = network_and_model(tmp_path)
     model.rounds_beta, given = True, []
