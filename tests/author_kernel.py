@@ -1,8 +1,11 @@
-"""A kernel of an author's in one file, in eager PyTorch: what @variant registers, written by a test into its folder."""
+"""A kernel of an author's in one file, in eager PyTorch, written by a test into its folder; a judge in this process."""
 
 import pytest
+import torch
 
 from gdn_lab.backends import author, author_files, registry
+from gdn_lab.judge import apart
+from gdn_lab.judge.answers import answer
 
 RIGHT = '''
 """A kernel of my own."""
@@ -43,3 +46,15 @@ def kernel_file(tmp_path, monkeypatch):
     yield write
     assert not author.loading
     forget_all()
+
+
+@pytest.fixture
+def judged_here(monkeypatch, one_thread):
+    """The judge answers in this process, which takes a second where a process of its own takes five."""
+
+    def messages(request, **_):
+        found = [{"device": "CPU"}]
+        answer(request, torch.device("cpu"), lambda **message: found.append(message))
+        return [*found, {"done": True}]
+
+    monkeypatch.setattr(apart, "messages", messages)

@@ -8,7 +8,7 @@ import sys
 import hypothesis
 import pytest
 import torch
-from author_kernel import kernel_file  # noqa: F401  a fixture for every test file
+from author_kernel import judged_here, kernel_file  # noqa: F401  fixtures for every test file
 from chromium import chromium  # noqa: F401  a fixture for every test file
 from extra_backend import extra_backend  # noqa: F401  a fixture for every test file
 

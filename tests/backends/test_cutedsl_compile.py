@@ -86,31 +86,36 @@ print(kernel.from_cache, kernel.seconds > 0, kernel.build.rows)
 """
 
 
-def prepare(folder):
-    """What a new process says of the kernel it made ready, with its warnings, and the files in the cache then."""
+def prepared_here(folder, monkeypatch):
+    """The kernel that this process makes ready with that folder of caches."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setattr(cache, "prepared", [])
+    cache.decode_function.__wrapped__(*SMALL)
+    [kernel] = cache.prepared
+    return kernel
+
+
+def test_a_second_process_finds_the_kernel(tmp_path, monkeypatch):
+    """And where there is half a file, as no process of ours leaves it, a warning says so and it is compiled anew."""
+    kernel = prepared_here(tmp_path, monkeypatch)
+    [file] = tmp_path.rglob("*.*")
+    assert not kernel.from_cache and kernel.seconds > 0 and kernel.build.rows == 4
+    assert file.suffix == ".o" and file.parent == tmp_path / "gdn_lab" / "cutedsl"
     command = [sys.executable, "-W", "always::UserWarning", "-c", PREPARE]
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split(), done.stderr, sorted(folder.rglob("*.*")) if folder.is_dir() else []
-
-
-def test_a_second_process_finds_the_kernel(tmp_path):
-    """And one that finds half a file, as no process of ours leaves it, says so and compiles anew."""
-    said, _, [file] = prepare(tmp_path)
-    assert said == ["False", "True", "4"] and file.suffix == ".o" and file.parent == tmp_path / "gdn_lab" / "cutedsl"
-    assert prepare(tmp_path) == (["True", "True", "4"], "", [file])
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (done.stdout.split(), done.stderr) == (["True", "True", "4"], "")
+    assert list(tmp_path.rglob("*.*")) == [file]
     file.write_bytes(file.read_bytes()[:5000])
-    said, warned, files = prepare(tmp_path)
-    assert said[0] == "False" and "cannot be loaded" in warned and files == [file]
-    assert file.stat().st_size > 5000
+    with pytest.warns(UserWarning, match="cannot be loaded"):
+        assert not prepared_here(tmp_path, monkeypatch).from_cache
+    assert list(tmp_path.rglob("*.*")) == [file] and file.stat().st_size > 5000
 
 
-def test_a_cache_that_takes_no_files(tmp_path):
+def test_a_cache_that_takes_no_files(tmp_path, monkeypatch):
     not_a_folder = tmp_path / "file"
     not_a_folder.write_text("")
-    said, warned, _ = prepare(not_a_folder)
-    assert said[0] == "False" and "takes no files" in warned and "each process compiles its kernels anew" in warned
+    with pytest.warns(UserWarning, match="takes no files .* each process compiles its kernels anew"):
+        assert not prepared_here(not_a_folder, monkeypatch).from_cache
 
 
 @pytest.mark.parametrize("different", ["build", "compiler", "source"])

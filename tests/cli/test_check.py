@@ -3,30 +3,15 @@
 import re
 
 import pytest
-import torch
 from planted_kernels import PLANTED, Planted
 
 from gdn_lab.bench.run_folder import load
 from gdn_lab.cli.main import main
-from gdn_lab.judge import apart
-from gdn_lab.judge.answers import answer
 
 RIGHT = Planted((), {}).source()
 
 
-@pytest.fixture
-def here(monkeypatch):
-    """The judge answers in this process, which takes a second where a process of its own takes five."""
-
-    def messages(request, **_):
-        found = [{"device": "CPU"}]
-        answer(request, torch.device("cpu"), lambda **message: found.append(message))
-        return [*found, {"done": True}]
-
-    monkeypatch.setattr(apart, "messages", messages)
-
-
-def test_a_right_kernel(here, kernel_file, capsys):
+def test_a_right_kernel(judged_here, kernel_file, capsys):
     assert main(["check", str(kernel_file(RIGHT)), "--only", "padding,CUDA graph"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("planted/vk on ")
@@ -35,7 +20,7 @@ def test_a_right_kernel(here, kernel_file, capsys):
     assert re.fullmatch(r"planted/vk: correct on CPU \(1 pass, 0 fail, 1 refused; \d+ s\)", lines[3])
 
 
-def test_a_wrong_one(here, kernel_file, capsys):
+def test_a_wrong_one(judged_here, kernel_file, capsys):
     path = kernel_file(PLANTED["a state stored for padding rows"].source())
     assert main(["check", str(path), "--only", "padding"]) == 1
     out = capsys.readouterr().out
@@ -51,7 +36,7 @@ def test_one_that_crashes(kernel_file, capsys):
     assert "mine/vk: error on CPU (the process was ended by SIGABRT in padding; " in out
 
 
-def test_one_that_cannot_run_here(here, kernel_file, capsys):
+def test_one_that_cannot_run_here(judged_here, kernel_file, capsys):
     path = kernel_file(
         'from gdn_lab import variant\n@variant("mine/vk", supports=lambda c: "is away")\ndef f(*_, **__): ...'
     )
@@ -70,12 +55,12 @@ def test_one_that_cannot_run_here(here, kernel_file, capsys):
         (["torch/vk", "--calls", "-1"], "expected no negative number"),
     ],
 )
-def test_usage_errors(here, words, sentence, capsys):
+def test_usage_errors(judged_here, words, sentence, capsys):
     assert main(["check", *words]) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_an_error_in_the_file(here, kernel_file, capsys):
+def test_an_error_in_the_file(judged_here, kernel_file, capsys):
     assert main(["check", str(kernel_file("x = 1\ny = z\n"))]) == 2
     err = capsys.readouterr().err
     assert "line 2" in err and err.endswith("gdn-lab: mine.py, line 2: NameError: name 'z' is not defined\n")

@@ -41,14 +41,22 @@ def test_the_page_leads_from_nothing_to_a_verdict(tmp_path, capsys):
     assert "Nothing is ranked on a CPU" in (folder / "verdict.html").read_text()
 
 
-@pytest.mark.parametrize(("name", "checks"), [("decode_torch", SOME), ("decode_triton", ["padding"])])
-def test_an_example_is_correct(name, checks, capsys):
+def assert_correct(name, checks, capsys):
     (checked,) = judge_command.checked_apart(str(EXAMPLES / f"{name}.py"), 0, only=checks)
     assert checked.correctness == "correct", capsys.readouterr().out
     assert [finding.check for finding in checked.findings] == checks
 
 
-def test_the_wrong_one_is_wrong_in_padding_alone(capsys):
+def test_the_example_in_torch_is_correct(judged_here, capsys):
+    assert_correct("decode_torch", SOME, capsys)
+
+
+def test_the_example_in_triton_is_correct(capsys):
+    """In a process of its own, with Triton's interpreter where there is no GPU."""
+    assert_correct("decode_triton", ["padding"], capsys)
+
+
+def test_the_wrong_one_is_wrong_in_padding_alone(judged_here, capsys):
     (checked,) = judge_command.checked_apart(str(EXAMPLES / "wrong_padding.py"), 0, only=SOME)
     found = {finding.check: finding.status for finding in checked.findings}
     assert checked.correctness == "incorrect" and [name for name in SOME if found[name] == "fail"] == ["padding"]
@@ -57,7 +65,7 @@ def test_the_wrong_one_is_wrong_in_padding_alone(capsys):
     assert shown in printed, "what the page shows is what the judge says"
 
 
-def test_a_solution_is_judged_on_its_heads_and_on_normalised_keys(tmp_path, capsys):
+def test_a_solution_is_judged_on_its_heads_and_on_normalised_keys(judged_here, tmp_path, capsys):
     path = tmp_path / "torch_vk.json"
     solution.write("torch/vk", "gdn_decode_qk2_v8_d128_k_last", path)
     (checked,) = judge_command.checked_apart(str(path), 0, only=["hard inputs"])
@@ -71,7 +79,7 @@ def needs_the_cute_dsl(test):
 
 
 @needs_the_cute_dsl
-def test_the_example_in_the_cute_dsl_is_refused_on_a_cpu():
+def test_the_example_in_the_cute_dsl_is_refused_on_a_cpu(judged_here):
     (checked,) = judge_command.checked_apart(str(EXAMPLES / "decode_cutedsl.py"), 0, only=SOME)
     assert checked.correctness == "refused"
     assert checked.findings[0].sentence == "needs an NVIDIA GPU of compute capability 9.0 or newer; this is a CPU"
