@@ -95,6 +95,24 @@ def test_the_same_seed_gives_the_same_bits_in_any_batch():
     assert same_bits(*states)
 
 
+@pytest.mark.parametrize("io_dtype", [BF16, FP32], ids=str)
+def test_settling_rounds_what_is_pending_to_nearest(io_dtype):
+    pool = poisoned_pool(RANK, 16, io_dtype)
+    indices = torch.tensor(INDICES, dtype=torch.int32, device=GPU)
+    pool.ring.span[SLOTS] = 4
+    pool.ring.span[18] = 4  # nothing is pending
+    for step in range(3):
+        x = make_inputs(RANK, 5, device=GPU, dtype=io_dtype, seed=step)
+        decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=REPLAY)
+    before, stored = pool.read(indices[LIVE]), pool.state.clone()
+    pool.settle(indices)
+    assert (pool.ring.span[SLOTS, 0] == pool.ring.span[SLOTS, 1]).all()
+    error = (pool.read(indices[LIVE]) - before).abs()
+    assert (error <= 0.51 * fp8_allowed(before) + CORRECTIONS[FP8] * before.abs().max()).all()
+    assert not same_bits(pool.state[SLOTS], stored[SLOTS])
+    assert pool.state[[4, 5, 6, 18, 21]].float().isnan().all() and pool.scales[[4, 5, 6, 18, 21]].isnan().all()
+
+
 def test_prefill_then_decode():
     pool = poisoned_pool(RANK, 16, BF16)
     indices = torch.tensor(SLOTS, dtype=torch.int32, device=GPU)
