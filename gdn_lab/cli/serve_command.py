@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--configurations", type=names, metavar="NAME,…", help="of the decode step; default: those made for this device"
     )
     add("--precision", default="fp8", choices=("fp8", "bf16"), help="of projections and experts")
-    add("--dtype", default="bfloat16", metavar="DTYPE", help="of the state: bfloat16, float16 or float32")
+    add(
+        "--dtype",
+        default="bfloat16",
+        metavar="DTYPE",
+        help="of the state: bfloat16, float16 or float32; replay-fp8 has its own",
+    )
     add("--requests", type=int, metavar="N", help="in a run; default: twice the concurrency, or the whole trace")
     add("--input", type=int, metavar="TOKENS", help="of a prompt; default: 64, of a toy 6")
     add("--output", type=int, metavar="TOKENS", help="of an answer; default: 256, of a toy 8")

@@ -194,6 +194,7 @@ def test_parts_of_a_step_and_memory(weights):
         ({"prefill_tokens": 10_000}, "prefill_tokens: expected at most 8192, got 10000"),
         ({"batch_sizes": (0,)}, r"batch_sizes: expected positive ints, got \(0,\)"),
         ({"name": "best"}, "configuration 'best' "),
+        ({"name": "replay-fp8"}, "configuration 'replay-fp8' needs an NVIDIA GPU"),
         ({"name": "fastest"}, "configuration: 'fastest' is unknown"),
     ],
 )

@@ -163,7 +163,8 @@ def test_memory_of_a_thousand_slots_and_their_drafts():
 
     HK 4, HV 8: a state has 8 · 128 · 128 elements, the convolution 2 · 4 · 128 + 8 · 128 channels, in 36 layers.
     """
-    for need, nbytes in zip(memory_need(NEXT, 4, 1000, spec=4, gigabytes=40), (4, 2, 2), strict=True):
+    *whole, fp8 = memory_need(NEXT, 4, 1000, spec=4, gigabytes=40)
+    for need, nbytes in zip(whole, (4, 2, 2), strict=True):
         slot = 36 * (131_072 * nbytes + 2048 * 3 * 2)
         draft = 36 * 4 * (131_072 * nbytes + 2048 * 2)
         assert need["slot_bytes"] == slot and need["slots_bytes"] == 1000 * slot
@@ -171,7 +172,11 @@ def test_memory_of_a_thousand_slots_and_their_drafts():
         assert need["fit_without_drafts"] == int(40e9 // slot) and need["fit_with_drafts"] == int(
             40e9 // (slot + draft)
         )
+    ring = 16 * (4 * 128 * 2 + 8 * 128 * 2 + 8 * 4) + 12
+    assert fp8["slot_bytes"] == 36 * (131_072 + 8 * 128 * 4 + 2048 * 3 * 2 + ring)
+    assert fp8["draft_bytes"] == whole[1]["draft_bytes"], "both are bf16"
     said = text(advise(asked(slots=1000, spec=4)), width=10_000)
+    assert "float8_e4m3fn with scales and a ring of 16 updates: 1,000 requests keep 7.1 GB" in said
     assert "float32: 1,000 requests keep 19.3 GB, and 76.1 GB more if all of them verify 4 draft tokens at once" in said
     assert "bfloat16: 1,000 requests keep 9.9 GB, and 38.3 GB more" in said
 

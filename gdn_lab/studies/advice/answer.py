@@ -208,7 +208,8 @@ def memory(advice: Advice) -> list[str]:
     """GB on each GPU for the slots, in each dtype, and how many requests fit."""
     p, lines = advice.p, []
     for need in advice.memory:
-        text = f"{need['state_dtype']}: {p.slots:,} requests keep {size(need['slots_bytes'])}"
+        ring = f" with scales and a ring of {need['ring']} updates" if need["ring"] else ""
+        text = f"{need['state_dtype']}{ring}: {p.slots:,} requests keep {size(need['slots_bytes'])}"
         if p.spec:
             text += (
                 f", and {size(need['drafts_bytes'])} more if all of them verify {p.spec} draft tokens at once with "

@@ -3,7 +3,7 @@
 import pandas
 
 from ...engine.capacity import capacity
-from ...models import STATE_BYTES
+from ...models import FP8_RING, FP8_STATE, STATE_BYTES
 
 GPUS = {"H100 80 GB": 80, "H200 141 GB": 141, "B200 180 GB": 180}  # GB (10^9 bytes) in the datasheet's name
 LENGTHS = (1_024, 8_192, 65_536)
@@ -21,6 +21,7 @@ def table(model: str, tp: int, precision: str) -> pandas.DataFrame:
                 for dtype in STATE_BYTES
                 if dtype != "float16"  # as large as bfloat16
             }
+            fits[f"{FP8_STATE} state"] = capacity(model, state_dtype=FP8_STATE, ring=FP8_RING, **options)
             drafts = capacity(model, draft_tokens=DRAFT_TOKENS, **options)
             lines.append(
                 {"GPU": gpu, "tokens of a request": length}
@@ -32,4 +33,7 @@ def table(model: str, tp: int, precision: str) -> pandas.DataFrame:
 
 def caption(model: str, tp: int, precision: str) -> str:
     """What the table is of."""
-    return f"Requests that fit at once, calculated: {model}, tp {tp}, {precision} weights; limited by: of bfloat16"
+    return (
+        f"Requests that fit at once, calculated: {model}, tp {tp}, {precision} weights; {FP8_STATE}: with its scales "
+        f"and a ring of {FP8_RING} updates; limited by: of bfloat16"
+    )
