@@ -260,6 +260,13 @@ def test_conditions_say_where_best_defers_its_writes():
     assert "decodes with" not in ServingRows(serving_rows(("before-32", "best"), (8, 64)), RUN).conditions()
 
 
+def test_conditions_name_the_state_of_each_configuration():
+    rows = serving_rows(("after", "before", "best"), (8, 64))
+    assert ", fp8, bfloat16 state · " in ServingRows(rows, RUN).conditions()
+    rows = [row | {"state_dtype": "float8_e4m3fn"} if row.get("configuration") == "after" else row for row in rows]
+    assert ", fp8, bfloat16 state, of after float8_e4m3fn · " in ServingRows(rows, RUN).conditions()
+
+
 def test_what_prompts_add_to_mixed_steps_is_time_of_prefill():
     def found(kind, more):
         rows = serving_rows(("best",), (64,))

@@ -173,10 +173,16 @@ class ServingRows:
             return "nothing was served"
         row = self.first
         return (
-            f"{self.place()} · whole model with random weights, {row['precision']}, {row['state_dtype']} state"
+            f"{self.place()} · whole model with random weights, {row['precision']}, {self._states()}"
             f" · closed loop, {row['input_tokens_each']} tokens in and {row['output_tokens_each']} out each"
             f" · all-reduce: {self._all_reduces()}{self._deferred()}"
         )
+
+    def _states(self) -> str:
+        """ "bfloat16 state, of replay-fp8 float8_e4m3fn": the dtype that most configurations have, then the others."""
+        dtypes = {name: point.run["state_dtype"] for (name, _), point in self.points.items()}
+        most = max(dtypes.values(), key=list(dtypes.values()).count)
+        return f"{most} state" + "".join(f", of {name} {dtype}" for name, dtype in dtypes.items() if dtype != most)
 
     def _deferred(self) -> str:
         """ " · best decodes with triton/replay at C = 256", where recorded times chose that over its own."""
