@@ -134,6 +134,7 @@ def test_a_narrow_state_that_answers_more_than_float32_is_named_with_the_kind_th
     count = rows.compared(narrow).won
     text = " ".join(sentences.answers(rows))
     assert (
-        f"At 3,072 tokens bfloat16 answers more than float32: it wins {count} questions and loses 0, of arithmetic "
-        f"{count} and 0; bfloat16 stochastic +0.0 (−0.1 to +0.1) points, adjusted p = 1.00: no difference shown. That"
+        f"At 3,072 tokens on the path decode bfloat16 answers more than float32: it wins {count} questions and loses "
+        f"0, of arithmetic {count} and 0; bfloat16 stochastic +0.0 (−0.1 to +0.1) points, adjusted p = 1.00: "
+        "no difference shown. That"
     ) in text

@@ -120,7 +120,7 @@ def cases(p) -> list[Case]:
     found += [Case(DECODE, p.baseline, FLOAT32, LESS_DECAY, tokens) for tokens in longer[-1:]]
     found += others(False, DECODE, VERIFY, PREFILL)
     found += [case for tokens in longer for case in of_fp8(tokens)]
-    return list(dict.fromkeys(found + others(True, DECODE, VERIFY, PREFILL)))
+    return list(dict.fromkeys(found + others(True, PREFILL, DECODE, VERIFY)))
 
 
 def takes(variant: Variant, dtype: str) -> bool:

@@ -86,7 +86,8 @@ def _longer(rows: AccuracyRows) -> list[str]:
     if not parts:
         return []
     adjusted = rows.adjusted()
-    better = [case for case in rows.states if adjusted.get(case, 1.0) < SURE and rows.compared(case).change.low > 0]
+    plain = [case for case in rows.cases if case.shortcut == NO_SHORTCUT and adjusted.get(case, 1.0) < SURE]
+    better = [case for case in plain if rows.compared(case).change.low > 0]
     return [
         f"Longer prompts are harder with a float32 state too: {listed(parts)}.",
         *(_more_than_float32(rows, case) for case in better),
@@ -98,8 +99,8 @@ def _more_than_float32(rows: AccuracyRows, case: Case) -> str:
     both, by_kind = rows.compared(case), {kind: rows.compared(case, kind=kind) for kind in rows.kinds}
     most = max(by_kind, key=lambda kind: by_kind[kind].won - by_kind[kind].lost)
     text = (
-        f"At {case.tokens:,} tokens {case.state} answers more than float32: it wins {both.won} questions and loses "
-        f"{both.lost}, of {most} {by_kind[most].won} and {by_kind[most].lost}"
+        f"At {case.tokens:,} tokens on the path {case.path} {case.state} answers more than float32: it wins {both.won} "
+        f"questions and loses {both.lost}, of {most} {by_kind[most].won} and {by_kind[most].lost}"
     )
     other = case._replace(rounding=STOCHASTIC)
     if case.rounding == NEAREST and other in rows.right:
