@@ -11,6 +11,7 @@ import torch
 from author_kernel import judged_here, kernel_file  # noqa: F401  fixtures for every test file
 from chromium import chromium  # noqa: F401  a fixture for every test file
 from extra_backend import extra_backend  # noqa: F401  a fixture for every test file
+from forked_kernels import forking
 
 # Nothing that imports and collecting make is garbage, so it is searched for afterwards: pytest_collection_finish().
 gc.disable()
@@ -47,6 +48,21 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     from quick_interpreter import quicken
 
     quicken()
+
+
+@pytest.fixture(scope="session")
+def folder_of_kernels():
+    with forking() as folder:
+        yield folder
+
+
+@pytest.fixture
+def forked_kernel(request, monkeypatch):
+    """The name of a kernel that starts four seconds sooner; on a GPU of the usual one, since CUDA outlives no fork."""
+    if HAS_GPU:
+        return "python3"
+    monkeypatch.setenv("JUPYTER_PATH", request.getfixturevalue("folder_of_kernels"))
+    return "forked"
 
 
 @pytest.fixture

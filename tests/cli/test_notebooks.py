@@ -98,13 +98,13 @@ def test_it_is_thin(path):
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_it_runs(name, tmp_path, monkeypatch):
+def test_it_runs(name, tmp_path, monkeypatch, forked_kernel):
     folder = tmp_path / "run"
     folder.mkdir()
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
     path = notebook.ROOT / "notebooks" / f"{name}.ipynb"
     papermill.execute_notebook(
-        path, tmp_path / "out.ipynb", SMALLEST[name], kernel_name="python3", cwd=notebook.ROOT, progress_bar=False
+        path, tmp_path / "out.ipynb", SMALLEST[name], kernel_name=forked_kernel, cwd=notebook.ROOT, progress_bar=False
     )
     run, rows = load(folder)
     assert run["status"] == "complete" and run["notebook"] == name
@@ -123,13 +123,13 @@ def test_it_runs(name, tmp_path, monkeypatch):
         assert picture.metadata["image/svg+xml"]["alt"] and picture.data["image/svg+xml"].count("<svg") == 1
 
 
-def test_advice_measures_nothing_and_answers(tmp_path, monkeypatch):
+def test_advice_measures_nothing_and_answers(tmp_path, monkeypatch, forked_kernel):
     folder = tmp_path / "run"
     folder.mkdir()
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
     path, out = notebook.ROOT / "notebooks/07_advice.ipynb", tmp_path / "out.ipynb"
     papermill.execute_notebook(
-        path, out, {"batch": 64, "spec": 4}, kernel_name="python3", cwd=notebook.ROOT, progress_bar=False
+        path, out, {"batch": 64, "spec": 4}, kernel_name=forked_kernel, cwd=notebook.ROOT, progress_bar=False
     )
     run, rows = load(folder)
     assert run["status"] == "complete" and not rows and [path.name for path in folder.glob("*.png")] == ["fastest.png"]
@@ -138,7 +138,7 @@ def test_advice_measures_nothing_and_answers(tmp_path, monkeypatch):
     assert "Nothing is timed here" in text and "if all of them verify 4 draft tokens at once" in text
 
 
-def test_a_cell_that_raises_ends_the_run(tmp_path, monkeypatch, caplog):
+def test_a_cell_that_raises_ends_the_run(tmp_path, monkeypatch, caplog, forked_kernel):
     """In the middle of a committed notebook, after begin(): the cells behind it do not run, and run.json says why."""
     caplog.set_level(logging.CRITICAL, "papermill")
     folder = tmp_path / "run"
@@ -154,20 +154,20 @@ def test_a_cell_that_raises_ends_the_run(tmp_path, monkeypatch, caplog):
     nbformat.write(book, tmp_path / "in.ipynb")
     with pytest.raises(PapermillExecutionError):
         papermill.execute_notebook(
-            tmp_path / "in.ipynb", tmp_path / "out.ipynb", SMALLEST["01_pool_layouts"], kernel_name="python3",
+            tmp_path / "in.ipynb", tmp_path / "out.ipynb", SMALLEST["01_pool_layouts"], kernel_name=forked_kernel,
             cwd=notebook.ROOT, progress_bar=False,
         )  # fmt: skip
     run, rows = load(folder)
     assert run["status"] == "interrupted" and rows == [] and run["rows"] == 0 and run["end_utc"]
 
 
-def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, caplog):
+def test_plain_papermill_refuses_a_misspelt_parameter(tmp_path, monkeypatch, caplog, forked_kernel):
     monkeypatch.delenv(notebook.RUN_FOLDER, raising=False)
     caplog.set_level(logging.CRITICAL, "papermill")
     runs = set((notebook.ROOT / "runs").glob("*"))
     with pytest.raises(PapermillExecutionError) as refusal:
         papermill.execute_notebook(
-            PATHS[2], tmp_path / "out.ipynb", {"batchs": "1"}, kernel_name="python3", cwd=notebook.ROOT,
+            PATHS[2], tmp_path / "out.ipynb", {"batchs": "1"}, kernel_name=forked_kernel, cwd=notebook.ROOT,
             progress_bar=False,
         )  # fmt: skip
     assert refusal.value.ename == "ParameterError"

@@ -10,7 +10,7 @@ from gdn_lab.cli import notebook
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_it_runs(there, tmp_path, monkeypatch):
+def test_it_runs(there, tmp_path, monkeypatch, forked_kernel):
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
@@ -19,8 +19,8 @@ def test_it_runs(there, tmp_path, monkeypatch):
         given["capture"] = str(write_nsys(tmp_path / "mine.sqlite", eager_and_graph()))
         given["beside"] = str(write_kineto(tmp_path / "other.json", eager_and_graph(nodes=False)))
     papermill.execute_notebook(
-        notebook.ROOT / "notebooks" / "04_nsight_systems.ipynb", tmp_path / "out.ipynb", given, kernel_name="python3",
-        cwd=notebook.ROOT, progress_bar=False,
+        notebook.ROOT / "notebooks" / "04_nsight_systems.ipynb", tmp_path / "out.ipynb", given,
+        kernel_name=forked_kernel, cwd=notebook.ROOT, progress_bar=False,
     )  # fmt: skip
     run, rows = load(folder)
     assert run["status"] == "complete" and run["notebook"] == "04_nsight_systems"

@@ -7,13 +7,13 @@ from gdn_lab.bench.results import load
 from gdn_lab.cli import notebook
 
 
-def test_it_runs_without_a_gpu(tmp_path, monkeypatch):
+def test_it_runs_without_a_gpu(tmp_path, monkeypatch, forked_kernel):
     folder, out = tmp_path / "run", tmp_path / "out.ipynb"
     folder.mkdir()
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
     given = {"model": "qwen3.5-35b-a3b", "concurrency": "1,2", "gpu_reference": "h200"}
     path = notebook.ROOT / "notebooks" / "09_serving.ipynb"
-    papermill.execute_notebook(path, out, given, kernel_name="python3", cwd=notebook.ROOT, progress_bar=False)
+    papermill.execute_notebook(path, out, given, kernel_name=forked_kernel, cwd=notebook.ROOT, progress_bar=False)
     run, rows = load(folder)
     assert run["status"] == "complete" and run["notebook"] == "09_serving"
     assert {row["status"] for row in rows} == {"fact"}

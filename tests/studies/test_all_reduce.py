@@ -148,13 +148,13 @@ def test_a_sweep_checks_every_point_and_refuses_what_takes_too_long(tmp_path):
 
 
 @on_a_cpu
-def test_the_notebook_checks_two_processes(tmp_path, monkeypatch):
+def test_the_notebook_checks_two_processes(tmp_path, monkeypatch, forked_kernel):
     folder = tmp_path / "run"
     folder.mkdir()
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
     path, given = notebook.ROOT / "notebooks/08_all_reduce.ipynb", {"ranks": 2, "rows": "1", "hidden": "128"}
     papermill.execute_notebook(
-        path, tmp_path / "out.ipynb", given, kernel_name="python3", cwd=notebook.ROOT, progress_bar=False
+        path, tmp_path / "out.ipynb", given, kernel_name=forked_kernel, cwd=notebook.ROOT, progress_bar=False
     )
     run, rows = load(folder)
     assert run["status"] == "complete" and len(rows) == 2
