@@ -15,7 +15,7 @@ from ...report.style import (
 )
 from ...report.text import device_name
 from . import analysis
-from .accuracy_cases import FLOAT32
+from .accuracy_cases import FLOAT32, STOCHASTIC
 from .accuracy_rows import ALL, AccuracyRows
 from .sentences import SURE
 
@@ -85,13 +85,17 @@ def lengths(rows: AccuracyRows) -> Figure:
     if len({case.tokens for case in chosen}) < 2:
         return empty_figure("Prompts of one length alone were answered", [analysis.conditions(rows)])
     states = list(dict.fromkeys(case.state for case in chosen))
-    colours = dtype_colours(states)
+    colours, dtypes = dtype_colours([case.dtype for case in chosen]), {case.state: case.dtype for case in chosen}
+    stochastic = {case.state for case in chosen if case.rounding == STOCHASTIC}
     fig, axes = new_figure(
         _lengths_title(rows, chosen) + _where(rows),
         13,
         4.4,
         len(rows.kinds),
-        [analysis.conditions(rows), f"path decode, {rows.baseline} · bars: 95 % intervals"],
+        [
+            analysis.conditions(rows),
+            f"path decode, {rows.baseline} · bars: 95 % intervals · dashed: stochastic rounding",
+        ],
         sharey=True,
     )
     ends = {}
@@ -102,9 +106,11 @@ def lengths(rows: AccuracyRows) -> Figure:
             shares = [100 * one.share for one in found]
             bars = [[100 * (one.share - one.low) for one in found], [100 * (one.high - one.share) for one in found]]
             xs = [case.tokens * 1.03 ** (place - len(states) // 2) for case in cases]
-            ax.errorbar(xs, shares, yerr=bars, color=colours[state], marker="o", markersize=5, capsize=3)
+            ink, dashed = colours[dtypes[state]], state in stochastic
+            look = {"linestyle": "--", "markerfacecolor": "white"} if dashed else {}
+            ax.errorbar(xs, shares, yerr=bars, color=ink, marker="o", markersize=5, capsize=3, **look)
             at = "" if cases[-1].tokens == rows.tokens[-1] else f" at {cases[-1].tokens:,}"
-            ends.setdefault(ax, []).append((shares[-1], f"{state} {shares[-1]:.1f}{at}", colours[state]))
+            ends.setdefault(ax, []).append((shares[-1], f"{state} {shares[-1]:.1f}{at}", ink))
         ax.set_xscale("log", base=2)
         ax.set_xticks(rows.tokens, [f"{tokens:,}" for tokens in rows.tokens])
         ax.minorticks_off()
@@ -119,9 +125,10 @@ def lengths(rows: AccuracyRows) -> Figure:
 def _lengths_title(rows: AccuracyRows, chosen) -> str:
     longest = max(case.tokens for case in chosen)
     shares = {case.state: 100 * rows.interval(case).share for case in chosen if case.tokens == longest}
-    others = ", ".join(f"{dtype} {share:.1f} %" for dtype, share in shares.items() if dtype != FLOAT32)
-    finding = f"At {longest:,} tokens float32 answers {shares[FLOAT32]:.1f} % exactly"
-    return f"{finding}, {others}" if others else finding
+    finding = f"At {longest:,} tokens float32 answers {shares.pop(FLOAT32):.1f} % exactly"
+    ends = sorted(shares, key=shares.get)
+    found = [f"{shares[state]:.1f} % ({state})" for state in dict.fromkeys([*ends[:1], *ends[-1:]])]
+    return f"{finding}, narrower states {' to '.join(found)}" if found else finding
 
 
 @rc_context(STYLE)
