@@ -11,7 +11,7 @@ import torch
 from author_kernel import judged_here, kernel_file  # noqa: F401  fixtures for every test file
 from chromium import chromium  # noqa: F401  a fixture for every test file
 from extra_backend import extra_backend  # noqa: F401  a fixture for every test file
-from forked_kernels import forking
+from forked_kernels import forking, kernel_in
 
 # Nothing that imports and collecting make is garbage, so it is searched for afterwards: pytest_collection_finish().
 gc.disable()
@@ -52,17 +52,18 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 @pytest.fixture(scope="session")
 def folder_of_kernels():
+    """Where the kernel is that starts four seconds sooner; None on a GPU, since CUDA outlives no fork."""
+    if HAS_GPU:
+        yield None
+        return
     with forking() as folder:
         yield folder
 
 
 @pytest.fixture
-def forked_kernel(request, monkeypatch):
-    """The name of a kernel that starts four seconds sooner; on a GPU of the usual one, since CUDA outlives no fork."""
-    if HAS_GPU:
-        return "python3"
-    monkeypatch.setenv("JUPYTER_PATH", request.getfixturevalue("folder_of_kernels"))
-    return "forked"
+def forked_kernel(folder_of_kernels, monkeypatch):
+    """The name of a kernel for a notebook."""
+    return kernel_in(folder_of_kernels, monkeypatch)
 
 
 @pytest.fixture

@@ -46,6 +46,14 @@ def forking():
             yield folder
 
 
+def kernel_in(folder: str | None, monkeypatch) -> str:
+    """Have jupyter_client look into a folder of forking(), and return its kernel's name; without one, the usual."""
+    if folder is None:
+        return "python3"
+    monkeypatch.setenv("JUPYTER_PATH", folder)
+    return "forked"
+
+
 # ---- the process that forks
 
 

@@ -42,7 +42,7 @@ def write_traces(folder: Path) -> tuple[Path, Path]:
     return trace, write_kineto(folder / "other.json", program())
 
 
-def executed(folder: Path, monkeypatch) -> Path:
+def executed(folder: Path, monkeypatch, kernel: str) -> Path:
     """Execute notebook 04 on the traces, and return its page."""
     trace, other = write_traces(folder)
     run = folder / "run"
@@ -51,7 +51,7 @@ def executed(folder: Path, monkeypatch) -> Path:
     given = {"capture": str(trace), "beside": str(other), "step_range": NAMES[0]}
     made = folder / "04.ipynb"
     source = notebook.ROOT / "notebooks" / "04_nsight_systems.ipynb"
-    papermill.execute_notebook(source, made, given, kernel_name="python3", cwd=str(notebook.ROOT), progress_bar=False)
+    papermill.execute_notebook(source, made, given, kernel_name=kernel, cwd=str(notebook.ROOT), progress_bar=False)
     page = folder / "04.html"
     page.write_text(pages.html(made), encoding="utf-8")
     return page

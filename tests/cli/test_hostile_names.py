@@ -5,6 +5,7 @@ from pathlib import Path
 import bs4
 import pytest
 from chromium import opened
+from forked_kernels import kernel_in
 from hostile_names import MARK, NAMES
 from hostile_page import executed, faults, shown
 
@@ -12,10 +13,10 @@ from gdn_lab.names import readable
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
+def pages(tmp_path_factory, folder_of_kernels):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        folder = tmp_path_factory.mktemp("hostile")
-        return executed(folder, monkeypatch), shown(folder)
+        folder, kernel = tmp_path_factory.mktemp("hostile"), kernel_in(folder_of_kernels, monkeypatch)
+        return executed(folder, monkeypatch, kernel), shown(folder)
 
 
 def test_pages_have_no_tag_or_link_of_a_name(pages):
