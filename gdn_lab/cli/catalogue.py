@@ -125,9 +125,10 @@ def decode_launches(launch, shape: GDNShape, call: Call) -> None:
 def verify_launches(launch, shape: GDNShape, call: Call) -> None:
     """Launch verify for every batch, number of draft tokens and mode.
 
-    On an FP8 pool fewest and most draft tokens do: its copies go to the kernels of a bf16 pool, launched for all.
+    On an FP8 pool the smallest and largest do: its copies go to the kernels of a bf16 pool, launched for all.
     """
-    for batch, tokens in product(BATCHES, (2, 16) if call.state_dtype is FP8 else DRAFT_TOKENS):
+    fp8 = call.state_dtype is FP8
+    for batch, tokens in product((1, 512) if fp8 else BATCHES, (2, 16) if fp8 else DRAFT_TOKENS):
         q, k, v, a, b = inputs(shape, batch, tokens, dtype=call.io_dtype)
         options = arguments(shape, call, batch) | {"out": empty(v.shape, dtype=v.dtype)}
         state = options.pop("state")

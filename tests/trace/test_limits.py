@@ -66,8 +66,8 @@ def test_an_archive_of_zeros_is_refused_at_once(tmp_path):
     assert "zeros.json.gz is not JSON or was cut short" in said and mib < 1024
 
 
-def test_a_trace_with_gigabytes_of_other_events_is_read_in_little_memory(tmp_path):
-    """What is not read, here operators, takes no memory: 0.6 GB of JSON, packed to a few MB."""
+def test_a_large_trace_of_other_events_is_read_in_little_memory(tmp_path):
+    """What is not read, here operators, takes no memory: 0.3 GB of JSON, packed to a few MB."""
     trace = kineto_trace(two_steps(other_process=False))
     entries = trace.pop("traceEvents")
     operator = {
@@ -82,11 +82,11 @@ def test_a_trace_with_gigabytes_of_other_events_is_read_in_little_memory(tmp_pat
     path = tmp_path / "large.json.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(b'{"traceEvents": [')
-        for _ in range(40):
+        for _ in range(20):
             file.write(block)
         file.write(json.dumps(entries)[1:].encode() + b", " + json.dumps(trace)[1:].encode())
     said, mib = in_3_gb(path)
-    assert said == "kernels 9" and mib < 1024
+    assert said == "kernels 9" and mib < 512
     said, _ = in_3_gb(path, GDN_LAB_TRACE_BYTES="200000000")
     assert "large.json.gz is larger than 0.20 GB unpacked; record fewer steps, or raise GDN_LAB_TRACE_BYTES" in said
 
