@@ -293,6 +293,11 @@ def memory_bytes(device: torch.device) -> int:
     return 80 * 10**9 if _assumed_capability else torch.cuda.get_device_properties(device).total_memory
 
 
+def is_h200(device: torch.device) -> bool:
+    """Hopper with HBM3e: an H200 or a GH200 of 144 GB."""
+    return device.type == "cuda" and capability(device)[0] == 9 and memory_bytes(device) > 100 * 10**9
+
+
 @contextlib.contextmanager
 def assumed_capability(major: int, minor: int = 0):
     """Inside, every device has this compute capability: for compiling what another GPU would launch."""

@@ -24,7 +24,8 @@ from gdn_lab.cli.catalogue import cutedsl_builds  # noqa: E402
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BUILDS = [*cutedsl_builds("sm_90a"), *(x for x in cutedsl_builds("sm_100a") if x.aligned)]
-SMALL = ("sm_90a", 1, 2, "bfloat16", "int32", 4, 4, True, 1, True, True)  # the fields of a Build
+KEEPING = [x._replace(keep=True) for x in cutedsl_builds("sm_90a") if x.rows == 32 and x.aligned]  # of an H200
+SMALL = ("sm_90a", 1, 2, "bfloat16", "int32", 4, 4, True, 1, False, True, True)  # the fields of a Build
 
 
 artifacts = functools.cache(resources.cutedsl_compiled)
@@ -32,11 +33,13 @@ artifacts = functools.cache(resources.cutedsl_compiled)
 
 def named(builds):
     alignment = {True: "aligned", False: "unaligned"}
-    ids = [f"{x.architecture}-{x.state_dtype}-{x.rows}-{x.tiles}-{x.ahead}-{alignment[x.aligned]}" for x in builds]
+    ids = [
+        f"{x.architecture}-{x.state_dtype}-{x.rows}-{x.tiles}-{x.ahead}-{x.keep}-{alignment[x.aligned]}" for x in builds
+    ]
     return pytest.mark.parametrize("build", builds, ids=ids)
 
 
-@named(BUILDS)
+@named(BUILDS + KEEPING)
 def test_no_spills_and_loads_of_16_bytes(build, monkeypatch):
     """Of state, q and k; only what need not be aligned is read by the element."""
     monkeypatch.setattr(resources, "cutedsl_compiled", artifacts)
@@ -48,12 +51,13 @@ def test_no_spills_and_loads_of_16_bytes(build, monkeypatch):
     short = build.state_dtype != "float32"
     pieces = build.rows * build.tiles * 128 * (2 if short else 4) // 16 // 32  # of the state, for each thread
     ptx = artifacts(build).PTX
-    wide = {name: len(re.findall(rf"{name}\.global[.\w]*\.(?:v4\.b32|v2\.b64)", ptx)) for name in ("ld", "st")}
+    wide = {name: len(re.findall(rf"{name}\.global[.:\w]*\.(?:v4\.b32|v2\.b64)", ptx)) for name in ("ld", "st")}
     assert wide == {"ld": (0 if staged else pieces) + (2 if short and build.aligned else 0), "st": pieces}, wide
     assert len(re.findall(r"ld\.global[.\w]*\.v4\.b16", ptx)) == (2 if not short and build.aligned else 0)
     assert ptx.count("cp.async.bulk.shared") == bool(staged)
     assert len(re.findall(r"ld\.shared\.v4\.b32", ptx)) == (pieces if staged else 0)
     assert ("prefetch.global.L2" in ptx) == build.ahead
+    assert len(re.findall(r"ld\.global\.L2::cache_hint\.v4\.b32", ptx)) == (pieces if build.keep else 0)
     assert "bar.sync" not in ptx and ptx.count("griddepcontrol.wait") == 1, "a warp waits for the kernel before, only"
     assert ("fma.rn.f32x2" in ptx) == (build.architecture == "sm_100a"), "packed multiply-adds"
 
@@ -74,7 +78,9 @@ def test_fast_exponentials_save_a_few_instructions_and_no_more():
 def test_builds_cover_tiles_and_dtypes():
     for dtype, name in ((BF16, "bfloat16"), (FP32, "float32"), (FP16, "float16")):
         tiles = {cutedsl.tile_for(heads, dtype) for heads in range(1, 1 << 16)}
-        assert {(x.rows, x.warps, x.ahead, x.tiles) for x in BUILDS if x.state_dtype == name} == tiles
+        assert {(x.rows, x.warps, x.ahead, x.tiles, x.keep) for x in BUILDS if x.state_dtype == name} == tiles
+        kept = {cutedsl.tile_for(heads, dtype, of_h200=True) for heads in range(1, 1 << 16)} - tiles
+        assert {(x.rows, x.warps, x.ahead, x.tiles, x.keep) for x in KEEPING if x.state_dtype == name} == kept
         assert all(128 % (tile.rows * tile.tiles * tile.warps) == 0 for tile in tiles)
 
 
@@ -147,6 +153,7 @@ def hopper(monkeypatch):
     """A GPU of compute capability 9.0, for as long as nothing is run on it."""
     monkeypatch.setattr(cutedsl, "needs_capability", lambda device, major: None)
     monkeypatch.setattr(cutedsl, "architecture_of", lambda device: "sm_90a")
+    monkeypatch.setattr(cutedsl, "is_h200", lambda device: False)
     cutedsl._not_installed.cache_clear()
     yield monkeypatch
     cutedsl._not_installed.cache_clear()

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("triton", reason="there is no Triton for this operating system")
 
 from gdn_lab import GDNShape  # noqa: E402
+from gdn_lab.backends import base  # noqa: E402
 from gdn_lab.backends.base import Call, assumed_capability  # noqa: E402
 from gdn_lab.backends.triton import backend, recurrent  # noqa: E402
 from gdn_lab.cli import catalogue  # noqa: E402
@@ -23,8 +24,8 @@ from gdn_lab.rounding import FP8  # noqa: E402
 def test_an_h200_is_hopper_with_more_memory(monkeypatch, capability, memory, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
-    assert recurrent.is_h200(torch.device("cuda", 0)) == expected
-    assert not recurrent.is_h200(torch.device("cpu"))
+    assert base.is_h200(torch.device("cuda", 0)) == expected
+    assert not base.is_h200(torch.device("cpu"))
 
 
 def test_tiles_of_an_h200_have_at_most_16_rows():
@@ -36,7 +37,7 @@ def test_tiles_of_an_h200_have_at_most_16_rows():
 @pytest.mark.parametrize("memory, keep", [(80, False), (141, True)])
 def test_an_h200_keeps_the_state_in_the_l2_until_it_is_written(monkeypatch, memory, keep):
     """In PTX: all loads of 16 bytes of the state and no store have a cache hint."""
-    monkeypatch.setattr(recurrent, "memory_bytes", lambda device: memory * 10**9)
+    monkeypatch.setattr(base, "memory_bytes", lambda device: memory * 10**9)
     shape, dtype = GDNShape(16, 64), torch.bfloat16
     call = Call("decode", "VK", dtype, dtype, torch.int32, shape, catalogue.GPU)
     with assumed_capability(9), recording() as recorder:

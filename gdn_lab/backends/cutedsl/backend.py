@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from packaging.version import Version
 
-from ..base import Backend, Variant, capability, dtype_name, needs_capability
+from ..base import Backend, Variant, capability, dtype_name, is_h200, needs_capability
 from .cache import decode_function
 
 HEAD_DIM = 128
@@ -30,6 +30,7 @@ class Tile(NamedTuple):
     warps: int  # of a block
     ahead: bool = False
     tiles: int = 1  # of `rows` rows that a warp takes; more than one come through shared memory
+    keep: bool = False  # the L2 keeps the state until it is written
 
 
 class CuteDSLBackend(Backend):
@@ -63,13 +64,14 @@ class CuteDSLBackend(Backend):
     def decode_launch(self, variant, call):
         HV, architecture = call.shape.num_v_heads, architecture_of(call.device)
         dtypes = dtype_name(call.state_dtype), dtype_name(call.index_dtype)
+        of_h200 = is_h200(call.device)
         kernels = {}  # (tile, use_qk_l2norm) -> compiled function
 
         def prepare(tile, l2norm, aligned=True):
             return decode_function(architecture, call.shape.num_k_heads, HV, *dtypes, *tile, l2norm, aligned)
 
         def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
-            tile = tile_for(q.shape[0] * HV, call.state_dtype)
+            tile = tile_for(q.shape[0] * HV, call.state_dtype, of_h200)
             kernel = kernels.get((tile, use_qk_l2norm))
             if kernel is None:
                 kernel = kernels[tile, use_qk_l2norm] = prepare(tile, use_qk_l2norm)
@@ -90,14 +92,14 @@ def decode_with_fast_exponentials(q, k, v, a, b, *, A_log, dt_bias, pool, indice
     Heads of q and k begin at multiples of 16 bytes. Nothing is checked.
     """
     shape, dtypes = pool.shape, (dtype_name(pool.dtype), dtype_name(indices.dtype))
-    tile = tile_for(q.shape[0] * shape.num_v_heads, pool.dtype)
+    tile = tile_for(q.shape[0] * shape.num_v_heads, pool.dtype, is_h200(q.device))
     heads = shape.num_k_heads, shape.num_v_heads
     kernel = decode_function(architecture_of(q.device), *heads, *dtypes, *tile, True, True, False)
     kernel(q, k, v, a, b, A_log, dt_bias, pool.state, indices, out, shape.scale)
 
 
-def tile_for(heads: int, state_dtype: torch.dtype) -> Tile:
-    """Return the tile for B · HV heads.
+def tile_for(heads: int, state_dtype: torch.dtype, of_h200: bool = False) -> Tile:
+    """Return the tile for B · HV heads. of_h200: on that GPU.
 
     Small to fill the GPU, large for bytes in flight; four warps, since blocks of one start too slowly. Chosen by times
     on an H100 and an H200 for bfloat16; for float32 the nearest in bytes of a warp. float16 takes those of bfloat16.
@@ -110,7 +112,8 @@ def tile_for(heads: int, state_dtype: torch.dtype) -> Tile:
     rows = 4 if few else 32 if most else 16
     if state_dtype == torch.float32 and not few:
         rows //= 2
-    return Tile(rows, 4, ahead=heads <= 256)
+    keep = of_h200 and heads >= 16384 and state_dtype != torch.float32
+    return Tile(rows, 4, ahead=heads <= 256, keep=keep)
 
 
 def architecture_of(device: torch.device) -> str:

@@ -47,6 +47,7 @@ class Build(NamedTuple):
     warps: int  # of a block; they share nothing
     ahead: bool  # the state is asked for before the wait for the kernel ahead
     tiles: int  # of `rows` rows that a warp takes
+    keep: bool  # the L2 keeps the state until it is written (evict_last)
     l2norm: bool
     aligned: bool  # each head of q and k begins at a multiple of 16 bytes
     exact: bool = True  # exponentials and logarithms; else the GPU's approximations of them
@@ -157,6 +158,8 @@ def decode_kernel(
     if cutlass.const_expr(build.tiles > 1):
         if lane < build.tiles:
             copy_tile(head_state + (start * K + lane * SIZE), buffer + lane * SIZE, SIZE, barriers + lane)
+    elif cutlass.const_expr(build.keep):
+        load_kept(head_state + (first * K + here), S, AT_ONCE * K)
     else:
         cute.autovec_copy(cute.make_tensor(head_state + cute.assume(first * K + here, divby=N), held), S)
     if cutlass.const_expr(not build.ahead):
@@ -204,6 +207,18 @@ def copy_tile(source, target, elements, barrier):
     arch.mbarrier_arrive_and_expect_tx(barrier, nbytes)
     copy = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{$r0}], [{$r1}], {$r2}, [{$r3}];"
     arch.inline_ptx(copy, read_only_args=[target.toint(), source.toint(), Int32(nbytes), barrier.toint()])
+
+
+def load_kept(at, S, stride):
+    """Load what a lane holds of a tile, 16 bytes every `stride` elements from `at` on. The L2 evicts them last."""
+    policy = arch.inline_ptx("createpolicy.fractional.L2::evict_last.b64 {$w0};", write_only_types=[Int64])
+    load = "ld.global.L2::cache_hint.v4.b32 {{$w0}, {$w1}, {$w2}, {$w3}}, [{$r0}], {$r1};"
+    words = cute.recast_tensor(S, Uint32)
+    for i in range(S.shape[1]):
+        address = (at + i * stride).toint()
+        loaded = arch.inline_ptx(load, write_only_types=[Uint32] * 4, read_only_args=[address, policy])
+        for j, word in enumerate(loaded):
+            words[j, i] = word
 
 
 def prefetch_tile(state, indices, row, head, first, build):

@@ -15,7 +15,7 @@ import functools
 import torch
 
 from ...rounding import FP8
-from ..base import Backend, Variant, dtype_name, dtype_names, needs_capability
+from ..base import Backend, Variant, dtype_name, dtype_names, is_h200, needs_capability
 from . import prefill, recurrent, replay, replay_fp8, replay_fp8_sequences, verify
 from .device import INTERPRETED
 from .recurrent import Constants, Tile, can_overlap
@@ -133,7 +133,7 @@ class TritonBackend(Backend):
         if variant.ring:
             return (replay_fp8 if call.state_dtype is FP8 else replay).decode_launch(call)
         k_last, overlap = variant.layout == "VK", variant.name == "vk" and can_overlap(call.device)
-        of_h200 = call.state_dtype.itemsize == 2 and recurrent.is_h200(call.device)
+        of_h200 = call.state_dtype.itemsize == 2 and is_h200(call.device)
         fixed = {"kv8": Tile(8, 1), "kv32": Tile(32, 1)}.get(variant.name)
         dims, HV = call.shape.dims, call.shape.num_v_heads
 

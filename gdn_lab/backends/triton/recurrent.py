@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..base import capability, memory_bytes
+from ..base import capability
 from .device import EPS, log_decay, program_coords, sigmoid, state_offsets
 from .stochastic import STEP_ROWS, head_key, random_bits, round_stochastically, scaled
 
@@ -237,11 +237,6 @@ def decode_tile(heads: int, overlap: bool) -> Tile:
     if heads <= 128:
         return Tile(8 if overlap else 4, 1)
     return Tile(32 if overlap and heads >= 16384 else 16, 1)
-
-
-def is_h200(device: torch.device) -> bool:
-    """Hopper with HBM3e: an H200 or a GH200 of 144 GB."""
-    return is_hopper(device) and memory_bytes(device) > 100 * 10**9
 
 
 def h200_tile(tile: Tile) -> Tile:
