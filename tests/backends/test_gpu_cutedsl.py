@@ -34,7 +34,7 @@ def test_heads(heads, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("batch", [1, 16, 17, 1024])
+@pytest.mark.parametrize("batch", [1, 16, 17, 1024, 2048])
 def test_every_tile_at_every_alignment(batch, dtype):
     """Batches on either side of where the tile changes, q and k aligned and not, int64 indices, without the norm."""
     pool = filled_pool(RANK, batch + 3, layout="VK", dtype=dtype, device=GPU)
