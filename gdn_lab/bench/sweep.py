@@ -199,7 +199,7 @@ class Sweep(ABC):
 
     def make_pools(self) -> None:
         """Make the pools that serve every point."""
-        names = {self.pool_layout(case) for case in self.cases + self.untimed}
+        names = sorted({self.pool_layout(case) for case in self.cases + self.untimed})
         options = {"dtype": self.dtype, "io_dtype": self.io_dtype, "device": self.device, "seed": self.seed}
         self.pools = pools.random_pools(self.shape, self.slots, names, **options)
 
@@ -246,7 +246,7 @@ class Sweep(ABC):
     def check(self, point: Point) -> dict[Case, Check]:
         """Run each case once from the same state on the slots of the first call, and compare it with the reference."""
         inputs, indices = self.inputs(point), self.index_sets(point)[0]
-        start = self._first_pool().read(indices)  # as stored, so every pool holds it exactly
+        start = self._stored(indices)
         parts = self.reference(inputs, start)
         found = {case: self._check_case(case, point, inputs, indices, start, parts) for case in self.cases}
         for pool in self.pools.values():  # whatever a wrong case has left
@@ -283,7 +283,7 @@ class Sweep(ABC):
         """Check a few rows of each case once more, from the state that the timed calls have left."""
         inputs, indices = self.inputs(point), self.index_sets(point)[0]
         few = min(point.batch, self.rows_after)
-        start = self._first_pool().read(indices[:few])
+        start = self._stored(indices[:few])
         parts = self.reference(inputs, start, list(range(few)))
         return {case: merged(self._check_case(case, point, inputs, indices, start, parts)) for case in cases}
 
@@ -381,8 +381,11 @@ class Sweep(ABC):
         refused = {"status": "refused", "timer": timer, "reason": reason}
         return [self.case_fields(case, point, check) | refused for case, check in checked.items()]
 
-    def _first_pool(self) -> StatePool:
-        return next(iter(self.pools.values()))
+    def _stored(self, indices) -> torch.Tensor:
+        """The state of these slots as every pool holds it exactly: rounded to the dtype, with no update pending."""
+        pool = next(iter(self.pools.values()))
+        pool.write(indices, pool.read(indices))
+        return pool.read(indices)
 
     def _check_untimed(self, point: Point, rows: Rows) -> None:
         """Check the cases that no timer of this device can time, on hard inputs and padding, and add their rows."""

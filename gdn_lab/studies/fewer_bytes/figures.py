@@ -57,9 +57,9 @@ def _measured(rows: list[dict], batch: int) -> dict[str, float]:
 @rc_context(STYLE)
 def over_flashinfer(rows: list[dict], run: dict | None = None) -> Figure:
     """Time over FlashInfer's in place against the batch, a line for each variant and ring. run: what run.json holds."""
-    lines, best = analysis.timed(rows), analysis.rings(rows)
+    lines, best = (table.dropna(subset="over_flashinfer") for table in (analysis.timed(rows), analysis.rings(rows)))
     if best.empty:
-        return empty_figure("No time of a ring is recorded", analysis.not_timed(rows))
+        return empty_figure("No time of a ring and of FlashInfer is recorded", analysis.not_timed(rows))
     last = best.iloc[-1]
     finding = f"{last['name']} takes {last.over_flashinfer:.2f} of FlashInfer's time at B = {last.batch}"
     fig, (axes,) = new_figure(titled(finding, run, rows), 9.5, 4.6, notes=[analysis.conditions(rows)])
