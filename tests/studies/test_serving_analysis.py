@@ -102,6 +102,18 @@ def test_a_run_without_parts_has_no_breakdown():
     assert "differs" not in " ".join(sentences.answers(rows))
 
 
+def test_configurations_are_compared_where_all_were_served():
+    """A run that was stopped has `best` at 8 requests alone."""
+    found = serving_rows(("before", "after", "best"), (8, 256))
+    left = {row["serve"] for row in found if (row.get("configuration"), row.get("concurrency")) == ("best", 256)}
+    rows = ServingRows([row for row in found if row.get("serve") not in left], RUN)
+    assert rows.concurrencies == [8, 256] and rows.compared_at == 8
+    assert (analysis.shown_point(rows).configuration, analysis.shown_point(rows).concurrency) == ("best", 8)
+    assert list(analysis.breakdown_table(rows)) == ["part", "before", "after", "best"]
+    assert "C = 8 (" in sentences.most_tokens(rows) and "`best`" in sentences.most_tokens(rows)
+    assert "at C = 8" in title_of(figures.throughput(rows))
+
+
 def test_worth_by_hand(rows):
     """The GDN kernel is the only part in which before and after differ."""
     for one in analysis.worth(rows):

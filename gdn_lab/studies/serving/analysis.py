@@ -58,8 +58,9 @@ def compared(rows: ServingRows) -> tuple[str, str] | None:
 
 
 def shown_point(rows: ServingRows) -> Point | None:
-    """The point that the waterfall shows: the last configuration with a breakdown, at its largest concurrency."""
+    """The point of the waterfall: the last configuration with a breakdown, at rows.compared_at if one has it there."""
     able = [point for point in rows.points.values() if breakdown(point)]
+    able = [point for point in able if point.concurrency == rows.compared_at] or able
     order = {name: place for place, name in enumerate(rows.configurations)}
     return max(able, key=lambda point: (point.concurrency, order[point.configuration]), default=None)
 
@@ -93,8 +94,8 @@ def point_table(rows: ServingRows) -> pandas.DataFrame:
 
 
 def breakdown_table(rows: ServingRows, concurrency: int | None = None) -> pandas.DataFrame:
-    """µs of TPOT by part: a line for each part, a column for each configuration, at the largest C or at one."""
-    concurrency = concurrency or max(rows.concurrencies, default=0)
+    """µs of TPOT: a line for each part, a column for each configuration, at one C; by default rows.compared_at."""
+    concurrency = concurrency or rows.compared_at
     columns = {name: breakdown(point) for name, point in rows.at(concurrency).items()}
     columns = {name: parts for name, parts in columns.items() if parts}
     if not columns:

@@ -41,7 +41,7 @@ def nothing(rows: ServingRows) -> Figure:
 
 @rc_context(STYLE)
 def waterfall(rows: ServingRows) -> Figure:
-    """From one GDN layer to TPOT, part by part, for the last configuration at its largest concurrency."""
+    """From one GDN layer to TPOT, part by part, for the last configuration at the largest concurrency that all have."""
     if rows and rows.toy:
         return nothing(rows)
     point = analysis.shown_point(rows)
@@ -112,7 +112,7 @@ def throughput(rows: ServingRows) -> Figure:
 
 
 def _throughput_title(rows: ServingRows) -> str:
-    concurrency = rows.concurrencies[-1]
+    concurrency = rows.compared_at
     points = rows.at(concurrency)
     best = max(points.values(), key=lambda point: point.run["output_throughput"])
     title = f"{best.configuration} serves {best.run['output_throughput']:,.0f} tokens/s at C = {concurrency}"

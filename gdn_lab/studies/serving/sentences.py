@@ -51,8 +51,8 @@ def checked(rows: ServingRows) -> str:
 
 
 def most_tokens(rows: ServingRows) -> str:
-    """Tokens per second of each configuration at the largest concurrency."""
-    concurrency = rows.concurrencies[-1]
+    """Tokens per second of each configuration at the largest concurrency that all have."""
+    concurrency = rows.compared_at
     each = [
         f"`{name}` {point.run['output_throughput']:,.0f} tokens/s at a TPOT of {point.run['tpot_ms']:.2f} ms"
         for name, point in rows.at(concurrency).items()

@@ -10,7 +10,7 @@ SHOWN = ("before", "before-32", "after", "best")
 
 
 def servers_table(data: Path = DATA) -> str:
-    """Markdown: a line for each recorded server of several configurations, at its largest concurrency; "" for none.
+    """Markdown: a line for each recorded server of several configurations, at the largest C that all have; "" for none.
 
     Of several runs of one model on as many GPUs of one kind, the one with the most points.
     """
@@ -32,7 +32,7 @@ def servers_table(data: Path = DATA) -> str:
 
 
 def _line(served) -> list[str]:
-    row, concurrency = served.first, served.concurrencies[-1]
+    row, concurrency = served.first, served.compared_at
     points = served.at(concurrency)
     times = [f"{points[name].run['tpot_ms']:.1f}" if name in points else "" for name in SHOWN]
     best = f"{points['best'].run['output_throughput']:,.0f}" if "best" in points else ""

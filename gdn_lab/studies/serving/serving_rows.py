@@ -135,6 +135,12 @@ class ServingRows:
         """Numbers of requests in flight at which something was served, ascending."""
         return sorted({concurrency for _, concurrency in self.points})
 
+    @property
+    def compared_at(self) -> int:
+        """The most requests in flight at which every configuration was served; if there is none, the most of all."""
+        whole = [c for c in self.concurrencies if len(self.at(c)) == len(self.configurations)]
+        return max(whole or self.concurrencies, default=0)
+
     def at(self, concurrency: int) -> dict[str, Point]:
         """{configuration: Point} at one concurrency."""
         return {
