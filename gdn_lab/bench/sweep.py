@@ -58,12 +58,8 @@ class Sweep(ABC):
 
     def __init__(self, shape, cases: list[Case], refused: list[dict], options: SweepOptions, slots: int):
         self.shape, self.refused, self.options, self.slots = shape, refused, options, slots
-        self.dtype, self.io_dtype, self.device, self.seed = (
-            options.dtype,
-            options.io_dtype,
-            options.device,
-            options.seed,
-        )
+        self.dtype, self.io_dtype = options.dtype, options.io_dtype
+        self.device, self.seed = options.device, options.seed
         self.untimed = [case for case in cases if case.synchronises(self.phase, self.device)]
         self.cases = [case for case in cases if case not in self.untimed]
         self.failed: dict[Case, str] = {}  # other libraries' cases that raised at the current point, and what
@@ -383,9 +379,9 @@ class Sweep(ABC):
 
     def _stored(self, indices) -> torch.Tensor:
         """The state of these slots as every pool holds it exactly: rounded to the dtype, with no update pending."""
-        pool = next(iter(self.pools.values()))
-        pool.write(indices, pool.read(indices))
-        return pool.read(indices)
+        first, *_ = self.pools.values()
+        first.write(indices, first.read(indices))
+        return first.read(indices)
 
     def _check_untimed(self, point: Point, rows: Rows) -> None:
         """Check the cases that no timer of this device can time, on hard inputs and padding, and add their rows."""

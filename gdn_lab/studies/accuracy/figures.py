@@ -78,7 +78,7 @@ def changes(rows: AccuracyRows) -> Figure:
 
 @rc_context(STYLE)
 def lengths(rows: AccuracyRows) -> Figure:
-    """Exact match against the length of the prompt by dtype of the state, a panel for each kind of question."""
+    """Exact match against the length of the prompt by dtype of the state: all questions, then a panel for each kind."""
     if empty := _nothing(rows):
         return empty
     chosen = rows.states
@@ -89,9 +89,9 @@ def lengths(rows: AccuracyRows) -> Figure:
     stochastic = {case.state for case in chosen if case.rounding == STOCHASTIC}
     fig, axes = new_figure(
         _lengths_title(rows, chosen) + _where(rows),
-        13,
+        16,
         4.4,
-        len(rows.kinds),
+        1 + len(rows.kinds),
         [
             analysis.conditions(rows),
             f"path decode, {rows.baseline} · bars: 95 % intervals · dashed: stochastic rounding",
@@ -99,7 +99,7 @@ def lengths(rows: AccuracyRows) -> Figure:
         sharey=True,
     )
     ends = {}
-    for ax, kind in zip(axes, rows.kinds, strict=True):
+    for ax, kind in zip(axes, (ALL, *rows.kinds), strict=True):
         for place, state in enumerate(states):
             cases = sorted((case for case in chosen if case.state == state), key=lambda case: case.tokens)
             found = [rows.interval(case, kind) for case in cases]
@@ -114,7 +114,7 @@ def lengths(rows: AccuracyRows) -> Figure:
         ax.set_xscale("log", base=2)
         ax.set_xticks(rows.tokens, [f"{tokens:,}" for tokens in rows.tokens])
         ax.minorticks_off()
-        ax.set_title(kind)
+        ax.set_title("all questions" if kind == ALL else kind)
         ax.set_xlabel("tokens of a prompt")
     for ax, labels in ends.items():  # once the panels share their limits
         label_ends(ax, labels)

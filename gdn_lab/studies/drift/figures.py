@@ -137,11 +137,14 @@ def shortcuts(rows: list[dict], run: dict | None = None) -> Figure:
     if not any(bars.values()):
         return empty_figure("No shortcut was run", [])
     title = shortcuts_title(bars) + _where(rows, run)
-    fig, axes = new_figure(title, 14, 4.4, len(names), [analysis.conditions(rows)], sharey=True, sharex=True)
-    colours = other_colours(list(next(iter(bars.values()))))
+    notes = [analysis.conditions(rows), "Grey: a float32 state. Hatched: stochastic rounding."]
+    fig, axes = new_figure(title, 14, 4.4, len(names), notes, sharey=True, sharex=True)
+    colours = dtype_colours([dtype for dtype, _ in analysis.PRECISIONS])
     for ax, name in zip(axes, names, strict=True):
         values = bars[name]
-        ax.barh(list(values), list(values.values()), color=[colours.get(label, GREY) for label in values])
+        inks = [colours.get(label.removesuffix(" state").partition(",")[0], GREY) for label in values]
+        hatches = ["//" if "stochastic" in label else "" for label in values]
+        ax.barh(list(values), list(values.values()), color=inks, hatch=hatches, edgecolor="white", linewidth=0)
         for label, value in values.items():
             ax.text(value, label, f" {error(value)}", va="center", fontsize=9)
         ax.set(xscale="log", title=name, xlabel="relative error of the state")

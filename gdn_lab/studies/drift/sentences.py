@@ -1,5 +1,9 @@
 """The answer of the drift study in sentences, each computed from rows."""
 
+import itertools
+
+import torch
+
 from ...report.text import listed, micro
 from . import analysis
 from .analysis import ENOUGH, OUTPUT, STATE, final
@@ -173,7 +177,27 @@ def against_bfloat16(rows: list[dict]) -> list[str]:
     ratios = _ratios(rows, BF16, FP16)
     if not ratios:
         return []
-    return [f"float16 takes the same bytes and errs {span(ratios.values())} times less than bfloat16 in the state."]
+    less = f"float16 takes the same bytes and errs {span(ratios.values())} times less than bfloat16 in the state."
+    return [less, *first_steps(rows)]
+
+
+def first_steps(rows: list[dict]) -> list[str]:
+    """Where float16 errs more than bfloat16 at first, and up to which step."""
+    found = []
+    for where in analysis.regimes(rows):
+        each = analysis.precisions(rows, where)
+        if not {BF16, FP16} <= set(each):
+            continue
+        pairs = list(zip(each[FP16]["steps"], each[FP16][STATE], each[BF16][STATE], strict=True))
+        more = list(itertools.takewhile(lambda pair: None not in pair and pair[1] > pair[2], pairs))
+        if more and len(more) < len(pairs):
+            found.append(f"{where} to step {more[-1][0]:,} ({error(more[0][1])} against {error(more[0][2])} at first)")
+    if not found:
+        return []
+    return [
+        f"float16 errs more than bfloat16 in the first steps with {listed(found)}: writes with a beta near 0 leave "
+        f"elements below its normal numbers, which begin at {torch.finfo(torch.float16).smallest_normal:.1e}."
+    ]
 
 
 def stochastic(rows: list[dict]) -> list[str]:
