@@ -189,14 +189,15 @@ def replay_kernel(
 def replay_tiles(heads: int, tensor: bool, K: int, V: int) -> ReplayTiles:
     """Choose how to launch for B · HV heads, by times on an H200. tensor: as TENSOR of replay_kernel.
 
-    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. A program that
-    writes takes 32 columns at a time: with 64 it needs 184 registers a thread instead of 150 (two warps: 249 instead of
-    178), and 16 are 32 bytes of a row, less than the least piece of memory.
+    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. Of many, a
+    program that writes takes 32 columns at a time: with 64 it needs 184 registers a thread instead of 150, and 16 are
+    32 bytes of a row, less than the least piece of memory.
     """
     if not tensor:
         return ReplayTiles(16, 3, 2)
-    parts = max(2, K // 32)
-    return ReplayTiles(min(64, V & -V), 2, 2, parts) if heads < 8192 else ReplayTiles(16, 3, 1, parts)
+    if heads < 8192:
+        return ReplayTiles(min(64, V & -V), 2, 2)
+    return ReplayTiles(16, 3, 1, max(2, K // 32))
 
 
 def decode_launch(call):
