@@ -86,7 +86,7 @@ def test_a_large_trace_of_other_events_is_read_in_little_memory(tmp_path):
             file.write(block)
         file.write(json.dumps(entries)[1:].encode() + b", " + json.dumps(trace)[1:].encode())
     said, mib = in_3_gb(path)
-    assert said == "kernels 9" and mib < 512
+    assert said == "kernels 9" and mib < 768  # all of it as text and as objects is 600 more
     said, _ = in_3_gb(path, GDN_LAB_TRACE_BYTES="200000000")
     assert "large.json.gz is larger than 0.20 GB unpacked; record fewer steps, or raise GDN_LAB_TRACE_BYTES" in said
 
