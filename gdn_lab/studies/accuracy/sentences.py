@@ -56,26 +56,36 @@ def _by_kind(rows: AccuracyRows, case: Case) -> str:
 
 
 def _verdict(rows: AccuracyRows, case: Case) -> str:
-    """ "−1.2 (−1.9 to −0.5) points, p < 0.0001 adjusted" and whether that is a difference."""
-    both, p = rows.compared(case), rows.adjusted()[case]
-    word = "differs" if p < SURE else "no difference shown"
-    shown = p_text(p)
-    return f"{points(both.change)} points, adjusted p {shown if shown.startswith('<') else f'= {shown}'}: {word}"
+    """ "−1.2 (−1.9 to −0.5) points, adjusted p < 0.0001: differs", or "no difference shown"."""
+    word = "differs" if rows.adjusted()[case] < SURE else "no difference shown"
+    return f"{points(rows.compared(case).change)} points, {_adjusted(rows, case)}: {word}"
+
+
+def _adjusted(rows: AccuracyRows, case: Case) -> str:
+    """ "adjusted p < 0.0001"."""
+    shown = p_text(rows.adjusted()[case])
+    return f"adjusted p {shown if shown.startswith('<') else f'= {shown}'}"
+
+
+def _differing_first(rows: AccuracyRows, cases: list[Case], name) -> str:
+    """ "bfloat16 differs by −2.3 (…) points, adjusted p < 0.0001; no difference is shown for float16 +0.0 (…)"."""
+    change = {case: points(rows.compared(case).change) for case in cases}
+    differing = [case for case in cases if rows.adjusted()[case] < SURE]
+    parts = [f"{name(case)} differs by {change[case]} points, {_adjusted(rows, case)}" for case in differing]
+    if alike := [f"{name(case)} {change[case]}" for case in cases if case not in differing]:
+        parts.append(f"no difference is shown for {listed(alike)} points")
+    return "; ".join(parts)
 
 
 def _dtypes(rows: AccuracyRows) -> list[str]:
     """Narrower states against float32: a sentence for each length of prompt, of decode()."""
     found = []
     for tokens in rows.tokens:
-        parts = [
-            f"{case.state} {_verdict(rows, case)}"
-            for case in rows.states
-            if case.tokens == tokens and case.dtype != FLOAT32 and rows.compared(case)
-        ]
-        if parts:
+        cases = [case for case in rows.states if case.tokens == tokens and case.dtype != FLOAT32]
+        if cases := [case for case in cases if rows.compared(case)]:
             stepped = next(row["stepped"] for row in rows.answered if row["tokens"] == tokens)
             where = f"Against float32, prompts of {tokens:,} tokens, {stepped:,} of them decode steps"
-            found.append(f"{where}: {'; '.join(parts)}.")
+            found.append(f"{where}: {_differing_first(rows, cases, lambda case: case.state)}.")
     return found
 
 
@@ -115,13 +125,15 @@ def fp8(rows: AccuracyRows) -> list[str]:
         parts = []
         for case in (case for case in _cases(rows, path) if case.dtype == FP8 and rows.compared(case)):
             own, other = rows.interval(case), rows.interval(baseline_of(case, rows.baseline))
-            place = "inside" if other.low <= own.share <= other.high else "outside"
             low, high = (f"{100 * value:.1f}" for value in other[1:])
-            both, adjusted = rows.compared(case), p_text(rows.adjusted()[case])
-            parts.append(
-                f"{percent(own)} % of {both.total:,} questions at {case.tokens:,} tokens, {place} float32's {low} to "
-                f"{high} % ({both.lost} lost, {both.won} won, McNemar's p = {p_text(both.p)}, {adjusted} adjusted)"
-            )
+            both, text = rows.compared(case), f"{percent(own)} % at {case.tokens:,} tokens"
+            if other.low <= own.share <= other.high:
+                parts.append(f"{text}, inside float32's {low} to {high} %")
+            else:
+                parts.append(
+                    f"{text}, outside float32's {low} to {high} % ({both.lost} lost, {both.won} won, "
+                    f"{_adjusted(rows, case)})"
+                )
         if parts:
             found.append(f"With an FP8 state on the path {path} the model answers {'; '.join(parts)}.")
     return found
@@ -156,12 +168,12 @@ def _span(rows: AccuracyRows, compared: list[Case], worse: list[Case]) -> str:
 def _shortcuts(rows: AccuracyRows) -> list[str]:
     """What each shortcut of the gates costs, and the control that shows what the questions can see."""
     cases = [case for case in rows.cases if case.shortcut not in (NO_SHORTCUT, *PADDED) and rows.compared(case)]
-    found = []
-    for case in cases:
+
+    def name(case: Case) -> str:
         control = " (a control: what questions must see)" if case.shortcut == NO_DT_BIAS else ""
-        where = f" at {case.tokens:,} tokens" if case.tokens > rows.tokens[0] else ""
-        found.append(f"{case.shortcut}{control}{where}: {_verdict(rows, case)}.")
-    return found
+        return case.shortcut + control + (f" at {case.tokens:,} tokens" if case.tokens > rows.tokens[0] else "")
+
+    return [f"Shortcuts: {_differing_first(rows, cases, name)}."] if cases else []
 
 
 def _padding(rows: AccuracyRows) -> list[str]:
