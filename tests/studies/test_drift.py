@@ -232,6 +232,26 @@ def recorded_rows():
     return found
 
 
+def test_an_fp8_state_and_the_first_steps_of_float16_are_compared_with_bfloat16():
+    rows = recorded_rows()
+    assert sentences.fp8(rows) == [] and sentences.first_steps(rows) == []
+    bf16 = [row for row in rows if row.get("way") == "bfloat16" and row["backend"] == "triton" and "steps" in row]
+    errors = {"typical": 0.06, "rare writes": 0.05}
+    rows += [
+        row
+        | {"state_dtype": "float8_e4m3fn", "rounding": "stochastic", "way": "fp8"}
+        | curve([errors[row["gates"]]] * 7)
+        for row in bf16
+    ]
+    (said,) = sentences.fp8(rows)
+    assert "is enough in 0 of 2 regimes; its output errs most with typical / full rank, 6.0%" in said
+    assert said.endswith("It errs less than bfloat16 with rare writes / full rank (5.0% against 20.0%).")
+    rare = next(row for row in rows if row.get("way") == "float16" and row["gates"] == "rare writes")
+    rare |= curve([0.3, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1])
+    (said,) = sentences.first_steps(rows)
+    assert "with rare writes / full rank to step " in said and "(30.0% against 20.0% at first)" in said
+
+
 def test_sentences_say_what_the_rows_do():
     text = "\n".join(sentences.answers(recorded_rows()))
     assert (

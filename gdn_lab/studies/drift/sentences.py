@@ -123,16 +123,23 @@ def cost(rows: list[dict]) -> list[str]:
 
 
 def fp8(rows: list[dict]) -> list[str]:
-    """What an FP8 state with a ring costs, next to bfloat16."""
+    """In how many regimes an FP8 state with a ring is enough, its worst, and where it errs less than bfloat16."""
     found = {where: analysis.precisions(rows, where) for where in analysis.regimes(rows)}
-    each = [
-        f"{error(final(row[FP8], OUTPUT))} with {where} (bfloat16 {error(final(row[BF16], OUTPUT))})"
+    errors = {
+        where: (final(row[FP8], OUTPUT), final(row[BF16], OUTPUT))
         for where, row in found.items()
         if FP8 in row and BF16 in row
-    ]
-    return (
-        [f"An FP8 state, written once in a period of its ring, errs in the output by {listed(each)}."] if each else []
+    }
+    if not errors:
+        return []
+    enough = sum(own <= ENOUGH for own, _ in errors.values())
+    worst = max(errors, key=errors.get)
+    text = (
+        f"An FP8 state, written once in a period of its ring, is enough in {enough} of {len(errors)} regimes; its "
+        f"output errs most with {worst}, {error(errors[worst][0])}"
     )
+    less = [f"{where} ({error(own)} against {error(other)})" for where, (own, other) in errors.items() if own < other]
+    return [f"{text}. It errs less than bfloat16 with {listed(less)}." if less else f"{text}."]
 
 
 def _times(rows: list[dict]) -> dict[str, dict]:
