@@ -102,6 +102,17 @@ def test_a_run_without_parts_has_no_breakdown():
     assert "differs" not in " ".join(sentences.answers(rows))
 
 
+def test_the_pull_request_s_table_stands_next_to_its_own_concurrency():
+    table = analysis.published_pair(ServingRows(serving_rows(("before", "after"), (8, 256, 512)), RUN))
+    assert list(table)[-3:] == ["before, C = 256", "after, C = 256", "change, %"]
+
+
+def test_draft_tokens_are_found_in_a_recorded_run_of_their_own():
+    run, found = recorded_serving.recorded_serving("h200", "qwen3.5-35b-a3b", 1, drafts=True)
+    assert ServingRows(found, run).speculation and not ServingRows(*measured("h200", "09_serving")[::-1]).speculation
+    assert recorded_serving.recorded_serving("h200", "qwen3.5-27b", 2, drafts=True) == ({}, [])
+
+
 def test_configurations_are_compared_where_all_were_served():
     """A run that was stopped has `best` at 8 requests alone."""
     found = serving_rows(("before", "after", "best"), (8, 256))

@@ -128,6 +128,7 @@ def worth_table(rows: ServingRows) -> pandas.DataFrame:
     ).dropna(axis="columns", how="all")
 
 
+PUBLISHED_C = 256  # requests in flight in the pull request's table
 PUBLISHED = {  # the metrics of the pull request's table, as fields of a run row
     "output throughput": "output_throughput",
     "TPOT": "tpot_ms",
@@ -137,16 +138,17 @@ PUBLISHED = {  # the metrics of the pull request's table, as fields of a run row
 
 
 def published_pair(rows: ServingRows) -> pandas.DataFrame:
-    """The pull request's table, and next to it `before` and `after` as served here, at their largest concurrency."""
+    """The pull request's table, and next to it `before` and `after` as served here, at its C if they have it."""
     table = published("end_to_end")
     names = {"triton": "PR: Triton", "flashinfer": "PR: FlashInfer", "change_percent": "PR: change, %"}
     shared = [concurrency for concurrency in rows.concurrencies if {BEFORE, AFTER} <= set(rows.at(concurrency))]
     shown = table.rename(columns=names)
     if not shared or rows.toy:
         return shown
+    at = PUBLISHED_C if PUBLISHED_C in shared else shared[-1]
     for name in (BEFORE, AFTER):
-        run = rows.points[name, shared[-1]].run
-        shown[f"{name}, C = {shared[-1]}"] = [run[PUBLISHED[metric]] for metric in table.metric]
+        run = rows.points[name, at].run
+        shown[f"{name}, C = {at}"] = [run[PUBLISHED[metric]] for metric in table.metric]
     before, after = shown.columns[-2:]
     shown["change, %"] = 100 * (shown[after] / shown[before] - 1)
     return shown

@@ -14,9 +14,16 @@ NOTEBOOK = "09_serving"
 PHASE, RUN = "serving", "run"  # of serving_rows.py, which imports torch
 
 
-def recorded_serving(gpu: str, model: str, tp: int, precision: str = "fp8", data: Path = DATA) -> tuple[dict, list]:
-    """(run, rows) of the recorded run with the most points; ({}, []) where there is none. gpu: as candidate_runs()."""
+def recorded_serving(
+    gpu: str, model: str, tp: int, precision: str = "fp8", data: Path = DATA, *, drafts: bool = False
+) -> tuple[dict, list]:
+    """(run, rows) of the recorded run with the most points; ({}, []) where there is none. gpu: as candidate_runs().
+
+    drafts: of the runs that have points with draft tokens.
+    """
     found = [(run, own) for run, rows in _runs(gpu, data) if len(own := _of(rows, model, tp, precision))]
+    if drafts:
+        found = [(run, own) for run, own in found if any(row.get("draft_tokens") for row in own)]
     return max(found, key=lambda one: sum(row.get("type") == RUN for row in one[1]), default=({}, []))
 
 
