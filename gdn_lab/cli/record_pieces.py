@@ -1,4 +1,4 @@
-"""The pieces of a whole record of one GPU: every notebook, the tests on a GPU, random calls, and the sanitizer."""
+"""The pieces of a whole record of one GPU type: recorded runs, notebooks, tests on a GPU, random calls, sanitizer."""
 
 from ..cluster.job import FOLDER, PYTHON, Job
 from ..report.history import last_seconds
@@ -6,7 +6,7 @@ from ..report.random_calls import FOLDER as CALLS
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError
 from .run import ROOT
-from .sweep_jobs import UNKNOWN_S, recorded_seconds
+from .sweep_jobs import UNKNOWN_S, record_words, recorded_seconds, run_words
 
 TESTS, SANITIZE = "tests", "sanitize"
 GUESSED_S = {TESTS: 240.0, SANITIZE: 240.0, CALLS: 240.0}  # until the first record has measured them
@@ -32,7 +32,10 @@ def pieces(gpu: str, commit: str) -> tuple[list[Job], list[str]]:
             except ParameterError as error:
                 refused.append(f"{folder} is left out: {error}")
                 continue
-            jobs.append(_notebook(study, folder, given, gpus=gpus, gpu=gpu, commit=commit))
+            if gpus:
+                jobs.append(_of_study(study, folder, given, gpus=gpus, gpu=gpu, commit=commit))
+            else:
+                refused.append(f"{folder} is left out: it compares numbers of GPUs, and there is one here")
     for name, line in SHELL.items():
         seconds = last_seconds(ROOT / "data", gpu).get(name, GUESSED_S[name])
         command = ("sh", "-c", line)
@@ -40,16 +43,17 @@ def pieces(gpu: str, commit: str) -> tuple[list[Job], list[str]]:
     return jobs, refused
 
 
-def _notebook(study: Study, folder: str, given: dict[str, str], *, gpus: int, gpu: str, commit: str) -> Job:
-    words = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
+def _of_study(study: Study, folder: str, given: dict[str, str], *, gpus: int, gpu: str, commit: str) -> Job:
+    """A run of the notebook where the folder has its name, so that its page is kept; otherwise of rows alone."""
     seconds = last_seconds(ROOT / "data", gpu).get(folder) or _guessed(study, folder, given, gpu)
+    with_page = folder == study.notebook or not study.record
     return Job(
         study=folder,
         parameters={name: str(value) for name, value in given.items()},
         commit=commit,
         gpu=gpu,
         gpus=gpus,
-        command=(PYTHON, "-m", "gdn_lab", "run", study.notebook, "--runs", FOLDER, *words),
+        command=run_words(study.notebook, given) if with_page else record_words(study, given),
         seconds=seconds,
         limit_s=3 * seconds + 120,
     )

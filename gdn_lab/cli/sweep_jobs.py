@@ -8,11 +8,13 @@ from ..bench.run_folder import load_info
 from ..cluster.job import FOLDER, PYTHON, Job
 from ..cluster.request import Request
 from ..report.recorded import DATA, recorded_runs
+from ..studies import Study
 from ..studies.parameters import ParameterError, words_of
 from .errors import UsageError
 from .run import declared, find, study_of, values
 
 UNKNOWN_S = 60.0  # expected of a study that was never recorded
+PROGRAM = (PYTHON, "-m", "gdn_lab")
 AUTO = 10  # values that "auto" stands for on a GPU, about
 
 
@@ -35,18 +37,16 @@ class Plan:
         if self.request.gpus is not None or self.study is None:
             return self.request.gpus or 1
         try:
-            return self.study.gpus_of(self.study.parameters.parse(words, self.path.stem))
+            return self.study.gpus_of(self.study.parameters.parse(words, self.path.stem)) or 1
         except ParameterError as error:
             raise UsageError(str(error)) from None
 
     def _command(self, given: dict[str, str]) -> tuple[str, ...]:
         """Words that measure a point: without its notebook where the study can be recorded so, else the notebook."""
-        pairs = [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
-        program = (PYTHON, "-m", "gdn_lab")
         if self.study is not None and self.study.record:
-            return (*program, "record", self.study.name, "--fresh", "--folder", f"{FOLDER}/run", *pairs)
+            return record_words(self.study, given)
         name = self.path.stem if self.study is not None else str(self.path)
-        return (*program, "run", name, "--runs", FOLDER, *pairs)
+        return run_words(name, given)
 
     def jobs(self, gpu: str, commit: str) -> list[Job]:
         """The jobs of all points on a type of GPU."""
@@ -69,6 +69,20 @@ def expected_seconds(notebook: str, parameters: dict[str, str], gpu: str, data: 
     """How long a job may take: as long as the recorded run of its notebook, by the number of points asked for."""
     found = recorded_seconds(notebook, gpu, data)
     return max(1.0, found[0] * _points(parameters) / _points(found[1])) if found else UNKNOWN_S
+
+
+def record_words(study: Study, given: dict[str, str]) -> tuple[str, ...]:
+    """The command of a job that measures a study without its notebook. given: parameters other than the defaults."""
+    return (*PROGRAM, "record", study.name, "--fresh", "--folder", f"{FOLDER}/run", *_pairs(given))
+
+
+def run_words(name: str, given: dict[str, str]) -> tuple[str, ...]:
+    """The command of a job that executes a notebook."""
+    return (*PROGRAM, "run", name, "--runs", FOLDER, *_pairs(given))
+
+
+def _pairs(given: dict[str, str]) -> list[str]:
+    return [word for name, value in given.items() for word in ("-p", f"{name}={value}")]
 
 
 def recorded_seconds(folder: str, gpu: str, data: Path = DATA) -> tuple[float, dict] | None:

@@ -35,8 +35,9 @@ class Study:
     record(parameters, run, earlier): what `gdn-lab record` calls to measure without the notebook; appends rows to
     `run` and leaves out what the rows `earlier` have; None: only the notebook measures. gpus: the parameter that says
     on how many GPUs of one machine, or lists such numbers; "": always on one. records: {folder in
-    data/measured/<gpu>/: parameters other than the defaults} of the runs of its notebook that `gdn-lab record` without
-    a study makes; none: it makes the notebook's page alone. All callables import what they need when called.
+    data/measured/<gpu>/: parameters other than the defaults} of the runs that `gdn-lab record` without a study makes,
+    the folder of the notebook's name with its page; none: it makes the notebook's page alone.
+    All callables import what they need when called.
     """
 
     number: str
@@ -51,9 +52,9 @@ class Study:
     records: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def gpus_of(self, parameters: StudyParameters) -> int:
-        """GPUs of one machine that a run with these parameters takes."""
+        """GPUs of one machine that a run with these parameters takes; 0 if they are none that this machine can run."""
         found = getattr(parameters, self.gpus) if self.gpus else 1
-        return max(found, default=1) if isinstance(found, list) else found
+        return max(found, default=0) if isinstance(found, list) else found
 
     @property
     def notebook(self) -> str:

@@ -169,11 +169,21 @@ def test_the_pieces_are_every_notebook_the_tests_and_the_sanitizer():
     jobs, refused = record_pieces.pieces("h100", COMMIT)
     folders = [job.study for job in jobs]
     assert {"tests", "random_calls", "sanitize"} <= set(folders) and len(folders) == len(set(folders))
-    notebooks = {job.command[4] for job in jobs if job.command[0] != "sh"}
+    notebooks = {job.command[4] for job in jobs if "run" in job.command}
     assert notebooks == {study.notebook for study in studies()} and not refused
+    alone = {job.study: job.command[4] for job in jobs if "record" in job.command}
+    assert "09_serving_27b" in alone and set(alone.values()) == {"serving"}, "no page, so that pages stay few"
     wide = {job.study: job.gpus for job in jobs if job.gpus > 1}
-    assert wide == {"08_all_reduce": 2, "09_serving_tp2": 2}
+    assert all(count == int(study.split("_tp")[1]) for study, count in wide.items() if "_tp" in study)
+    assert wide["08_all_reduce"] == 2 and wide["09_serving_397b_tp8"] == 8
     assert all(job.seconds < 540 for job in jobs), "each fits nine minutes"
+
+
+def test_one_gpu_leaves_out_what_compares_numbers_of_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    jobs, refused = record_pieces.pieces("h100", COMMIT)
+    assert "08_all_reduce" not in {job.study for job in jobs}
+    assert refused == ["08_all_reduce is left out: it compares numbers of GPUs, and there is one here"]
 
 
 def test_a_piece_is_expected_to_take_what_its_recorded_run_took():
@@ -190,7 +200,7 @@ def test_records_keep_the_names_that_are_recorded():
     named = {folder for study in studies() for folder in study.records}
     notebooks = {study.notebook for study in studies()}
     kept = {folder for gpu, folder in recorded_runs() if gpu == "h200"}
-    assert kept & notebooks <= named
+    assert kept & notebooks <= named and {folder for folder in kept if folder.startswith("09")} <= named
 
 
 def test_pages_that_take_too_much_are_refused(tmp_path, monkeypatch):

@@ -101,5 +101,5 @@ STUDY = Study(
     section=section,
     section_name="all_reduce",
     gpus="ranks",
-    records={"08_all_reduce": {"ranks": "2"}},
+    records={"08_all_reduce": {"ranks": "auto"}},
 )

@@ -153,6 +153,19 @@ STUDY = Study(
     gpus="tp",
     records={
         "09_serving": {"concurrency": "1,8,64,256,512", "minutes": "5.5"},
+        "09_serving_27b": {"model": "qwen3.5-27b", "concurrency": "1,8,64,256", "minutes": "5"},
+        "09_serving_drafts": {
+            "concurrency": "8,64",
+            "configurations": "best",
+            "rounds": "1",
+            "draft_tokens": "2,4,8",
+            "acceptance": "0.9,0.6",
+            "minutes": "2.5",
+        },
         "09_serving_tp2": {"tp": "2", "concurrency": "8,64,256", "minutes": "3.5"},
+        "09_serving_27b_tp2": {"model": "qwen3.5-27b", "tp": "2", "concurrency": "8,64,256", "minutes": "4.5"},
+        "09_serving_80b_tp2": {"model": "qwen3-next-80b-a3b", "tp": "2", "concurrency": "8,64,256", "minutes": "4.5"},
+        "09_serving_397b_tp4": {"model": "qwen3.5-397b-a17b", "tp": "4", "concurrency": "64,256", "minutes": "5"},
+        "09_serving_397b_tp8": {"model": "qwen3.5-397b-a17b", "tp": "8", "concurrency": "64,256", "minutes": "5"},
     },
 )
