@@ -105,10 +105,10 @@ TRIED = (
     "four warps 0.88, 32 rows 0.83, 16 rows 0.92, 16 rows and one warp 0.97.",
     "Programs that ask for their head before the wait for the kernel ahead, the first 2,112 of them: 346 instead of "
     "342 µs at B = 512; not timed at smaller batches, and removed.",
-    "Of 2,048 heads in two warps, four programs fit a multiprocessor, and each begins with a chain of loads: index, span, "
-    "ring, then its state. A step with empty rings takes 25.9 µs there, where its bytes take 14.7. Predicted for a program "
-    "that asks for all of its state (prefetch to the L2) as soon as it knows its slot: 27 µs instead of 30.6, 0.66 of "
-    "FlashInfer; for one that asks for the state of a program that begins when it ends: the same.",
+    "Of 2,048 heads in two warps, four programs fit a multiprocessor, and each begins with a chain of loads: index, "
+    "span, ring, then its state. A step with empty rings takes 25.9 µs there, where its bytes take 14.7. Predicted for "
+    "a program that asks for all of its state (prefetch to the L2) as soon as it knows its slot: 27 µs instead of "
+    "30.6, 0.66 of FlashInfer; for one that asks for the state of a program that begins when it ends: the same.",
     "On Hopper a warp's FP8 product, as in that first FP8 probe, is compiled to a conversion to fp16 (256 instructions "
     "for 128 rows) and an fp16 product. Products of four warps with 16 columns read e4m3 from shared memory as it is. "
     "Two e4m3 terms are exact for k and q of bf16, where the probe took four, because they are split before they are "
