@@ -131,10 +131,10 @@ def test_scale_no_norm_and_out(full):
         assert_close("o", o, expected, FP32, interpreted=True)
 
 
-@pytest.mark.parametrize("rows, parts, ahead", [(16, 1, None), (32, 2, 0), (64, 8, 3)])
-def test_tiles(monkeypatch, rows, parts, ahead):
+@pytest.mark.parametrize("rows, parts", [(16, 1), (32, 2), (64, 8)])
+def test_tiles(monkeypatch, rows, parts):
     """V is not K, and a head has several tiles, so that a tile that mixes them up shows."""
-    tiles = replay.ReplayTiles(rows, 2, 1, parts, ahead)
+    tiles = replay.ReplayTiles(rows, 2, 1, parts)
     monkeypatch.setattr(replay, "replay_tiles", lambda *_: tiles)
     registry.launch_for.cache_clear()
     pool = poisoned_pool(FP32, shape=GDNShape(1, 2, 16, 64))

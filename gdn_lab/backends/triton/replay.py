@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .device import EPS, INTERPRETED, log_decay, prefetch, program_coords, sigmoid, state_offsets
+from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
 from .replay_fold import add_updates, arrive, decays_after, terms
 
@@ -31,15 +31,13 @@ from .replay_fold import add_updates, arrive, decays_after, terms
 class ReplayTiles(NamedTuple):
     """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows.
 
-    parts: of the columns, which a program that writes goes through. ahead: how many programs ahead is the one whose
-    state a program asks for (prefetch to the L2), 0 its own; None: none.
+    parts: of the columns, which a program that writes goes through.
     """
 
     rows: int
     stages: int
     warps: int
     parts: int = 2
-    ahead: int | None = None
 
 
 @triton.jit
@@ -74,7 +72,7 @@ def replay_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, PARTS: tl.constexpr, AHEAD: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
+    STAGES: tl.constexpr, PARTS: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
     OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of one head of one row, TILE rows of its state at a time. Grid: [HV · B], heads fastest.
@@ -98,12 +96,6 @@ def replay_kernel(
         return
 
     state_at = state + (slot * HV + head) * (V * K)
-    BYTES: tl.constexpr = V * K * state.dtype.element_ty.primitive_bitwidth // 8
-    if AHEAD == 0:
-        prefetch(state_at, BYTES)
-    elif AHEAD is not None:
-        if tl.program_id(0) < AHEAD:
-            prefetch(state_at, BYTES)
     keys_at = keys + (slot * HK + key_head) * (C * K)
     decays_at = log_decays + (slot * HV + head) * C
     first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
@@ -142,11 +134,6 @@ def replay_kernel(
         weights_k = weights * tl.sum(ring_32 * k_vec[None, :], axis=1)
         weights_q = weights * tl.sum(ring_32 * q_vec[None, :], axis=1)
 
-    if AHEAD is not None and AHEAD > 0:
-        other = tl.program_id(0) + AHEAD
-        other_slot = tl.load(indices + other // HV, mask=other < tl.num_programs(0), other=-1).to(tl.int64)
-        if other_slot >= 0:
-            prefetch(state + (other_slot * HV + other % HV) * (V * K), BYTES)
     tl.debug_barrier()  # every warp has the span, which the last program to come here moves on
     earlier = arrive(arrivals + slot)
     if end < C:
@@ -202,15 +189,15 @@ def replay_kernel(
 def replay_tiles(heads: int, tensor: bool, K: int, V: int) -> ReplayTiles:
     """Choose how to launch for B · HV heads, by times on an H200. tensor: as TENSOR of replay_kernel.
 
-    Many heads: one warp for each, so that most run at once, and a program that writes takes 32 columns at a time: with
-    64 it needs 184 registers a thread instead of 150, and 16 are 32 bytes of a row, less than the least piece of
-    memory. Few: two warps, so that each is done sooner.
+    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. From 16,384
+    heads up a program that writes takes 32 columns at a time: with 64 it needs 184 registers a thread instead of 150,
+    and 16 are 32 bytes of a row, less than the least piece of memory. Below, more writes cost more than they gain.
     """
     if not tensor:
         return ReplayTiles(16, 3, 2)
     if heads < 8192:
         return ReplayTiles(min(64, V & -V), 2, 2)
-    return ReplayTiles(16, 3, 1, max(2, K // 32))
+    return ReplayTiles(16, 3, 1, max(2, K // 32) if heads >= 16384 else 2)
 
 
 def decode_launch(call):
@@ -243,7 +230,6 @@ def decode_launch(call):
             TILE=tiles.rows,
             STAGES=tiles.stages,
             PARTS=tiles.parts,
-            AHEAD=tiles.ahead,
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,
