@@ -33,8 +33,6 @@ WRONG = {("h200", "10_drift_keys"): {"triton/vk float16 stochastic"}}
 STOPPED = {
     ("h100", "06_prefill_tp1"): "running",  # all workloads at tp 1, one at tp 8
     ("h100", "11_accuracy"): "interrupted",  # all cases but three: fla's prefill
-    ("h200", "09_serving"): "interrupted",  # 19 of 20 points: not `best` at C = 512
-    ("h200", "09_serving_27b"): "interrupted",  # 15 of 16 points: not `before` at C = 1
 }
 
 
