@@ -57,6 +57,13 @@ ADVICE = (
         lambda row: _decode(row) and row["batch"] >= 16,
     ),
     Advice(
+        "decode that defers writes, B = 32 to 512",
+        DECODE,
+        "triton/replay",
+        "cutedsl/vk",
+        lambda row: _decode(row) and row["batch"] >= 32,
+    ),
+    Advice(
         "decode inside a step, B = 16 to 256",
         "03_decode_step",
         "cutedsl/vk",

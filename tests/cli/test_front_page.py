@@ -73,11 +73,13 @@ def test_savings_in_words():
 
 
 @pytest.mark.parametrize("gpu", recorded_gpus())
-@pytest.mark.parametrize("advice", ADVICE[:5], ids=lambda advice: advice.call)
+@pytest.mark.parametrize("advice", ADVICE[:-1], ids=lambda advice: advice.call)
 def test_what_is_named_is_faster_wherever_both_were_timed(advice, gpu):
     times = front_page.recorded_times(advice, gpu)
     assert all(by_name[advice.use] < by_name[advice.over] for _, by_name in times)
-    assert times or (gpu, advice.notebook) not in recorded_runs()
+    if (gpu, advice.notebook) in recorded_runs():
+        names = {f"{row.get('backend')}/{row.get('variant')}" for row in measured(gpu, advice.notebook)[1]}
+        assert times or advice.use not in names, "a variant may be younger than a record"
 
 
 @pytest.mark.parametrize("gpu", recorded_gpus())
