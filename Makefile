@@ -133,7 +133,7 @@ sanitize-%: $(READY)
 	@command -v compute-sanitizer > /dev/null || { \
 		echo "There is no compute-sanitizer here; it comes with the CUDA toolkit: install that, or add its bin to PATH"; exit 1; }
 	@mkdir -p runs/sanitize; log=runs/sanitize/$*.log; tool=$(firstword $(subst -, ,$*)); \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 FLASHINFER_LOGGING_LEVEL=warning compute-sanitizer --tool $$tool --report-api-errors no \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --report-api-errors no \
 			$(IN_VENV) -m gdn_lab smoke $(subst $(firstword $(subst -, ,$*))-,,$*) > $$log 2>&1 \
 			&& tail -n 1 $$log | grep -q "[ (]0 errors" && echo "$*: $$(tail -n 1 $$log)" || { tail -n 5 $$log; exit 1; }
 

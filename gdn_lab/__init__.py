@@ -4,6 +4,7 @@ Names are imported when they are first used, so that a command that needs no tor
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from .models import GDNShape
     from .ops import checks, decode, prefill, verify
     from .pool import StatePool
+
+os.environ.setdefault("FLASHINFER_LOGGING_LEVEL", "warning")  # else each kernel that it compiles is a line of a page
 
 __version__ = "0.2.0"  # pyproject.toml reads it here
 

@@ -9,6 +9,7 @@ with their commits; `gdn-lab report` brings it up to date.
 
 import html
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from .small_figures import with_small_figures
 
 MOST_BYTES = 6_000_000  # of the pages of one GPU
 CARDS = "pages.json"
+LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ - (?:INFO|DEBUG) - .*\n?", re.MULTILINE)  # of a library
 
 
 class Card(NamedTuple):
@@ -109,8 +111,19 @@ def _card(place: Path, name: str) -> Card:
 
 def _page(path: Path, links: dict[str, str], card: Card, gpu: str) -> str:
     text = f"{what_it_is(card, gpu)} ({card.machine})"
-    book = with_small_figures(nbformat.read(path, as_version=4))
+    book = with_small_figures(without_logs(nbformat.read(path, as_version=4)))
     return pages.html(path, links, book=book, about=f'<p class="quiet">{html.escape(text)}</p>')
+
+
+def without_logs(book):
+    """The notebook, changed in place: what libraries logged below a warning is left out, folders in it too."""
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = LOG_LINE.sub("", output.text)
+        if cell.get("outputs"):
+            cell.outputs = [each for each in cell.outputs if each.output_type != "stream" or each.text]
+    return book
 
 
 def what_it_is(card: Card, gpu: str) -> str:
