@@ -30,6 +30,7 @@ from .small_figures import with_small_figures
 MOST_BYTES = 6_000_000  # of the pages of one GPU
 CARDS = "pages.json"
 LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ - (?:INFO|DEBUG) - .*\n?", re.MULTILINE)  # of a library
+LIBRARIES = re.compile(r"^\S*/site-packages/", re.MULTILINE)  # where a machine has them, in a library's warnings
 
 
 class Card(NamedTuple):
@@ -116,11 +117,11 @@ def _page(path: Path, links: dict[str, str], card: Card, gpu: str) -> str:
 
 
 def without_logs(book):
-    """The notebook, changed in place: what libraries logged below a warning is left out, folders in it too."""
+    """The notebook, changed in place: what libraries logged below a warning is left out, and folders in warnings."""
     for cell in book.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                output.text = LOG_LINE.sub("", output.text)
+                output.text = LIBRARIES.sub("", LOG_LINE.sub("", output.text))
         if cell.get("outputs"):
             cell.outputs = [each for each in cell.outputs if each.output_type != "stream" or each.text]
     return book

@@ -151,7 +151,8 @@ def test_site_is_for_machines_without_a_gpu(monkeypatch, capsys):
 def test_log_lines_of_libraries_stay_out_of_a_page():
     log = "2026-11-29 00:54:26,729 - INFO - jit.py:177 - flashinfer.jit: Persisted to /home/someone/.cache/a.o\n"
     warning = "2026-11-29 00:54:26,729 - WARNING - jit.py:9 - slow\n"
-    texts = (log + "12 points\n" + warning, log)
+    torch = "torch/profiler.py:224: UserWarning: cleared\n"
+    texts = (log + "12 points\n" + warning + f"/home/someone/lib/site-packages/{torch}", log)
     outputs = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in texts]
     book = site.without_logs(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=outputs)]))
-    assert [output.text for output in book.cells[0].outputs] == ["12 points\n" + warning]
+    assert [output.text for output in book.cells[0].outputs] == ["12 points\n" + warning + torch]
