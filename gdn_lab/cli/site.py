@@ -30,7 +30,7 @@ from .small_figures import with_small_figures
 MOST_BYTES = 6_000_000  # of the pages of one GPU
 CARDS = "pages.json"
 LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ - (?:INFO|DEBUG) - .*\n?", re.MULTILINE)  # of a library
-LIBRARIES = re.compile(r"^\S*/site-packages/", re.MULTILINE)  # where a machine has them, in a library's warnings
+SITE_PACKAGES = re.compile(r"^\S*/site-packages/", re.MULTILINE)  # where a machine has them, in a library's warnings
 
 
 class Card(NamedTuple):
@@ -121,7 +121,7 @@ def without_logs(book):
     for cell in book.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                output.text = LIBRARIES.sub("", LOG_LINE.sub("", output.text))
+                output.text = SITE_PACKAGES.sub("", LOG_LINE.sub("", output.text))
         if cell.get("outputs"):
             cell.outputs = [each for each in cell.outputs if each.output_type != "stream" or each.text]
     return book
