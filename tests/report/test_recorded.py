@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from gdn_lab.cli.run import ROOT
 from gdn_lab.report import recorded
 from gdn_lab.report.timed import Timed
 from gdn_lab.studies import studies
@@ -212,3 +213,13 @@ def test_recorded_answers_are_of_the_checkpoint_and_allow_their_claims(gpu):
     for shortcut in (UNGUARDED, NO_DT_BIAS):
         (case,) = (case for case in adjusted if case.shortcut == shortcut)
         assert adjusted[case] < 0.001 and answered.compared(case).change.high < 0, shortcut
+
+
+@pytest.mark.parametrize("study", [each for each in studies() if each.section], ids=lambda study: study.name)
+def test_the_page_of_a_gpu_shows_what_is_recorded_of_it(study):
+    """The run of each notebook, and every server."""
+    for gpu, folder in RUNS:
+        what = folder.removeprefix(study.notebook)
+        if folder == study.notebook or (study.name == "serving" and what != folder):
+            marker = f"<!-- measured:{gpu}-{study.section_name}{what.replace('_', '-', 1)} -->"
+            assert marker in (ROOT / "docs" / f"results_{gpu}.md").read_text(), folder
