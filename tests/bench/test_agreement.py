@@ -47,10 +47,12 @@ def test_whether_single_calls_explain_it():
 
 
 def test_recorded_runs():
-    """Of what is recorded, only a kernel whose two programs share each cache line disagrees, and on one GPU alone."""
+    """Those that disagree make calls that differ: a ring is written in one of 17 (a median of calls leaves that out, a
+    mean of replays does not), two programs of triton/kv32 share each cache line, and eager torch is many kernels."""
     found = {
         (path.parent.parent.name, one.name)
         for path in DATA.glob("measured/*/*/run.json")
         for one in disagreements(load(path.parent)[1])
     }
-    assert found <= {("h200", "triton/kv32")}
+    names = ("triton/kv32", "triton/replay", "triton/replay-fp8", "torch/vk")
+    assert found <= {("h200", name) for name in names}
