@@ -119,7 +119,7 @@ def section(run: dict, rows: list[dict]) -> Section:
     answered = AccuracyRows(rows, run)
     return Section(
         conditions=analysis.conditions(answered),
-        sentences=[*sentences.answers(answered), *analysis.refused_sentences(answered)],
+        sentences=[*sentences.answers(answered), *sentences.fp8(answered), *analysis.refused_sentences(answered)],
         figures={"accuracy_changes": figures.changes(answered), "accuracy_lengths": figures.lengths(answered)},
     )
 
