@@ -147,6 +147,33 @@ def test_tiles(monkeypatch, rows, parts):
     registry.launch_for.cache_clear()
 
 
+@pytest.mark.parametrize("rows", [1, 7, 19])
+def test_rows_with_a_full_ring_begin_first(rows):
+    """Rows change places in groups, also where padding is among them; each is taken once and moves on once."""
+    rng = torch.Generator().manual_seed(rows)
+    indices = torch.randperm(21, generator=rng)[:rows].to(torch.int32) + 1
+    pool = poisoned_pool(FP32, shape=GDNShape(1, 2, 16, 32), key_dtype=FP32)
+    live = torch.rand(rows, generator=rng) < 0.8
+    live[0] = True
+    phases = torch.where(torch.rand(22, generator=rng) < 0.4, C, torch.randint(0, C, (22,), generator=rng))
+    pool.ring.span[:] = phases[:, None]
+    before = pool.ring.span.clone()
+    slots = indices[live].long()
+    state = torch.randn(len(slots), 2, 32, 16, generator=rng).double()
+    pool.write(slots, state.float())
+    indices[~live] = PADDING
+    for step in range(3):
+        x = make_inputs(pool.shape, rows, dtype=FP32, seed=step)
+        o = decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=REPLAY)
+        expected, state = reference.decode(*(t[live] for t in x.arguments()), **x.gates(), state=state)
+        assert_close("o", o[live], expected, FP32, interpreted=True)
+        assert_close("state", pool.read(indices[live]), state, FP32, interpreted=True)
+        assert not o[~live].any() and not pool.ring.arrivals.any()
+    assert torch.equal(pool.ring.span[slots, 1], (before[slots, 1] + 3) % (C + 1))
+    others = [slot for slot in range(22) if slot not in slots.tolist()]
+    assert torch.equal(pool.ring.span[others], before[others])
+
+
 def test_a_longer_ring():
     pool = poisoned_pool(FP32, updates=32)
     run = Trajectory(pool, torch.tensor(INDICES, dtype=torch.int32))

@@ -102,8 +102,8 @@ class Ring(NamedTuple):
     log_decays [slots, HV, C] float32.
     span [slots, 2] int32: first and end. A step that finds end = C writes the true state and starts over at 0;
     with an FP8 state a step that fills the ring does so at its end, so that end < C between steps.
-    arrivals [slots] int32: how many programs of a step have read the slot's span, of which the last moves it on; 0
-    between steps.
+    arrivals [slots] int32: how many programs of a step have read the spans of a group of rows, counted at its largest
+    slot; the last moves them on. 0 between steps.
     operands: what the kernels of a step on an FP8 state hand to each other, else None.
     """
 

@@ -201,7 +201,12 @@ def test_no_spills_at_any_size(words, architecture):
 
 
 def spills_allowed(label: str) -> int:
-    """Bytes a thread: of verify and a few of a sum. float32 inputs multiply as three TF32 products each."""
+    """Bytes a thread: of verify, a few of a sum, and of a ring's step, faster with a limit of registers than without.
+
+    float32 inputs multiply as three TF32 products each.
+    """
+    if label.startswith("decode triton/replay bfloat16:"):
+        return 64
     if label.startswith("all-reduce"):
         return 128 if "RANKS=8" in label else 16
     if not label.startswith("verify"):

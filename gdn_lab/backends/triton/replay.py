@@ -7,7 +7,8 @@ state is written once the ring is full. With the state S₀ as stored, the pendi
 
 is the step in place in real arithmetic. It is one launch, without a decision of the host: a program takes one head
 of one row, and where the ring is full it also writes the state. Each slot has its own phase, so that of B rows about
-B / (C + 1) are full at a step. The last program of a row that reads the slot's span moves it on, whichever that is.
+B / (C + 1) are full at a step. Their programs take longest, so they begin first: eight rows that lie B / 8 apart
+change places among themselves by their spans. The last program that has read these spans moves them on.
 
 With a bf16 state and bf16 inputs, S₀ k and S₀ q are one product [TILE, K] · [K, 8] on the tensor cores, exact but for
 its float32 sum, because k and q are taken as they came and their norms are factors of the result. The ring adds to it
@@ -27,17 +28,20 @@ from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_
 from .recurrent import can_overlap
 from .replay_fold import add_updates, arrive, decays_after, terms
 
+GROUP = 8  # rows that change places, those with a full ring first
+
 
 class ReplayTiles(NamedTuple):
     """How replay_kernel is launched. rows: of the state, at a time. stages: of the pipelined loop over rows.
 
-    parts: of the columns, which a program that writes goes through.
+    parts: of the columns, which a program that writes goes through. registers: at most, of a thread; None: no limit.
     """
 
     rows: int
     stages: int
     warps: int
     parts: int = 2
+    registers: int | None = None
 
 
 @triton.jit
@@ -68,28 +72,60 @@ def updated(S, decay, us, keys, u, k, TERMS: tl.constexpr):
 
 
 @triton.jit
+def rows_of_group(place, indices, span, HV: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr):
+    """Return a group's rows, slots (-1 past the last row), firsts and ends of their spans, and which row is of `place`.
+
+    Each [GROUP]. A group is the rows place % apart + n · apart with apart = ⌈B / GROUP⌉; those with a full ring have
+    its first places.
+    """
+    B = tl.num_programs(0) // HV
+    apart = tl.cdiv(B, GROUP)
+    nth = tl.arange(0, GROUP)
+    rows = place % apart + nth * apart
+    slots = tl.load(indices + rows, mask=rows < B, other=-1).to(tl.int64)
+    firsts = tl.load(span + 2 * slots, mask=slots >= 0, other=0)
+    ends = tl.load(span + 2 * slots + 1, mask=slots >= 0, other=0)
+    full = (ends == C).to(tl.int32)
+    before = tl.cumsum(full, axis=0)
+    places = tl.where(full > 0, before - 1, tl.sum(full) + nth - before)
+    return rows, slots, firsts, ends, places == place // apart
+
+
+@triton.jit
 def replay_kernel(
     q, k, v, a, b, A_log, dt_bias, state, indices, keys, corrections, log_decays, span, arrivals, out, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, a_row, b_row,
     HK: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, PARTS: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
+    STAGES: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, TENSOR: tl.constexpr, TERMS: tl.constexpr,
     OVERLAP: tl.constexpr, L2NORM: tl.constexpr,
 ):  # fmt: skip
     """Take the step of one head of one row, TILE rows of its state at a time. Grid: [HV · B], heads fastest.
 
-    arrivals [slots] int32: how many programs of this step have read the slot's span; 0 between steps. TENSOR:
-    state, u and inputs are bf16, and products with the state and the ring run on the tensor cores. TERMS: of
-    add_updates().
+    arrivals [slots] int32: how many programs have read the spans of a group of rows, counted at the group's largest
+    slot; 0 between steps. TENSOR: state, u and inputs are bf16, and products with the state and the ring run on the
+    tensor cores. TERMS: of add_updates().
     """
-    _, head, key_head, row = program_coords(HK, HV, 1)
+    _, head, key_head, place = program_coords(HK, HV, 1)
     ks = tl.arange(0, K)
     js = tl.arange(0, C)
     rows = tl.arange(0, TILE)
-    out_at = out + (row * HV + head) * V
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    slot = tl.load(indices + row).to(tl.int64)
+    group, slots, firsts, ends, mine = rows_of_group(place, indices, span, HV, C, GROUP)
+    row = tl.sum(tl.where(mine, group, 0))
+    slot = tl.sum(tl.where(mine, slots, 0))
+    first, end = tl.sum(tl.where(mine, firsts, 0)), tl.sum(tl.where(mine, ends, 0))
+    tl.debug_barrier()  # every warp has the spans, which the last program to come here moves on
+    largest = tl.max(slots)
+    if largest >= 0:
+        members = tl.sum((group < tl.num_programs(0) // HV).to(tl.int32))
+        is_last = arrive(arrivals + largest) == HV * members - 1
+        tl.store(arrivals + largest, 0, mask=is_last)
+        moved = is_last & (slots >= 0)
+        tl.store(span + 2 * slots, tl.where(ends < C, firsts, 0), mask=moved)
+        tl.store(span + 2 * slots + 1, tl.where(ends < C, ends + 1, 0), mask=moved)
+    out_at = out + (row * HV + head) * V
     if slot < 0:
         for tile in tl.static_range(V // TILE):
             tl.store(out_at + tile * TILE + rows, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
@@ -98,7 +134,6 @@ def replay_kernel(
     state_at = state + (slot * HV + head) * (V * K)
     keys_at = keys + (slot * HK + key_head) * (C * K)
     decays_at = log_decays + (slot * HV + head) * C
-    first, end = tl.load(span + 2 * slot), tl.load(span + 2 * slot + 1)
     k_at = k + row * k_row + key_head * k_head
     k_raw = tl.load(k_at + ks)
     q_raw = tl.load(q + row * q_row + key_head * q_head + ks)
@@ -134,8 +169,6 @@ def replay_kernel(
         weights_k = weights * tl.sum(ring_32 * k_vec[None, :], axis=1)
         weights_q = weights * tl.sum(ring_32 * q_vec[None, :], axis=1)
 
-    tl.debug_barrier()  # every warp has the span, which the last program to come here moves on
-    earlier = arrive(arrivals + slot)
     if end < C:
         if head % (HV // HK) == 0:
             tl.store(keys_at + end * K + ks, k_raw)
@@ -180,24 +213,20 @@ def replay_kernel(
                 S_new = updated(S_part, decay, weighted, ring_part, u, k_part, TERMS)
                 tl.store(part_at + n * PART, S_new.to(state.dtype.element_ty))
 
-    is_last = earlier == HV - 1
-    tl.store(arrivals + slot, 0, mask=is_last)
-    tl.store(span + 2 * slot, tl.where(end < C, first, 0), mask=is_last)
-    tl.store(span + 2 * slot + 1, tl.where(end < C, end + 1, 0), mask=is_last)
-
 
 def replay_tiles(heads: int, tensor: bool, K: int, V: int) -> ReplayTiles:
     """Choose how to launch for B · HV heads, by times on an H200. tensor: as TENSOR of replay_kernel.
 
-    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. From 16,384
-    heads up a program that writes takes 32 columns at a time: with 64 it needs 184 registers a thread instead of 150,
-    and 16 are 32 bytes of a row, less than the least piece of memory. Below, more writes cost more than they gain.
+    Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. A program that
+    writes takes 32 columns at a time, 64 bytes of a row, the least piece of memory: with 64 columns it needs 250
+    registers a thread in two warps. The limits let 6 programs of two warps or 16 of one share a multiprocessor.
     """
     if not tensor:
         return ReplayTiles(16, 3, 2)
+    parts, limited = max(2, K // 32), K <= 128
     if heads < 8192:
-        return ReplayTiles(min(64, V & -V), 2, 2)
-    return ReplayTiles(16, 3, 1, max(2, K // 32) if heads >= 16384 else 2)
+        return ReplayTiles(min(64, V & -V), 2, 2, parts, 168 if limited else None)
+    return ReplayTiles(16, 2, 1, parts, 128 if limited else None)
 
 
 def decode_launch(call):
@@ -230,11 +259,13 @@ def decode_launch(call):
             TILE=tiles.rows,
             STAGES=tiles.stages,
             PARTS=tiles.parts,
+            GROUP=GROUP,
             TENSOR=tensor,
             TERMS=split,
             OVERLAP=overlap,
             L2NORM=use_qk_l2norm,
             num_warps=tiles.warps,
+            maxnreg=tiles.registers,
             launch_pdl=overlap,
         )
 

@@ -115,6 +115,23 @@ TRIED = (
     "place of what is read: removed.",
     "In four parts a step of 8,192 heads (64 value heads at B = 128) was recorded at 100 µs, 0.68 of FlashInfer, where "
     "0.625 was predicted and two parts had taken 95, 0.64, in an earlier process. Below 16,384 heads two are back.",
+    "A writer holds up the step most where it begins last. Spans change while a step runs, so rows can change places "
+    "by them only in groups whose spans move on once all programs of the group have read them. Predicted for groups "
+    "of 8 rows, B / 8 apart, those with a full ring first: 29.3 instead of 30.8 µs with 8 value heads at B = 256. "
+    "Measured in one process: 31.8 without, 29.7 in groups of 4, 29.8 in groups of 8, 30.4 in groups of 32. With 64 "
+    "value heads, one warp each: 91.7 instead of 98.2 µs at B = 128, 170 instead of 174 at 256, 330 instead of 326 at "
+    "512.",
+    "A limit of 128 registers, which four parts keep without spilling, lets all 2,048 heads of one warp run at once: "
+    "predicted 27 µs, measured 40.0 where two warps took 30.8. A program of one warp that writes goes through 32 "
+    "pieces one after the other, and the step is as long as that. With many heads the limit gains: 16 programs on a "
+    "multiprocessor instead of 13 with two stages instead of three, 322 instead of 333 µs at B = 512, 171 instead of "
+    "177 at 256.",
+    "With full rings first four parts gain where two warps take a head, too, since more programs run: 28.1 µs at 8 "
+    "value heads and B = 256 (0.70 of FlashInfer) with a limit of 168 registers, 49.9 at B = 512 (0.65), where two "
+    "parts take 29.8 and 53.8. Beside it 32 rows 29.2 and 50.7, one stage 30.4 and 56.1, 128 rows in four warps 31.8 "
+    "and 57.2. For one warp, 64 value heads, B = 128, 256 and 512: 16 rows in four parts, two stages and 128 "
+    "registers 0.625, 0.590, 0.577; without the limit 0.630, 0.609, 0.600; one stage 0.677, 0.650, 0.644; in two "
+    "parts 0.719, 0.704, 0.701. Hints that the state leaves the L2 first or last change nothing.",
     "On Hopper a warp's FP8 product, as in that first FP8 probe, is compiled to a conversion to fp16 (256 instructions "
     "for 128 rows) and an fp16 product. Products of four warps with 16 columns read e4m3 from shared memory as it is. "
     "Two e4m3 terms are exact for k and q of bf16, where the probe took four, because they are split before they are "
