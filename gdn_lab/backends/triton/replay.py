@@ -26,7 +26,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .device import EPS, INTERPRETED, log_decay, program_coords, sigmoid, state_offsets
 from .recurrent import can_overlap
-from .replay_fold import add_updates, arrive, decays_after, of_first_thread, terms
+from .replay_fold import add_updates, arrive, decays_after, terms
 
 GROUP = 8  # rows that change places, those with a full ring first
 
@@ -72,43 +72,23 @@ def updated(S, decay, us, keys, u, k, TERMS: tl.constexpr):
 
 
 @triton.jit
-def group_of(place, indices, span, wanted, HV: tl.constexpr, GROUP: tl.constexpr):
-    """Return the rows of a place's group, their slots (-1 for padding and past the last row), firsts and ends: [GROUP].
+def rows_of_group(place, indices, span, HV: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr):
+    """Return a group's rows, slots (-1 past the last row), firsts and ends of their spans, and which row is of `place`.
 
-    A group is the rows place % apart + n · apart with apart = ⌈B / GROUP⌉. Where `wanted` is not set nothing is loaded.
+    Each [GROUP]. A group is the rows place % apart + n · apart with apart = ⌈B / GROUP⌉; those with a full ring have
+    its first places.
     """
     B = tl.num_programs(0) // HV
     apart = tl.cdiv(B, GROUP)
-    rows = place % apart + tl.arange(0, GROUP) * apart
-    slots = tl.load(indices + rows, mask=(rows < B) & wanted, other=-1).to(tl.int64)
+    nth = tl.arange(0, GROUP)
+    rows = place % apart + nth * apart
+    slots = tl.load(indices + rows, mask=rows < B, other=-1).to(tl.int64)
     firsts = tl.load(span + 2 * slots, mask=slots >= 0, other=0)
     ends = tl.load(span + 2 * slots + 1, mask=slots >= 0, other=0)
-    return rows, slots, firsts, ends
-
-
-@triton.jit
-def is_taken(place, ends, HV: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr):
-    """Return which row of its group `place` takes, [GROUP]: rows with a full ring have the group's first places."""
     full = (ends == C).to(tl.int32)
     before = tl.cumsum(full, axis=0)
-    places = tl.where(full > 0, before - 1, tl.sum(full) + tl.arange(0, GROUP) - before)
-    return places == place // tl.cdiv(tl.num_programs(0) // HV, GROUP)
-
-
-@triton.jit
-def move_on(place, indices, span, arrivals, earlier, HV: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr):
-    """Write what the spans of a place's group are after this step, if all its other programs have read them.
-
-    earlier: what arrive() returned. What the group is, is loaded again: kept, it would cost registers all along.
-    """
-    B = tl.num_programs(0) // HV
-    apart = tl.cdiv(B, GROUP)
-    members = (B - place % apart + apart - 1) // apart
-    is_last = of_first_thread(earlier) == (HV * members - 1).to(tl.int32)
-    _, slots, firsts, ends = group_of(place, indices, span, is_last, HV, GROUP)
-    tl.store(arrivals + tl.max(slots), 0, mask=is_last)
-    tl.store(span + 2 * slots, tl.where(ends < C, firsts, 0), mask=slots >= 0)
-    tl.store(span + 2 * slots + 1, tl.where(ends < C, ends + 1, 0), mask=slots >= 0)
+    places = tl.where(full > 0, before - 1, tl.sum(full) + nth - before)
+    return rows, slots, firsts, ends, places == place // apart
 
 
 @triton.jit
@@ -132,21 +112,24 @@ def replay_kernel(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    group, slots, firsts, ends = group_of(place, indices, span, True, HV, GROUP)
-    mine = is_taken(place, ends, HV, C, GROUP)
+    group, slots, firsts, ends, mine = rows_of_group(place, indices, span, HV, C, GROUP)
     row = tl.sum(tl.where(mine, group, 0))
     slot = tl.sum(tl.where(mine, slots, 0))
     first, end = tl.sum(tl.where(mine, firsts, 0)), tl.sum(tl.where(mine, ends, 0))
     tl.debug_barrier()  # every warp has the spans, which the last program to come here moves on
-    counter = arrivals + tl.max(slots)
+    largest = tl.max(slots)
+    if largest >= 0:
+        members = tl.sum((group < tl.num_programs(0) // HV).to(tl.int32))
+        is_last = arrive(arrivals + largest) == HV * members - 1
+        tl.store(arrivals + largest, 0, mask=is_last)
+        moved = is_last & (slots >= 0)
+        tl.store(span + 2 * slots, tl.where(ends < C, firsts, 0), mask=moved)
+        tl.store(span + 2 * slots + 1, tl.where(ends < C, ends + 1, 0), mask=moved)
     out_at = out + (row * HV + head) * V
     if slot < 0:
         for tile in tl.static_range(V // TILE):
             tl.store(out_at + tile * TILE + rows, tl.zeros([TILE], tl.float32).to(out.dtype.element_ty))
-        if tl.max(slots) >= 0:
-            move_on(place, indices, span, arrivals, arrive(counter), HV, C, GROUP)
         return
-    earlier = arrive(counter)  # on its way until the end
 
     state_at = state + (slot * HV + head) * (V * K)
     keys_at = keys + (slot * HK + key_head) * (C * K)
@@ -229,7 +212,6 @@ def replay_kernel(
                     ring_next = tl.load(ring_at + (n + 1) * PART, mask=pending[:, None], other=0.0)
                 S_new = updated(S_part, decay, weighted, ring_part, u, k_part, TERMS)
                 tl.store(part_at + n * PART, S_new.to(state.dtype.element_ty))
-    move_on(place, indices, span, arrivals, earlier, HV, C, GROUP)
 
 
 def replay_tiles(heads: int, tensor: bool, K: int, V: int) -> ReplayTiles:

@@ -12,28 +12,18 @@ from .device import INTERPRETED, state_offsets
 
 ARRIVE = tl.constexpr(
     "{ .reg .pred p; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; mov.b32 $0, -1;"
-    " @p atom.relaxed.gpu.global.add.u32 $0, [$1], 1; }"
+    " @p atom.relaxed.gpu.global.add.u32 $0, [$1], 1; shfl.sync.idx.b32 $0, $0, 0, 31, -1; }"
 )
-FIRST_LANE = tl.constexpr("shfl.sync.idx.b32 $0, $1, 0, 31, -1;")
 SETTLE_TILE, SETTLE_WARPS = 32, 4
 
 
 @triton.jit
 def arrive(counter):
-    """Add one to *counter, int32; return what it was, in the program's first thread alone."""
+    """Add one to *counter, int32; return what it was, in the program's first warp alone."""
     if INTERPRETED:
         return tl.atomic_add(counter, 1, sem="relaxed")
     else:
         return tl.inline_asm_elementwise(ARRIVE, "=r,l", [counter.to(tl.int64)], tl.int32, is_pure=False, pack=1)
-
-
-@triton.jit
-def of_first_thread(x):
-    """Return what the first thread of each warp has of x, int32: in the program's first, what arrive() returned."""
-    if INTERPRETED:
-        return x
-    else:
-        return tl.inline_asm_elementwise(FIRST_LANE, "=r,r", [x], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
