@@ -214,19 +214,20 @@ def replay_kernel(
                 tl.store(part_at + n * PART, S_new.to(state.dtype.element_ty))
 
 
-def replay_tiles(heads: int, tensor: bool, K: int, V: int) -> ReplayTiles:
+def replay_tiles(heads: int, tensor: bool, K: int, V: int, C: int) -> ReplayTiles:
     """Choose how to launch for B · HV heads, by times on an H200. tensor: as TENSOR of replay_kernel.
 
     Many heads: one warp for each, so that most run at once. Few: two warps, so that each is done sooner. A program that
     writes takes 32 columns at a time, 64 bytes of a row, the least piece of memory: with 64 columns it needs 250
-    registers a thread in two warps. The limits let 6 programs of two warps or 16 of one share a multiprocessor.
+    registers a thread in two warps. The limits let 6 programs of two warps or 16 of one share a multiprocessor; with a
+    longer ring or head they would cost more.
     """
     if not tensor:
         return ReplayTiles(16, 3, 2)
-    parts, limited = max(2, K // 32), K <= 128
+    parts, limited = max(2, K // 32), K <= 128 and C <= 16
     if heads < 8192:
         return ReplayTiles(min(64, V & -V), 2, 2, parts, 168 if limited else None)
-    return ReplayTiles(16, 2, 1, parts, 128 if limited else None)
+    return ReplayTiles(16, 2, 1, parts, 128) if limited else ReplayTiles(16, 3, 1, parts)
 
 
 def decode_launch(call):
@@ -235,10 +236,11 @@ def decode_launch(call):
     overlap = can_overlap(call.device)
     tensor = call.state_dtype is call.key_dtype is torch.bfloat16
     split = terms(call.state_dtype, call.key_dtype)
-    chosen = functools.cache(lambda rows: replay_tiles(rows * HV, tensor, K, V))
+    chosen = functools.cache(lambda rows, updates: replay_tiles(rows * HV, tensor, K, V, updates))
 
     def launch(q, k, v, a, b, *, A_log, dt_bias, state, indices, scale, use_qk_l2norm, out):
-        rows, ring, tiles = q.shape[0], state.ring, chosen(q.shape[0])
+        rows, ring = q.shape[0], state.ring
+        tiles = chosen(rows, ring.updates)
         replay_kernel[(HV * rows,)](
             *(q, k, v, a, b, A_log, dt_bias, state.data, indices),
             *(ring.keys, ring.corrections, ring.log_decays, ring.span, ring.arrivals, out),
