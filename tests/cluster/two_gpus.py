@@ -1,6 +1,6 @@
 """python two_gpus.py: the same sweep on one GPU and on two. Half the time, and the same times of kernels?
 
-Needs two GPUs and Ray, and about 100 seconds. Compiles every kernel first, so that neither sweep does; then sweeps on
+Needs two GPUs and Ray, and about three minutes. Compiles every kernel first, so that neither sweep does; then sweeps on
 GPU 0 alone, then on both. Exits with 1 if two GPUs take over 55 % of one's time. --made-up: how it runs, on a CPU.
 """
 
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TPS = ("4", "8")
+TPS = ("8",)
 POINT = "-p batches=64,256 -p backends=triton/vk,triton/kv32 -p samples=20".split()
 ON_A_CPU = "-p backends=torch".split()
 CASE = ("tp", "seed", "batch", "backend", "variant", "indexing", "timer")
