@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="PIECES",
-        help="without STUDY: of all that is kept these alone, begun in this order, such as 02_decode_kernels,tests",
+        help="without STUDY: of all that is kept these alone, in this order, such as 02_decode_kernels,tests_layer",
     )
     parser.add_argument("--fresh", action="store_true", help="take over nothing from an earlier run")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="the run to go on with; default: the newest such")

@@ -36,8 +36,8 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
             runs[name] = history.of_run(*load(measured / name))
         elif name == SANITIZE:
             written += [_copy(path, measured / SANITIZE / path.name) for path in sorted(place.glob("*-*.log"))]
-        elif name == TESTS:
-            written.append(_tail(place / "log.txt", measured / TESTS / "test-gpu.log"))
+        elif name in TESTS:
+            written.append(_tail(place / "log.txt", measured / "tests" / f"{name}.log"))
     if runs and not _known(runs, history.read(root / "data", gpu)):
         line = {"utc": utc(), "runs": runs, "seconds": _seconds(folder, jobs)}
         history.append(root / "data", gpu, line)

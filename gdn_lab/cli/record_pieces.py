@@ -8,15 +8,21 @@ from ..studies.parameters import ParameterError
 from .run import ROOT
 from .sweep_jobs import UNKNOWN_S, record_words, recorded_seconds, run_words
 
-TESTS, SANITIZE = "tests", "sanitize"
-GUESSED_S = {TESTS: 240.0, SANITIZE: 240.0, CALLS: 240.0}  # until the first record has measured them
+# The tests on a GPU in three parts, each of which ends within the nine minutes of a record: what pytest is given.
+TESTS = {
+    "tests_kernels": "tests --ignore=tests/layer --ignore=tests/engine",
+    "tests_layer": "tests/layer",
+    "tests_engine": "tests/engine",
+}
+SANITIZE = "sanitize"
+GUESSED_S = 240.0  # of a piece of SHELL, until the first record has measured it
 PAGE_S = 40.0  # of a notebook that measures nothing
 SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
 # make's own recipes, on the Python that runs this; READY= leaves the set-up of .venv out. make fails with 2, which is a
 # usage error of gdn-lab's, so 1 takes its place.
 MAKE = f'make READY= IN_VENV={PYTHON} GDN_LAB="{PYTHON} -m gdn_lab"'
 SHELL = {
-    TESTS: f"{MAKE} test-gpu || exit 1",
+    **{name: f'{MAKE} test-gpu ARGS="{paths}" || exit 1' for name, paths in TESTS.items()},
     CALLS: f"{PYTHON} -m gdn_lab check ours --calls 100000 --runs {FOLDER}",
     SANITIZE: f"{MAKE} -k -j 8 sanitize; status=$?; cp runs/sanitize/*.log {FOLDER}/; [ $status -eq 0 ]",
 }
@@ -37,7 +43,7 @@ def pieces(gpu: str, commit: str) -> tuple[list[Job], list[str]]:
             else:
                 refused.append(f"{folder} is left out: it compares numbers of GPUs, and there is one here")
     for name, line in SHELL.items():
-        seconds = last_seconds(ROOT / "data", gpu).get(name, GUESSED_S[name])
+        seconds = last_seconds(ROOT / "data", gpu).get(name, GUESSED_S)
         command = ("sh", "-c", line)
         jobs.append(Job(name, {}, commit, gpu, command=command, seconds=seconds, limit_s=3 * seconds + 120))
     return jobs, refused

@@ -58,7 +58,7 @@ def pieces(tmp_path, us=105.5, fails=False) -> list[Job]:
     lines = {
         "02_decode_kernels": f"cp -r {one} {FOLDER}/run",
         "00_start_here": f"cp -r {two} {FOLDER}/run",
-        record_pieces.TESTS: "echo a; echo b; echo c; echo '31 passed in 9 s'" + ("; exit 1" if fails else ""),
+        "tests_layer": "echo a; echo b; echo c; echo '31 passed in 9 s'" + ("; exit 1" if fails else ""),
         record_pieces.CALLS: f"echo '{{\"calls\": 25}}' > {FOLDER}/rows.jsonl; "
         f"echo '{json.dumps(CALLS_RUN)}' > {FOLDER}/run.json",
         record_pieces.SANITIZE: f"echo 0 errors > {FOLDER}/memcheck-triton.log",
@@ -99,10 +99,10 @@ def test_a_record_replaces_rows_pages_and_logs_and_adds_a_line_of_history(root, 
     assert not (measured / "00_start_here").exists(), "it measures nothing"
     assert (measured / "sanitize" / "memcheck-triton.log").read_text() == "0 errors\n"
     assert load(measured / "random_calls") == (CALLS_RUN, [{"calls": 25}])
-    assert (measured / "tests" / "test-gpu.log").read_text().endswith("31 passed in 9 s\n")
+    assert (measured / "tests" / "tests_layer.log").read_text().endswith("31 passed in 9 s\n")
     (line,) = history.read(root / "data", "h100")
     assert line["runs"]["02_decode_kernels"]["headlines"] == {"decode bfloat16, batch 64, triton/vk": 105.5}
-    assert set(line["seconds"]) == {"02_decode_kernels", "00_start_here", "tests", "random_calls", "sanitize"}
+    assert set(line["seconds"]) == {"02_decode_kernels", "00_start_here", "tests_layer", "random_calls", "sanitize"}
     pages = root / "docs" / "site"
     assert "h100/index.html" in (pages / "index.html").read_text()
     assert "How fast?" in (pages / "h100" / "02_decode_kernels.html").read_text()
@@ -130,12 +130,12 @@ def test_fresh_begins_anew(root, tmp_path):
 
 
 def test_chosen_pieces_begin_in_their_order_and_are_installed_without_the_others(root, tmp_path):
-    assert record(tmp_path, "--only", "tests,02_decode_kernels") == 0
+    assert record(tmp_path, "--only", "tests_layer,02_decode_kernels") == 0
     (folder,) = (tmp_path / "runs" / "records").iterdir()
     lines = [json.loads(line) for line in (folder / "journal.jsonl").open()]
     about = [json.loads((folder / "jobs" / line["job"] / "job.json").read_text()) for line in lines]
     began = [each["study"] for line, each in zip(lines, about, strict=True) if line["event"] == "began"]
-    assert began == ["tests", "02_decode_kernels"]
+    assert began == ["tests_layer", "02_decode_kernels"]
     measured = root / "data" / "measured" / "h100"
     assert sorted(path.name for path in measured.iterdir()) == ["02_decode_kernels", "history.jsonl", "tests"]
     assert record(tmp_path) == 0 and (measured / "sanitize").is_dir(), "the rest goes on in the same folder"
@@ -144,7 +144,7 @@ def test_chosen_pieces_begin_in_their_order_and_are_installed_without_the_others
 def test_a_piece_that_fails_leaves_the_rest_recorded(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record_all, "pieces", lambda gpu, commit: (pieces(tmp_path, fails=True), []))
     assert record(tmp_path) == 1
-    assert "tests failed" in capsys.readouterr().err
+    assert "tests_layer failed" in capsys.readouterr().err
     assert (root / "data" / "measured" / "h100" / "02_decode_kernels" / "rows.jsonl").is_file()
     assert not (root / "data" / "measured" / "h100" / "tests").exists()
 
@@ -156,8 +156,8 @@ def test_a_piece_that_fails_leaves_the_rest_recorded(root, tmp_path, monkeypatch
         ("code_id", lambda: "c0ffee-dirty", (), "has changes"),
         ("code_id", lambda: COMMIT, ("--gpus", "2"), "--gpus is of one study"),
         ("code_id", lambda: COMMIT, ("--minutes", "soon"), "expected a number"),
-        ("code_id", lambda: COMMIT, ("--only", "tests,fast"), "there is no piece 'fast'"),
-        ("code_id", lambda: COMMIT, ("serving", "--only", "tests"), "leave it or the study out"),
+        ("code_id", lambda: COMMIT, ("--only", "tests_layer,fast"), "there is no piece 'fast'"),
+        ("code_id", lambda: COMMIT, ("serving", "--only", "tests_layer"), "leave it or the study out"),
     ],
 )
 def test_what_cannot_be_recorded_is_a_usage_error(root, tmp_path, monkeypatch, capsys, name, value, words, reason):
@@ -168,7 +168,7 @@ def test_what_cannot_be_recorded_is_a_usage_error(root, tmp_path, monkeypatch, c
 def test_the_pieces_are_every_notebook_the_tests_and_the_sanitizer():
     jobs, refused = record_pieces.pieces("h100", COMMIT)
     folders = [job.study for job in jobs]
-    assert {"tests", "random_calls", "sanitize"} <= set(folders) and len(folders) == len(set(folders))
+    assert {*record_pieces.TESTS, "random_calls", "sanitize"} <= set(folders) and len(folders) == len(set(folders))
     notebooks = {job.command[4] for job in jobs if "run" in job.command}
     assert notebooks == {study.notebook for study in studies()} and not refused
     alone = {job.study: job.command[4] for job in jobs if "record" in job.command}
