@@ -111,6 +111,9 @@ def test_draft_tokens_are_found_in_a_recorded_run_of_their_own():
     run, found = recorded_serving.recorded_serving("h200", "qwen3.5-35b-a3b", 1, drafts=True)
     assert ServingRows(found, run).speculation and not ServingRows(*measured("h200", "09_serving")[::-1]).speculation
     assert recorded_serving.recorded_serving("h200", "qwen3.5-27b", 2, drafts=True) == ({}, [])
+    assert recorded_serving.recorded_drafts("h100", "qwen3.5-35b-a3b", 1) == (run, found), "no H100 has any"
+    assert "H200" in title_of(figures.speculation(ServingRows(found, run)))
+    assert recorded_serving.recorded_drafts("h200", "qwen3.5-27b", 2) == ({}, [])
 
 
 def test_configurations_are_compared_where_all_were_served():

@@ -7,7 +7,7 @@ Imports no torch.
 from pathlib import Path
 
 from ...report.nearest import candidate_runs
-from ...report.recorded import DATA
+from ...report.recorded import DATA, recorded_gpus
 from ...report.text import listed, provenance
 
 NOTEBOOK = "09_serving"
@@ -25,6 +25,12 @@ def recorded_serving(
     if drafts:
         found = [(run, own) for run, own in found if any(row.get("draft_tokens") for row in own)]
     return max(found, key=lambda one: sum(row.get("type") == RUN for row in one[1]), default=({}, []))
+
+
+def recorded_drafts(gpu: str, model: str, tp: int, precision: str = "fp8", data: Path = DATA) -> tuple[dict, list]:
+    """(run, rows) of a recorded run with draft tokens, on `gpu` or else on another GPU, which the run names."""
+    found = (recorded_serving(name, model, tp, precision, data, drafts=True) for name in (gpu, *recorded_gpus(data)))
+    return next((one for one in found if one[1]), ({}, []))
 
 
 def recorded_line(recorded: tuple[dict, list], p) -> str:
