@@ -88,7 +88,7 @@ TRIED = (
     "without, at B = 512. Asking for the ring's u as well gains: 337; without the state it was not tried. Keys before "
     "the slot's span is known: no gain. One head in two programs: 390; in four: 555. A limit of 128 registers, which "
     "spills in the branch: 395. A ring of 32: 371.",
-    "What is launched now, on that H200, as the mean of whole periods, interleaved with FlashInfer in one process: "
+    "What was launched then, on that H200, as the mean of whole periods, interleaved with FlashInfer in one process: "
     "340 µs at B = 512 (0.59), 176 at 256 (0.61), 95 at 128 (0.64), 29 at 32 (0.72), 10.2 at 8 (0.85); with 8 value "
     "heads 30.6 at B = 256 (0.75) and 54.4 at 512 (0.70). The worst single step of a period is 1.08 of the mean at B "
     "= 128. With 256 heads, B = 32 and 8 value heads, the kernels in place are faster: 6.0 against 8.6 µs. Still "
@@ -134,7 +134,8 @@ TRIED = (
     "parts 0.719, 0.704, 0.701. Hints that the state leaves the L2 first or last change nothing.",
     "The count of a group's arrivals, awaited at the end instead of at once: predicted 1 µs less for each program, "
     "measured 1 to 4 % more at every batch, since what a program must remember until then spills. The limits, chosen "
-    "with a ring of 16, cost a ring of 32 a quarter of its time (457 instead of 371 µs at B = 512): it has none.",
+    "with a ring of 16, cost a ring of 32 a quarter of its time (457 instead of 371 µs at B = 512): a longer ring has "
+    "none.",
     "On Hopper a warp's FP8 product, as in that first FP8 probe, is compiled to a conversion to fp16 (256 instructions "
     "for 128 rows) and an fp16 product. Products of four warps with 16 columns read e4m3 from shared memory as it is. "
     "Two e4m3 terms are exact for k and q of bf16, where the probe took four, because they are split before they are "
