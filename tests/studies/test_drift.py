@@ -307,8 +307,17 @@ def test_fast_exponentials_are_compared_with_exact_ones_of_the_same_kernel():
     assert analysis.FAST in figures._bars(rows + exact + fast, "typical / full rank")
 
 
+def test_the_answer_is_short_where_steps_were_timed():
+    rows = recorded_rows()
+    short = sentences.answer(rows)
+    assert short[:3] == [line.replace("**", "") for line in sentences.in_short(rows)]
+    untimed = [{key: value for key, value in row.items() if key != "median_us"} for row in rows]
+    assert sentences.answer(untimed) == sentences.answers(untimed)
+
+
 def test_sentences_of_no_rows():
-    assert sentences.answers([]) == ["Nothing was run, so nothing is known of the drift."]
+    nothing = ["Nothing was run, so nothing is known of the drift."]
+    assert sentences.answers([]) == sentences.answer([]) == nothing
 
 
 @pytest.mark.parametrize("draw", [figures.over_steps, figures.shortcuts, figures.magnitudes, figures.backends])

@@ -12,8 +12,14 @@ BF16_STOCHASTIC, FP16_STOCHASTIC = "bfloat16, stochastic", "float16, stochastic"
 FP8 = "float8_e4m3fn, stochastic"
 
 
+def answer(rows: list[dict]) -> list[str]:
+    """The answer as it stands on top of the page: in short where steps were timed; FP8's last."""
+    lines = [line.replace("**", "") for line in in_short(rows)]
+    return [*lines, *fp8(rows)] if lines else answers(rows)
+
+
 def answers(rows: list[dict]) -> list[str]:
-    """The answer, a sentence each: the verdict first, then what it rests on."""
+    """Everything that the rows say, a sentence each: the verdict first, then what it rests on."""
     if not analysis.of_ways(rows):
         return ["Nothing was run, so nothing is known of the drift."]
     makers = (
