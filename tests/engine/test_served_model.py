@@ -9,7 +9,8 @@ from gdn_lab.engine.served_model import ServedModel
 
 MODELS = ["qwen3.5-35b-a3b", "qwen3.5-27b"]  # with experts, and dense
 # Activations are bf16: a token is right if its logit is this near to the largest, in standard deviations of the logits.
-NEAR = 0.05
+# Processors sum products of bf16 in different orders: here 0.05 is not enough on each.
+NEAR = 0.1
 LENGTHS = (11, 3, 20)
 STEPS = 6
 
@@ -126,7 +127,7 @@ def test_fp8_answers_like_its_own_weights():
     model, each = build(weights), prompts()
     found = answers(model, start(model, each))
     for prompt, tokens in zip(each, found, strict=True):
-        assert (short_of_best(exact_logits(weights, prompt, tokens[:-1]), tokens) <= 10 * NEAR).all()
+        assert (short_of_best(exact_logits(weights, prompt, tokens[:-1]), tokens) <= 5 * NEAR).all()
 
 
 def test_padding_rows_change_nothing(weights):
