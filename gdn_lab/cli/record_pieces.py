@@ -8,7 +8,7 @@ from ..studies.parameters import ParameterError
 from .run import ROOT
 from .sweep_jobs import UNKNOWN_S, record_words, recorded_seconds, run_words
 
-# The tests on a GPU in three parts, each of which ends within the nine minutes of a record: what pytest is given.
+# The tests on a GPU in three parts, since all of them are too long for one piece of nine minutes: what pytest is given.
 TESTS = {
     "tests_kernels": "tests --ignore=tests/layer --ignore=tests/engine",
     "tests_layer": "tests/layer",

@@ -176,7 +176,7 @@ def test_recorded_prefill_is_ahead_of_fla_and_of_the_detour(gpu):
 def test_recorded_drift_allows_what_is_claimed_of_our_kernels(gpu):
     """Exact decay in cutedsl; stochastic rounding at most 5 % slower than to nearest; an error for every precision.
 
-    It was 3 % until rounding to nearest, which arithmetic does not limit, became 2 % faster on an H200.
+    Its arithmetic takes that long on an H200, where rounding to nearest is limited by memory alone.
     """
     _, rows = recorded.measured(gpu, "10_drift")
     for where in drift.regimes(rows):
