@@ -41,7 +41,7 @@ FILLING := $(VENV)/.filling
 CUDA13 := 'CUDA [A-Za-z ]*Version *: *(1[3-9]|[2-9][0-9])'
 
 .DEFAULT_GOAL := help
-.PHONY: help run record sweep serve advise bench check judge profile lab compare board list backends site report capture-scrub test test-all test-gpu test-pages fuzz mutants sanitize lint constraints clean train
+.PHONY: help run record sweep serve advise bench check judge profile lab compare board list backends site report capture-scrub test test-all test-gpu test-gpu-together test-gpu-alone test-pages fuzz mutants sanitize lint constraints clean train
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -109,7 +109,13 @@ test-all: $(READY)  ## those, and every kernel compiled at every size, which tak
 	@$(IN_VENV) -m pytest -m "not gpu and not browser" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-gpu: $(READY)  ## the tests on an NVIDIA GPU; one that skips there has failed
+	@$(MAKE) --no-print-directory test-gpu-together
+	@$(MAKE) --no-print-directory test-gpu-alone
+
+test-gpu-together: $(READY)  ## of these, the ones that may run side by side
 	@$(IN_VENV) -m pytest -m "gpu and not alone" --no-skips -n auto --maxprocesses 12 $(ARGS) || [ $$? -eq 5 ]
+
+test-gpu-alone: $(READY)  ## of these, the ones that time the host, record a profile or fill the GPU's memory
 	@$(IN_VENV) -m pytest -m "gpu and alone" --no-skips $(ARGS) || [ $$? -eq 5 ]
 
 test-pages: $(READY)  ## open every page in headless Chromium (Debian, Ubuntu: apt install chromium)

@@ -8,11 +8,12 @@ from ..studies.parameters import ParameterError
 from .run import ROOT
 from .sweep_jobs import UNKNOWN_S, record_words, recorded_seconds, run_words
 
-# The tests on a GPU in three parts, since all of them are too long for one piece of nine minutes: what pytest is given.
+# The tests on a GPU in four parts, since all of them are too long for one piece of nine minutes: make's target for each.
 TESTS = {
-    "tests_kernels": "tests --ignore=tests/layer --ignore=tests/engine",
-    "tests_layer": "tests/layer",
-    "tests_engine": "tests/engine",
+    "tests_kernels": 'test-gpu-together ARGS="tests --ignore=tests/layer --ignore=tests/engine"',
+    "tests_layer": "test-gpu-together ARGS=tests/layer",
+    "tests_engine": "test-gpu-together ARGS=tests/engine",
+    "tests_alone": "test-gpu-alone",
 }
 SANITIZE = "sanitize"
 GUESSED_S = 240.0  # of a piece of SHELL, until the first record has measured it
@@ -22,7 +23,7 @@ SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
 # usage error of gdn-lab's, so 1 takes its place.
 MAKE = f'make READY= IN_VENV={PYTHON} GDN_LAB="{PYTHON} -m gdn_lab"'
 SHELL = {
-    **{name: f'{MAKE} test-gpu ARGS="{paths}" || exit 1' for name, paths in TESTS.items()},
+    **{name: f"{MAKE} {target} || exit 1" for name, target in TESTS.items()},
     CALLS: f"{PYTHON} -m gdn_lab check ours --calls 100000 --runs {FOLDER}",
     SANITIZE: f"{MAKE} -k -j 8 sanitize; status=$?; cp runs/sanitize/*.log {FOLDER}/; [ $status -eq 0 ]",
 }

@@ -7,7 +7,7 @@ from gdn_lab.engine.capacity import capacity, fill, weight_nbytes
 from gdn_lab.engine.model_weights import ModelWeights
 from gdn_lab.engine.served_model import ServedModel
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.alone]  # it fills the GPU's memory
 
 MODEL, LENGTH = "qwen3.5-35b-a3b", 1024
 
