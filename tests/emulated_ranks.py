@@ -8,6 +8,9 @@ import torch
 from gdn_lab.engine.all_reduce_kernels import ADD, RECEIVE, SEND
 from gdn_lab.engine.all_reduce_launch import HALVES, Peers, empty, one_shot, scratch_elements, two_shot
 
+# Integers apart: Triton specializes by whether an address is a multiple of 16 bytes. With one kernel for all ranks none
+# is loaded while that of another rank waits for it: loading may wait for all that runs on the GPU.
+ALIGNED = 4
 STAGES = {one_shot: (SEND, ADD), two_shot: (SEND, ADD, RECEIVE)}
 
 
@@ -16,7 +19,7 @@ def emulated(ranks: int, rows: int, hidden: int, multiprocessors: int = 1, devic
     scratches = torch.empty(ranks, HALVES, scratch_elements(rows, hidden, ranks), dtype=torch.int16, device=device)
     empty(scratches)
     addresses = torch.tensor([scratch.data_ptr() for scratch in scratches], device=device)
-    counters = torch.zeros(ranks, 1, dtype=torch.int32, device=device)
+    counters = torch.zeros(ranks, ALIGNED, dtype=torch.int32, device=device)[:, :1]
     return [Peers(rank, ranks, scratches[rank], addresses, counters[rank], multiprocessors) for rank in range(ranks)]
 
 
