@@ -149,7 +149,7 @@ def test_kernels_in_a_row_see_each_other(variant):
 @pytest.mark.alone
 def test_eager_call_costs_at_most_two_bare_launches():
     """Host time of decode() on triton against that of the kernel's launch alone: medians of interleaved rounds."""
-    from gdn_lab.backends.triton.recurrent import can_overlap, decode_tile, recurrent_kernel
+    from gdn_lab.backends.triton.recurrent import Constants, can_overlap, decode_tile, recurrent_kernel
 
     pool = StatePool(FULL, 65, device=GPU)
     x = make_inputs(FULL, 8, device=GPU)
@@ -158,12 +158,12 @@ def test_eager_call_costs_at_most_two_bare_launches():
     overlap = can_overlap(GPU)
     tile = decode_tile(8 * 64, overlap)
     strides = (x.q.stride(0), 0, 128, x.k.stride(0), 0, 128, x.v.stride(0), 0, 128, x.a.stride(0), 0, x.b.stride(0), 0)
+    constants = Constants(16, 64, 128, 128, 1, tile.rows, True, False, True, overlap, True)
 
     def bare():
         recurrent_kernel[(128 // tile.rows * 64 * 8,)](
             x.q, x.k, x.v, x.a, x.b, x.A_log, x.dt_bias, pool.state, indices, pool.state, out, 128**-0.5, *strides, 0,
-            None, None, 16, 64, 128, 128, 1, tile.rows, True, False, True, overlap, True, False,
-            num_warps=tile.warps, launch_pdl=overlap,
+            None, None, *constants, num_warps=tile.warps, launch_pdl=overlap,
         )  # fmt: skip
 
     def eager():

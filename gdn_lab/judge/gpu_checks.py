@@ -1,6 +1,7 @@
 """Checks of a decode kernel that need a GPU: CUDA graphs, allocations, synchronisation, streams, what was compiled."""
 
 import dataclasses
+import itertools
 
 import torch
 
@@ -10,6 +11,7 @@ from .making import make
 
 REPLAYS = 4
 SPIN_CYCLES = 100_000_000  # of torch.cuda._sleep: about 50 ms
+SPINS = (SPIN_CYCLES, 6 * SPIN_CYCLES)
 SYNCHRONISES = (
     "DataDependentOutputException",  # .item(), .tolist(), bool()
     "DynamicOutputShapeException",  # nonzero(), x[mask]
@@ -154,12 +156,13 @@ def streams(candidate: Candidate, seconds: float) -> str:
     needs_gpu(candidate)
     made = candidate.make(candidate.usual(batch=6, padding=(2,)))
     candidate.run(made)  # compiles
-    for named in (torch.cuda.Stream(), torch.cuda.current_stream()):
+    # Another process's turn on a GPU can outlast the first spin and put kernels in order; hence a longer one too.
+    for named, cycles in itertools.product((torch.cuda.Stream(), torch.cuda.current_stream()), SPINS):
         fresh = candidate.make(dataclasses.replace(made.trial, seed=candidate.seed + 77))
         refill(made, candidate.seed + 76, padding=(2,))
         torch.cuda.synchronize()
         with torch.cuda.stream(named):
-            torch.cuda._sleep(SPIN_CYCLES)
+            torch.cuda._sleep(cycles)
             for x, new in zip(made.arguments, fresh.arguments, strict=True):
                 x.copy_(new)
             before = kept(made)

@@ -13,6 +13,7 @@ from conftest import HAS_GPU
 
 from gdn_lab import GDNShape, decode, reference
 from gdn_lab.backends.cutedsl import cache
+from gdn_lab.backends.cutedsl.backend import tile_for
 from gdn_lab.ops import make_inputs
 
 CAPABILITY = torch.cuda.get_device_capability() if HAS_GPU else (0, 0)
@@ -54,7 +55,7 @@ def test_null_slot_of_nan():
     assert same_bits(pool.state[0], null)
 
 
-def test_one_compilation_for_every_batch_pool_and_stride():
+def test_one_compilation_for_every_batch_of_a_tile_pool_and_stride():
     def run(batch, slots, strides):
         pool = filled_pool(RANK, slots, layout="VK", dtype=BF16, device=GPU)
         x = make_inputs(RANK, batch, device=GPU)
@@ -65,7 +66,8 @@ def test_one_compilation_for_every_batch_pool_and_stride():
 
     run(20, 40, "packed")
     before = len(cache.prepared)
-    for batch, slots, strides in ((17, 40, "wide"), (33, 34, "contiguous"), (100, 200, "packed")):
+    for batch, slots, strides in ((17, 40, "wide"), (32, 34, "contiguous"), (25, 200, "packed")):
+        assert tile_for(batch * RANK.num_v_heads, BF16) == tile_for(20 * RANK.num_v_heads, BF16)
         run(batch, slots, strides)
     assert len(cache.prepared) == before
 

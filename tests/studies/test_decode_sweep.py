@@ -381,18 +381,18 @@ def test_the_bar_ends_at_its_end(capsys):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_on_a_gpu(tmp_path):
     with Run.create("test", {}, root=tmp_path) as run:
         rows = decode_sweep(GDNShape(2, 8), [1, 32], run=run, samples=10)
-    assert {row["backend"] for row in rows if row["status"] == "ok"} >= {"torch", "triton"}
     assert not [row for row in rows if row["status"] == "wrong"]
-    times = {(row["backend"], row["variant"], row["indexing"], row["batch"], row["timer"]): row for row in rows}
+    timed = [row for row in rows if row["status"] == "ok"]
+    times = {(row["backend"], row["variant"], row["indexing"], row["batch"], row["timer"]): row for row in timed}
     for (backend, variant, indexing, batch, timer), row in times.items():
-        if row["status"] != "ok":
-            continue
         assert row["l2"] == "cold" and math.isfinite(row["median_us"])
         assert row["share_of_roof"] < 1.1, "faster than memory: the state did not come from there"
         if timer == "cupti_kernel":
             replay = times[backend, variant, indexing, batch, "cuda_graph_replay"]
             assert row["median_us"] < 1.1 * replay["median_us"]
-    assert {row["timer"] for row in rows if row["status"] == "ok"} == {"cuda_graph_replay", "cupti_kernel"}
+    assert {row["backend"] for row in timed} >= {"torch", "triton"}
+    assert {row["timer"] for row in timed} == {"cuda_graph_replay", "cupti_kernel"}
