@@ -19,6 +19,7 @@ def draw(lines: list[dict], gpu: str) -> Figure:
 
     What has changed by LEAST or more is drawn in its colour with its name; the rest in grey.
     """
+    lines = pieces_joined(lines)
     times = relative_times(lines)
     last = max((points[-1][0] for points in times.values()), default=0)
     still = [name for name, points in times.items() if all(abs(ratio - 1) < LEAST for _, ratio in points)]
@@ -38,18 +39,46 @@ def draw(lines: list[dict], gpu: str) -> Figure:
     return fig
 
 
+def pieces_joined(lines: list[dict]) -> list[dict]:
+    """The lines, those that follow each other with other pieces of one commit's record as one."""
+    joined: list[dict] = []
+    for line in lines:
+        commits = {run["commit"] for run in line["runs"].values()}
+        before = joined[-1]["runs"] if joined else {}
+        if (
+            before
+            and len(commits | {run["commit"] for run in before.values()}) == 1
+            and not before.keys() & line["runs"]
+        ):
+            joined[-1] = joined[-1] | {"runs": before | line["runs"]}
+        else:
+            joined.append(line)
+    return joined
+
+
 def relative_times(lines: list[dict]) -> dict[str, list[tuple[int, float]]]:
-    """{"decode triton/vk": [(number of the line, time relative to the first)]} of what at least two records hold."""
-    first, ratios = {}, defaultdict(lambda: defaultdict(list))
+    """{"decode triton/vk": [(number of the line, time relative to the first)]} of what at least two records hold.
+
+    A headline is compared with that of the same folder: others are of another model or dtype. Its newest time counts
+    until it is recorded again, since a record may hold some of the folders.
+    """
+    times, found = defaultdict(lambda: defaultdict(list)), {}  # {group: {(folder, headline): [(line, time)]}}
     for number, line in enumerate(lines):
-        for run in line["runs"].values():
+        for folder, run in line["runs"].items():
             for name, value in run["headlines"].items():
-                ratios[_group(name)][number].append(value / first.setdefault(name, value))
-    medians = {
-        group: sorted((number, statistics.median(values)) for number, values in by_line.items())
-        for group, by_line in ratios.items()
-    }
-    return {group: points for group, points in medians.items() if len(points) > 1}
+                times[_group(name)][folder, name].append((number, value))
+    for group, series in times.items():
+        again = [points for points in series.values() if len(points) > 1]
+        numbers = sorted({number for points in again for number, _ in points})
+        if again:
+            found[group] = [(number, statistics.median(_ratios(again, number))) for number in numbers]
+    return found
+
+
+def _ratios(series: list[list[tuple[int, float]]], number: int) -> list[float]:
+    """The newest time of each series up to a line, relative to its first."""
+    known = [[value for at, value in points if at <= number] for points in series]
+    return [values[-1] / values[0] for values in known if values]
 
 
 def _group(headline: str) -> str:

@@ -60,6 +60,30 @@ def test_the_figure_draws_times_relative_to_the_first_record():
     assert "nothing was recorded twice" in history_figure.draw(lines[:1], "h100").get_suptitle()
 
 
+def test_a_headline_is_compared_with_its_own_folder_and_counts_until_it_is_recorded_again():
+    """27B's TPOT has the name of 35B's, and a record of a few pieces says nothing of the others."""
+
+    def run(ms, commit):
+        return {"commit": commit, "versions": {}, "headlines": {"TPOT best, tp 1, 64 requests": ms}}
+
+    runs = [
+        {"09_serving": run(10.0, "a"), "10_drift": run(3.0, "a")},
+        {"09_serving": run(8.0, "b"), "09_serving_27b": run(40.0, "b")},
+        {"09_serving_27b": run(36.0, "c")},
+    ]
+    lines = [line(1.0) | {"runs": each} for each in runs]
+    assert history_figure.relative_times(lines) == {"TPOT best": [(0, 1.0), (1, 0.9), (2, pytest.approx(0.85))]}
+
+
+def test_pieces_of_one_commit_are_one_point():
+    first, second = line(2.0), line(1.5)
+    other = line(3.0) | {"runs": {"10_drift": line(3.0)["runs"]["02_decode_kernels"]}}
+    assert [sorted(each["runs"]) for each in history_figure.pieces_joined([first, other, second])] == [
+        ["02_decode_kernels", "10_drift"],
+        ["02_decode_kernels"],
+    ]
+
+
 @pytest.mark.parametrize("gpu", recorded_gpus())
 def test_the_history_that_is_kept_is_in_the_order_of_time(gpu):
     lines = history.read(DATA, gpu)
