@@ -5,10 +5,10 @@ Run by test_triton_interpreter.py in a process of its own, under TRITON_INTERPRE
 
 import pytest
 import torch
-from emulated_ranks import emulated, everywhere
 from layer_interpreter_cases import BF16, LAST_PLACE, assert_close, assert_quantized, random
 
 from gdn_lab.engine.all_reduce_launch import Norm, one_shot, two_shot
+from gdn_lab.engine.emulated_ranks import emulated, everywhere
 from gdn_lab.layer import layer_reference
 from gdn_lab.layer.gdn_layer import Activation
 

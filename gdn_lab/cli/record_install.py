@@ -38,8 +38,8 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
             written += [_copy(path, measured / SANITIZE / path.name) for path in sorted(place.glob("*-*.log"))]
         elif name in TESTS:
             written.append(_tail(place / "log.txt", measured / "tests" / f"{name}.log"))
-    if runs and not _known(runs, history.read(root / "data", gpu)):
-        line = {"utc": utc(), "runs": runs, "seconds": _seconds(folder, jobs)}
+    line = {"utc": utc(), "runs": runs, "seconds": _seconds(folder, jobs)}
+    if finished and not _known(line, history.read(root / "data", gpu)):
         history.append(root / "data", gpu, line)
         written.append(measured / history.FILE)
     books = {name: place for name, place in finished.items() if name not in SHELL}
@@ -77,10 +77,11 @@ def _seconds(folder: Path, jobs: dict[str, Job]) -> dict[str, float]:
     return {jobs[job].study: line["seconds"] for job, line in journal.final.items() if job in jobs}
 
 
-def _known(runs: dict, lines: list[dict]) -> bool:
-    """Whether the newest line holds these very runs: a record that is installed again adds none."""
-    same = json.loads(json.dumps(runs))
-    return bool(lines) and all(lines[-1]["runs"].get(name) == run for name, run in same.items())
+def _known(line: dict, lines: list[dict]) -> bool:
+    """Whether the newest line holds these very runs and seconds: a record that is installed again adds none."""
+    newest = lines[-1] if lines else {}
+    same = json.loads(json.dumps(line))
+    return bool(newest) and all(same[part].items() <= newest.get(part, {}).items() for part in ("runs", "seconds"))
 
 
 def _report(root: Path) -> list[Path]:

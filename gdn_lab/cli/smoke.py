@@ -2,12 +2,13 @@
 
     gdn-lab smoke [group ...]      all groups unless named; --list prints them
 
-A group is a backend with kernels, or "step": whole decode steps of a toy model, in configurations that launch the
-kernels around GDN apart and fused, and the projections' kernel by itself.
+A group is a backend with kernels; "step": whole decode steps of a toy model, in configurations that launch the kernels
+around GDN apart and fused, and the projections' kernel by itself; or "server": smoke_server.py.
 
-A call has two rows on a pool of four slots, one of them padding where the phase allows it, so that compute-sanitizer,
-which slows kernels a hundredfold, finishes in minutes. bf16 state, and for decode by a backend's first variant float32
-too. Prints where it runs, then a line for each call; exits with 1 if one fails or differs from the float64 reference.
+A call has two rows, one of them padding where the phase allows it, so that compute-sanitizer, which slows kernels a
+hundredfold, finishes in minutes. A state of bf16, or what else a variant takes, and for decode by a backend's first
+variant float32 too. A variant that defers its writes makes as many steps of ten rows as fill each ring, which it then
+writes. Prints where it runs, then a line for each call; exits with 1 if one fails or differs from the reference.
 """
 
 from functools import partial
@@ -18,13 +19,18 @@ from .. import ops, reference
 from ..backends.base import dtype_name
 from ..backends.registry import BACKENDS, VARIANTS, backends, refusal
 from ..bench.environment import environment
+from ..e4m3 import draft_dtype
 from ..layer import Step, StepWeights
 from ..layer.fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
 from ..models import GDNShape
 from ..pool import StatePool
+from ..rounding import FP8
+from ..tolerances import FP8_STATE
+from . import smoke_server
 from .errors import UsageError
 
 SHAPE = GDNShape(1, 2)
+ROWS, RING_ROWS = 2, 10  # of a call; with a ring more than change places among themselves
 TOKENS = 5  # of a verify call: more than triton's recurrent kernel takes for a bf16 state
 LENGTHS = (70, 5)  # of the sequences of a prefill call: more than one chunk, and less than one
 STEPS = {  # configurations and models: with experts, and dense
@@ -40,8 +46,9 @@ VERIFY_FLAGS = {  # update_state, with intermediate states
 
 
 def groups() -> list[str]:
-    """Return the names of the groups: backends that are installed and launch kernels, and "step"."""
-    return [r.name for r in backends() if r.installed and any(v.role != "eager" for v in r.variants)] + ["step"]
+    """Return the names of the groups: backends that are installed and launch kernels, "step" and "server"."""
+    launching = [r.name for r in backends() if r.installed and any(v.role != "eager" for v in r.variants)]
+    return [*launching, "step", "server"]
 
 
 def calls(names=()):
@@ -53,6 +60,8 @@ def calls(names=()):
     yield from _backend_calls(names, device)
     if not names or "step" in names:
         yield from _step_calls(device)
+    if not names or "server" in names:
+        yield from smoke_server.calls(device)
 
 
 def _backend_calls(names, device):
@@ -61,16 +70,21 @@ def _backend_calls(names, device):
             continue
         for variant in backend.variants:
             for phase in variant.phases:
+                dtypes = [dtype for dtype in (torch.bfloat16, torch.float32) if dtype in variant.state_dtypes]
                 both = phase == "decode" and variant is backend.variants[0]
-                for dtype in (torch.bfloat16, torch.float32) if both else (torch.bfloat16,):
+                for dtype in (dtypes if both else dtypes[:1]) or variant.state_dtypes[:1]:
                     yield from _variant_calls(variant, phase, dtype, device)
+            if "decode" in variant.stochastic and torch.bfloat16 in variant.state_dtypes:
+                yield from _variant_calls(variant, "decode", torch.bfloat16, device, "stochastic")
 
 
-def _variant_calls(variant, phase, dtype, device):
-    pool = partial(StatePool, SHAPE, 4, layout=variant.layout, dtype=dtype, device=device)
+def _variant_calls(variant, phase, dtype, device, rounding=None):
+    slots = (RING_ROWS if variant.ring else ROWS) + 2
+    pool = partial(StatePool, SHAPE, slots, layout=variant.layout, dtype=dtype, device=device, rounding=rounding)
     for mode, call in PHASES[phase]:
-        what = " ".join(filter(None, (phase, mode, variant.full_name, dtype_name(dtype))))
+        what = " ".join(filter(None, (phase, mode, variant.full_name, dtype_name(dtype), rounding)))
         options = dict(layout=variant.layout, dtype=dtype, device=device, phase=phase, mode=mode)
+        options["stochastic"] = rounding is not None
         if reason := refusal(variant.full_name, SHAPE, **options):
             print(f"{what}: {reason}", flush=True)
             continue
@@ -108,12 +122,28 @@ def _linear(precision, device):
 
 
 def _decode(make_pool, backend):
-    pool, indices = _filled(make_pool, padding=True)
-    pool.reserve_ring(VARIANTS[backend].ring)
-    x = ops.make_inputs(SHAPE, 2, device=pool.device)
+    """One step; with a ring one of half the rows, so that its slots fill at two times, and until all have been written.
+
+    Then what is pending is written.
+    """
+    ring = VARIANTS[backend].ring
+    pool, every = _filled(make_pool, padding=True, rows=RING_ROWS if ring else ROWS)
+    pool.reserve_ring(ring)
+    found = [_step_of(pool, every[: len(every) // 2], backend, seed=0)] if ring else []
+    found += [_step_of(pool, every, backend, seed=step) for step in range(1, ring + 2)]
+    live = every[:-1]
+    before = pool.read(live)
+    pool.settle(live)
+    found.append(_error(before, before, pool, live, before))
+    return all(right for right, _ in found), max(error for _, error in found)
+
+
+def _step_of(pool, indices, backend, seed):
+    x = ops.make_inputs(SHAPE, len(indices), device=pool.device, seed=seed)
+    live = [row for row, slot in enumerate(indices.tolist()) if slot >= 0]
     expected, state = reference.decode(*x.arguments(), **x.gates(), state=pool.read(indices))
     o = ops.decode(*x.arguments(), **x.gates(), pool=pool, indices=indices, backend=backend)
-    return _error(o[:1], expected[:1], pool, indices[:1], state[:1])
+    return _error(o[live], expected[live], pool, indices[live], state[live])
 
 
 def _verify(update_state, keeps, make_pool, backend):
@@ -121,7 +151,8 @@ def _verify(update_state, keeps, make_pool, backend):
     x = ops.make_inputs(SHAPE, 2, tokens=TOKENS, device=pool.device)
     before = pool.read(indices)
     expected, states = reference.verify(*x.arguments(), **x.gates(), state=before)
-    buffer = torch.empty(2, TOKENS, *pool.state.shape[1:], dtype=pool.dtype, device=pool.device) if keeps else None
+    dtype = draft_dtype(pool.dtype)
+    buffer = torch.empty(2, TOKENS, *pool.state.shape[1:], dtype=dtype, device=pool.device) if keeps else None
     o = ops.verify(
         *x.arguments(),
         **x.gates(),
@@ -159,18 +190,24 @@ PHASES = {
 }
 
 
-def _filled(make_pool, padding: bool):
-    """Return a pool of random state and the slots of two rows, the second of them padding if asked."""
+def _filled(make_pool, padding: bool, rows: int = ROWS):
+    """Return a pool of random state and the slots of `rows` rows, the last of them padding if asked."""
     pool = make_pool()
-    pool.state.normal_(0, 0.3)
-    return pool, torch.tensor([3, -1 if padding else 1], dtype=torch.int32, device=pool.device)
+    slots = torch.arange(1, pool.slots, device=pool.device)
+    shape = len(slots), SHAPE.num_v_heads, SHAPE.head_v_dim, SHAPE.head_k_dim
+    pool.write(slots, 0.3 * torch.randn(shape, device=pool.device))
+    indices = slots.flip(0)[:rows].int()
+    if padding:
+        indices[-1] = -1
+    return pool, indices
 
 
 def _error(o, expected, pool, indices, state) -> tuple[bool, float]:
     """Return whether the largest error of output and state is small, and that error."""
-    errors = torch.cat([(o.cpu() - expected.cpu()).flatten(), (pool.read(indices).cpu() - state.cpu()).flatten()]).abs()
-    error = errors.max().item()
-    return error <= LARGEST_ERROR, error  # NaN is not
+    of_output, of_state = ((o.cpu() - expected.cpu()).abs().max(), (pool.read(indices).cpu() - state.cpu()).abs().max())
+    rounding = FP8_STATE * state.abs().max().item() if pool.dtype is FP8 else 0.0
+    right = of_output <= LARGEST_ERROR and of_state <= LARGEST_ERROR + rounding  # NaN is not
+    return bool(right), max(of_output.item(), of_state.item())
 
 
 def where() -> str:
@@ -187,7 +224,7 @@ def where() -> str:
 
 def add_arguments(parser) -> None:
     """Add the command's arguments to an argparse parser."""
-    parser.add_argument("groups", nargs="*", help="backends, or step; all unless named")
+    parser.add_argument("groups", nargs="*", help="backends, step or server; all unless named")
     parser.add_argument("--list", action="store_true", help="print the groups, one a line, and run nothing")
 
 
@@ -196,8 +233,8 @@ def run(arguments) -> int:
     if arguments.list:
         print("\n".join(groups()))
         return 0
-    if unknown := [name for name in arguments.groups if name not in (*BACKENDS, "step")]:
-        raise UsageError(f"group: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}, step")
+    if unknown := [name for name in arguments.groups if name not in (*BACKENDS, "step", "server")]:
+        raise UsageError(f"group: {', '.join(unknown)} unknown; choose some of {', '.join(BACKENDS)}, step, server")
     print(f"Every kernel once, small: {where()}", flush=True)
     wrong = 0
     for what, call in calls(arguments.groups):

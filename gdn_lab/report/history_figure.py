@@ -40,9 +40,9 @@ def draw(lines: list[dict], gpu: str) -> Figure:
 
 
 def pieces_joined(lines: list[dict]) -> list[dict]:
-    """The lines, those that follow each other with other pieces of one commit's record as one."""
+    """The lines with runs, those that follow each other with other pieces of one commit's record as one."""
     joined: list[dict] = []
-    for line in lines:
+    for line in (line for line in lines if line["runs"]):  # without runs: the seconds of tests
         commits = {run["commit"] for run in line["runs"].values()}
         before = joined[-1]["runs"] if joined else {}
         if (

@@ -31,6 +31,7 @@ PROCESSES = {
         "small_model_interpreter_cases.py": 1,
         "served_model_interpreter_cases.py": 1,
         "sampling_interpreter_cases.py": 2,
+        "smoke_interpreter_cases.py": 3,
     },
 }
 

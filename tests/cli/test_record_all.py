@@ -141,6 +141,13 @@ def test_chosen_pieces_begin_in_their_order_and_are_installed_without_the_others
     assert record(tmp_path) == 0 and (measured / "sanitize").is_dir(), "the rest goes on in the same folder"
 
 
+def test_the_time_that_tests_took_is_kept_without_a_recorded_run(root, tmp_path):
+    assert record(tmp_path, "--only", "tests_layer") == 0 and record(tmp_path, "--only", "tests_layer") == 0
+    (line,) = history.read(root / "data", "h100")
+    assert line["runs"] == {} and history.last_seconds(root / "data", "h100") == line["seconds"]
+    assert list(line["seconds"]) == ["tests_layer"]
+
+
 def test_a_piece_that_fails_leaves_the_rest_recorded(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record_all, "pieces", lambda gpu, commit: (pieces(tmp_path, fails=True), []))
     assert record(tmp_path) == 1

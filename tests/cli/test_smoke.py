@@ -12,6 +12,7 @@ def test_every_call_of_a_backend(capsys):
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("Every kernel once, small: ") and "torch 2." in first
     phases = {("decode", "bfloat16"), ("decode", "float32"), ("verify", "bfloat16"), ("prefill", "bfloat16")}
+    phases |= {("decode", "stochastic")}
     called = [line.split(":")[0].split() for line in lines]
     assert {(words[0], words[-1]) for words in called} == phases
     assert {words[1] for words in called if words[0] == "verify"} == {"update", "intermediate", "output"}
@@ -45,11 +46,19 @@ def test_an_unknown_backend(capsys):
     assert "group: cuda unknown; choose some of " in capsys.readouterr().err
 
 
-def test_list_names_backends_with_kernels_and_step(capsys):
+def test_the_server_s_kernels_need_a_gpu(capsys):
+    """In Triton's interpreter they run: smoke_interpreter_cases.py."""
+    assert main(["smoke", "server"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "server: its kernels need a GPU; on a CPU PyTorch takes their place"
+    ]
+
+
+def test_list_names_backends_with_kernels_step_and_server(capsys):
     assert main(["smoke", "--list"]) == 0
     groups = capsys.readouterr().out.split()
-    assert groups[-1] == "step" and "torch" not in groups
-    assert set(groups[:-1]) <= {v.backend for v in VARIANTS.values() if v.role != "eager"}
+    assert groups[-2:] == ["step", "server"] and "torch" not in groups
+    assert set(groups[:-2]) <= {v.backend for v in VARIANTS.values() if v.role != "eager"}
 
 
 def test_a_new_backend_is_a_group(extra_backend, capsys):

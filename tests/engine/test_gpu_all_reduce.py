@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from emulated_ranks import at_once, emulated, everywhere
 
 from gdn_lab.engine.all_reduce_launch import Norm, one_shot, two_shot
 from gdn_lab.engine.communicator_variants import variants_on
+from gdn_lab.engine.emulated_ranks import at_once, emulated, everywhere
 from gdn_lab.layer import layer_reference
 from gdn_lab.layer.gdn_layer import Activation
 from gdn_lab.studies.all_reduce.sweep import all_reduce_sweep

@@ -5,8 +5,8 @@ everywhere() runs the stages of kernels one after the other; at_once() runs whol
 
 import torch
 
-from gdn_lab.engine.all_reduce_kernels import ADD, RECEIVE, SEND
-from gdn_lab.engine.all_reduce_launch import HALVES, Peers, empty, one_shot, scratch_elements, two_shot
+from .all_reduce_kernels import ADD, RECEIVE, SEND
+from .all_reduce_launch import HALVES, Peers, empty, one_shot, scratch_elements, two_shot
 
 # Integers apart: Triton specializes by whether an address is a multiple of 16 bytes. With one kernel for all ranks none
 # is loaded while that of another rank waits for it: loading may wait for all that runs on the GPU.
