@@ -21,7 +21,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--call", type=int, metavar="I", help="make the random call number I alone")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
     parser.add_argument("--only", metavar="CHECKS", help="comma-separated names of checks")
-    parser.add_argument("--processes", type=int, metavar="N", help="of random calls; default: 1, on a GPU up to 8")
+    parser.add_argument("--processes", type=int, metavar="N", help="of random calls; default: 1, on a GPU up to 4")
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="keep rows of random calls in a run folder there")
     parser.add_argument("--sanitize", action="store_true", help="under compute-sanitizer's memcheck and racecheck, too")
 

@@ -77,7 +77,7 @@ def counted(messages, arguments, run) -> int:
 
 
 def default_processes() -> int:
-    """As many as the CPU's cores less one, on a CPU of a laptop one."""
+    """On a GPU PARALLEL, or as many as the processor's cores less two; without one, one process."""
     import torch
 
     return max(1, min(PARALLEL, (os.cpu_count() or 2) - 2)) if torch.cuda.is_available() else 1

@@ -79,7 +79,8 @@ def record(words: dict[str, str], runs: Path) -> None:
     else:
         folder = _under_nsight(nsys, step, own_words[step], runs)
     made = next((folder / name for name in (NSIGHT_FILE, KINETO_FILE) if (folder / name).is_file()), None)
-    given = {"capture": _recorded_path(made)} if made else {}
+    # Of a run outside the repository the notebook finds it too, as the newest; run.json gets no path of this machine.
+    given = {"capture": _recorded_path(made)} if made and made.is_relative_to(batch.ROOT) else {}
     batch.run_notebooks([analysis], own_words[analysis] | given, runs)
 
 

@@ -12,7 +12,7 @@ from ..cluster.journal import Journal
 from ..files import replacing
 from ..report import history
 from ..studies import studies
-from .record_pieces import CALLS, SANITIZE, SHELL, TESTS
+from .record_pieces import CALLS, SANITIZE, SHELL, TESTS, TRACE
 from .run import ROOT
 from .site import write_site
 
@@ -31,6 +31,8 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
     for name, place in finished.items():
         if name == CALLS:
             written.append(_run(place, measured / name))
+        elif name == TRACE:
+            written.append(_run(place, measured / name, also=("capture.*", "*.csv")))
         elif name in recorded:
             written.append(_run(place, measured / name))
             runs[name] = history.of_run(*load(measured / name))
@@ -46,10 +48,11 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
     return written + write_site(root / "docs" / "site", gpu, books, measured.parent) + _report(root)
 
 
-def _run(place: Path, target: Path) -> Path:
-    """Copy a run's rows and run.json; the rows first, and both whole."""
+def _run(place: Path, target: Path, also: tuple[str, ...] = ()) -> Path:
+    """Copy a run's rows and run.json, and files of the patterns `also`; run.json last, and each whole."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in (ROWS, "run.json"):
+    names = [path.name for pattern in also for path in sorted(place.glob(pattern))]
+    for name in (*names, ROWS, "run.json"):
         _copy(place / name, target / name)
     return target
 

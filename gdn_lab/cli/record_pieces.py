@@ -17,6 +17,9 @@ TESTS = {
     "tests_alone": "test-gpu-alone",
 }
 SANITIZE = "sanitize"
+TRACE = "04_nsight_systems"  # with the trace that it shows: of one configuration, few replays, and no heatmap
+TRACED = ("configurations=after", "samples=20", "heat_models=", "heat_tps=", "heat_batches=")
+TRACE_S = 120.0
 GUESSED_S = 240.0  # of a piece of SHELL, until the first record has measured it
 PAGE_S = 40.0  # of a notebook that measures nothing
 SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
@@ -51,17 +54,30 @@ def pieces(gpu: str, commit: str) -> tuple[list[Job], list[str]]:
     return jobs, refused
 
 
+def trace_words() -> tuple[str, ...]:
+    """The command that records a step under a profiler and opens it in notebook 04; the run keeps what it recorded."""
+    given = " ".join(f"-p {pair}" for pair in TRACED)
+    step = f"{FOLDER}/both/*-03_decode_step"
+    return (
+        "sh",
+        "-c",
+        f"{PYTHON} -m gdn_lab profile --runs {FOLDER}/both {given} && mv {FOLDER}/both/*-{TRACE} {FOLDER}/run"
+        f" && cp $(ls -d {step}/*.csv {step}/capture.sqlite {step}/capture.json.gz 2> /dev/null) {FOLDER}/run",
+    )
+
+
 def _of_study(study: Study, folder: str, given: dict[str, str], *, gpus: int, gpu: str, commit: str) -> Job:
     """A run of the notebook where the folder has its name, so that its page is kept; otherwise of rows alone."""
     seconds = last_seconds(ROOT / "data", gpu).get(folder) or _guessed(study, folder, given, gpu)
     with_page = folder == study.notebook or not study.record
+    command = run_words(study.notebook, given) if with_page else record_words(study, given)
     return Job(
         study=folder,
         parameters={name: str(value) for name, value in given.items()},
         commit=commit,
         gpu=gpu,
         gpus=gpus,
-        command=run_words(study.notebook, given) if with_page else record_words(study, given),
+        command=trace_words() if folder == TRACE else command,
         seconds=seconds,
         limit_s=3 * seconds + 120,
     )
@@ -70,7 +86,7 @@ def _of_study(study: Study, folder: str, given: dict[str, str], *, gpus: int, gp
 def _guessed(study: Study, folder: str, given: dict[str, str], gpu: str) -> float:
     """How long a notebook may take that was never a piece: its own limit, or as long as its recorded run."""
     if not study.records:
-        return PAGE_S
+        return TRACE_S if study.notebook == TRACE else PAGE_S
     if limit := study.parameters.model_fields.get("minutes"):
         return SET_UP_S + 60 * float(given.get("minutes", limit.default))
     found = recorded_seconds(folder, gpu)

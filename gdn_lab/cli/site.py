@@ -17,6 +17,7 @@ from typing import NamedTuple
 import nbformat
 
 from ..files import replacing
+from ..names import gpu_short_name
 from ..report.recorded import DATA
 from ..report.text import device_name, sm_clock
 from ..report.text import sentence_as_html as sentence
@@ -46,10 +47,11 @@ class Card(NamedTuple):
 def write_site(site: Path, gpu: str, books: dict[str, Path], measured: Path = DATA / "measured") -> list[Path]:
     """Write the page of each executed notebook to <site>/<gpu>/, then the indices. books: {page's name: job's folder}.
 
-    Pages of other names stay. measured: with the records of each GPU, which its index lists. BatchError if the pages of
-    a GPU would take more than MOST_BYTES.
+    Pages of other names stay, and those that show what was recorded on another GPU are left out. measured: with the
+    records of each GPU, which its index lists. BatchError if the pages of a GPU would take more than MOST_BYTES.
     """
     executed = {name: path for name, place in sorted(books.items()) if (path := _executed(place))}
+    executed = {name: path for name, path in executed.items() if not _shows_another(path.parent, gpu)}
     if not executed:
         return []
     folder = site / gpu
@@ -91,6 +93,12 @@ def read_cards(folder: Path) -> dict[str, Card]:
 
 def _executed(place: Path) -> Path | None:
     return next((path for path in sorted(place.glob("*.ipynb"))), None)
+
+
+def _shows_another(place: Path, gpu: str) -> bool:
+    """Whether the answer of an executed notebook is of rows that another GPU has recorded."""
+    found = kept_answer.read(place)
+    return bool(found) and found["source"] == "recorded" and gpu_short_name(re.split("[,·]", found["device"])[0]) != gpu
 
 
 def _card(place: Path, name: str) -> Card:

@@ -25,6 +25,9 @@ KEPT = (
     ".ipynb",
     ".log",
     LOG,
+    "capture.sqlite",  # of a profiled step, with the reports of nsys stats
+    "capture.json.gz",
+    ".csv",
 )  # ends of the files that are gathered beside the rows
 MOST_BYTES = 16 << 20  # of one such file
 READ_BYTES = 1 << 20  # of rows at once

@@ -1,6 +1,7 @@
 """gdn-lab record without a study: pieces, the time limit, going on, and what replaces the earlier record."""
 
 import json
+import subprocess
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from gdn_lab.bench.run_folder import load
 from gdn_lab.cli import record_all, record_install, record_pieces, site
 from gdn_lab.cli.errors import BatchError
 from gdn_lab.cli.main import main
-from gdn_lab.cluster.job import FOLDER, Job
+from gdn_lab.cluster.job import FOLDER, PYTHON, Job
+from gdn_lab.cluster.job_process import KEPT
 from gdn_lab.report import history
 from gdn_lab.report.recorded import DATA, recorded_runs
 from gdn_lab.studies import studies
@@ -176,7 +178,7 @@ def test_the_pieces_are_every_notebook_the_tests_and_the_sanitizer():
     jobs, refused = record_pieces.pieces("h100", COMMIT)
     folders = [job.study for job in jobs]
     assert {*record_pieces.TESTS, "random_calls", "sanitize"} <= set(folders) and len(folders) == len(set(folders))
-    notebooks = {job.command[4] for job in jobs if "run" in job.command}
+    notebooks = {job.command[4] for job in jobs if "run" in job.command} | {record_pieces.TRACE}
     assert notebooks == {study.notebook for study in studies()} and not refused
     alone = {job.study: job.command[4] for job in jobs if "record" in job.command}
     assert "09_serving_27b" in alone and set(alone.values()) == {"serving"}, "no page, so that pages stay few"
@@ -184,6 +186,28 @@ def test_the_pieces_are_every_notebook_the_tests_and_the_sanitizer():
     assert all(count == int(study.split("_tp")[1]) for study, count in wide.items() if "_tp" in study)
     assert wide["08_all_reduce"] == 2 and wide["09_serving_397b_tp8"] == 8
     assert all(job.seconds < 540 for job in jobs), "each fits nine minutes"
+
+
+@pytest.mark.parametrize("trace", ["capture.sqlite", "capture.json.gz"])
+def test_the_piece_of_a_trace_keeps_the_trace_with_its_notebook(trace, tmp_path):
+    """Its command, with a program in gdn-lab's place; then its files, installed."""
+    (job,) = (job for job in record_pieces.pieces("h100", COMMIT)[0] if job.study == record_pieces.TRACE)
+    place, program = tmp_path / "job", tmp_path / "python"
+    step, book = place / "both" / "2-03_decode_step", made(tmp_path / "04", record_pieces.TRACE, 1.0)
+    program.write_text(
+        f"#!/bin/sh\necho $* > {tmp_path}/words; mkdir -p {step}; echo trace > {step}/{trace}; "
+        f"echo 1 > {step}/nvtx.csv; cp -r {book} {place}/both/3-{record_pieces.TRACE}\n"
+    )
+    program.chmod(0o755)
+    place.mkdir()
+    words = [word.replace(FOLDER, str(place)).replace(PYTHON, str(program)) for word in job.command]
+    assert subprocess.run(words, capture_output=True, text=True).returncode == 0
+    assert (tmp_path / "words").read_text().startswith("-m gdn_lab profile --runs")
+    kept = {path.name for path in (place / "run").iterdir()}
+    assert kept == {trace, "nvtx.csv", "rows.jsonl", "run.json", f"{record_pieces.TRACE}.ipynb"}
+    assert all(name.endswith(KEPT) for name in kept - {"rows.jsonl"})
+    record_install._run(place / "run", tmp_path / "measured", also=("capture.*", "*.csv"))
+    assert {path.name for path in (tmp_path / "measured").iterdir()} == {trace, "nvtx.csv", "rows.jsonl", "run.json"}
 
 
 def test_one_gpu_leaves_out_what_compares_numbers_of_gpus(monkeypatch):

@@ -58,7 +58,7 @@ def test_the_pages_of_a_gpu_are_small_and_say_where_they_were_executed(gpu):
         assert "commit unknown" not in card.machine
 
 
-def executed(place: Path, name: str, gpu: str | None = None, answer: str = "So fast.") -> Path:
+def executed(place: Path, name: str, gpu: str | None = None, answer: str = "So fast.", of: str = "H100") -> Path:
     """What a run leaves: notebook with a figure, run.json, answer.json."""
     place.mkdir(parents=True)
     png = io.BytesIO()
@@ -71,7 +71,7 @@ def executed(place: Path, name: str, gpu: str | None = None, answer: str = "So f
     facts = {"gpu_name": gpu, "git_commit": "c0ffee" * 6, "torch": "2.11.0"}
     info = {"notebook": name, "environment": facts, "start_utc": "2026-11-28T08:00:00Z", "parameters": {}}
     (place / "run.json").write_text(json.dumps(info))
-    kept_answer.write(place, sentences=[answer], figure=None, alt="", source="recorded", device="H100")
+    kept_answer.write(place, sentences=[answer], figure=None, alt="", source="recorded", device=of)
     return place
 
 
@@ -80,7 +80,8 @@ def test_pages_are_made_one_by_one_and_others_stay(tmp_path):
     site.write_site(tmp_path / "site", "h100", {"02_decode_kernels": first})
     second = executed(tmp_path / "b", "03_decode_step", "NVIDIA H100 80GB HBM3", answer="A step takes long.")
     site.write_site(tmp_path / "site", "h100", {"03_decode_step": second})
-    site.write_site(tmp_path / "site", "h200", {"03_decode_step": second})
+    third = executed(tmp_path / "c", "03_decode_step", "NVIDIA H200", of="H200, qwen3.5-27b, tp 1")
+    site.write_site(tmp_path / "site", "h200", {"03_decode_step": third})
     cards = site.read_cards(tmp_path / "site" / "h100")
     assert [card.here for card in cards.values()] == [False, True]
     index = soup(tmp_path / "site" / "index.html")
@@ -113,11 +114,18 @@ def test_kept_pages_count_towards_the_limit(tmp_path, monkeypatch):
     assert set(site.read_cards(tmp_path / "site" / "h100")) == {"02_decode_kernels"}, "nothing is half written"
 
 
+def test_what_another_gpu_recorded_is_no_page_of_this_one(tmp_path):
+    """Notebook 04 executed on an H200 shows the trace of an H100 where it has none of its own."""
+    place = executed(tmp_path / "a", "04_nsight_systems", "NVIDIA H200", of="NVIDIA H100 80GB HBM3 · by Nsight Systems")
+    assert not site.write_site(tmp_path / "site", "h200", {"04_nsight_systems": place})
+    assert site.write_site(tmp_path / "site", "h100", {"04_nsight_systems": place})
+
+
 def test_site_leaves_pages_alone_that_were_executed_on_the_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(site_command, "SITE", tmp_path / "site")
     before = {study.notebook for study in site_command.to_execute("h200")}
     assert {"02_decode_kernels", "07_advice"} <= before
-    place = executed(tmp_path / "a", "02_decode_kernels", "NVIDIA H200")
+    place = executed(tmp_path / "a", "02_decode_kernels", "NVIDIA H200", of="H200")
     site.write_site(tmp_path / "site", "h200", {"02_decode_kernels": place})
     assert {study.notebook for study in site_command.to_execute("h200")} == before - {"02_decode_kernels"}
 
@@ -128,7 +136,7 @@ def test_the_index_of_a_gpu_lists_its_records_with_their_commits(tmp_path):
         place.mkdir(parents=True)
         facts = {"git_commit": commit, "torch": "2.11.0", "flashinfer": "0.7.2"}
         (place / "run.json").write_text(json.dumps({"environment": facts, "start_utc": "2026-11-28T08:00:00Z"}))
-    books = {"05_verify": executed(tmp_path / "a", "05_verify")}
+    books = {"05_verify": executed(tmp_path / "a", "05_verify", of="H200")}
     site.write_site(tmp_path / "site", "h200", books, tmp_path / "measured")
     index = soup(tmp_path / "site" / "h200" / "index.html")
     assert "The 2 records are of 2 commits: each belongs to the one in its run.json." in index.get_text()

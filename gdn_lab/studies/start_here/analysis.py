@@ -20,6 +20,7 @@ def check_table(timed: Timed) -> pandas.DataFrame:
     lines = [
         {
             "variant": variant(name).label,
+            "state": row.get("state_dtype", ""),
             "error of the output": row.get("max_abs_error"),
             "error of the new state": row.get("max_abs_error_state"),
             "verdict": _verdict(row),
@@ -41,8 +42,9 @@ def _verdict(row: dict) -> str:
 def check_answers(timed: Timed) -> list[str]:
     """Which variants run here and are right, which are wrong, which refuse: a sentence each."""
     rows = latest_rows(timed)
+    usual = next((row["state_dtype"] for row in rows.values() if "state_dtype" in row), None)
     right, wrong, refused = (
-        [variant(name).label for name, row in rows.items() if row["status"] == status and not is_outside(row)]
+        [_named(name, row, usual) for name, row in rows.items() if row["status"] == status and not is_outside(row)]
         for status in ("ok", "wrong", "refused")
     )
     sentences = [
@@ -52,6 +54,12 @@ def check_answers(timed: Timed) -> list[str]:
     sentences += timed.outside_tolerance()
     sentences += [f"{listed(refused)} cannot serve here, for the reasons in the table."] if refused else []
     return sentences
+
+
+def _named(name: str, row: dict, usual: str | None) -> str:
+    """The variant, with the dtype of its state where that is another than the others'."""
+    dtype = row.get("state_dtype", usual)
+    return variant(name).label + (f" (a state of {dtype})" if dtype != usual else "")
 
 
 def model_table() -> pandas.DataFrame:
