@@ -13,6 +13,7 @@ from gdn_lab.backends.triton.backend import INTERPRETED
 from gdn_lab.engine import model_sizes, served_model
 from gdn_lab.engine.model_weights import ModelWeights
 from gdn_lab.engine.served_model import ServedModel
+from gdn_lab.layer import layer_reference
 from gdn_lab.layer.configurations import Configuration
 from gdn_lab.layer.gdn_layer import Kernels
 from gdn_lab.layer.kernels import elementwise
@@ -23,18 +24,19 @@ LENGTHS = (5, 2)
 NEAR = 0.5  # of the largest logit, in standard deviations: FP8 rounds activations to 4 bits
 
 
-def build(gdn):
-    """A dense model in FP8, fused."""
+def build(gdn, others):
+    """A dense model in FP8, fused with Triton's kernels around GDN, apart with PyTorch's. others: their module."""
+    fused = others is elementwise
     entry = Configuration(
         name="interpreted",
         gdn=gdn,
         layout="VK",
         description="",
-        fused=True,
+        fused=fused,
         prefill="torch/vk",  # the interpreter gets Triton's wrong in bf16
         verify="triton/vk",
     )
-    kernels = Kernels(entry.gdn, elementwise, fused=True, overlap=False, torch_fp8=False)
+    kernels = Kernels(entry.gdn, others, fused=fused, overlap=False, torch_fp8=not fused)
     weights = ModelWeights.random("qwen3.5-27b", precision="fp8", toy=True, layers=2)
     with (
         mock.patch.object(served_model, "kernels_of", lambda *_: kernels),
@@ -47,10 +49,10 @@ def build(gdn):
     return weights, model
 
 
-@pytest.mark.parametrize("gdn", ["triton/vk", "triton/replay"])
+@pytest.mark.parametrize("gdn, others", [("triton/vk", elementwise), ("triton/replay", layer_reference)])
 @mock.patch.object(model_sizes, "ATTENTION_EVERY", 2)
-def test_prefill_in_pieces_decode_and_verify(gdn):
-    weights, model = build(gdn)
+def test_prefill_in_pieces_decode_and_verify(gdn, others):
+    weights, model = build(gdn, others)
     assert weights.sizes.is_attention == (False, True)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(0, model.vocab, (length,), generator=generator) for length in LENGTHS]
