@@ -80,7 +80,7 @@ def marked(name: str):
     return pytest.param(name, marks=pytest.mark.alone if "stream" in name else ())
 
 
-@pytest.mark.parametrize("name", map(marked, ON_GPU))
+@pytest.mark.parametrize("name", [marked(name) for name in ON_GPU])
 def test_a_bug_that_a_gpu_shows_is_found(name, kernel_file):
     fault = ON_GPU[name]
     (variant,) = author_files.load(kernel_file(fault.source()))
