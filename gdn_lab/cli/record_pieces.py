@@ -8,8 +8,8 @@ from ..studies.parameters import ParameterError
 from .run import ROOT
 from .sweep_jobs import UNKNOWN_S, record_words, recorded_seconds, run_words
 
-# The tests on a GPU in four parts, since all of them are too long for one piece of nine minutes; what
-# make is given for each.
+# The tests on a GPU in four parts, since all of them are too long for one piece of nine minutes:
+# what make is given for each.
 TESTS = {
     "tests_kernels": 'test-gpu-together ARGS="tests --ignore=tests/layer --ignore=tests/engine"',
     "tests_layer": "test-gpu-together ARGS=tests/layer",

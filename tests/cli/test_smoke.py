@@ -1,5 +1,7 @@
 """The program that `make sanitize` watches, here on the backend that needs no GPU."""
 
+import sys
+
 import pytest
 
 from gdn_lab import ops
@@ -52,6 +54,12 @@ def test_the_server_s_kernels_need_a_gpu(capsys):
     assert capsys.readouterr().out.splitlines()[1:] == [
         "server: its kernels need a GPU; on a CPU PyTorch takes their place"
     ]
+
+
+def test_without_triton_the_server_s_kernels_are_left_out(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gdn_lab.backends.triton.device", None)  # cannot be imported
+    assert main(["smoke", "server"]) == 0
+    assert "server: its kernels need a GPU" in capsys.readouterr().out
 
 
 def test_list_names_backends_with_kernels_step_and_server(capsys):
