@@ -35,13 +35,14 @@ class Part(NamedTuple):
     """What the reference gives for some rows of a call, float64.
 
     rows: their numbers, ascending. o, states: theirs, as the subclass's reference() makes and its compare() takes them.
-    tokens: of prefill, where these sequences lie in the packed ones.
+    tokens: of prefill, where these sequences lie in the packed ones. old: of decode, the states that they start from.
     """
 
     rows: list[int]
     o: torch.Tensor
     states: torch.Tensor
     tokens: slice | None = None
+    old: torch.Tensor | None = None
 
 
 class Sweep(ABC):

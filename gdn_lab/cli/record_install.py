@@ -12,6 +12,7 @@ from ..cluster.journal import Journal
 from ..files import replacing
 from ..report import history
 from ..studies import studies
+from .errors import BatchError
 from .record_pieces import CALLS, SANITIZE, SHELL, TESTS, TRACE
 from .run import ROOT
 from .site import write_site
@@ -32,6 +33,8 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
         if name == CALLS:
             written.append(_run(place, measured / name))
         elif name == TRACE:
+            if not any(place.glob("capture.*")):
+                raise BatchError(f"{place} has no trace: expected capture.sqlite or capture.json.gz beside its rows")
             written.append(_run(place, measured / name, also=("capture.*", "*.csv")))
         elif name in recorded:
             written.append(_run(place, measured / name))

@@ -21,7 +21,8 @@ TRACE = "04_nsight_systems"  # with the trace that it shows: of one configuratio
 TRACED = ("configurations=after", "samples=20", "heat_models=", "heat_tps=", "heat_batches=")
 TRACE_S = 120.0
 GUESSED_S = 240.0  # of a piece of SHELL, until the first record has measured it
-PAGE_S = 40.0  # of a notebook that measures nothing
+PAGE_S = 40.0  # of a notebook that times nothing
+TIMED_PAGE_S = 120.0  # of one that times, but whose rows are not kept
 SET_UP_S = 20.0  # of a notebook beyond its own run: packages and kernels
 # make's own recipes, on the Python that runs this; READY= leaves the set-up of .venv out. make fails with 2, which is a
 # usage error of gdn-lab's, so 1 takes its place.
@@ -86,7 +87,8 @@ def _of_study(study: Study, folder: str, given: dict[str, str], *, gpus: int, gp
 def _guessed(study: Study, folder: str, given: dict[str, str], gpu: str) -> float:
     """How long a notebook may take that was never a piece: its own limit, or as long as its recorded run."""
     if not study.records:
-        return TRACE_S if study.notebook == TRACE else PAGE_S
+        timed = "samples" in study.parameters.model_fields
+        return TRACE_S if study.notebook == TRACE else TIMED_PAGE_S if timed else PAGE_S
     if limit := study.parameters.model_fields.get("minutes"):
         return SET_UP_S + 60 * float(given.get("minutes", limit.default))
     found = recorded_seconds(folder, gpu)

@@ -40,10 +40,10 @@ def attempt(candidate, trial: Trial) -> float:
 
 
 def kept(made: Made) -> dict:
-    """Return copies of what a call may not change."""
+    """Return copies of what a call may not change, in the order of the current stream and without waiting for it."""
     tensors = (*made.arguments, made.indices, made.inputs.A_log, made.inputs.dt_bias)
     copies = {name: x.clone() for name, x in zip(NAMES, tensors, strict=True)}
-    folds = made.pool.folds(made.indices[made.live])
+    folds = made.pool.folds(made.live_slots)
     scales = None if made.pool.scales is None else made.pool.scales.clone()
     return copies | {
         "memory": made.memory.clone(),
@@ -63,7 +63,7 @@ def taken(made: Made, out) -> tuple:
 
 def states_of(made: Made) -> torch.Tensor:
     """Copy the states of the live rows, [n, HV, V, K]; of a pool with a ring with what is pending, float32."""
-    pool, indices = made.pool, made.indices[made.live]
+    pool, indices = made.pool, made.live_slots
     if pool.ring:
         return pool.read(indices)
     states = pool.state[indices.long()].clone()

@@ -71,7 +71,7 @@ def refill(made, seed: int, padding=()) -> None:
     made.pool.conv.copy_(fresh.pool.conv)
     made.inputs.A_log.copy_(fresh.inputs.A_log)
     made.inputs.dt_bias.copy_(fresh.inputs.dt_bias)
-    made.live, made.old, made.trial = fresh.live, fresh.old, trial
+    made.live, made.rows, made.old, made.trial = fresh.live, fresh.rows, fresh.old, trial
     if made.out is not None:
         made.out.fill_(torch.nan)
 
@@ -152,8 +152,12 @@ def _fake_call(candidate: Candidate) -> str:
 
 
 def streams(candidate: Candidate, seconds: float) -> str:
-    """On the current stream and no other: after the work before it there, before the work after it."""
+    """On the current stream and no other: after the work before it there, before the work after it.
+
+    Refused if that work had always ended before the call was made, since no order shows then.
+    """
     needs_gpu(candidate)
+    ahead = False
     made = candidate.make(candidate.usual(batch=6, padding=(2,)))
     candidate.run(made)  # compiles
     # Another process's turn on a GPU can outlast the first spin and put kernels in order; hence a longer one too.
@@ -163,9 +167,12 @@ def streams(candidate: Candidate, seconds: float) -> str:
         torch.cuda.synchronize()
         with torch.cuda.stream(named):
             torch.cuda._sleep(cycles)
+            spun = torch.cuda.Event()
+            spun.record()
             for x, new in zip(made.arguments, fresh.arguments, strict=True):
                 x.copy_(new)
             before = kept(made)
+            ahead |= not spun.query()
             found = taken(made, candidate.run(made))
             for x in made.arguments[:2]:  # what comes later on the stream must come later
                 x.zero_()
@@ -176,4 +183,6 @@ def streams(candidate: Candidate, seconds: float) -> str:
             judge(candidate, made, before, *found)
         except Wrong as error:
             raise Wrong(f"does not keep to the current stream: {error}") from None
+    if not ahead:
+        raise Refused("the host took longer than the work that a call has to wait for, so no order can be seen")
     return "a stream of its own, and the usual one"

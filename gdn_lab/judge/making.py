@@ -25,8 +25,8 @@ class Made:
     """The tensors of one decode call.
 
     arguments: q, k, v, a, b, strided as asked. memory: the pool's state between two more slots. out_memory: `out`
-    between GUARD elements; out is None if the call allocates it. live: the rows that are not padding. old: their
-    states, [n, HV, V, K] float32.
+    between GUARD elements; out is None if the call allocates it. live: the rows that are not padding; rows: the same on
+    the device, int64. old: their states, [n, HV, V, K] float32.
     """
 
     trial: Trial
@@ -38,7 +38,13 @@ class Made:
     out: Tensor | None
     out_memory: Tensor | None
     live: list[int]
+    rows: Tensor
     old: Tensor
+
+    @property
+    def live_slots(self) -> Tensor:
+        """The slots of the live rows. Indexing with a list instead copies it to the GPU, which waits for the stream."""
+        return self.indices[self.rows]
 
 
 def make(trial: Trial, layout: str, device) -> Made:
@@ -68,7 +74,9 @@ def make(trial: Trial, layout: str, device) -> Made:
         out_memory = inputs.v.new_full((inputs.v.numel() + 2 * GUARD,), GUARD_VALUE)
         out = out_memory[GUARD:-GUARD].view(inputs.v.shape)
         out.fill_(float(trial.out))
-    return Made(trial, pool, memory, indices, inputs, arguments, out, out_memory, live, pool.read(indices[live]))
+    rows = torch.tensor(live, dtype=torch.int64, device=device)
+    old = pool.read(indices[rows])
+    return Made(trial, pool, memory, indices, inputs, arguments, out, out_memory, live, rows, old)
 
 
 def _inputs(trial: Trial, device) -> tuple[DecodeInputs, float]:

@@ -35,6 +35,7 @@ def test_a_cpu_has_no_l2_of_ours():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_roof_of_this_gpu():
     roof = measure_roof("cuda")
     assert roof.count == 20 and roof.nbytes == 2 << 30

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gdn_lab import GDNShape, StatePool
-from gdn_lab.bench.sweep import Sweep
+from gdn_lab.bench.sweep import Part, Sweep
 from gdn_lab.e4m3 import FP8
+from gdn_lab.studies.decode_kernels.sweep import DecodeSweep
 from gdn_lab.tolerances import Check, merged
 
 
@@ -41,3 +42,16 @@ def test_a_call_is_right_if_all_its_parts_are():
     for parts in ([right, wrong], [wrong, right]):
         assert merged(parts) == Check(False, 0.3, None)
     assert merged([right, right]) == right and not merged([]).right
+
+
+@pytest.mark.parametrize("error, right", [(0.004, True), (0.1, False)])
+def test_an_fp8_state_is_read_with_an_error_relative_to_its_longest_row(error, right):
+    """With nearly parallel keys S q, of rows 340 long, cancels to outputs near 0.3; an H200 was off by 0.004."""
+    shape, indices = GDNShape(1, 2, 128, 128), torch.tensor([1])
+    pool = StatePool(shape, 2, dtype=FP8)
+    pool.write(indices, torch.full((1, 2, 128, 128), 30.0))
+    states = pool.read(indices).double()
+    o = torch.full((1, 2, 128), 0.3, dtype=torch.float64)
+    sweep, case = SimpleNamespace(pools={"VK": pool}, shape=shape), SimpleNamespace(pool="VK", ring=16)
+    check = DecodeSweep.compare(sweep, case, Part([0], o, states, old=states), (o + error).bfloat16(), indices, None)
+    assert check.right is right and check.max_abs_error == pytest.approx(error, abs=2e-3)

@@ -210,6 +210,14 @@ def test_the_piece_of_a_trace_keeps_the_trace_with_its_notebook(trace, tmp_path)
     assert {path.name for path in (tmp_path / "measured").iterdir()} == {trace, "nvtx.csv", "rows.jsonl", "run.json"}
 
 
+def test_a_trace_that_is_missing_is_not_recorded(tmp_path):
+    (job,) = (job for job in record_pieces.pieces("h100", COMMIT)[0] if job.study == record_pieces.TRACE)
+    made(tmp_path / "jobs" / job.id, record_pieces.TRACE, 1.0)
+    with pytest.raises(BatchError, match="has no trace: expected capture.sqlite"):
+        record_install.install(tmp_path, {job.id: job}, {job.id: "ok"}, "h100", tmp_path / "root")
+    assert not (tmp_path / "root" / "data" / "measured" / "h100" / record_pieces.TRACE).exists()
+
+
 def test_one_gpu_leaves_out_what_compares_numbers_of_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     jobs, refused = record_pieces.pieces("h100", COMMIT)
@@ -228,7 +236,7 @@ def test_a_piece_is_expected_to_take_what_its_recorded_run_took():
 
 
 def test_records_keep_the_names_that_are_recorded():
-    named = {folder for study in studies() for folder in study.records}
+    named = {folder for study in studies() for folder in study.records} | {record_pieces.TRACE}
     notebooks = {study.notebook for study in studies()}
     kept = {folder for gpu, folder in recorded_runs() if gpu == "h200"}
     assert kept & notebooks <= named and {folder for folder in kept if folder.startswith("09")} <= named

@@ -5,15 +5,20 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from planted_kernels import Planted, planted
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdn_lab.backends import author_files
 from gdn_lab.judge import gpu_checks, judging
-from gdn_lab.judge.attempt import Refused, Wrong
+from gdn_lab.judge.attempt import Refused, Wrong, kept, taken
 from gdn_lab.judge.candidate import Candidate
 
 
 class Stream:
     wait_stream = synchronize = lambda *_: None
+
+
+class Event:
+    record = query = lambda _: False
 
 
 class Graph:
@@ -43,6 +48,7 @@ def simulated(monkeypatch):
 
     for name, value in {
         "Stream": Stream,
+        "Event": Event,
         "CUDAGraph": Graph,
         "graph": graph,
         "stream": lambda _: nullcontext(),
@@ -67,6 +73,32 @@ def test_a_right_kernel(kernel_file, simulated):
     assert gpu_checks.streams(candidate, 1.0) == "a stream of its own, and the usual one"
     with pytest.raises(Refused, match="says that it allocates"):
         gpu_checks.no_allocation(candidate, 1.0)
+
+
+def test_streams_need_work_before_the_call(kernel_file, simulated, monkeypatch):
+    """A host that waits for the stream before each call would let every kernel pass."""
+    monkeypatch.setattr(Event, "query", lambda _: True)
+    candidate = simulated["candidate"](load(kernel_file, Planted((), {})))
+    with pytest.raises(Refused, match="so no order can be seen"):
+        gpu_checks.streams(candidate, 1.0)
+
+
+class NoHostTensors(TorchDispatchMode):
+    """Raises where a list or a number becomes a tensor, or a tensor's values a number: a GPU is waited for there."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default), function
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_is_kept_around_a_call_waits_for_no_gpu(kernel_file, simulated):
+    candidate = simulated["candidate"](load(kernel_file, Planted((), {})))
+    made = candidate.make(candidate.usual(batch=6, padding=(2,)))
+    with NoHostTensors():
+        kept(made)
+        taken(made, made.out)
+    with NoHostTensors(), pytest.raises(AssertionError, match="lift_fresh"):
+        made.indices[made.live]
 
 
 def test_a_graph_of_a_kernel_that_keeps_its_first_padding(kernel_file, simulated):

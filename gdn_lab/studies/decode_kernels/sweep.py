@@ -18,7 +18,7 @@ from ...hard_inputs import in_one_call, split_kinds
 from ...models import GDNShape
 from ...pool import StatePool
 from ...rounding import FP8
-from ...tolerances import ARITHMETIC, CORRECTIONS, FP8_READ, Check, distance, merged
+from ...tolerances import ARITHMETIC, CORRECTIONS, Check, distance, fp8_step_allowed, merged
 
 INDEXINGS = ("in_place", "gather_scatter")
 ROWS_AT_ONCE = 32  # of the reference and the comparison, which work in float64
@@ -107,7 +107,8 @@ class DecodeSweep(Sweep):
             arguments = (x[some] for x in inputs.arguments())
             options = {"state": state[some], "use_qk_l2norm": self.normalises}
             o, new_state = reference.decode(*arguments, **inputs.gates(), **options)
-            parts.append(Part(some, o.to(state.device), new_state.to(state.device)))
+            old = state[some] if self.dtype is FP8 else None
+            parts.append(Part(some, o.to(state.device), new_state.to(state.device), old=old))
         return parts
 
     def redraw(self, inputs: ops.DecodeInputs, rng, strong_decay: bool) -> None:
@@ -125,10 +126,16 @@ class DecodeSweep(Sweep):
     def compare(self, case, part: Part, out, indices, start, more: float = 0.0) -> Check:
         """more: added to the allowed error, relative to the largest element."""
         pool = self.pools[case.pool]
-        arithmetic = ARITHMETIC + more + (CORRECTIONS[pool.dtype] if case.ring else 0.0)
-        reading = FP8_READ if pool.dtype is FP8 else 0.0
-        right_o, error_o = distance(out[part.rows], part.o, out.dtype, ARITHMETIC + more + reading)
-        right_state, error_state = distance(pool.read(indices[part.rows]), part.states, pool.dtype, arithmetic)
+        states, dtype, arithmetic = pool.read(indices[part.rows]), pool.dtype, ARITHMETIC + more
+        of_output = of_state = 0.0
+        if dtype is FP8:  # states are read back as float32; any row may have been rounded
+            folds = torch.ones(len(part.rows), dtype=torch.bool)
+            of_read, of_state = fp8_step_allowed(part.old, part.states, folds)
+            of_output, dtype = 2 * self.shape.scale * of_read, torch.float32
+        elif case.ring:
+            of_state = CORRECTIONS[dtype] * part.states.abs().max()
+        right_o, error_o = distance(out[part.rows], part.o, out.dtype, arithmetic, of_output)
+        right_state, error_state = distance(states, part.states, dtype, arithmetic, of_state)
         return Check(right_o and right_state, error_o, error_state)
 
     def bytes(self, point: Point, case=None) -> int:
