@@ -21,7 +21,7 @@ from ..cluster.job import Job
 from ..studies.parameters import words_of
 from .errors import BatchError, Interrupted, UsageError
 from .record_install import install
-from .record_pieces import pieces
+from .record_pieces import of_whole_host, pieces
 from .run import check_writable, say, shown
 from .sweep_command import ProgressLine
 
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     gpu = gpu_type(gpus)
     folder = record_folder(arguments.runs.absolute(), gpu, commit, fresh=arguments.fresh)
     jobs, refused = pieces(gpu, commit)
+    jobs = of_whole_host(jobs, len(gpus))
     if arguments.only:
         jobs, refused = chosen(jobs, words_of(arguments.only)), []
     driver = record(folder, gpu, gpus, jobs, deadline)

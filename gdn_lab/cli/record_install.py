@@ -77,10 +77,14 @@ def _tail(log: Path, target: Path) -> Path:
 
 
 def _seconds(folder: Path, jobs: dict[str, Job]) -> dict[str, float]:
-    """{piece: seconds that it took}."""
-    journal = Journal(folder)
+    """{piece: seconds that it took}: its longest attempt, since a second one finds its kernels compiled."""
+    journal, found = Journal(folder), {}
     journal.close()
-    return {jobs[job].study: line["seconds"] for job, line in journal.final.items() if job in jobs}
+    for line in journal.lines():
+        if line["job"] in jobs and line["job"] in journal.final and "seconds" in line:
+            study = jobs[line["job"]].study
+            found[study] = max(line["seconds"], found.get(study, 0.0))
+    return found
 
 
 def _known(line: dict, lines: list[dict]) -> bool:

@@ -1,5 +1,7 @@
 """The pieces of a whole record of one GPU type: recorded runs, notebooks, tests on a GPU, random calls, sanitizer."""
 
+from dataclasses import replace
+
 from ..cluster.job import FOLDER, PYTHON, Job
 from ..report.history import last_seconds
 from ..report.random_calls import FOLDER as CALLS
@@ -20,6 +22,8 @@ SANITIZE = "sanitize"
 TRACE = "04_nsight_systems"  # with the trace that it shows: of one configuration, few replays, and no heatmap
 TRACED = ("configurations=after", "samples=20", "heat_models=", "heat_tps=", "heat_batches=")
 TRACE_S = 120.0
+# What launches a step kernel by kernel waits for the host, so no other piece may run on it meanwhile.
+ALONE = ("03_decode_step", TRACE, "tests_alone")
 GUESSED_S = 240.0  # of a piece of SHELL, until the first record has measured it
 PAGE_S = 40.0  # of a notebook that times nothing
 TIMED_PAGE_S = 120.0  # of one that times, but whose rows are not kept
@@ -53,6 +57,11 @@ def pieces(gpu: str, commit: str) -> tuple[list[Job], list[str]]:
         command = ("sh", "-c", line)
         jobs.append(Job(name, {}, commit, gpu, command=command, seconds=seconds, limit_s=3 * seconds + 120))
     return jobs, refused
+
+
+def of_whole_host(jobs: list[Job], gpus: int) -> list[Job]:
+    """The same jobs, those of ALONE with all `gpus` of this host: nothing is placed beside them."""
+    return [replace(job, gpus=max(gpus, job.gpus)) if job.study in ALONE else job for job in jobs]
 
 
 def trace_words() -> tuple[str, ...]:

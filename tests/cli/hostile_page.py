@@ -57,6 +57,7 @@ def executed(folder: Path, monkeypatch, kernel: str) -> Path:
     return page
 
 
+@pandas.option_context("mode.string_storage", "python")  # where there is pyarrow: it refuses a lone surrogate
 def shown(folder: Path) -> Path:
     """Return a page of every name in each place that table() and say() fill."""
     outputs = []

@@ -150,6 +150,15 @@ def test_the_time_that_tests_took_is_kept_without_a_recorded_run(root, tmp_path)
     assert list(line["seconds"]) == ["tests_layer"]
 
 
+def test_a_piece_is_said_to_take_its_longest_attempt(root, tmp_path, monkeypatch):
+    """Here the first, which fails; a second one finds kernels compiled."""
+    line = f"[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; sleep 1; exit 1; }}; echo passed"
+    job = Job("tests_layer", {}, COMMIT, "h100", command=("sh", "-c", line), seconds=1.0)
+    monkeypatch.setattr(record_all, "pieces", lambda gpu, commit: ([job], []))
+    assert record(tmp_path) == 0
+    assert history.last_seconds(root / "data", "h100")["tests_layer"] >= 1.0
+
+
 def test_a_piece_that_fails_leaves_the_rest_recorded(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record_all, "pieces", lambda gpu, commit: (pieces(tmp_path, fails=True), []))
     assert record(tmp_path) == 1
@@ -216,6 +225,23 @@ def test_a_trace_that_is_missing_is_not_recorded(tmp_path):
     with pytest.raises(BatchError, match="has no trace: expected capture.sqlite"):
         record_install.install(tmp_path, {job.id: job}, {job.id: "ok"}, "h100", tmp_path / "root")
     assert not (tmp_path / "root" / "data" / "measured" / "h100" / record_pieces.TRACE).exists()
+
+
+def test_nothing_runs_beside_what_waits_for_the_host(root, tmp_path, monkeypatch):
+    """On two GPUs the other pieces run side by side, the tests that time the host before or after them."""
+    slow = "date +%s.%N > {0}; sleep 0.4; date +%s.%N >> {0}"
+    names = ("tests_layer", "tests_engine", "tests_alone")
+    lines = {name: slow.format(tmp_path / name) for name in names}
+    jobs = [Job(name, {}, COMMIT, "h100", command=("sh", "-c", line), seconds=1.0) for name, line in lines.items()]
+    monkeypatch.setattr(record_all, "pieces", lambda gpu, commit: (jobs, []))
+    monkeypatch.setattr(record_all, "visible_gpus", lambda: ["0", "1"])
+    assert record(tmp_path) == 0
+    spans = {name: [float(line) for line in (tmp_path / name).read_text().split()] for name in names}
+    layer, engine, alone = (spans[name] for name in names)
+    assert max(layer[0], engine[0]) < min(layer[1], engine[1]), "side by side"
+    assert all(alone[1] <= other[0] or other[1] <= alone[0] for other in (layer, engine))
+    (folder,) = (tmp_path / "runs" / "records").iterdir()
+    assert '"gpus": ["0", "1"]' in (folder / "journal.jsonl").read_text()
 
 
 def test_one_gpu_leaves_out_what_compares_numbers_of_gpus(monkeypatch):

@@ -75,12 +75,7 @@ ON_GPU = {
 }
 
 
-def marked(name: str):
-    """A race with another stream shows on a GPU that nobody else uses: others' turns on it put kernels in order."""
-    return pytest.param(name, marks=pytest.mark.alone if "stream" in name else ())
-
-
-@pytest.mark.parametrize("name", [marked(name) for name in ON_GPU])
+@pytest.mark.parametrize("name", ON_GPU)
 def test_a_bug_that_a_gpu_shows_is_found(name, kernel_file):
     fault = ON_GPU[name]
     (variant,) = author_files.load(kernel_file(fault.source()))

@@ -88,15 +88,16 @@ def test_a_recorded_run_makes_its_section(gpu, name):
     assert all(figure.get_suptitle() for figure in section.figures.values())
 
 
-def test_recorded_logs_of_compute_sanitizer():
+@pytest.mark.parametrize("gpu, more", [("h100", ()), ("h200", ("fla", "server"))])
+def test_recorded_logs_of_compute_sanitizer(gpu, more):
     """Both tools over every group of kernels: results right, no error; warnings in kernels of FlashInfer alone."""
-    logs = {path.stem: path.read_text() for path in (recorded.DATA / "measured" / "h100" / "sanitize").glob("*.log")}
-    groups = ("triton", "cutedsl", "flashinfer", "step")
+    logs = {path.stem: path.read_text() for path in (recorded.DATA / "measured" / gpu / "sanitize").glob("*.log")}
+    groups = ("triton", "cutedsl", "flashinfer", "step", *more)
     assert set(logs) == {f"{tool}-{group}" for tool in ("memcheck", "racecheck") for group in groups}
     for name, log in logs.items():
         lines = log.splitlines()
         assert re.search(r"[ (]0 errors", lines[-1]), name
-        assert "with changes" not in lines[1] and "H100" in lines[1], name
+        assert "with changes" not in lines[1] and gpu.upper() in lines[1], name
         assert log.count(": right, largest error") >= 2 and not re.search("WRONG|FAILED", log), name
         assert all("flashinfer" in line for line in lines if "Warning: Race" in line), name
 
