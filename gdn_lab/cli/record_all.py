@@ -15,7 +15,7 @@ from ..bench.visible_gpus import visible_gpus
 from ..cluster.code import code_id
 from ..cluster.driver import Driver
 from ..cluster.gather import write_about
-from ..cluster.gpu_probe import gpu_type, probe
+from ..cluster.gpu_probe import gpu_type, hold_gpus, probe
 from ..cluster.hosts import ThisHost
 from ..cluster.job import Job
 from ..studies.parameters import words_of
@@ -80,6 +80,7 @@ def record_folder(runs: Path, gpu: str, commit: str, *, fresh: bool) -> Path:
 def record(folder: Path, gpu: str, gpus: list[str], jobs: list[Job], deadline: float) -> Driver:
     """Run the pieces that end before `deadline`, a time of time.monotonic(), on these GPUs."""
     line = ProgressLine()
+    hold_gpus()
     driver = Driver(
         folder,
         ThisHost(gpu, gpus, probe=probe),

@@ -28,6 +28,22 @@ def gpu_type(ids: list[str]) -> str:
         nvml.nvmlShutdown()
 
 
+def hold_gpus() -> None:
+    """Keep every GPU of this host initialised until this process ends; without GPUs do nothing.
+
+    The driver shuts a GPU down once nothing holds it, unless its persistence mode is on: the next job waits one to
+    three seconds for it (NVIDIA, Driver Persistence), and times on the host's other GPUs may change meanwhile.
+    """
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()  # and no shutdown
+        for number in range(nvml.nvmlDeviceGetCount()):
+            nvml.nvmlDeviceGetHandleByIndex(number)
+    except Exception:  # no library, no driver or no GPU: each is a class of its own
+        return
+
+
 def made_up_probe(gpu: str) -> None:
     """A GPU that is only a number is quiet."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .agent import Agent
 from .code import ROOT, code_id
-from .gpu_probe import gpu_type, made_up_probe, probe
+from .gpu_probe import gpu_type, hold_gpus, made_up_probe, probe
 from .hosts import Hosts
 from .job_process import Task
 
@@ -52,6 +52,8 @@ class HostAgent(Agent):
     def __init__(self, made_up: bool):
         super().__init__(made_up_probe if made_up else probe)
         self.made_up = made_up
+        if not made_up:
+            hold_gpus()
 
     def about(self) -> dict:
         """gpu: type, ids: of the GPUs that Ray gave this actor, code: of the checkout that its jobs run."""

@@ -1,8 +1,11 @@
-"""Which GPUs are quiet."""
+"""Which GPUs are quiet, and that they stay initialised."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from gdn_lab.cluster.gpu_probe import busy, gpu_type, probe
+from gdn_lab.cluster.gpu_probe import busy, gpu_type, hold_gpus, probe
 from gdn_lab.names import gpu_short_name
 
 QUIET = {
@@ -33,6 +36,23 @@ QUIET = {
 def test_a_gpu_that_is_not_quiet_is_refused_in_a_sentence(found, sentence):
     said = busy("3", QUIET | found)
     assert said is None if sentence is None else said.startswith("GPU 3 ") and sentence in said
+
+
+def test_all_gpus_of_a_host_are_held_open(monkeypatch):
+    """NVML counts who has asked for it: without a shutdown the GPUs whose handles it gave stay open."""
+    asked = []
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: asked.append("init"),
+        nvmlShutdown=lambda: asked.append("shutdown"),
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=asked.append,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    hold_gpus()
+    assert asked == ["init", 0, 1]
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # cannot be imported
+    hold_gpus()
 
 
 def test_a_machine_without_gpus_is_one_place_for_jobs():
