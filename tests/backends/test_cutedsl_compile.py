@@ -36,7 +36,9 @@ def named(builds):
     ids = [
         f"{x.architecture}-{x.state_dtype}-{x.rows}-{x.tiles}-{x.ahead}-{x.keep}-{alignment[x.aligned]}" for x in builds
     ]
-    return pytest.mark.parametrize("build", builds, ids=ids)
+    more = [x.architecture == "sm_100a" and x.state_dtype == "float16" for x in builds]  # left to make test-all
+    marks = [[pytest.mark.exhaustive] if one else [] for one in more]
+    return pytest.mark.parametrize("build", [pytest.param(x, marks=m) for x, m in zip(builds, marks)], ids=ids)
 
 
 @named(BUILDS + KEEPING)

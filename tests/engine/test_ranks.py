@@ -90,7 +90,13 @@ def test_ranks_that_take_too_long_are_stopped(tmp_path):
         ranks.start(2, rank_functions.sleeping, str(tmp_path), **CPU, timeout_s=1.5)
 
 
-@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    "sent, code",
+    [
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.exhaustive),  # a server's ranks get one in make test, too
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
 def test_no_rank_outlives_the_process_that_started_it(tmp_path, sent, code):
     """Ctrl-C, which a rank's own session keeps away from it, and the end of the starting process."""
     words = f"ranks.start(2, rank_functions.sleeping, {str(tmp_path)!r}, device='cpu')"
