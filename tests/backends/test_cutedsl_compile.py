@@ -36,9 +36,12 @@ def named(builds):
     ids = [
         f"{x.architecture}-{x.state_dtype}-{x.rows}-{x.tiles}-{x.ahead}-{x.keep}-{alignment[x.aligned]}" for x in builds
     ]
-    more = [x.architecture == "sm_100a" and x.state_dtype == "float16" for x in builds]  # left to make test-all
-    marks = [[pytest.mark.exhaustive] if one else [] for one in more]
-    return pytest.mark.parametrize("build", [pytest.param(x, marks=m) for x, m in zip(builds, marks)], ids=ids)
+    return pytest.mark.parametrize("build", [pytest.param(x, marks=left_out(x)) for x in builds], ids=ids)
+
+
+def left_out(build):
+    """What of make test-all make test leaves out."""
+    return [pytest.mark.exhaustive] if (build.architecture, build.state_dtype) == ("sm_100a", "float16") else []
 
 
 @named(BUILDS + KEEPING)
