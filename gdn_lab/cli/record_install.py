@@ -29,12 +29,12 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
     measured, written, runs = root / "data" / "measured" / gpu, [], {}
     recorded = {name for study in studies() for name in study.records}
     finished = {job.study: folder / "jobs" / job_id for job_id, job in jobs.items() if done.get(job_id) in RIGHT}
+    if TRACE in finished and not any(finished[TRACE].glob("capture.*")):
+        raise BatchError(f"{finished[TRACE]} has no trace: expected capture.sqlite or capture.json.gz beside its rows")
     for name, place in finished.items():
         if name == CALLS:
             written.append(_run(place, measured / name))
         elif name == TRACE:
-            if not any(place.glob("capture.*")):
-                raise BatchError(f"{place} has no trace: expected capture.sqlite or capture.json.gz beside its rows")
             written.append(_run(place, measured / name, also=("capture.*", "*.csv")))
         elif name in recorded:
             written.append(_run(place, measured / name))
