@@ -42,8 +42,10 @@ def fake(monkeypatch):
 
 def serve(tmp_path, earlier=(), **given):
     with Run.create("09_serving", {}, root=tmp_path) as run:
-        sweep.serving_sweep(Parameters.parse(GIVEN | given), run, earlier)
-    return load(run.folder)
+        rows = sweep.serving_sweep(Parameters.parse(GIVEN | given), run, earlier)
+    info, written = load(run.folder)
+    assert rows == [*earlier, *written]  # what a notebook draws is what was recorded
+    return info, written
 
 
 def test_every_point_has_a_run_its_steps_requests_and_parts(fake, tmp_path, capsys):

@@ -14,6 +14,7 @@ from ...backends.base import dtype_name
 from ...bench import clocks
 from ...bench.results import Run
 from ...bench.rows import recorded
+from ...bench.run_folder import count_rows, load
 from ...engine import ranks
 from ...engine.communicator import Alone
 from ...engine.communicator_choice import DEFAULT, Choice
@@ -41,20 +42,21 @@ AUTO = "auto"
 def serving_sweep(p, run: Run | None = None, earlier=()) -> list[dict]:
     """Serve what parameters `p` (study.py) ask for and `earlier` rows lack; return all rows, the new ones appended.
 
-    Rows: serving_rows.py. A point that cannot run is a row of status "refused" with its reason. Prints a line for each
+    Rows: serving_rows.py; steps and requests are written to `run` alone, so without one they are not returned. A point that cannot run is a row of status "refused" with its reason. Prints a line for each
     point, and at the end what there was no time for: a run that leaves out points is "interrupted", and each has a row
     that says so. ServingInterrupted on Ctrl-C, RankError if a rank ends: all rows made until then are in `run`.
     """
     earlier = list(earlier)
     with recorded(run):
         folder = None if run is None else (str(run.folder), run.info)
+        written = 0 if run is None else count_rows(run.folder)
         if p.tp == 1:
             rows = serve_rank(Alone("cuda" if torch.cuda.is_available() else "cpu"), p, folder, earlier)
         else:
             rows = ranks.start(p.tp, serve_rank, p, folder, earlier)[0]
         if run is not None and any(row.get("type") == LEFT_OUT for row in rows):
             run.finish("interrupted")
-        return earlier + rows
+        return earlier + (rows if run is None else load(run.folder)[1][written:])
 
 
 def serve_rank(communicator, p, folder: tuple | None, earlier: list[dict]) -> list[dict]:
