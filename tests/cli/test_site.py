@@ -7,14 +7,16 @@ from pathlib import Path
 
 import bs4
 import nbformat
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from gdn_lab.cli import kept_answer, site, site_command
 from gdn_lab.cli.errors import BatchError
 from gdn_lab.cli.main import main
 from gdn_lab.cli.site_command import SITE
-from gdn_lab.cli.small_figures import with_small_figures
+from gdn_lab.cli.small_figures import webp, with_small_figures
 
 GPUS = sorted(path.parent.name for path in SITE.glob(f"*/{site.CARDS}"))
 PAGES = sorted(SITE.rglob("*.html"))
@@ -103,6 +105,22 @@ def test_a_figure_is_a_webp_of_the_same_pixels(tmp_path):
     assert set(output.data) == {"image/webp"} and output.metadata["image/webp"]["alt"] == "red"
     with Image.open(io.BytesIO(base64.b64decode(output.data["image/webp"]))) as image:
         assert image.size == (4, 2) and image.convert("RGB").getpixel((3, 1)) == (255, 0, 0)
+
+
+def test_a_figure_of_thousands_of_shades_looks_the_same():
+    figure, png = Figure(dpi=150), io.BytesIO()
+    ax = figure.subplots()
+    for place in range(12):
+        ax.plot([0, 1, 2, 3], [place, 12 - place, place, 12 - place / 3], alpha=0.7, label=f"variant {place}")
+    ax.legend()
+    figure.savefig(png)
+    small = io.BytesIO(base64.b64decode(webp(base64.b64encode(png.getvalue()))))
+    with Image.open(png) as image, Image.open(small) as few:
+        before, after = (np.asarray(one.convert("RGB")).astype(int) for one in (image, few))
+    shades = [len(np.unique(one.reshape(-1, 3), axis=0)) for one in (before, after)]
+    assert shades[0] > 1000 and shades[1] <= 256
+    apart = np.abs(before - after).max(axis=-1)  # of 255
+    assert (apart > 32).mean() < 0.001 and apart.max() < 80
 
 
 def test_kept_pages_count_towards_the_limit(tmp_path, monkeypatch):

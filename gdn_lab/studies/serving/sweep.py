@@ -42,9 +42,10 @@ AUTO = "auto"
 def serving_sweep(p, run: Run | None = None, earlier=()) -> list[dict]:
     """Serve what parameters `p` (study.py) ask for and `earlier` rows lack; return all rows, the new ones appended.
 
-    Rows: serving_rows.py; steps and requests are written to `run` alone, so without one they are not returned. A point that cannot run is a row of status "refused" with its reason. Prints a line for each
-    point, and at the end what there was no time for: a run that leaves out points is "interrupted", and each has a row
-    that says so. ServingInterrupted on Ctrl-C, RankError if a rank ends: all rows made until then are in `run`.
+    Rows: serving_rows.py; steps and requests are written to `run` alone, so without one they are not returned. A point
+    that cannot run is a row of status "refused" with its reason. Prints a line for each point, and at the end what
+    there was no time for: a run that leaves out points is "interrupted", and each has a row that says so.
+    ServingInterrupted on Ctrl-C, RankError if a rank ends: all rows made until then are in `run`.
     """
     earlier = list(earlier)
     with recorded(run):
