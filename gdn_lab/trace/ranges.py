@@ -1,7 +1,8 @@
 """Name pieces of a program for the profilers: nvtx_range(name), and the names that this workbook's recordings use."""
 
+import sys
+
 import nvtx
-import torch
 
 STEP = "decode step"  # one decode step of one layer; a range for each of its parts lies inside
 WARM_UP = "warm-up"  # runs that do not count
@@ -21,7 +22,9 @@ class nvtx_range:
 
     def __init__(self, name: str):
         self._nvtx = nvtx.annotate(name)
-        self._kineto = torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else None
+        torch = sys.modules.get("torch")  # where it was not imported, Kineto does not record
+        recording = torch is not None and torch.autograd._profiler_enabled()
+        self._kineto = torch.profiler.record_function(name) if recording else None
 
     def __enter__(self) -> "nvtx_range":
         self._nvtx.__enter__()
