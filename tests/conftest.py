@@ -11,7 +11,7 @@ import torch
 from author_kernel import judged_here, kernel_file  # noqa: F401  fixtures for every test file
 from chromium import chromium  # noqa: F401  a fixture for every test file
 from extra_backend import extra_backend  # noqa: F401  a fixture for every test file
-from forked_kernels import forking, kernel_in
+from forked_kernels import forking, kernel_in, python_in
 
 # Nothing that imports and collecting make is garbage, so it is searched for afterwards: pytest_collection_finish().
 gc.disable()
@@ -64,6 +64,12 @@ def folder_of_kernels():
 def forked_kernel(folder_of_kernels, monkeypatch):
     """The name of a kernel for a notebook."""
     return kernel_in(folder_of_kernels, monkeypatch)
+
+
+@pytest.fixture
+def forked_python(folder_of_kernels, monkeypatch):
+    """Processes that the test starts by sys.executable begin two seconds sooner."""
+    python_in(folder_of_kernels, monkeypatch)
 
 
 @pytest.fixture

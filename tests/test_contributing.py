@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from forked_kernels import python_in
 
 ROOT = Path(__file__).parents[1]
 MOST_FILES = {  # what the architecture promises
@@ -102,14 +103,16 @@ def changed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checked(changed):
+def checked(changed, folder_of_kernels):
     """{recipe: "" or the traceback of its check}, all of one process."""
     codes = defaultdict(str)
     for title in RECIPES:
         for about, text in blocks(title):
             codes[title] += text if about == "check" else ""
     (changed / "checks.json").write_text(json.dumps(codes))
-    command = [sys.executable, "-c", RUN_CHECKS, "checks.json", "found.json"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        python_in(folder_of_kernels, monkeypatch)
+        command = [sys.executable, "-c", RUN_CHECKS, "checks.json", "found.json"]
     subprocess.run(command, cwd=changed, env=os.environ | {"PYTHONPATH": str(changed)}, check=True)
     return json.loads((changed / "found.json").read_text())
 
@@ -130,7 +133,7 @@ def test_a_recipe_does_what_it_says(title, checked):
     assert not checked[title], checked[title]
 
 
-def test_the_new_notebook_runs(changed, tmp_path):
+def test_the_new_notebook_runs(changed, tmp_path, forked_python):
     command = [sys.executable, "-m", "gdn_lab", "run", "90", "-p", "requests", "3", "--runs", str(tmp_path / "runs")]
     env = os.environ | {"PYTHONPATH": str(changed)}
     done = subprocess.run(command, cwd=changed, env=env, capture_output=True, text=True)
@@ -139,7 +142,7 @@ def test_the_new_notebook_runs(changed, tmp_path):
     assert "3 requests keep 6.29 MB of state in each GDN layer." in page.read_text()
 
 
-def test_the_copied_readme_would_show_the_new_study(changed):
+def test_the_copied_readme_would_show_the_new_study(changed, forked_python):
     """`make report` in the copy: its table of studies and the section of the new one."""
     readme = changed / "README.md"
     readme.write_text("<!-- studies -->\n<!-- measured:h100-memory -->\n")

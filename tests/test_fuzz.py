@@ -39,7 +39,7 @@ def test_a_failing_case_is_printed_with_the_command_that_repeats_it(tmp_path, ca
     assert (tmp_path / "at").read_text() == "9"
 
 
-def test_the_seed_is_printed_and_one_case_can_be_repeated():
+def test_the_seed_is_printed_and_one_case_can_be_repeated(forked_python):
     done = fuzz("--only", "calls", "--number", "2", "--seed", "7")
     assert done.returncode == 0 and done.stdout.startswith("seed 7\n") and "calls: 2 cases" in done.stdout, done
     assert fuzz("--seed", "7", "--case", "calls:1").returncode == 0

@@ -238,7 +238,7 @@ def test_checks_end_with_their_block_and_with_an_exception():
     decode(**given)
 
 
-def test_checks_by_environment():
+def test_checks_by_environment(forked_python):
     """GDN_LAB_CHECKS=1 does for a whole process what checks(True) does for a block."""
     program = """
 import torch

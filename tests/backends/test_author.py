@@ -206,7 +206,7 @@ def test_a_file_may_import_what_lies_next_to_it(kernel_file):
     assert author_files.load(path) == ["mine/vk"] and author_files.load(path) == ["mine/vk"]
 
 
-def test_an_installed_package_is_found_by_its_entry_point(kernel_file, monkeypatch, tmp_path):
+def test_an_installed_package_is_found_by_its_entry_point(kernel_file, forked_python, tmp_path):
     """And every way into the package ends with the kernels registered: here by importing the pool first."""
     kernel_file(name="their_kernels.py")
     (tmp_path / "theirs-1.2.dist-info").mkdir()

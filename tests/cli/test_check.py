@@ -28,7 +28,7 @@ def test_a_wrong_one(judged_here, kernel_file, capsys):
     assert "planted/vk: incorrect on CPU" in out
 
 
-def test_one_that_crashes(kernel_file, capsys):
+def test_one_that_crashes(kernel_file, capsys, forked_python):
     path = kernel_file('import os\nfrom gdn_lab import variant\n@variant("mine/vk")\ndef f(*_, **__): os.abort()\n')
     assert main(["check", str(path), "--only", "padding,out"]) == 1
     out = capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_an_error_in_the_file(judged_here, kernel_file, capsys):
     assert "line 2" in err and err.endswith("gdn-lab: mine.py, line 2: NameError: name 'z' is not defined\n")
 
 
-def test_random_calls_and_how_to_repeat_one(kernel_file, capsys, tmp_path):
+def test_random_calls_and_how_to_repeat_one(kernel_file, capsys, tmp_path, forked_python):
     path = kernel_file(PLANTED["padding only where the index is -1"].source())
     runs = tmp_path / "runs"
     assert main(["check", str(path), "--calls", "60", "--seed", "5", "--runs", str(runs), "--processes", "2"]) == 1

@@ -75,7 +75,7 @@ def test_run_leaves_notebook_page_and_streams_what_it_prints(notebook, runs, cap
     assert "GDN_LAB_RUN_FOLDER" not in os.environ
 
 
-def test_failing_notebook_keeps_its_rows_and_says_where(notebook, runs, capsys):
+def test_failing_notebook_keeps_its_rows_and_says_where(notebook, runs, capsys, forked_kernel):
     path = notebook(ROW, "raise ValueError('batches: expected 5, got 4')", name="01_fails")
     later = notebook("print('never')", name="02_later")
     assert main(["run", str(path), str(later), "--runs", str(runs)]) == 1
@@ -94,7 +94,7 @@ def test_failing_notebook_keeps_its_rows_and_says_where(notebook, runs, capsys):
     assert "Traceback" not in sentence
 
 
-def test_ctrl_c_stops_the_kernel_and_keeps_rows(notebook, runs, tmp_path):
+def test_ctrl_c_stops_the_kernel_and_keeps_rows(notebook, runs, tmp_path, forked_kernel):
     pid = tmp_path / "pid"
     sleeping = (
         f"import pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\nwith run:\n    time.sleep(60)"

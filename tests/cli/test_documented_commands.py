@@ -100,6 +100,7 @@ def make(words) -> subprocess.CompletedProcess:
 # ---- one test for each command --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("forked_kernel")
 @pytest.mark.parametrize("command", [command for command in SHOWN if command not in ELSEWHERE])
 def test_a_command_that_is_shown_works(command, started, tmp_path, capsys):
     words = shlex.split(command)

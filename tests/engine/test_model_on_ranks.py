@@ -18,7 +18,7 @@ TIE = 0.02  # between two experts' logits: rounding decides
 
 
 @pytest.mark.parametrize("name", [EXPERTS, DENSE])
-def test_two_ranks_answer_as_one(name):
+def test_two_ranks_answer_as_one(name, forked_python):
     values = ranks.start(2, answers_on_rank, name, "bf16", 3, device="cpu", timeout_s=200)
     assert values[0] == values[1], "ranks chose other tokens"
     found, parts = values[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import rank_functions
 import torch
+from forked_kernels import python_in
 
 from gdn_lab.engine import ranks
 
@@ -48,9 +49,11 @@ def of_two():
 
 
 @pytest.fixture(scope="module")
-def of_one():
+def of_one(folder_of_kernels):
     """What both() returned on a rank that is alone."""
-    return ranks.start(1, rank_functions.both, **CPU)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        python_in(folder_of_kernels, monkeypatch)
+        return ranks.start(1, rank_functions.both, **CPU)
 
 
 def test_two_ranks_with_gloo(of_two):
@@ -71,7 +74,7 @@ def test_one_rank_is_alone(of_one):
     assert (name, words) == ("alone", "from 0") and (total == 1).all()
 
 
-def test_a_rank_that_raises_ends_all():
+def test_a_rank_that_raises_ends_all(forked_python):
     lines = []
     message = r"rank 1 of 2 failed; the other ranks were stopped\. .*: ValueError: x: expected less, got more$"
     with pytest.raises(ranks.RankError, match=message):
@@ -79,13 +82,13 @@ def test_a_rank_that_raises_ends_all():
     assert "rank 0 works" in lines and "rank 1 works" not in lines
 
 
-def test_a_rank_that_is_killed_ends_all():
+def test_a_rank_that_is_killed_ends_all(forked_python):
     message = r"rank 0 of 2 was killed by SIGKILL; the other ranks were stopped\. Last line of rank 0: about to add$"
     with pytest.raises(ranks.RankError, match=message):
         ranks.start(2, rank_functions.killed, **CPU)
 
 
-def test_ranks_that_take_too_long_are_stopped(tmp_path):
+def test_ranks_that_take_too_long_are_stopped(tmp_path, forked_python):
     with pytest.raises(ranks.RankError, match="ranks 0, 1 of 2 had not ended after 1.5 s and were stopped"):
         ranks.start(2, rank_functions.sleeping, str(tmp_path), **CPU, timeout_s=1.5)
 
@@ -115,7 +118,7 @@ def test_no_rank_outlives_the_process_that_started_it(tmp_path, sent, code):
     assert_ended(processes)
 
 
-def test_under_torchrun_the_processes_are_torchruns():
+def test_under_torchrun_the_processes_are_torchruns(forked_python):
     words = "print([value[1:3:2] + value[4:] for value in ranks.start(2, rank_functions.collectives, device='cpu')])"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     script = f"import rank_functions; from gdn_lab.engine import ranks; {words}"

@@ -15,7 +15,7 @@ PLAN = Plan("qwen3.5-35b-a3b", 2, [2, 4], ["torch"], toy=True, input=6, output=9
 PATIENCE_S = 600  # importing torch for the first time may take a minute
 
 
-def test_two_ranks_make_the_same_steps_and_rank_0_writes_the_rows(tmp_path, capsys):
+def test_two_ranks_make_the_same_steps_and_rank_0_writes_the_rows(tmp_path, capsys, forked_python):
     with Run.create("serve", {}, root=tmp_path) as run:
         values = ranks.start(2, serve_fake, PLAN, (str(run.folder), run.info), device="cpu", timeout_s=PATIENCE_S)
     info, rows = load(run.folder)
@@ -28,7 +28,7 @@ def test_two_ranks_make_the_same_steps_and_rank_0_writes_the_rows(tmp_path, caps
     assert capsys.readouterr().out.count("torch, C = 4") == 1
 
 
-def test_a_rank_that_is_killed_ends_in_a_sentence_and_the_rows_are_kept(tmp_path):
+def test_a_rank_that_is_killed_ends_in_a_sentence_and_the_rows_are_kept(tmp_path, forked_python):
     with pytest.raises(ranks.RankError, match="rank 1 of 2 was killed by SIGKILL; the other ranks were stopped"):
         with Run.create("serve", {}, root=tmp_path) as run:
             folder = str(run.folder), run.info
@@ -39,7 +39,7 @@ def test_a_rank_that_is_killed_ends_in_a_sentence_and_the_rows_are_kept(tmp_path
     assert len(kept["steps"]["kind"]) >= 10 and "interrupted" in kept["requests"]["outcome"]
 
 
-def test_ctrl_c_reaches_the_ranks_which_write_their_rows(tmp_path):
+def test_ctrl_c_reaches_the_ranks_which_write_their_rows(tmp_path, forked_python):
     def press(line):
         if line == "waiting for Ctrl-C":
             os.kill(os.getpid(), signal.SIGINT)

@@ -16,13 +16,13 @@ def asked(path, **options):
     return list(apart.messages(request, **options))
 
 
-def test_one_that_ends_its_process(kernel_file):
+def test_one_that_ends_its_process(kernel_file, forked_python):
     last = asked(kernel_file(HEAD + "os.kill(os.getpid(), signal.SIGSEGV)"))[-1]
     assert last == {"died": "the process was ended by SIGSEGV", "during": "padding", "variant": "mine/vk"}
     assert apart.how_it_ended(3) == "the process ended with status 3"
 
 
-def test_one_that_hangs(kernel_file):
+def test_one_that_hangs(kernel_file, forked_python):
     request = {"judged": [str(kernel_file(HEAD + "time.sleep(1000)"))], "kernels": [], "seed": 0, "only": ["padding"]}
     with apart.Child(request) as child:
         for message in child.messages():
@@ -42,7 +42,7 @@ def test_one_that_leaves_or_raises_has_failed(kernel_file, capfd):
     assert "mine" in printed.err and not printed.out, "what it prints is kept apart from what the judge says"
 
 
-def test_random_calls_are_numbered():
+def test_random_calls_are_numbered(forked_python):
     request = {"judged": ["torch/vk"], "kernels": [], "seed": 3}
     request["calls"] = {"first": 5, "last": 15, "share": 1, "shares": 2, "seconds": 100}
     (row,) = [message["row"] for message in apart.messages(request) if "row" in message]

@@ -130,7 +130,7 @@ def test_parameters():
             parse(given)
 
 
-def test_a_sweep_checks_every_point_and_refuses_what_takes_too_long(tmp_path):
+def test_a_sweep_checks_every_point_and_refuses_what_takes_too_long(tmp_path, forked_python):
     options = {"device": "cpu", "samples": 1, "calls": 1}
     with Run.create("08_all_reduce", {}, root=tmp_path) as run:
         rows = sweep.all_reduce_sweep(["gloo"], [2], [1, 3], [128], **options, run=run)

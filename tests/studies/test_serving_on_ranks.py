@@ -20,7 +20,7 @@ def on_rank(communicator, p, folder):
     return serve_rank(communicator, p, folder, [])
 
 
-def test_two_ranks_serve_alike_and_one_writes(tmp_path):
+def test_two_ranks_serve_alike_and_one_writes(tmp_path, forked_python):
     p = Parameters.parse(GIVEN | {"tp": 2, "concurrency": 3, "configurations": "before,torch"})
     with Run.create("09_serving", {}, root=tmp_path) as run:
         first, second = ranks.start(p.tp, on_rank, p, (str(run.folder), run.info), device="cpu", timeout_s=120)

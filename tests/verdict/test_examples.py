@@ -27,7 +27,7 @@ def nothing_stays_registered():
     author_files._loaded.clear()
 
 
-def test_the_page_leads_from_nothing_to_a_verdict(tmp_path, capsys):
+def test_the_page_leads_from_nothing_to_a_verdict(tmp_path, capsys, forked_python):
     text = PAGE.read_text()
     assert len(text.splitlines()) <= 60
     name, code = re.search(r'```python file="(\S+)"\n(.*?)```', text, re.DOTALL).groups()
@@ -107,6 +107,6 @@ def test_a_check_that_is_not_there_is_said(capsys):
 
 
 @pytest.mark.parametrize("word", ["nothing.py", "nothing/vk"])
-def test_what_is_not_there_is_said(word, capsys):
+def test_what_is_not_there_is_said(word, capsys, forked_python):
     assert main(["judge", word]) == 2
     assert "there is no" in capsys.readouterr().err
