@@ -9,6 +9,7 @@ import pytest
 import torch
 from whole_model_reference import logits
 
+from gdn_lab.backends.triton import recurrent, verify
 from gdn_lab.backends.triton.backend import INTERPRETED
 from gdn_lab.engine import model_sizes, served_model
 from gdn_lab.engine.model_weights import ModelWeights
@@ -51,6 +52,8 @@ def build(gdn, others):
 
 @pytest.mark.parametrize("gdn, others", [("triton/vk", elementwise), ("triton/replay", layer_reference)])
 @mock.patch.object(model_sizes, "ATTENTION_EVERY", 2)
+@mock.patch.object(recurrent, "decode_tile", lambda *_: recurrent.Tile(64, 1))  # as of large batches: few programs
+@mock.patch.object(verify, "verify_tile", lambda *_: recurrent.Tile(64, 1))
 def test_prefill_in_pieces_decode_and_verify(gdn, others):
     weights, model = build(gdn, others)
     assert weights.sizes.is_attention == (False, True)
