@@ -35,7 +35,6 @@ def checkout(tmp_path):
     markers = "".join(f"<!-- {block} -->\n" for block in (*BLOCKS, "measured:h100-nothing"))
     (tmp_path / "README.md").write_text(f"top\n{markers}bottom\n")
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "more.md").write_text("<!-- measured:h100-verify -->")
     return tmp_path
 
 
@@ -45,6 +44,7 @@ def blocks(text):
 
 def test_report_fills_the_blocks_and_changes_nothing_the_second_time(checkout):
     written = report(checkout)
+    assert len(set(written)) == len(written), "a figure is drawn once"
     text = (checkout / "README.md").read_text()
     made = blocks(text)
     assert set(made) == set(BLOCKS), "a block that no study makes is left as it is"
@@ -60,23 +60,18 @@ def test_report_fills_the_blocks_and_changes_nothing_the_second_time(checkout):
     assert "data/measured/h200/06_prefill/" in missing
     for title, path in re.findall(r"!\[(.*)\]\((docs/\S+)\)", text):
         assert title and checkout / path in written and (checkout / path).is_file()
+    for study in studies():
+        for name, figure in study.computed().items():
+            assert isinstance(figure, matplotlib.figure.Figure) and (checkout / "docs" / f"{name}.png").is_file()
+    (checkout / "docs" / "more.md").write_text("<!-- measured:h100-verify -->")
+    assert checkout / "README.md" not in report(checkout) and (checkout / "README.md").read_text() == text
     page = (checkout / "docs" / "more.md").read_text()
     assert "](verify_time.png)" in page.replace("h100_", "") and "](docs/" not in page
-    assert checkout / "README.md" not in report(checkout) and (checkout / "README.md").read_text() == text
 
 
 def test_every_section_has_its_own_name():
     names = [study.section_name for study in studies() if study.section]
     assert all(names) and len(set(names)) == len(names)
-
-
-def test_every_figure_is_drawn_once(checkout):
-    (checkout / "docs" / "more.md").unlink()
-    written = report(checkout)
-    assert len(set(written)) == len(written)
-    for study in studies():
-        for name, figure in study.computed().items():
-            assert isinstance(figure, matplotlib.figure.Figure) and (checkout / "docs" / f"{name}.png").is_file()
 
 
 # ---- with which versions and kernels
