@@ -32,7 +32,7 @@ def hold_gpus() -> None:
     """Keep every GPU of this host initialised until this process ends; without GPUs do nothing.
 
     The driver shuts a GPU down once nothing holds it, unless its persistence mode is on: the next job waits one to
-    three seconds for it (NVIDIA, Driver Persistence), and times on the host's other GPUs may change meanwhile.
+    three seconds for it (NVIDIA, Driver Persistence).
     """
     try:
         import pynvml as nvml
