@@ -14,7 +14,7 @@ def test_it_runs(there, tmp_path, monkeypatch, forked_kernel):
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
     monkeypatch.setenv(notebook.RUN_FOLDER, str(folder))
-    given = {"gpu_reference": "h200"}  # nothing is recorded there for notebook 04
+    given = {"gpu_reference": str(notebook.ROOT / "data" / "measured" / "h200" / "10_drift")}  # a run without a trace
     if there:
         given["capture"] = str(write_nsys(tmp_path / "mine.sqlite", eager_and_graph()))
         given["beside"] = str(write_kineto(tmp_path / "other.json", eager_and_graph(nodes=False)))
