@@ -219,12 +219,15 @@ def test_the_piece_of_a_trace_keeps_the_trace_with_its_notebook(trace, tmp_path)
     assert {path.name for path in (tmp_path / "measured").iterdir()} == {trace, "nvtx.csv", "rows.jsonl", "run.json"}
 
 
-def test_a_trace_that_is_missing_is_not_recorded(tmp_path):
-    (job,) = (job for job in record_pieces.pieces("h100", COMMIT)[0] if job.study == record_pieces.TRACE)
-    made(tmp_path / "jobs" / job.id, record_pieces.TRACE, 1.0)
+def test_a_trace_that_is_missing_is_refused_before_anything_is_recorded(tmp_path):
+    every = {job.study: job for job in record_pieces.pieces("h100", COMMIT)[0]}
+    jobs = [every[name] for name in ("02_decode_kernels", record_pieces.TRACE)]
+    for job in jobs:
+        made(tmp_path / "jobs" / job.id, job.study, 1.0)
+    done = {job.id: "ok" for job in jobs}
     with pytest.raises(BatchError, match="has no trace: expected capture.sqlite"):
-        record_install.install(tmp_path, {job.id: job}, {job.id: "ok"}, "h100", tmp_path / "root")
-    assert not (tmp_path / "root" / "data" / "measured" / "h100" / record_pieces.TRACE).exists()
+        record_install.install(tmp_path, {job.id: job for job in jobs}, done, "h100", tmp_path / "root")
+    assert not (tmp_path / "root").exists()
 
 
 def test_nothing_runs_beside_what_waits_for_the_host(root, tmp_path, monkeypatch):
