@@ -1,13 +1,15 @@
 """Checks of the arguments of decode(), verify() and prefill().
 
-What can be read off the tensors without waiting for a GPU is checked on every call, so that part is kept cheap. Only
-where something does not fit is it worked out which argument is to blame.
+What can be read off the tensors without waiting for a GPU is checked on every call, so that part is kept cheap: a call
+whose tensors are as those of the pool's last one, addresses included, passes by one comparison. Only where something
+does not fit is it worked out which argument is to blame.
 """
 
 import warnings
 from collections import Counter
 from itertools import pairwise
 from numbers import Real
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ FLOAT16_MARGIN = 8  # checks(True) warns of a float16 state that comes this near
 INPUTS = ("q", "k", "v", "a", "b")
 # What the host raises when an argument is no tensor, or a tensor without strides.
 NOT_AS_EXPECTED = (AttributeError, TypeError, RuntimeError, IndexError)
+_traits = attrgetter("shape", "dtype", "is_meta", "requires_grad")
 
 
 def check_call(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend, scale, cu_seqlens=None):
@@ -31,9 +34,12 @@ def check_call(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend,
     dims: the dimensions of q ahead of its heads: 1 ([B] or [tokens]) or 2 ([B, T]). cu_seqlens: of prefill() alone.
     """
     try:
-        fits = _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens) and type(backend) is str
-        fits = fits and (scale is None or isinstance(scale, Real))
-        fits = fits and _memory_is_apart(pool.state, out, v, (q, k, a, b, A_log, dt_bias, indices, cu_seqlens))
+        fits = type(backend) is str and (scale is None or isinstance(scale, Real)) and _device_is_current(pool.state)
+        call = (dims, out is None, _metadata(pool.state, q, k, v, a, b, A_log, dt_bias, indices, out, cu_seqlens))
+        if fits and call != pool.last_call:
+            fits = _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens)
+            fits = fits and _memory_is_apart(pool.state, out, v, (q, k, a, b, A_log, dt_bias, indices, cu_seqlens))
+            pool.last_call = call if fits else None
     except NOT_AS_EXPECTED:
         fits = False
     if not fits:
@@ -53,16 +59,30 @@ def check_call(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend,
             _check_bounds(cu_seqlens, tokens)
 
 
+def _device_is_current(state: Tensor) -> bool:
+    """Whether kernels, which are launched on the current device, run where the state is."""
+    gpu = state.get_device()
+    return gpu < 0 or torch.cuda.current_device() == gpu
+
+
+def _metadata(*tensors) -> tuple:
+    """Return all of the tensors, or None for one that is not given, that _fits() and _memory_is_apart() look at."""
+    given = [x for x in tensors if x is not None]
+    return (
+        *map(_traits, given),
+        *map(Tensor.stride, given),
+        *map(Tensor.get_device, given),
+        *map(Tensor.data_ptr, given),
+    )
+
+
 def _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens) -> bool:
     """Whether shapes, dtypes, devices and strides are as expected: all that the host knows."""
     state, dtype, lead = pool.state, q.dtype, q.shape[:dims]
     HK, HV, K, V = pool.shape.dims
     gpu = state.get_device()  # -1 on the CPU, and on meta
     qk_shape, v_shape, gate_shape = (*lead, HK, K), (*lead, HV, V), (*lead, HV)
-    if gpu >= 0:
-        if torch.cuda.current_device() != gpu:  # kernels are launched on the current device
-            return False
-    else:
+    if gpu < 0:
         meta = state.is_meta
         for x in (q, k, v, a, b, A_log, dt_bias, indices):
             if x.is_meta is not meta:

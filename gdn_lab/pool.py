@@ -106,7 +106,7 @@ class StatePool:
         self.device = self.state.device
         stochastic = Stochastic.of(*rows, seed, self.device, dtype) if rounding == "stochastic" else None
         self.launch_state = State(self.state, rounding=stochastic, scales=self.scales)  # what a backend's launch takes
-        self.intermediate_states = self.draft_inputs = self.ring = None
+        self.intermediate_states = self.draft_inputs = self.ring = self.last_call = None  # last_call: of arguments.py
         self._free = list(range(slots - 1, 0, -1))  # handed out from the end: lowest slot first
         self._lock = threading.Lock()  # of _free
 

@@ -8,6 +8,7 @@ PREFILL = "test_prefill.py"
 POOL = "test_pool.py"
 REFUSALS = "test_refusals.py"
 ARGUMENTS = "test_arguments.py"
+REPEATED = "test_repeated_calls.py"
 TRITON_DECODE = "interpreter_cases.py"
 TRITON_VERIFY = "verify_interpreter_cases.py"
 TRITON_PREFILL = "prefill_interpreter_cases.py"
@@ -58,6 +59,11 @@ MUTANTS_OF_CALLS = [
         "scale or call.shape.scale",
         "test_fuzz.py -k test_calls",
     ),
+    Mutant("arguments.py", '"shape", "dtype",', '"shape",', REPEATED),
+    Mutant("arguments.py", ', "requires_grad")', ")", REPEATED),
+    Mutant("arguments.py", "        *map(Tensor.stride, given),\n", "", REPEATED),
+    Mutant("arguments.py", "        *map(Tensor.data_ptr, given),\n", "", REPEATED),
+    Mutant("arguments.py", "call = (dims, out is None, _metadata(", "call = (_metadata(", REPEATED),
     Mutant("arguments.py", "if times > 1)", "if times > 2)", REFUSALS),
     Mutant("arguments.py", "if 0 in slots:", "if -1 in slots:", REFUSALS),
     Mutant("arguments.py", "bounds[0] != 0 or", "", PREFILL + " " + REFUSALS),
