@@ -58,7 +58,8 @@ def busy(gpu: str, found: dict) -> str | None:
     if "error" in found:
         return f"GPU {gpu} cannot be asked whether it is busy ({found['error']})"
     if found["processes"]:
-        return f"GPU {gpu} is in use by {found['processes']} other processes"
+        others = "another process" if found["processes"] == 1 else f"{found['processes']} other processes"
+        return f"GPU {gpu} is in use by {others}"
     if found["used_mib"] > IDLE_MIB:
         return f"GPU {gpu} has {found['used_mib']:.0f} MiB of its memory in use"
     if found["percent"] > IDLE_PERCENT:

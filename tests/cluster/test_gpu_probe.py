@@ -25,6 +25,7 @@ QUIET = {
     [
         ({}, None),
         ({"clock_reasons": 0x4}, None),  # at its power limit: that is its load
+        ({"processes": 1}, "in use by another process"),
         ({"processes": 2}, "in use by 2 other processes"),
         ({"used_mib": 5000.0}, "5000 MiB of its memory in use"),
         ({"percent": 60}, "busy 60 % of the time"),
