@@ -117,13 +117,45 @@ def test_other_heads_are_never_taken_for_those_asked_about(data):
 def test_outside_the_recorded_batches_no_saving_is_made_up(data):
     advice = advise(asked(batch=4096), data(rows_of({"cutedsl/vk": {64: 10.0}, "triton/kv8": {64: 30.0}})))
     assert advice.comparison.how == "nearest" and advice.savings == []
-    assert "this batch is outside what is recorded, the times are of B = 64" in text(advice, width=10_000)
+    assert "this batch is not recorded, the times are of B = 64" in text(advice, width=10_000)
 
 
 def test_times_known_in_different_ways_are_not_ranked_together(data):
     times = {"cutedsl/vk": {64: 10.0, 128: 20.0}, "triton/kv8": {64: 30.0, 128: 60.0}, "triton/vk": {128: 1.0}}
     one = advise(asked(), data(rows_of(times))).comparison
     assert one.names == ["cutedsl/vk", "triton/kv8"]
+
+
+def test_one_variant_alone_is_not_advised_where_two_were_timed_beside_the_batch(data):
+    """`best` of a step changes its kernel with the batch, so that between two batches only the baseline is known."""
+    times = {"triton/kv8": {64: 24.0, 256: 88.0}, "cutedsl/vk": {64: 8.0}, "triton/replay": {256: 30.0}}
+    advice = advise(asked(), data(rows_of(times)))
+    assert advice.comparison.names == ["cutedsl/vk", "triton/kv8"] and advice.comparison.batches == [64]
+    assert advice.chosen == "cutedsl/vk" and advice.savings == []
+    said = text(advice, width=10_000)
+    assert "cutedsl/vk 8.0 µs; next triton/kv8 24.0 µs (3.00×)." in said
+    assert (
+        "On the other side of this batch, at B = 256: triton/replay 30.0 µs; next triton/kv8 88.0 µs (2.93×)." in said
+    )
+    assert "No saving is given: this batch is not recorded." in said
+
+
+def test_two_variants_with_other_heads_come_before_one_with_the_same(data):
+    rows = rows_of({"triton/kv8": {96: 24.0}})
+    other = rows_of({"triton/kv8": {12: 40.0}, "cutedsl/vk": {12: 15.0}}, model="qwen3.5-397b-a17b", tp=1)
+    advice = advise(asked(), data(rows + other))
+    assert advice.comparison.names == ["cutedsl/vk", "triton/kv8"] and not advice.comparison.same_heads
+
+
+def test_why_no_saving_is_given_is_said(data):
+    alone = data(rows_of({"cutedsl/vk": {96: 10.0}, "triton/vk": {96: 12.0}}))
+    assert "neither triton/kv32 nor triton/kv8 was timed with cutedsl/vk." in text(advise(asked(), alone), width=10_000)
+
+
+def test_a_baseline_that_is_the_fastest_is_said(data):
+    times = {"triton/kv8": {96: 10.0}, "triton/vk": {96: 12.0}}
+    said = text(advise(asked(), data(rows_of(times))), width=10_000)
+    assert "the fastest, triton/kv8, is itself what the engine runs unless it is told otherwise." in said
 
 
 def test_a_tie_is_said(data):
@@ -153,6 +185,12 @@ def test_faster_than_memory_allows_is_said(data):
     advice = advise(asked(), data(rows_of(times)))
     assert advice.comparison.state_us == pytest.approx(2 * 96 * 8 * 128 * 128 * 2 / 3000e3)
     assert "Moving the states alone takes 16.8 µs at the measured bandwidth" in text(advice, width=10_000)
+
+
+def test_a_variant_that_writes_some_states_later_may_be_faster_than_moving_all(data):
+    rows = rows_of({"triton/replay": {96: 1.0}, "triton/kv8": {96: 39.0}})
+    advice = advise(asked(), data([row | {"bytes": 10**6 if row["variant"] == "replay" else 10**9} for row in rows]))
+    assert not advice.comparison.moves_states and "Moving the states" not in text(advice, width=10_000)
 
 
 # ---- memory

@@ -11,6 +11,7 @@ from ...config import BACKENDS, Machine
 from ...models import STATE_BYTES, GDNShape, model
 from ...report.nearest import heads_distance
 from ...report.recorded import DATA
+from ...report.text import listed
 from . import engine_flags
 from .memory_need import memory_need
 from .precision import precision
@@ -56,6 +57,22 @@ class Comparison:
         shape, dtype = self.series.shape, self.series.dtype
         batch = self.batches[0] if self.how == NEAREST else self.batch
         return 2 * batch * shape.state_elements * STATE_BYTES[dtype] / self.series.roof / 1e3
+
+    @property
+    def moves_states(self) -> bool:
+        """Whether the fastest reads and writes each state in every step, rather than writing some later."""
+        return self.names[0] not in self.series.deferring
+
+    @property
+    def across(self) -> "Comparison | None":
+        """Where the times are of a recorded batch beside the one asked for: those on the other side, of two or more."""
+        if self.how != NEAREST:
+            return None
+        batches = self.series.batches
+        above, below = [at for at in batches if at > self.batch], [at for at in reversed(batches) if at < self.batch]
+        others = above if self.batches[0] < self.batch else below
+        found = (Comparison(self.series, at, self.same_heads, self.series.at(at)) for at in others)
+        return next((one for one in found if one.how == RECORDED and len(one.estimates) > 1), None)
 
     @property
     def tie(self) -> bool:
@@ -127,8 +144,8 @@ def advise(p: Parameters, data: Path = DATA) -> Advice:
 
 
 def best_comparison(found: list[Series], shape: GDNShape, batch: int) -> Comparison | None:
-    """The nearest recorded comparison: same heads first, then how the batch is known, then calls of the kernel alone,
-    then most variants, then the newest."""
+    """The nearest recorded comparison: of two variants or more if there is one, then same heads, then how the batch is
+    known, then calls of the kernel alone, then most variants, then the newest."""
     candidates = [compared(series, shape, batch) for series in found]
     candidates = [one for one in candidates if one.estimates]
     return min(candidates, key=lambda one: _distance(one, shape), default=None)
@@ -137,8 +154,8 @@ def best_comparison(found: list[Series], shape: GDNShape, batch: int) -> Compari
 def _distance(one: Comparison, shape: GDNShape) -> tuple:
     series = one.series
     return (
-        heads_distance(series.shape, shape),
         len(one.estimates) < 2,
+        heads_distance(series.shape, shape),
         HOW_ORDER.index(one.how),
         series.source != KERNEL,
         -len(one.estimates),
@@ -207,7 +224,8 @@ def not_measured(p: Parameters, comparison: Comparison | None, found: list[Serie
         sentences.append(f"Verify steps with {p.spec} draft tokens: the times are of decode (T = 1); see notebook 05.")
     own = [name for name in names if name not in ENGINE_OWN and name.partition("/")[0] in BACKENDS]
     if own:
-        sentences.append(f"The engine's own kernels: {', '.join(own)} are this workbook's, of the same backend's name.")
+        ours = "this workbook's; only the backend's name is the same"
+        sentences.append(f"The engine's own kernels: {listed(own)} {'is' if len(own) == 1 else 'are'} {ours}.")
     whole = "Attention layers, output head, all-reduces and scheduling are in no time here but those of the server; "
     if not server:
         whole = "A whole model: attention layers, output head, all-reduces and scheduling are in no time here; "

@@ -74,7 +74,9 @@ def backend(advice: Advice) -> list[str]:
         for name, kinds in one.series.outside.items()
         if name in one.names
     ]
-    if one.us(one.names[0]) < one.state_us:
+    if across := one.across:
+        lines.append(f"On the other side of this batch, at B = {number(across.batch)}: {ranking(across)}.")
+    if one.moves_states and one.us(one.names[0]) < one.state_us:
         lines.append(
             f"Moving the states alone takes {micro(one.state_us)} at the measured bandwidth ({one.series.roof:,.0f} "
             f"GB/s), longer than {one.names[0]}: some states came from the L2, or its time overlaps the kernel before."
@@ -121,7 +123,7 @@ def known(one: Comparison) -> str:
     if one.how == INTERPOLATED:
         return f"not recorded at this batch, linear between B = {batches}"
     if one.how == NEAREST:
-        return f"this batch is outside what is recorded, the times are of B = {batches}"
+        return f"this batch is not recorded, the times are of B = {batches}"
     return f"B = {batches} is recorded"
 
 
@@ -166,8 +168,10 @@ def no_saving(one: Comparison | None) -> str:
     if not one.same_heads:
         return "the recorded heads are not those of this model."
     if one.how == NEAREST:
-        return "the batch is outside what is recorded."
-    return "no baseline was timed with the fastest variant, or a baseline is the fastest."
+        return "this batch is not recorded."
+    if one.names[0] in ENGINE_DEFAULTS:
+        return f"the fastest, {one.names[0]}, is itself what the engine runs unless it is told otherwise."
+    return f"neither {' nor '.join(ENGINE_DEFAULTS)} was timed with {one.names[0]}."
 
 
 def step_sentence(advice: Advice) -> str:

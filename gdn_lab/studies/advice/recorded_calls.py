@@ -4,6 +4,7 @@ Two kinds of rows tell how long a GDN kernel takes: those of the decode sweeps (
 of a decode step (notebook 03), which is timed inside the step.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...bench.run_folder import load
-from ...models import GDNShape
+from ...models import STATE_BYTES, GDNShape
 from ...report.nearest import recorded_folders
 from ...report.recorded import DATA
 from ...report.text import device_name
@@ -59,7 +60,8 @@ class Series:
     """Times of one run for one model, tp and state dtype.
 
     source: KERNEL or PART. roof: the measured bandwidth, GB/s. times: {variant: {batch: Times}}. outside: {variant:
-    kinds of hard inputs on which its result was outside the tolerance}.
+    kinds of hard inputs on which its result was outside the tolerance}. deferring: variants that moved fewer bytes than
+    it takes to read and write each state.
     """
 
     recording: Recording
@@ -72,6 +74,7 @@ class Series:
     roof: float
     times: dict[str, dict[int, Times]] = field(hash=False, default_factory=dict)
     outside: dict[str, list[str]] = field(hash=False, default_factory=dict)
+    deferring: set[str] = field(hash=False, default_factory=set)
 
     @property
     def heads(self) -> str:
@@ -84,15 +87,26 @@ class Series:
     def at(self, batch: float) -> dict[str, Estimate]:
         """{variant: Estimate}, fastest first, of those variants that are known in the best way that two of them are.
 
-        Times that are known in different ways are not compared. Variants known in no such way are left out.
+        Times that are known in different ways are not compared. Variants known in no such way are left out. Where no
+        two are known in one way, those recorded at the nearest batch that has two.
         """
         found = {name: estimate(by_batch, batch) for name, by_batch in self.times.items()}
         by_how = defaultdict(dict)
         for name, one in found.items():
             by_how[one.how].setdefault(one.batches if one.how == NEAREST else None, {})[name] = one
         groups = [group for how in (RECORDED, INTERPOLATED, NEAREST) for group in by_how[how].values()]
-        chosen = next((group for group in groups if len(group) > 1), groups[0] if groups else {})
+        compared = [group for group in (*groups, self._at_nearest(batch)) if len(group) > 1]
+        chosen = next(iter(compared or groups), {})
         return dict(sorted(chosen.items(), key=lambda entry: entry[1].times.us))
+
+    def _at_nearest(self, batch: float) -> dict[str, Estimate]:
+        """{variant: Estimate} at the batch nearest to `batch`, by their ratio, at which two or more are recorded."""
+        known = {at: [name for name, by_batch in self.times.items() if at in by_batch] for at in self.batches}
+        several = [at for at, names in known.items() if len(names) > 1]
+        if not several:
+            return {}
+        nearest = min(several, key=lambda at: max(at, batch) / min(at, batch))
+        return {name: Estimate(self.times[name][nearest], NEAREST, (nearest,)) for name in known[nearest]}
 
 
 def estimate(by_batch: dict[int, Times], batch: float) -> Estimate:
@@ -149,6 +163,8 @@ def series_of(run: Recording, rows: Iterable[dict]) -> list[Series]:
         key = source, row["timer"], row["model"], row["tp"], heads, row["state_dtype"]
         series = found.setdefault(key, Series(run, *key, row["roof_gb_per_s"]))
         name, batch = f"{row['backend']}/{row['variant']}", row["batch"]
+        if row.get("bytes", math.inf) < 2 * batch * heads.state_elements * STATE_BYTES.get(row["state_dtype"], 1):
+            series.deferring.add(name)
         if row.get("wrong_on"):
             series.outside[name] = list(dict.fromkeys([*series.outside.get(name, []), *row["wrong_on"]]))
         if row["count"] >= counts[key, name, batch]:  # two sweeps of a run may time the same: more samples count
