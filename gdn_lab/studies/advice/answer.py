@@ -41,9 +41,10 @@ def asked(advice: Advice) -> str:
 
 
 def in_short(advice: Advice) -> list[str]:
-    """The answer for the top of the page: asked, and the first sentences on backend, saving, memory and flags."""
-    lines = [f"Asked: {asked(advice)}", *backend(advice)[: 1 if advice.comparison is None else 3], saving(advice)[0]]
-    return [*lines, *memory(advice)[:4], *(f"`{line}`" for line in flags(advice)[:1] if line.startswith("--"))]
+    """The answer for the top of the page: the first sentences on backend, saving, memory and flags; what was asked."""
+    lines = [*backend(advice)[: 1 if advice.comparison is None else 3], saving(advice)[0], memory_in_short(advice)]
+    lines += [f"`{line}`" for line in flags(advice)[:1] if line.startswith("--")]
+    return [*lines, f"Asked: {asked(advice)}"]
 
 
 # ---- backend --------------------------------------------------------------------------------------------------------
@@ -229,6 +230,17 @@ def memory(advice: Advice) -> list[str]:
         "On one GPU, state and convolution window of all GDN layers:",
         *lines,
     ]  # fmt: skip
+
+
+def memory_in_short(advice: Advice) -> str:
+    """What the slots keep in each dtype, in one sentence; dtypes of one size together."""
+    p, dtypes = advice.p, {}
+    for need in advice.memory:
+        name = f"{need['state_dtype']} with its ring" if need["ring"] else need["state_dtype"]
+        dtypes.setdefault(size(need["slots_bytes"]), []).append(name)
+    where = f" on each of {p.tp} GPUs" if p.tp > 1 else ""
+    parts = [f"{nbytes} in {' or '.join(names)}" for nbytes, names in dtypes.items()]
+    return f"{p.slots:,} requests keep{where} {listed(parts)}: states and convolution windows of all GDN layers."
 
 
 def size(nbytes: float) -> str:

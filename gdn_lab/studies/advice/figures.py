@@ -42,12 +42,13 @@ def fastest(gpu: str, dtype: str, data: Path = DATA) -> Figure:
         return empty_figure(f"{place}: no decode with a {dtype} state is recorded", [])
     batches = sorted({batch for _, _, batch in cells})
     rows = sum(len(divisions(name)) for name in MODELS)
-    wins = Counter(one.names[0] for one in cells.values())
+    distinct = {(one.series.shape, batch): one for (_, _, batch), one in cells.items()}  # models share times
+    wins = Counter(one.names[0] for one in distinct.values())
     first, count = wins.most_common(1)[0]
-    timed = sorted({len(one.names) for one in cells.values()})
+    timed = sorted({len(one.names) for one in distinct.values()})
     variants = " to ".join(map(str, dict.fromkeys((timed[0], timed[-1]))))
     title = (
-        f"{place}, {dtype} state: {label(first)} is fastest in {count} of {len(cells)} recorded cells, of "
+        f"{place}, {dtype} state: {label(first)} is fastest in {count} of {len(distinct)} recorded calls, of "
         f"{variants} variants"
     )
     ratios = {name: len(divisions(name)) for name in MODELS}
@@ -68,8 +69,8 @@ def notes(cells) -> list[str]:
     """What a cell's numbers are, and which runs they come from."""
     runs = dict.fromkeys(one.series.recording.name for one in cells.values())
     return [
-        "A cell: µs of one layer, and of how many timed variants it is the fastest. Models whose heads on a GPU are "
-        "equal share times.",
+        "A cell: µs of a call of the GDN kernel, and of how many timed variants it is the fastest. Models "
+        "whose heads on a GPU are equal share times.",
         f"{IN_STEP} timed as a part of a decode step, by CUPTI; others: calls of the kernel alone, by graph replay.",
         f"From {listed(runs)}.",
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 
+from ...models import FP8_RING
 from ...report.text import listed, micro
 from . import analysis
 from .analysis import ENOUGH, OUTPUT, STATE, final
@@ -74,8 +75,16 @@ def in_short(rows: list[dict]) -> list[str]:
 
 
 def error(value: float) -> str:
-    """An error: "2.2%", "0.17%", below that "1.2e-05"."""
-    return f"{value:.1e}" if value < 1e-3 else f"{value:.2%}" if value < 0.01 else f"{value:.1%}"
+    """An error: "2.2%", "0.17%", "0.031%", below that "1.2e-05"."""
+    if value < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:.3%}" if value < 1e-3 else f"{value:.2%}" if value < 0.01 else f"{value:.1%}"
+
+
+def more(ratio: float) -> str:
+    """How much more than 1 a ratio is: "+4.5%", "−0.7%", "0.0%"."""
+    text = f"{ratio - 1:+.1%}"
+    return "0.0%" if text[1:] == "0.0%" else text.replace("-", "−")
 
 
 def span(ratios) -> str:
@@ -101,7 +110,8 @@ def verdict(rows: list[dict]) -> list[str]:
     sentences = []
     if enough:
         sentences.append(
-            f"A bfloat16 state is enough (error of the output at most {ENOUGH:.0%} {after}) with {listed(enough)}."
+            f"A bfloat16 state is enough (error of the output at most {ENOUGH:.0%} {after}) in {len(enough)} of "
+            f"{len(enough) + len(other)} regimes: {listed(enough)}."
         )
     if other:
         sentences.append(f"It is not enough with {'; '.join(other)}.")
@@ -115,14 +125,14 @@ def cost(rows: list[dict]) -> list[str]:
         return []
     base = found[BF16]
     parts = [
-        f"{kind} {micro(row['median_us'])} ({row['median_us'] / base['median_us'] - 1:+.1%})".replace("-", "−")
+        f"{kind} {micro(row['median_us'])} ({more(row['median_us'] / base['median_us'])})"
         for kind, row in found.items()
         if kind != BF16
     ]
     gb = {dtype: analysis.gb_of_1000(base, dtype) for dtype in (BF16, FLOAT32)}
     return [
-        f"A layer's step at B = {base['batch']} ({main}, HV {base['num_v_heads']}) takes {micro(base['median_us'])} "
-        f"with a bfloat16 state; {listed(parts)}.",
+        f"A call of {main} at B = {base['batch']} (HV {base['num_v_heads']}) takes {micro(base['median_us'])} with a "
+        f"bfloat16 state; {listed(parts)}.",
         f"1,000 requests of {base['model']} keep {gb[BF16]:.1f} GB in either 16-bit dtype and {gb[FLOAT32]:.1f} GB in "
         f"float32, in which {gb[BF16] / gb[FLOAT32]:.2f} times as many fit.",
     ]
@@ -141,7 +151,7 @@ def fp8(rows: list[dict]) -> list[str]:
     enough = sum(own <= ENOUGH for own, _ in errors.values())
     worst = max(errors, key=errors.get)
     text = (
-        f"An FP8 state, written once in a period of its ring, is enough in {enough} of {len(errors)} regimes; its "
+        f"An FP8 state, written back once in {FP8_RING} steps, is enough in {enough} of {len(errors)} regimes; its "
         f"output errs most with {worst}, {error(errors[worst][0])}"
     )
     less = [f"{where} ({error(own)} against {error(other)})" for where, (own, other) in errors.items() if own < other]
