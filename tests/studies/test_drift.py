@@ -255,7 +255,7 @@ def test_an_fp8_state_and_the_first_steps_of_float16_are_compared_with_bfloat16(
 def test_sentences_say_what_the_rows_do():
     text = "\n".join(sentences.answers(recorded_rows()))
     assert (
-        "A bfloat16 state is enough (error of the output at most 2% after 10,000 steps) in 1 of 2 regimes: typical / full"
+        "A bfloat16 state is enough (error of the output at most 2% after 10,000 steps) in 1 of 2 regimes: typical / "
         in text
     )
     assert "It is not enough with rare writes / full rank 20.0%, where float16, stochastic has 0.50%." in text

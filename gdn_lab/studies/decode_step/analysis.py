@@ -20,6 +20,14 @@ WHOLE_TIMERS = (GRAPH_TIMER, CPU_TIMER)
 GDN = "gdn"
 OTHERS = "other parts"
 BEFORE, AFTER = "before", "after"  # the configurations that the published step compares
+GROUPS = {  # {part: its group where two configurations divide the same work differently}
+    "in_proj qkvz": "input projections",
+    "in_proj ba": "input projections",
+    "split": "convolution",
+    "conv": "convolution",
+    "shared expert": "experts",
+    "combine": "experts",
+}
 SHOWN = 0.003  # of the first step: parts that change by less are shown as OTHERS
 
 
@@ -67,6 +75,24 @@ class StepRows:
         total = self.traced.get(configuration)
         return self.us(configuration, GDN) / total["median_us"] if total else None
 
+    def label(self, configuration: str) -> str:
+        """What figures call a configuration: its own label, or "before (triton/kv8)" with the GDN kernel that ran."""
+        entry = CONFIGURATIONS.get(configuration)
+        if entry and entry.label != f"{entry.name} ({entry.gdn})":
+            return entry.label
+        row = self.whole.get(configuration) or self.traced.get(configuration)
+        return f"{configuration} ({row['backend']}/{row['variant']})" if row else configuration
+
+    @property
+    def deferring(self) -> dict[str, str]:
+        """{configuration: its GDN kernel} of those that took the one that defers its writes."""
+        kernels = {name: f"{row['backend']}/{row['variant']}" for name, row in self.whole.items()}
+        return {
+            name: kernel
+            for name, kernel in kernels.items()
+            if name in CONFIGURATIONS and kernel == CONFIGURATIONS[name].deferred
+        }
+
     @property
     def transitions(self) -> list[tuple[str, str]]:
         """Pairs of neighbouring configurations whose parts were measured."""
@@ -112,11 +138,6 @@ class StepRows:
 def _of_largest_batch(rows: list[dict]) -> list[dict]:
     largest = max((row["batch"] for row in rows), default=0)
     return [row for row in rows if row["batch"] == largest]
-
-
-def label(configuration: str) -> str:
-    """What figures call a configuration: "before (triton/kv8)", or its name if it is not in the table."""
-    return CONFIGURATIONS[configuration].label if configuration in CONFIGURATIONS else configuration
 
 
 # ---- where the time goes --------------------------------------------------------------------------------------------
@@ -166,12 +187,20 @@ def waterfall(step: StepRows) -> list[Bar]:
 
 
 def main_changes(step: StepRows) -> dict[str, float]:
-    """{part: µs} between the first and the last configuration, of shown_parts(), largest saving first."""
+    """{group of parts: µs} between the first and the last configuration, largest saving first.
+
+    Parts that configurations divide differently are one group (GROUPS). Without those that change by less than SHOWN of
+    the first step.
+    """
     if len(step.traced) < 2:
         return {}
     names = list(step.traced)
-    changes = {part: step.change(part, names[0], names[-1]) for part in shown_parts(step)}
-    return dict(sorted(changes.items(), key=lambda change: change[1]))
+    changes = defaultdict(float)
+    for part in step.part_order:
+        changes[GROUPS.get(part, part)] += step.change(part, names[0], names[-1])
+    least = SHOWN * step.traced[names[0]]["median_us"]
+    kept = {group: us for group, us in changes.items() if abs(us) >= least}
+    return dict(sorted(kept.items(), key=lambda change: change[1]))
 
 
 class Saving(NamedTuple):

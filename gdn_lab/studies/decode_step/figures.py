@@ -9,7 +9,7 @@ from ...report.recorded import published
 from ...report.style import GREY, STYLE, empty_figure, ink_on, new_figure, part_colours
 from ...report.text import device_name, listed, micro, percent
 from . import analysis
-from .analysis import GDN, OTHERS, StepRows, heatmap_points, label, published_saving, saving
+from .analysis import GDN, OTHERS, StepRows, heatmap_points, published_saving, saving
 from .sentences import not_timed
 
 MIN_LABELLED = 0.035  # of the longest bar: narrower pieces carry no number
@@ -40,7 +40,7 @@ def waterfall(step: StepRows) -> Figure:
         ax.annotate(text, (end, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
         if y + 1 < len(bars):
             ax.plot([bar.end, bar.end], [y, y + 1], color=GREY, linewidth=0.7)
-    ax.set_yticks(range(len(bars)), [label(bar.label) if bar.part is None else bar.label for bar in bars])
+    ax.set_yticks(range(len(bars)), [step.label(bar.label) if bar.part is None else bar.label for bar in bars])
     for tick, bar in zip(ax.get_yticklabels(), bars, strict=True):
         tick.set_fontweight("bold" if bar.part is None else "normal")
     ax.set(ylim=(len(bars) - 0.4, -0.6), xlim=(left, right))
@@ -112,8 +112,8 @@ def _recorded_note(step: StepRows) -> str:
         f"{name} {f'{share:+.1%}'.replace('-', '−')}" for name, share in step.tracing_differences.items()
     )
     return (
-        "Replays recorded by CUPTI; a kernel counts from when those before it have ended. Light line: p20 to p80. "
-        f"Recorded against untraced replays: {differences}."
+        "Replays recorded by CUPTI; a kernel counts from when those before it have ended. Light line at a bar's end: "
+        f"p20 to p80. Parts and gaps add up to the recorded step; recorded against untraced replays: {differences}."
     )
 
 
@@ -136,7 +136,7 @@ def parts(step: StepRows) -> Figure:
         text = f"{micro(whole['median_us'])}, GDN {percent(step.gdn_share(name))}"
         end = max(end, whole["p80_us"])
         ax.annotate(text, (end, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9.5)
-    ax.set_yticks(range(len(step.parts)), [label(name) for name in step.parts])
+    ax.set_yticks(range(len(step.parts)), [step.label(name) for name in step.parts])
     ax.set(ylim=(len(step.parts) - 0.45, -0.75), xlim=(0, longest * 1.2))
     _time_axis(ax, "µs of one step")
     handles = [ax.barh(0, 0, color=colours[part], hatch="////" if part == GAPS else None) for part in step.part_order]
@@ -193,7 +193,7 @@ def against_published(step: StepRows) -> Figure:
         whole = part == "decode step"
         rows = step.whole if whole else {name: parts[GDN] for name, parts in step.parts.items()}
         bars = [("published before", theirs.triton[part], None), ("published after", theirs.flashinfer[part], None)]
-        bars += [(label(name), row["median_us"], row) for name, row in rows.items()]
+        bars += [(step.label(name), row["median_us"], row) for name, row in rows.items()]
         colour = WHOLE_COLOUR if whole else part_colours([GDN])[GDN]
         for y, (_, us, row) in enumerate(bars):
             ax.barh(y, us, color=colour if row else "white", edgecolor=colour if row else GREY, height=0.7)

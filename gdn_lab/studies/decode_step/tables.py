@@ -15,7 +15,7 @@ def configuration_table(names) -> pandas.DataFrame:
         [
             {
                 "configuration": entry.name,
-                "GDN kernel": entry.gdn,
+                "GDN kernel": f"{entry.gdn} or {entry.deferred}" if entry.deferred else entry.gdn,
                 "pool": entry.layout,
                 "other kernels": "fused, with PDL" if entry.fused else "separate",
                 "what it is": entry.description,
@@ -46,7 +46,7 @@ def step_table(step: StepRows) -> pandas.DataFrame:
             "largest error": row["max_abs_error"],
         }
         if name in step.eager:
-            line["launched by kernel, µs"] = step.eager[name]["median_us"]
+            line["launched kernel by kernel, µs"] = step.eager[name]["median_us"]
         lines.append(line)
     return pandas.DataFrame(lines)
 
