@@ -33,7 +33,7 @@ class Variant:
     allocates: a call with out= allocates memory.
     leaks: phases in which NaN in one row or sequence can reach another one, such as ("prefill",); "auto" avoids those.
     stochastic: phases in which it can round the state stochastically (rounding.py).
-    vk_twin: full name of the VK variant that differs from this KV one in the memory order alone.
+    vk_twin: full name of the VK variant of the same kernel: it differs from this KV one in layout and tile alone.
     normalises: it can normalise q and k; False: it takes them as they are and refuses use_qk_l2norm=True.
     ring: its decode defers the write of the state: updates that the pool's ring must hold, 0 for a pool without one.
     """

@@ -118,7 +118,7 @@ def in_order(full_names) -> list[str]:
 
 
 def vk_twin(full_name: str, phase: str = "decode") -> str | None:
-    """The VK variant that differs from a KV one in the memory order alone, in `phase`; None if there is none."""
+    """The VK variant that differs from a KV one in layout and tile alone, in `phase`; None if there is none."""
     record = variant(full_name)
     twin = VARIANTS.get(record.vk_twin)
     if twin and phase in twin.phases:

@@ -60,7 +60,7 @@ def layout_ratios(timed: Timed) -> dict[str, dict[int, float]]:
 def twin_of(name: str, timed_names) -> str | None:
     """The VK variant to compare the KV variant `name` with; None if there is none, or if `name` is VK.
 
-    That is its twin, which differs from it in the memory order alone, or where that was not timed the first VK variant
+    That is its twin, which differs from it in layout and value tile, or where that was not timed the first VK variant
     of the same backend.
     """
     if variant(name).layout != "KV":
@@ -144,8 +144,9 @@ def fastest_sentence(timed: Timed) -> str:
     plain = next((row for row in rows if not variant(name_of(row)).ring), rows[0])
     if plain is rows[0]:
         return sentence
+    less = f"{rows[0]['bytes'] / plain['bytes']:.2f} of the bytes"
     return (
-        f"{sentence} It defers the write of the state, which takes a pool with a ring; of the others "
+        f"{sentence} It defers state writes: {less}, and a pool with a ring of updates. Of the others "
         f"{variant(name_of(plain)).label} is fastest: {_time_and_bandwidth(plain)}."
     )
 
@@ -156,7 +157,7 @@ def _time_and_bandwidth(row: dict) -> str:
 
 
 def layout_sentence(timed: Timed) -> str | None:
-    """What the memory order alone costs: KV variants over their VK twins."""
+    """What the layout costs, with the value tile that goes with it: KV variants over their VK twins."""
     found = layout_ratios(timed)
     if not found:
         return None
@@ -166,7 +167,7 @@ def layout_sentence(timed: Timed) -> str | None:
             each = by_twin.setdefault(twin_of(name, timed.names), [])
             each.append(f"{variant(name).label} takes {by_batch[batch]:.2f}×")
     each = [f"{listed(parts)} the time of {label(twin)}" for twin, parts in by_twin.items()]
-    return f"Memory order alone, KV against VK, both in place at B = {batch}: {listed(each)}."
+    return f"Layout and value tile, KV against VK, both in place at B = {batch}: {listed(each)}."
 
 
 def indexing_sentence(timed: Timed) -> str | None:
@@ -236,9 +237,10 @@ def timers_sentence(timed: Timed) -> str | None:
         found[one.name].append(one)
     for name, ones in found.items():
         worst = ones[0]
-        batches = listed(str(batch) for batch in sorted(one.replay["batch"] for one in ones))
+        batches = sorted({one.replay["batch"] for one in ones})
+        where = f"at B = {worst.replay['batch']} " if len(batches) > 1 else ""
         sentences.append(
-            f"They disagree for {variant(name).label} at B = {batches}: at B = {worst.replay['batch']} graph replay "
+            f"They disagree for {variant(name).label} at B = {listed(map(str, batches))}: {where}graph replay "
             f"gives {micro(worst.replay['median_us'])}, CUPTI {micro(worst.kernel['median_us'])}."
         )
         if worst.varies:
