@@ -72,7 +72,7 @@ ADVICE = (
         timer=PART,
     ),
     Advice(
-        "verify 2 to 16 draft tokens",
+        "verify 2 to 16 draft tokens, state updated",
         "05_verify",
         "triton/vk",
         "flashinfer/vk",

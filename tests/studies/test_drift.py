@@ -269,7 +269,7 @@ def test_in_short_names_what_the_worst_regime_needs_and_costs():
     rows = recorded_rows()
     assert sentences.in_short(rows)[2] == (
         "A **float32** state is needed with rare writes / full rank: 1.0e-05 there, bfloat16 20.0%, float16 10.0%. A "
-        "step takes 730 instead of 367 µs at B = 256, 1,000 requests of qwen3.5-397b-a17b 192 instead of 98 GB. "
+        "call takes 730 instead of 367 µs at B = 256, 1,000 requests of qwen3.5-397b-a17b 192 instead of 98 GB. "
         "Stochastic rounding to bfloat16 has 3.0% for 1% more time than bfloat16."
     )
     timed = next(row for row in rows if row.get("rounding") == "stochastic" and "median_us" in row)

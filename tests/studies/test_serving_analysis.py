@@ -158,7 +158,9 @@ def test_the_answer_names_numbers_gpus_and_what_was_refused(rows):
     text = " ".join(sentences.answers(rows))
     point = rows.points["best", 256]
     assert f"`best` {point.run['output_throughput']:,.0f} tokens/s" in text
-    assert "NVIDIA H100 80GB HBM3, qwen3.5-35b-a3b, tp 1" in text and "ahead at each" in text and "within 3%" in text
+    assert (
+        "NVIDIA H100 80GB HBM3, qwen3.5-35b-a3b, tp 1" in text and "ahead at each" in text and "within the 3%" in text
+    )
     assert "Not served: before at C = 512: the state pools of 512 requests need 90 GB" in text
     assert "nan" not in text and "None" not in text
     assert all(sentence.endswith(".") for sentence in sentences.answers(rows))

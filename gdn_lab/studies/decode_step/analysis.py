@@ -222,10 +222,10 @@ def published_saving() -> Saving:
 
 
 def saving(step: StepRows, before: str = BEFORE, after: str = AFTER) -> Saving | None:
-    """Between two configurations: of the untraced step, and of the gdn part; None where one was not measured."""
-    if not {before, after} <= step.whole.keys() & step.parts.keys():
+    """Between two configurations: of the recorded step, and of its gdn part; None where one was not measured."""
+    if not {before, after} <= step.traced.keys() & step.parts.keys():
         return None
-    total = step.whole[before]["median_us"] - step.whole[after]["median_us"]
+    total = step.traced[before]["median_us"] - step.traced[after]["median_us"]
     return Saving(total, -step.change(GDN, before, after))
 
 

@@ -112,6 +112,13 @@ class Parameters(ModelParameters):
         }
 
 
+def _conditions(step) -> str:
+    """What whole steps hold for, and how the parts of the table were timed."""
+    row = next(iter(step.traced.values()), None)
+    parts = f" · parts, in the table: {row['timer']}, median of {row['count']} samples" if row else ""
+    return f"{step.conditions()}{parts}"
+
+
 def section(run: dict, rows: list[dict]) -> Section:
     """What docs/results_<gpu>.md shows of a recorded run; it names the device itself."""
     from . import figures, sentences, tables
@@ -121,7 +128,7 @@ def section(run: dict, rows: list[dict]) -> Section:
     changes = tables.changes_table(step).rename(columns={"part": "change in µs"})
     alignment = ("left", *["right"] * (len(changes.columns) - 1))
     return Section(
-        conditions=StepRows(rows).conditions(),
+        conditions=_conditions(StepRows(rows)),
         sentences=sentences.answers(step),
         figures={"step_waterfall": figures.waterfall(step)},
         table=changes.to_markdown(index=False, colalign=alignment) if len(changes) else "",

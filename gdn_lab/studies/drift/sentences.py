@@ -56,15 +56,15 @@ def in_short(rows: list[dict]) -> list[str]:
     lines = [
         f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
         f"decode steps its output is at most {ENOUGH:.0%} off.",
-        f"A **float16** state takes the same bytes and time, errs {span(_ratios(rows, BF16, FP16).values())} times "
-        f"less, and states stay {limit(rows):,.0f} times below its limit.",
+        f"A **float16** state takes the same bytes and time (without a ring), errs "
+        f"{span(_ratios(rows, BF16, FP16).values())} times less, and states stay {limit(rows):,.0f} times below its limit.",
         f"A **float32** state{f' or {to}' if best and errors[best] <= ENOUGH else ''} is needed with {worst}: "
         f"{error(errors[FLOAT32])} there, bfloat16 {error(errors[BF16])}, float16 {error(errors[FP16])}.",
     ]
     if FLOAT32 in us:
         gb = {kind: analysis.gb_of_1000(times[BF16], kind) for kind in (BF16, FLOAT32)}
         lines[-1] += (
-            f" A step takes {us[FLOAT32]:.0f} instead of {us[BF16]:.0f} µs at B = {times[BF16]['batch']}, 1,000 "
+            f" A call takes {us[FLOAT32]:.0f} instead of {us[BF16]:.0f} µs at B = {times[BF16]['batch']}, 1,000 "
             f"requests of {times[BF16]['model']} {gb[FLOAT32]:.0f} instead of {gb[BF16]:.0f} GB."
         )
     if best:
@@ -134,7 +134,7 @@ def cost(rows: list[dict]) -> list[str]:
         f"A call of {main} at B = {base['batch']} (HV {base['num_v_heads']}) takes {micro(base['median_us'])} with a "
         f"bfloat16 state; {listed(parts)}.",
         f"1,000 requests of {base['model']} keep {gb[BF16]:.1f} GB in either 16-bit dtype and {gb[FLOAT32]:.1f} GB in "
-        f"float32, in which {gb[BF16] / gb[FLOAT32]:.2f} times as many fit.",
+        f"float32; the same memory holds {gb[BF16] / gb[FLOAT32]:.2f} times as many in float32.",
     ]
 
 

@@ -78,7 +78,7 @@ def why(rows: ServingRows) -> str | None:
     most = found[-1]
     return (
         f"Why: at C = {most.concurrency} the GDN kernels are {percent(most.kernel_share)} of the TPOT of `{pair[0]}`, "
-        f"more than which no kernel can save; `{pair[1]}` runs them {most.kernel_speed:.2f}× as fast, which alone is "
+        f"the most that a GDN kernel can save; `{pair[1]}` runs them {most.kernel_speed:.2f}× as fast, which alone is "
         f"{signed(most.expected)} of TPOT; measured: {signed(most.change)}."
     )
 
@@ -117,8 +117,8 @@ def adds_up(rows: ServingRows) -> str | None:
     share, point = worst
     within = "within" if abs(share) <= GOAL else "outside"
     return (
-        f"TPOT less the sum of its measured parts is {signed(share)} of it at most (`{point.configuration}`, "
-        f"C = {point.concurrency}): {within} {percent(GOAL)}."
+        f"TPOT differs from the sum of its measured parts by {signed(share)} at most (`{point.configuration}`, "
+        f"C = {point.concurrency}): {within} the {percent(GOAL)} aimed at."
     )
 
 

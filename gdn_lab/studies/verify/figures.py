@@ -60,9 +60,9 @@ def verify_time(timed: Timed) -> Figure:
 
 def _growth(panels) -> str:
     """How much longer the fastest kernel of each mode takes at the most tokens than at the fewest; else its times."""
-    names = {mode: times.iloc[-1].idxmin() for mode, times in panels.items()}
-    who = label(names[next(iter(names))]) if len(set(names.values())) == 1 else "fastest kernels"
-    times = {mode: panels[mode][name].dropna() for mode, name in names.items()}
+    fastest = {name for times in panels.values() for name in times.iloc[[0, -1]].idxmin(axis=1)}
+    who = label(next(iter(fastest))) if len(fastest) == 1 else "fastest kernels"
+    times = {mode: one.min(axis=1).dropna() for mode, one in panels.items()}
     few, many = next(iter(times.values())).index[[0, -1]]
     if few == many or any(us.index[0] != few or us.index[-1] != many for us in times.values()):
         return f"{who}, T = {many}: {', '.join(f'{micro(us.iloc[-1])} {_DOING[mode]}' for mode, us in times.items())}"
