@@ -116,7 +116,8 @@ def _compared(folder: str, before: dict, after: dict) -> str | None:
     most = max(changes, key=lambda name: abs(changes[name]))
     middle = sorted(changes.values())[len(changes) // 2]
     what = ", ".join(changed_versions(before, after)) or "the same versions"
-    commits = f"commit {str(before['commit'])[:10]} → {str(after['commit'])[:10]}"
+    then, now = (str(run["commit"])[:10] for run in (before, after))
+    commits = f"commit {then} → {now}" if then != now else f"commit {now}, recorded twice"
     return (
         f"`{folder}`, {commits}, {what}: {len(both)} headline numbers changed by {100 * middle:+.1f} % in the median, "
         f"most `{most}` by {100 * changes[most]:+.1f} %."

@@ -6,7 +6,7 @@ import pytest
 from on_gpu import HAS_GPU
 
 from gdn_lab.bench.results import Run, load
-from gdn_lab.cli import notebook
+from gdn_lab.cli import kept_answer, notebook
 from gdn_lab.engine.communicator_choice import ADD_NORM, DEFAULT, SUM, chosen
 from gdn_lab.engine.communicator_variants import VARIANTS, variants_on
 from gdn_lab.report.style import OTHER_COLOURS, title_of
@@ -68,9 +68,11 @@ def test_answers_and_table():
         "2 GPUs, 2.1 MB: the fastest all-reduce is two-shot, 11.0 µs (torch-two-shot 13.0 µs, one-shot 14.0 µs, nccl "
         "33.0 µs)."
     )
-    assert "2 GPUs: residual and norm in the same step make it 1.09 times the fastest sum alone" in answers[2]
-    assert "a layer has two, 24.0 µs" in answers[2]
-    assert answers[3] == "2 GPUs, fastest by size: one-shot from 8.19 kB and two-shot from 2.1 MB."
+    assert answers[2] == (
+        "2 GPUs, 2.1 MB: residual and norm add 9% to the fastest all-reduce; a layer's two take 24.0 µs."
+    )
+    assert answers[3] == "2 GPUs, with residual and norm: one-shot is fastest up to 524 kB, two-shot from 2.1 MB."
+    assert answers[-1] == "4 GPUs, with residual and norm: nccl is fastest at every size, 8.19 kB to 2.1 MB."
     assert any(sentence.startswith("4 GPUs, 2.1 MB: the fastest all-reduce is nccl, 3.0 µs") for sentence in answers)
     table = analysis.time_table(made())
     assert list(table.fastest) == ["one-shot", "one-shot", "two-shot"] * 2
@@ -78,11 +80,47 @@ def test_answers_and_table():
     assert "No all-reduce was timed" in analysis.answers([])[0]
 
 
+def test_which_is_fastest_at_which_size():
+    def said(times, operation=SUM):
+        return analysis.by_size(made(times), 2, operation)
+
+    assert said(TIMES) == "one-shot is fastest up to 524 kB, two-shot from 2.1 MB"
+    assert said({"nccl": (1, 3, 1), "one-shot": (2, 2, 2)}) == (
+        "nccl is fastest up to 8.19 kB, one-shot at 524 kB, nccl from 2.1 MB"
+    )
+    one = [row for row in made() if row["rows"] == 64]
+    assert analysis.by_size(one, 2) == "one-shot is fastest at 524 kB"
+    alone = [row for row in made() if row["operation"] == SUM]
+    assert analysis.answers(alone)[1] == (
+        "2 GPUs, the all-reduce alone: one-shot is fastest up to 524 kB, two-shot from 2.1 MB."
+    )
+
+
+def test_a_norm_kernel_within_the_spread_is_not_resolved():
+    assert analysis.unresolved_norm(made()) == [], "3 µs and a spread of 0.3"
+    wide = [row | ({"p80_us": row["median_us"] + 5} if row["variant"] == "nccl" else {}) for row in made()]
+    assert analysis.unresolved_norm(wide) == [
+        "2 GPUs: at 3 of 3 sizes the times do not resolve the norm kernel after nccl, as the 20th to 80th percentiles "
+        "with and without it overlap; after torch-two-shot the same kernel adds 3.0 µs."
+    ]
+    assert analysis.unresolved_norm([row | {"device": "cpu"} for row in wide]) == []
+
+
+def test_what_was_checked_is_named():
+    refused = {"status": "refused", "reason": "it hangs", "variant": "nccl", "ranks": 2}
+    assert analysis.checked([refused]) == analysis.not_timed([refused])
+    assert analysis.checked([*made({"one-shot": (1, 2, 3)}), *made({"two-shot": (1, 2, 3)}), refused]) == [
+        "nccl on 2 ranks, 1 size not timed: it hangs",
+        "one-shot and two-shot were right at all sizes checked here.",
+    ]
+
+
 def test_the_figure_marks_the_fastest_and_names_gpu_and_ranks():
     figure = figures.times(made(), 2, {"recorded_on": "h200"})
     assert title_of(figure) == (
         "two-shot is fastest at 2.1 MB with residual and norm: 12.0 µs, nccl 36.0 µs (recorded: H200, 2 GPUs)"
     )
+    assert all(axes.get_xlabel().endswith("(labels: times at 2.1 MB)") for axes in figure.axes)
     rings = figure.axes[0].lines[-1]
     assert list(rings.get_ydata()) == [4.0, 6.0, 11.0]
     assert figures.closing(made() + made(ranks=4), {}) is not None and figures.closing(made(device="cpu")) is None
@@ -161,4 +199,7 @@ def test_the_notebook_checks_two_processes(tmp_path, monkeypatch, forked_kernel)
     book = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("data", output).get("text/plain", output.get("text", "")) for output in outputs)
-    assert "CPU times: " in text and "Every variant was right at every size." in text
+    assert "CPU times: " in text and "gloo was right at all sizes checked here." in text
+    titles = [output.data["text/plain"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(titles) == len(set(titles)) == len(list(folder.glob("*.png"))) > 0, "each figure once"
+    assert kept_answer.read(folder)["alt"] in titles and (folder / kept_answer.THUMBNAIL).exists()

@@ -84,7 +84,7 @@ def test_what_rows_say():
     )
     said = " ".join(analysis.time_sentences(rows))
     assert "At B = 512 triton/replay, ring of 16 takes 240 µs, 0.60 of FlashInfer's time" in said
-    assert "over FlashInfer in place: 0.60 at B = 128" in said and "Predicted for B = 512 was 0.56: missed" in said
+    assert "over FlashInfer in place: 0.60 at B = 128" in said and "Predicted at B = 512: 0.56; measured" in said
     assert len(analysis.time_table(rows)) == 4 and analysis.bandwidth(rows, "h100") == 2950.0
     assert "HK 16, HV 64" in analysis.conditions(rows) and analysis.not_timed(rows) == []
 

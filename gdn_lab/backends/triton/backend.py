@@ -93,7 +93,7 @@ class TritonBackend(Backend):
             "replay-fp8",
             "VK",
             (FP8,),
-            "as triton/replay, its state in FP8 with a scale for each row, written once in 16 steps and read as it is stored",
+            "as triton/replay, its state in FP8 with a scale for each row, written once in 16 steps, read as stored",
             PHASES,
             order=16,
             colour="#D81B60",

@@ -21,9 +21,15 @@ def percent(interval: Interval) -> str:
     return f"{share:.1f} ({low:.1f} to {high:.1f})"
 
 
+def signed(share: float) -> str:
+    """A change of a share in percentage points: "−1.2", "+0.4", "0.0"."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
 def points(interval: Interval) -> str:
     """A change in percentage points, "−1.2 (−1.9 to −0.5)"."""
-    return "{} ({} to {})".format(*(f"{100 * value:+.1f}".replace("-", "−") for value in interval))
+    return "{} ({} to {})".format(*map(signed, interval))
 
 
 def what(case: Case) -> str:
@@ -72,10 +78,18 @@ def gate_table(layers: list[LayerInputs]) -> pandas.DataFrame:
                     "exp(A_log)": float(inputs.A_log[head].exp()),
                     "dt_bias": float(inputs.dt_bias[head]),
                     "a, median": a[head],
-                    "half-life, tokens": half_life,
+                    "half-life, tokens": _tokens(half_life),
                 }
             )
     return pandas.DataFrame(lines)
+
+
+def _tokens(count: float) -> str:
+    """ "14.3"; "14,248"; "6.2e8"."""
+    if count < 1e6:
+        return f"{count:,.1f}" if count < 100 else f"{count:,.0f}"
+    digits, _, power = f"{count:.1e}".partition("e")
+    return f"{digits}e{int(power)}"
 
 
 def p_text(p: float) -> str:
@@ -87,12 +101,16 @@ def refused_sentences(rows: AccuracyRows) -> list[str]:
     """A sentence for each kernel and reason why a case was not answered."""
     found: dict[tuple, int] = {}
     for row in rows.refused:
-        key = f"{row['backend']}/{row['variant']}", row["reason"]
+        key = f"{row['backend']}/{row['variant']}", row["path"], row["reason"]
         found[key] = found.get(key, 0) + 1
-    return [
-        f"{name}, {count} {'case' if count == 1 else 'cases'} not answered: {reason.rstrip('.')}."
-        for (name, reason), count in found.items()
-    ]
+    sentences = []
+    for (name, path, reason), count in found.items():
+        if "for mode 'intermediate'" in reason:
+            sentences.append(f"{name} was not run on {path}: it returns no intermediate states.")
+        else:
+            cases = f"{count} {path} {'case' if count == 1 else 'cases'}"
+            sentences.append(f"{name}, {cases} not answered: {reason.rstrip('.')}.")
+    return sentences
 
 
 def conditions(rows: AccuracyRows) -> str:

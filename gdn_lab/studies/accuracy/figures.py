@@ -1,5 +1,7 @@
 """The figures of notebook 11, drawn from AccuracyRows. report/style.py says how figures look."""
 
+import math
+
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -46,11 +48,12 @@ def changes(rows: AccuracyRows) -> Figure:
     adjusted = rows.adjusted()
     cases = [case for case in rows.cases if case in adjusted and case.tokens == rows.tokens[0]]
     sure = [case for case in cases if adjusted[case] < SURE]
-    worst = min(cases, key=lambda case: rows.compared(case).change.share)
+    lowest = min(rows.compared(case).change.low for case in cases)
     finding = f"Prompts of {rows.tokens[0]:,} tokens: {len(sure)} of {len(cases)} cases differ from float32"
     if sure:
-        change = rows.compared(worst).change.share
-        finding += f"; the most {analysis.what(worst)}: {100 * change:+.1f} points".replace("-", "−")
+        largest = max(sure, key=lambda case: abs(rows.compared(case).change.share))
+        change = analysis.signed(rows.compared(largest).change.share)
+        finding += f"; largest: {largest.shortcut or analysis.what(largest)}, {change} points"
     notes = [
         analysis.conditions(rows),
         f"Filled: differs, McNemar's test at {SURE} after Holm's adjustment. Zero: float32",
@@ -68,7 +71,7 @@ def changes(rows: AccuracyRows) -> Figure:
     ax.axvline(0, color=GREY, linewidth=0.9)
     ax.set_yticks(range(len(cases)), names)
     ax.set_ylim(len(cases) - 0.4, -0.6)
-    if 100 * rows.compared(worst).change.low < -FAR:
+    if 100 * lowest < -FAR:
         ax.set_xscale("symlog", linthresh=1.0)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:+g}".replace("-", "−") if x else "0")
     ax.set_xlabel("change of exact match, percentage points on the same questions")
@@ -87,19 +90,24 @@ def lengths(rows: AccuracyRows) -> Figure:
     states = list(dict.fromkeys(case.state for case in chosen))
     colours, dtypes = dtype_colours([case.dtype for case in chosen]), {case.state: case.dtype for case in chosen}
     stochastic = {case.state for case in chosen if case.rounding == STOCHASTIC}
+    kinds = (ALL, *rows.kinds)
+    lines = math.ceil(len(kinds) / 2)
     fig, axes = new_figure(
         _lengths_title(rows, chosen) + _where(rows),
-        16,
-        4.4,
-        1 + len(rows.kinds),
+        11.5,
+        1.2 + 3.4 * lines,
+        2,
         [
             analysis.conditions(rows),
             f"path decode, {rows.baseline} · bars: 95 % intervals · dashed: stochastic rounding",
         ],
+        rows=lines,
         sharey=True,
     )
+    for spare in axes[len(kinds) :]:
+        spare.set_axis_off()
     ends = {}
-    for ax, kind in zip(axes, (ALL, *rows.kinds), strict=True):
+    for ax, kind in zip(axes, kinds, strict=False):
         for place, state in enumerate(states):
             cases = sorted((case for case in chosen if case.state == state), key=lambda case: case.tokens)
             found = [rows.interval(case, kind) for case in cases]
@@ -118,7 +126,8 @@ def lengths(rows: AccuracyRows) -> Figure:
         ax.set_xlabel("tokens of a prompt")
     for ax, labels in ends.items():  # once the panels share their limits
         label_ends(ax, labels)
-    axes[0].set_ylabel("exact match, %")
+    for ax in axes[::2]:
+        ax.set_ylabel("exact match, %")
     return fig
 
 

@@ -14,11 +14,10 @@ from .accuracy_cases import (
     STOCHASTIC,
     UNGUARDED,
     Case,
-    baseline_of,
     case_of,
 )
 from .accuracy_rows import ALL, AccuracyRows
-from .analysis import LEAST_QUESTIONS, p_text, percent, points, what
+from .analysis import LEAST_QUESTIONS, p_text, percent, points, signed, what
 from .answering import PATHS
 from .proportions import Interval, wilson
 
@@ -35,8 +34,8 @@ def answers(rows: AccuracyRows) -> list[str]:
         return [*lines, f"{total} questions allow no claim; a claim needs {LEAST_QUESTIONS:,}, which a GPU answers."]
     first = rows.cases[0]
     found = [
-        f"With a float32 state on {label(rows.baseline)} the model answers {percent(rows.interval(first))} % of "
-        f"{total:,} questions exactly ({_by_kind(rows, first)})."
+        f"With prompts of {first.tokens:,} tokens and a float32 state on {label(rows.baseline)} the model answers "
+        f"{percent(rows.interval(first))} % of {total:,} questions exactly ({_by_kind(rows, first)})."
     ]
     found += [*_dtypes(rows), *_longer(rows), *_kernels(rows), *_shortcuts(rows), *_padding(rows)]
     return found
@@ -68,7 +67,7 @@ def _adjusted(rows: AccuracyRows, case: Case) -> str:
 
 
 def _differing_first(rows: AccuracyRows, cases: list[Case], name) -> str:
-    """ "bfloat16 differs by −2.3 (…) points, adjusted p < 0.0001; no difference is shown for float16 +0.0 (…)"."""
+    """ "bfloat16 differs by −2.3 (…) points, adjusted p < 0.0001; no difference is shown for float16 0.0 (…)"."""
     change = {case: points(rows.compared(case).change) for case in cases}
     differing = [case for case in cases if rows.adjusted()[case] < SURE]
     parts = [f"{name(case)} differs by {change[case]} points, {_adjusted(rows, case)}" for case in differing]
@@ -115,54 +114,47 @@ def _more_than_float32(rows: AccuracyRows, case: Case) -> str:
     other = case._replace(rounding=STOCHASTIC)
     if case.rounding == NEAREST and other in rows.right:
         text += f"; {other.state} {_verdict(rows, other)}"
-    return f"{text}. That is no sign of a more exact state; the drift study has its error."
+    return f"{text}. This does not mean that the state is more accurate: see 10_drift."
 
 
 def fp8(rows: AccuracyRows) -> list[str]:
-    """Whether an FP8 state's share of right answers is inside float32's interval: a sentence for each path."""
-    found = []
+    """How an FP8 state's answers change against float32's to the same questions: a sentence for each path."""
+    adjusted, found = rows.adjusted(), []
     for path in PATHS:
         parts = []
         for case in (case for case in _cases(rows, path) if case.dtype == FP8 and rows.compared(case)):
-            own, other = rows.interval(case), rows.interval(baseline_of(case, rows.baseline))
-            low, high = (f"{100 * value:.1f}" for value in other[1:])
-            both, text = rows.compared(case), f"{percent(own)} % at {case.tokens:,} tokens"
-            if other.low <= own.share <= other.high:
-                parts.append(f"{text}, inside float32's {low} to {high} %")
-            else:
-                parts.append(
-                    f"{text}, outside float32's {low} to {high} % ({both.lost} lost, {both.won} won, "
-                    f"{_adjusted(rows, case)})"
-                )
+            verdict = "differs" if adjusted[case] < SURE else "no difference shown"
+            unit = "" if parts else " points"
+            at = f"{points(rows.compared(case).change)}{unit} at {case.tokens:,}{'' if parts else ' tokens'}"
+            parts.append(f"{at} ({verdict}, {_adjusted(rows, case)})")
         if parts:
-            found.append(f"With an FP8 state on the path {path} the model answers {'; '.join(parts)}.")
+            found.append(f"FP8 on {path}, against float32 on the same questions: {listed(parts)}.")
     return found
 
 
 def _kernels(rows: AccuracyRows) -> list[str]:
-    """Kernels with any state against the baseline's float32, by path: which differ."""
-    adjusted, found = rows.adjusted(), []
-    for path in PATHS:
-        compared = [case for case in _cases(rows, path) if case in adjusted and case.shortcut == NO_SHORTCUT]
-        compared = [case for case in compared if case.tokens == rows.tokens[0]]
-        worse = [case for case in compared if adjusted[case] < SURE]
-        if not compared:
-            continue
-        number = "1 case was" if len(compared) == 1 else f"{len(compared)} cases were"
-        text = f"On the path {path} {number} compared with {label(rows.baseline)}, float32"
-        parts = [f"{what(case)} ({points(rows.compared(case).change)} points)" for case in worse]
-        found.append(f"{text}: {f'{listed(parts)} differ' if worse else 'none differs'}{_span(rows, compared, worse)}.")
-    return found
-
-
-def _span(rows: AccuracyRows, compared: list[Case], worse: list[Case]) -> str:
-    """Where the 95 % intervals of the changes of cases that do not differ lie, all together."""
-    alike = [rows.compared(case).change for case in compared if case not in worse]
-    if not alike:
-        return ""
-    low, high = min(change.low for change in alike), max(change.high for change in alike)
-    ends = " to ".join(f"{100 * value:+.1f}".replace("-", "−") for value in (low, high))
-    return f"; {'the other' if worse else 'all'} intervals lie within {ends} points"
+    """Kernels with any state at the shortest prompts, against the baseline's float32: which differ, in one sentence."""
+    adjusted = rows.adjusted()
+    compared = [case for case in adjusted if case.shortcut == NO_SHORTCUT and case.tokens == rows.tokens[0]]
+    if not compared:
+        return []
+    differing = [case for case in rows.cases if case in compared and adjusted[case] < SURE]
+    alike = [case for case in compared if case not in differing]
+    parts = []
+    if differing:
+        named = [f"{what(case)} on {case.path} ({points(rows.compared(case).change)} points)" for case in differing]
+        parts.append(f"after Holm's adjustment {listed(named)} {'differs' if len(named) == 1 else 'differ'}")
+    if alike:
+        counts = {path: sum(case.path == path for case in alike) for path in PATHS}
+        numbers = listed(f"{count} {path}" for path, count in counts.items() if count)
+        cases = f"{numbers} {'case' if len(alike) == 1 else 'cases'}"
+        where = f"in the other {cases}" if differing else f"after Holm's adjustment in {cases}"
+        changes = [rows.compared(case).change for case in alike]
+        low, high = signed(min(change.low for change in changes)), signed(max(change.high for change in changes))
+        parts.append(f"no difference is shown {where}")
+        parts.append(f"their 95 % intervals lie within {low} to {high} points")
+    against = f"Kernels and dtypes at {rows.tokens[0]:,} tokens against {label(rows.baseline)} in float32"
+    return [f"{against}: {'; '.join(parts)}."]
 
 
 def _shortcuts(rows: AccuracyRows) -> list[str]:
@@ -170,7 +162,7 @@ def _shortcuts(rows: AccuracyRows) -> list[str]:
     cases = [case for case in rows.cases if case.shortcut not in (NO_SHORTCUT, *PADDED) and rows.compared(case)]
 
     def name(case: Case) -> str:
-        control = " (a control: what questions must see)" if case.shortcut == NO_DT_BIAS else ""
+        control = " (positive control: the questions must detect it)" if case.shortcut == NO_DT_BIAS else ""
         return case.shortcut + control + (f" at {case.tokens:,} tokens" if case.tokens > rows.tokens[0] else "")
 
     return [f"Shortcuts: {_differing_first(rows, cases, name)}."] if cases else []

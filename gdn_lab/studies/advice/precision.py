@@ -24,10 +24,11 @@ def precision(gpu: str, data: Path = DATA) -> list[str]:
 
 
 def in_short(data: Path = DATA) -> list[str]:
-    """Three lines on bfloat16, float16 and float32 of the first GPU whose drift is recorded; [] of none."""
+    """Lines on bfloat16, float16 and float32 of the first GPU whose drift is recorded, each with its name; [] of none."""
     for gpu in recorded_gpus(data):
         if lines := sentences.in_short(_rows(gpu, data)):
-            return [f"{lines[0].rstrip('.')} ({gpu.upper()}, `{NOTEBOOK}`).", *lines[1:]]
+            where = [f"{gpu.upper()}, `{NOTEBOOK}`", *[gpu.upper()] * (len(lines) - 1)]
+            return [f"{line.rstrip('.')} ({place})." for line, place in zip(lines, where, strict=True)]
     return []
 
 

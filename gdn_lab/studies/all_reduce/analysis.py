@@ -6,7 +6,7 @@ from ...engine.communicator_choice import ADD_NORM, DEFAULT, SUM, Choice, chosen
 from ...engine.communicator_variants import VARIANTS
 from ...report.nearest import candidate_runs
 from ...report.recorded import DATA, recorded_gpu
-from ...report.text import byte_size, listed, micro
+from ...report.text import byte_size, listed, micro, percent
 
 NOTEBOOK = "08_all_reduce"
 STEP = (256, 4096)  # rows, hidden: a decode step of the 397B model with 256 requests
@@ -120,18 +120,20 @@ def answers(rows: list[dict]) -> list[str]:
 def _answers(rows: list[dict], ranks: int) -> list[str]:
     where = f"{ranks} GPUs"
     plain, fused = (at_step(rows, ranks, operation) for operation in (SUM, ADD_NORM))
-    sentences = []
+    sentences, size = [], ""
     for words, times in (("all-reduce", plain), ("all-reduce with residual and norm", fused)):
         if times:
             size = byte_size(times.pop("bytes"))
             sentences.append(f"{where}, {size}: the fastest {words} is {_against_nccl(times)}.")
     if plain and fused:
         us, alone = min(fused.values()), min(plain.values())
+        more = f"add {percent(us / alone - 1)}" if us > alone else "add no time"
         sentences.append(
-            f"{where}: residual and norm in the same step make it {us / alone:.2f} times the fastest sum alone; a "
-            f"layer has two, {micro(2 * us)} of its time."
+            f"{where}, {size}: residual and norm {more} to the fastest all-reduce; a layer's two take {micro(2 * us)}."
         )
-    sentences.append(f"{where}, fastest by size: {by_size(rows, ranks)}.")
+    operation, words = (ADD_NORM, "with residual and norm") if fused else (SUM, "the all-reduce alone")
+    if found := by_size(rows, ranks, operation):
+        sentences.append(f"{where}, {words}: {found}.")
     return sentences
 
 
@@ -143,15 +145,65 @@ def _against_nccl(times: dict[str, float]) -> str:
 
 
 def by_size(rows: list[dict], ranks: int, operation: str = ADD_NORM) -> str:
-    """Which variant is fastest from which size on: "one-shot from 8 kB, two-shot from 2.1 MB"."""
+    """Which variant is fastest at which size: "one-shot is fastest up to 65.5 kB, two-shot from 524 kB"."""
     lines = timed(rows)
     lines = lines[(lines.ranks == ranks) & (lines.operation == operation) & (lines.hidden == hidden_of(rows))]
-    steps = []
+    steps = []  # [variant, first size, last size]
     for nbytes, there in lines.groupby("bytes"):
         best = there.loc[there.median_us.idxmin()].variant
-        if not steps or steps[-1][1] != best:
-            steps.append((nbytes, best))
-    return listed(f"{best} from {byte_size(nbytes)}" for nbytes, best in steps)
+        if steps and steps[-1][0] == best:
+            steps[-1][2] = nbytes
+        else:
+            steps.append([best, nbytes, nbytes])
+    named = [(best, byte_size(first), byte_size(last)) for best, first, last in steps]
+    if len(named) < 2:
+        every = "at {0}" if lines.bytes.nunique() == 1 else "at every size, {0} to {1}"
+        return "".join(f"{best} is fastest {every.format(*ends)}" for best, *ends in named)
+    (first, _, until), *between, (last, since, _) = named
+    parts = [f"{first} is fastest up to {until}"]
+    parts += [f"{best} at {low}" if low == high else f"{best} from {low} to {high}" for best, low, high in between]
+    return ", ".join([*parts, f"{last} from {since}"])
+
+
+def unresolved_norm(rows: list[dict]) -> list[str]:
+    """Where the times of a variant with a norm kernel of its own do not show that kernel: a sentence for each.
+
+    They do not where the ranges from the 20th to the 80th percentile, with residual and norm and without, overlap.
+    """
+    return [
+        sentence
+        for ranks in ranks_of([row for row in rows if row["device"] == "cuda"])
+        for sentence in _unresolved_norm(rows, ranks)
+    ]
+
+
+def _unresolved_norm(rows: list[dict], ranks: int) -> list[str]:
+    lines = timed(rows)
+    lines = lines[(lines.ranks == ranks) & (lines.hidden == hidden_of(rows))]
+    added, overlapping = {}, {}
+    for name in (name for name in VARIANTS if not VARIANTS[name].fused):
+        plain, normed = (lines[(lines.variant == name) & (lines.operation == one)] for one in (SUM, ADD_NORM))
+        both = plain.merge(normed, on="bytes", suffixes=("", "_normed"))
+        if len(both):
+            added[name] = both.median_us_normed - both.median_us
+            overlapping[name] = (both.p20_us_normed <= both.p80_us) & (both.p20_us <= both.p80_us_normed)
+    seen = {name: us for name, us in added.items() if not overlapping[name].any()}
+    ends = dict.fromkeys(f"{end(map(end, seen.values())):.1f}" for end in (min, max) if seen)
+    more = f"; after {listed(seen)} the same kernel adds {' to '.join(ends)} µs" if seen else ""
+    return [
+        f"{ranks} GPUs: at {sum(there)} of {len(there)} sizes the times do not resolve the norm kernel after {name}, "
+        f"as the 20th to 80th percentiles with and without it overlap{more}."
+        for name, there in overlapping.items()
+        if there.any()
+    ]
+
+
+def checked(rows: list[dict]) -> list[str]:
+    """Why something was not timed, and which variants were right at all sizes."""
+    refused = {row["variant"] for row in rows if row["status"] == "refused"}
+    right = [name for name in dict.fromkeys(row["variant"] for row in rows) if name not in refused]
+    was = "was" if len(right) == 1 else "were"
+    return not_timed(rows) + ([f"{listed(right)} {was} right at all sizes checked here."] if right else [])
 
 
 def not_timed(rows: list[dict]) -> list[str]:

@@ -39,6 +39,12 @@ def closing(rows: list[dict], run: dict | None = None) -> Figure | None:
     return times(on_gpus, counts[-1], run) if counts else None
 
 
+def closing_name(rows: list[dict]) -> str:
+    """The file name, without suffix, under which a notebook saves closing() of its own rows."""
+    counts = analysis.ranks_of([row for row in rows if row["device"] == "cuda"])
+    return f"all_reduce_{counts[-1]}" if counts else "all_reduce"
+
+
 def _title(rows, ranks: int, run: dict | None) -> str:
     """ "two-shot is fastest at 2.1 MB with residual and norm: 13.1 µs, nccl 36.0 µs (recorded: H200, 2 GPUs)"."""
     operation = ADD_NORM if analysis.at_step(rows, ranks, ADD_NORM) else SUM
@@ -62,7 +68,7 @@ def _panel(axes, lines) -> None:
     best = lines.loc[lines.groupby("bytes").median_us.idxmin()]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ends = []
+    ends, largest = [], lines.bytes.max()
     for name, there in lines.groupby("variant", sort=False):
         look = VARIANTS[name]
         spread = (there.median_us - there.p20_us, there.p80_us - there.median_us)
@@ -78,7 +84,8 @@ def _panel(axes, lines) -> None:
             label=name,
         )
         last = there.iloc[-1]
-        ends.append((last.median_us, f"{name}  {micro(last.median_us)}", look.colour))
+        at = "" if last.bytes == largest else f" at {byte_size(last.bytes)}"
+        ends.append((last.median_us, f"{name}  {micro(last.median_us)}{at}", look.colour))
     ring = {"markersize": 14, "markerfacecolor": "none", "markeredgecolor": "black", "markeredgewidth": 1.0}
     axes.plot(best.bytes, best.median_us, linestyle="none", marker="o", **ring)
     sizes = sorted(lines.bytes.unique())
@@ -88,5 +95,5 @@ def _panel(axes, lines) -> None:
     axes.tick_params(axis="x", rotation=35)
     axes.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4)
     plain_log_axis(axes.yaxis)
-    axes.set_xlabel("bytes of x on each rank")
+    axes.set_xlabel(f"bytes of x on each rank (labels: times at {byte_size(largest)})")
     label_ends(axes, ends)

@@ -87,7 +87,7 @@ def section(run: dict, rows: list[dict]) -> Section:
 
     return Section(
         conditions=analysis.conditions(rows),
-        sentences=analysis.answers(rows),
+        sentences=[*analysis.answers(rows), *analysis.unresolved_norm(rows)],
         figures={f"all_reduce_{count}": figures.times(rows, count, run) for count in analysis.ranks_of(rows)},
         not_timed=analysis.not_timed(rows),
     )

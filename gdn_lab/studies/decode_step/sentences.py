@@ -105,8 +105,8 @@ def against_published(step: StepRows) -> str | None:
         return None
     sentence = (
         f"The published step saves {theirs.total:.0f} µs: {theirs.gdn:.0f} in the GDN kernel, {theirs.rest:.0f} "
-        f"unexplained. Here, recorded, `{BEFORE}` to `{AFTER}` saves {signed(ours.total)}: {signed(ours.gdn)} in the GDN "
-        f"kernel, {signed(ours.rest)} in the rest"
+        f"unexplained. Here, recorded, `{BEFORE}` to `{AFTER}` saves {signed(ours.total)}: {signed(ours.gdn)} in the "
+        f"GDN kernel, {signed(ours.rest)} in the rest"
     )
     share = ours.rest / step.traced[BEFORE]["median_us"]
     if share >= SMALL:

@@ -57,7 +57,8 @@ def in_short(rows: list[dict]) -> list[str]:
         f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
         f"decode steps its output is at most {ENOUGH:.0%} off.",
         f"A **float16** state takes the same bytes and time (without a ring), errs "
-        f"{span(_ratios(rows, BF16, FP16).values())} times less, and states stay {limit(rows):,.0f} times below its limit.",
+        f"{span(_ratios(rows, BF16, FP16).values())} times less, and states stay "
+        f"{limit(rows):,.0f} times below its limit.",
         f"A **float32** state{f' or {to}' if best and errors[best] <= ENOUGH else ''} is needed with {worst}: "
         f"{error(errors[FLOAT32])} there, bfloat16 {error(errors[BF16])}, float16 {error(errors[FP16])}.",
     ]

@@ -1,5 +1,6 @@
 """The study of serving: notebook 09."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -115,6 +116,12 @@ class Parameters(ModelParameters):
         return not on_gpu()
 
 
+def _markdown(table) -> str:
+    """The table with whole concurrencies, two decimals otherwise, and a true minus."""
+    text = table.astype({"C": int}).to_markdown(index=False, floatfmt=".2f")
+    return re.sub(r"(?<= )-(?=\d)", "−", text)
+
+
 def section(run: dict, rows: list[dict]) -> Section:
     """What a page shows of a recorded run."""
     from . import analysis, figures, sentences
@@ -131,7 +138,7 @@ def section(run: dict, rows: list[dict]) -> Section:
         conditions=served.conditions(),
         sentences=sentences.answers(served),
         figures=shown,
-        table=table.to_markdown(index=False, floatfmt=".2f") if len(table) else "",
+        table=_markdown(table) if len(table) else "",
     )
 
 
