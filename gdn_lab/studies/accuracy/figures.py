@@ -90,6 +90,8 @@ def lengths(rows: AccuracyRows) -> Figure:
     states = list(dict.fromkeys(case.state for case in chosen))
     colours, dtypes = dtype_colours([case.dtype for case in chosen]), {case.state: case.dtype for case in chosen}
     stochastic = {case.state for case in chosen if case.rounding == STOCHASTIC}
+    others = {case.state: case.kernel for case in chosen if case.kernel != rows.baseline}
+    kernels = "".join([rows.baseline, *(f" ({state}: {kernel})" for state, kernel in others.items())])
     kinds = (ALL, *rows.kinds)
     lines = math.ceil(len(kinds) / 2)
     fig, axes = new_figure(
@@ -99,7 +101,7 @@ def lengths(rows: AccuracyRows) -> Figure:
         2,
         [
             analysis.conditions(rows),
-            f"path decode, {rows.baseline} · bars: 95 % intervals · dashed: stochastic rounding",
+            f"path decode, {kernels} · bars: 95 % intervals · dashed: stochastic rounding",
         ],
         rows=lines,
         sharey=True,

@@ -24,7 +24,7 @@ def precision(gpu: str, data: Path = DATA) -> list[str]:
 
 
 def in_short(data: Path = DATA) -> list[str]:
-    """Lines on bfloat16, float16 and float32 of the first GPU whose drift is recorded, each with its name; [] of none."""
+    """Lines on bfloat16, float16 and float32 of the first GPU whose drift is recorded, which each names; [] of none."""
     for gpu in recorded_gpus(data):
         if lines := sentences.in_short(_rows(gpu, data)):
             where = [f"{gpu.upper()}, `{NOTEBOOK}`", *[gpu.upper()] * (len(lines) - 1)]
