@@ -108,9 +108,11 @@ def _card(place: Path, name: str) -> Card:
     versions = [f"{name} {facts[name]}" for name in ("driver", "torch", "triton", "flashinfer") if facts.get(name)]
     parts = [device_name(info), *sm_clock(info), *versions] if facts.get("gpu_name") else []
     parts += [f"commit {(facts.get('git_commit') or 'unknown')[:10]}", info["start_utc"][:10]]
-    questions = {study.notebook: study.question for study in studies()}
+    question = {study.notebook: study.question for study in studies()}.get(info["notebook"], name)
+    if name not in (info["notebook"], question):  # another record of the same notebook
+        question += f" ({name})"
     return Card(
-        question=questions.get(info["notebook"], name),
+        question=question,
         answer=found["sentences"][0] if found["sentences"] else "",
         source=found["source"],
         here=bool(facts.get("gpu_name")),

@@ -133,7 +133,7 @@ def test_one_variant_alone_is_not_advised_where_two_were_timed_beside_the_batch(
     assert advice.comparison.names == ["cutedsl/vk", "triton/kv8"] and advice.comparison.batches == [64]
     assert advice.chosen == "cutedsl/vk" and advice.savings == []
     said = text(advice, width=10_000)
-    assert "cutedsl/vk 8.0 µs; next triton/kv8 24.0 µs (3.00×)." in said
+    assert "At B = 64, the nearest recorded: cutedsl/vk 8.0 µs; next triton/kv8 24.0 µs (3.00×)." in said
     assert (
         "On the other side of this batch, at B = 256: triton/replay 30.0 µs; next triton/kv8 88.0 µs (2.93×)." in said
     )

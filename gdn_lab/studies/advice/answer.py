@@ -50,11 +50,6 @@ def in_short(advice: Advice) -> list[str]:
 # ---- backend --------------------------------------------------------------------------------------------------------
 
 
-def first_sentence(advice: Advice) -> str:
-    """Which backend, in one sentence that names what it is the fastest of."""
-    return backend(advice)[0]
-
-
 def backend(advice: Advice) -> list[str]:
     """The fastest variant and the next ones, the rows they come from, and how far those are from what was asked."""
     one, p, gpu = advice.comparison, advice.p, called(advice.p.gpu_reference)
@@ -67,7 +62,8 @@ def backend(advice: Advice) -> list[str]:
             f"{ranking(one)}."
         ]
     else:
-        lines = [f"{ranking(one)}."]
+        place = f"At B = {one.batches[0]}, the nearest recorded: " if one.how == NEAREST else ""
+        lines = [f"{place}{ranking(one)}."]
     lines.append(f"From {one.series.recording.name}: {one.series.source}, {one.series.timer}.")
     lines.append(f"Distance: {distance(advice, one)}.")
     lines += [
