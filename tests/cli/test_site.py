@@ -98,6 +98,13 @@ def test_pages_are_made_one_by_one_and_others_stay(tmp_path):
     assert page.find("a", string="All pages")["href"] == "index.html"
 
 
+def test_a_second_record_of_a_notebook_is_named_on_its_card(tmp_path):
+    first, second = (executed(tmp_path / folder, "02_decode_kernels") for folder in "ab")
+    site.write_site(tmp_path / "site", "h100", {"02_decode_kernels": first, "02_decode_float32": second})
+    cards = site.read_cards(tmp_path / "site" / "h100")
+    assert cards["02_decode_float32"].question == f"{cards['02_decode_kernels'].question} (02_decode_float32)"
+
+
 def test_a_figure_is_a_webp_of_the_same_pixels(tmp_path):
     place = executed(tmp_path / "a", "02_decode_kernels")
     book = with_small_figures(nbformat.read(place / "02_decode_kernels.ipynb", as_version=4))
