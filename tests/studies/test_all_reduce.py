@@ -172,7 +172,7 @@ def test_a_sweep_checks_every_point_and_refuses_what_takes_too_long(tmp_path, fo
     options = {"device": "cpu", "samples": 1, "calls": 1}
     with Run.create("08_all_reduce", {}, root=tmp_path) as run:
         rows = sweep.all_reduce_sweep(["gloo"], [2], [1, 3], [128], **options, run=run)
-        late = sweep.all_reduce_sweep(["gloo"], [2], [1], [128], **options, timeout_s=0.1, run=run)
+        late = sweep.all_reduce_sweep(["gloo"], [2], [1], [128], **options, timeout_s=0.001, run=run)
     assert load(run.folder)[1] == rows + late
     points = {(row["operation"], row["rows"]) for row in rows}
     assert points == {(operation, count) for operation in (SUM, ADD_NORM) for count in (1, 3)}
@@ -180,7 +180,7 @@ def test_a_sweep_checks_every_point_and_refuses_what_takes_too_long(tmp_path, fo
     assert {row["timer"] for row in rows} == {"host_clock"}
     assert [row["status"] for row in late] == ["refused"] * 2
     assert analysis.not_timed(late)[0].startswith(
-        "gloo on 2 ranks, 2 sizes not timed: ranks 0, 1 of 2 had not ended after 0.1 s and were stopped"
+        "gloo on 2 ranks, 2 sizes not timed: ranks 0, 1 of 2 had not ended after 0.001 s and were stopped"
     )
     assert analysis.answers(rows) == ["4 of 4 sums over 2 processes were right; times of a CPU rank nothing."]
 
