@@ -1,7 +1,7 @@
 """Checks of the arguments of decode(), verify() and prefill().
 
-What can be read off the tensors without waiting for a GPU is checked on every call, so that part is kept cheap: a call
-whose tensors are as those of the pool's last one, addresses included, passes by one comparison. Only where something
+What can be read off the tensors without waiting for a GPU is checked on every call, so that part is kept cheap: what is
+as in the pool's last call passes by a comparison, shapes and strides by one, addresses by another. Only where something
 does not fit is it worked out which argument is to blame.
 """
 
@@ -35,11 +35,14 @@ def check_call(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, backend,
     """
     try:
         fits = type(backend) is str and (scale is None or isinstance(scale, Real)) and _device_is_current(pool.state)
-        call = (dims, out is None, _metadata(pool.state, q, k, v, a, b, A_log, dt_bias, indices, out, cu_seqlens))
-        if fits and call != pool.last_call:
-            fits = _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens)
+        given = [x for x in (pool.state, q, k, v, a, b, A_log, dt_bias, indices, out, cu_seqlens) if x is not None]
+        layout, addresses = (dims, out is None, _layout(given)), tuple(map(Tensor.data_ptr, given))
+        last = pool.last_call or (None, None)
+        if layout != last[0]:
+            fits = fits and _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens)
+        if layout != last[0] or addresses != last[1]:
             fits = fits and _memory_is_apart(pool.state, out, v, (q, k, a, b, A_log, dt_bias, indices, cu_seqlens))
-            pool.last_call = call if fits else None
+            pool.last_call = (layout, addresses) if fits else None
     except NOT_AS_EXPECTED:
         fits = False
     if not fits:
@@ -65,15 +68,9 @@ def _device_is_current(state: Tensor) -> bool:
     return gpu < 0 or torch.cuda.current_device() == gpu
 
 
-def _metadata(*tensors) -> tuple:
-    """Return all of the tensors, or None for one that is not given, that _fits() and _memory_is_apart() look at."""
-    given = [x for x in tensors if x is not None]
-    return (
-        *map(_traits, given),
-        *map(Tensor.stride, given),
-        *map(Tensor.get_device, given),
-        *map(Tensor.data_ptr, given),
-    )
+def _layout(tensors) -> tuple:
+    """Return all of the tensors that _fits() looks at; with their addresses, all that _memory_is_apart() does."""
+    return (*map(_traits, tensors), *map(Tensor.stride, tensors), *map(Tensor.get_device, tensors))
 
 
 def _fits(dims, q, k, v, a, b, A_log, dt_bias, pool, indices, out, cu_seqlens) -> bool:
