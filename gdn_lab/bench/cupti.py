@@ -7,6 +7,7 @@ other lost record raises TimerUnavailable.
 """
 
 import os
+import warnings
 from functools import cache
 
 import torch
@@ -44,6 +45,8 @@ def start_cupti() -> None:
     """
     os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
     os.environ.setdefault("TEARDOWN_CUPTI", "0")
+    # torch says that a profile keeps the events of its last cycle only; each profile here has one.
+    warnings.filterwarnings("ignore", message="Warning: Profiler clears events", category=UserWarning)
     _profile([lambda: torch.cuda._sleep(1)])
 
 

@@ -10,7 +10,7 @@ from ..cluster.gather import ROWS
 from ..cluster.job import Job
 from ..cluster.journal import Journal
 from ..files import replacing
-from ..report import history
+from ..report import history, recorded_checks
 from ..studies import studies
 from .errors import BatchError
 from .record_pieces import CALLS, SANITIZE, SHELL, TESTS, TRACE
@@ -29,6 +29,7 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
     measured, written, runs = root / "data" / "measured" / gpu, [], {}
     recorded = {name for study in studies() for name in study.records}
     finished = {job.study: folder / "jobs" / job_id for job_id, job in jobs.items() if done.get(job_id) in RIGHT}
+    commits = {job.study: job.commit for job in jobs.values()}
     if TRACE in finished and not any(finished[TRACE].glob("capture.*")):
         raise BatchError(f"{finished[TRACE]} has no trace: expected capture.sqlite or capture.json.gz beside its rows")
     for name, place in finished.items():
@@ -42,7 +43,8 @@ def install(folder: Path, jobs: dict[str, Job], done: dict[str, str], gpu: str, 
         elif name == SANITIZE:
             written += [_copy(path, measured / SANITIZE / path.name) for path in sorted(place.glob("*-*.log"))]
         elif name in TESTS:
-            written.append(_tail(place / "log.txt", measured / "tests" / f"{name}.log"))
+            head = recorded_checks.header(gpu, commits[name])
+            written.append(_tail(place / "log.txt", measured / recorded_checks.TESTS / f"{name}.log", head))
     line = {"utc": utc(), "runs": runs, "seconds": _seconds(folder, jobs)}
     if finished and not _known(line, history.read(root / "data", gpu)):
         history.append(root / "data", gpu, line)
@@ -67,12 +69,12 @@ def _copy(path: Path, target: Path) -> Path:
     return target
 
 
-def _tail(log: Path, target: Path) -> Path:
-    """The last lines of a log, without the folders in them."""
+def _tail(log: Path, target: Path, head: str) -> Path:
+    """A line that says where and of which commit, then the last lines of a log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
     return target
 
 

@@ -12,6 +12,7 @@ A generated part lies between `<!-- NAME -->` and `<!-- /NAME -->`; report puts 
     variants                    every kernel variant: pool, role, what it is
     licences                    the distributions that requirements*.txt name, with version and licence
     random_calls:<gpu>          how many random calls each variant has passed there
+    checks:<gpu>                the tests and the sanitizer's runs recorded there, with their commits
     recorded:<gpu>              when, where and with which versions and kernels the runs of a GPU were recorded
     published:<table>           a table that others published, of data/published/pr19150: end_to_end, accuracy
     history:<gpu>               how its records changed from one to the next
@@ -30,7 +31,7 @@ from .run import ROOT, shown
 
 BLOCKS = (
     r"picture|which_backend|servers|precision|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+"
-    r"|history:\w+|random_calls:\w+"
+    r"|history:\w+|random_calls:\w+|checks:\w+"
     r"|measured:\w+-\w+(?:-\w+)?"
 )
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
@@ -125,6 +126,10 @@ def _block(block: str, root: Path, titles: dict[str, str]) -> tuple[str, list[Pa
         from ..report.random_calls import table as random_calls
 
         return random_calls(rest, root / "data"), []
+    if kind == "checks":
+        from ..report.recorded_checks import table as checks
+
+        return checks(rest, root / "data"), []
     gpu, section, *what = rest.split("-")
     study = next((each for each in studies() if each.section and each.section_name == section), None)
     return None if study is None else section_of(study, gpu, root, *what)

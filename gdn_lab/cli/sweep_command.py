@@ -121,7 +121,7 @@ def _print_plan(plans: list[Plan], on: int | None) -> None:
 
         found = simulate(jobs, on)
         left = f"; {len(jobs) - found.jobs} jobs need more GPUs than a host has" if found.jobs < len(jobs) else ""
-        print(f"On {on} GPUs: about {_minutes(found.seconds)}, the GPUs {100 * found.utilisation:.0f} % in use{left}.")
+        print(f"On {on} GPUs: about {_minutes(found.seconds)}, the GPUs {100 * found.utilisation:.0f}% in use{left}.")
 
 
 def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int:

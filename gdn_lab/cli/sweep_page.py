@@ -130,7 +130,7 @@ def _cell(number: int, best: Best | None) -> str:
     if best is None:
         return "<td></td>"
     value = (best.saving, best.saving, best.share_of_roof)[number]
-    text = "" if value is None else f"{100 * value:.0f} %"
+    text = "" if value is None else f"{100 * value:.0f}%"
     if number == 0:
         text = f"{html.escape(best.variant)}<br><span class='quiet'>{best.median_us:.4g}</span>"
     if value is None:

@@ -63,7 +63,7 @@ def busy(gpu: str, found: dict) -> str | None:
     if found["used_mib"] > IDLE_MIB:
         return f"GPU {gpu} has {found['used_mib']:.0f} MiB of its memory in use"
     if found["percent"] > IDLE_PERCENT:
-        return f"GPU {gpu} is busy {found['percent']} % of the time"
+        return f"GPU {gpu} is busy {found['percent']}% of the time"
     if held := [name for bit, name in THROTTLED.items() if found["clock_reasons"] & bit]:
         return f"GPU {gpu} runs at {found['sm_mhz']} MHz because of {', '.join(held)}"
     if found["ecc_errors"]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import replacing
+from .text import number
 
 FILE = "history.jsonl"
 VERSIONS = ("driver", "torch", "triton", "flashinfer", "cutlass_dsl")
@@ -86,9 +87,9 @@ def _call(row: dict) -> str | None:
 def series(lines: list[dict], folder: str) -> dict[str, list[tuple[int, float]]]:
     """{headline: [(number of the line, value)]} of one folder's runs."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for number, line in enumerate(lines):
+    for position, line in enumerate(lines):
         for name, value in line["runs"].get(folder, {}).get("headlines", {}).items():
-            found.setdefault(name, []).append((number, value))
+            found.setdefault(name, []).append((position, value))
     return found
 
 
@@ -119,6 +120,6 @@ def _compared(folder: str, before: dict, after: dict) -> str | None:
     then, now = (str(run["commit"])[:10] for run in (before, after))
     commits = f"commit {then} → {now}" if then != now else f"commit {now}, recorded twice"
     return (
-        f"`{folder}`, {commits}, {what}: {len(both)} headline numbers changed by {100 * middle:+.1f} % in the median, "
-        f"most `{most}` by {100 * changes[most]:+.1f} %."
+        f"`{folder}`, {commits}, {what}: {len(both)} headline numbers changed by {number(middle, '+.1%')} "
+        f"in the median, most `{most}` by {number(changes[most], '+.1%')}."
     )

@@ -16,7 +16,13 @@ def micro(us: float) -> str:
 def percent(share: float) -> str:
     """A share: "53%", "−4%", with a decimal below one per cent: "0.4%"."""
     digits = 0 if abs(share) >= 0.0095 or share == 0 else 1
-    return f"{share:.{digits}%}".replace("-", "−")
+    return number(share, f".{digits}%")
+
+
+def number(value: float, spec: str) -> str:
+    """A number in a format such as "+.1%": with a minus sign (U+2212), and without a sign where it prints as zero."""
+    text = format(value, spec)
+    return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
 
 
 def byte_size(n: float) -> str:

@@ -101,7 +101,8 @@ def test_a_record_replaces_rows_pages_and_logs_and_adds_a_line_of_history(root, 
     assert not (measured / "00_start_here").exists(), "it measures nothing"
     assert (measured / "sanitize" / "memcheck-triton.log").read_text() == "0 errors\n"
     assert load(measured / "random_calls") == (CALLS_RUN, [{"calls": 25}])
-    assert (measured / "tests" / "tests_layer.log").read_text().endswith("31 passed in 9 s\n")
+    log = (measured / "tests" / "tests_layer.log").read_text()
+    assert log.startswith(f"On an H100, commit {COMMIT}\n") and log.endswith("31 passed in 9 s\n")
     (line,) = history.read(root / "data", "h100")
     assert line["runs"]["02_decode_kernels"]["headlines"] == {"decode bfloat16, batch 64, triton/vk": 105.5}
     assert set(line["seconds"]) == {"02_decode_kernels", "00_start_here", "tests_layer", "random_calls", "sanitize"}

@@ -136,7 +136,7 @@ def test_a_sweep_ends_with_a_page_of_what_is_fastest_and_what_failed(swept):
     status, folder, printed = swept()
     assert status == 1 and "2 of 2 done (1 error)" in printed.out and "it is tried once more" in printed.out
     page = (folder / "sweep.html").read_text()
-    assert "triton/vk" in page and "50 %" in page and "80 %" in page and "batch 4" in page
+    assert "triton/vk" in page and "50%" in page and "80%" in page and "batch 4" in page
     assert "it &lt;b&gt;broke&lt;/b&gt;" in page and "<b>broke" not in page
     assert "sweep.html" in (folder.parent / "index.html").read_text()
     assert "sweeps/index.html" in index.write_index(folder.parents[1]).read_text()

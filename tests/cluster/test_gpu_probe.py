@@ -28,7 +28,7 @@ QUIET = {
         ({"processes": 1}, "in use by another process"),
         ({"processes": 2}, "in use by 2 other processes"),
         ({"used_mib": 5000.0}, "5000 MiB of its memory in use"),
-        ({"percent": 60}, "busy 60 % of the time"),
+        ({"percent": 60}, "busy 60% of the time"),
         ({"clock_reasons": 0x41, "sm_mhz": 900}, "runs at 900 MHz because of hardware thermal slowdown"),
         ({"ecc_errors": 1}, "1 uncorrected memory errors"),
         ({"power_limit_w": 350.0}, "limited to 350 W, its default is 700 W"),

@@ -1,7 +1,7 @@
 """python two_gpus.py: the same sweep on one GPU and on two. Half the time, and the same times of kernels?
 
 Needs two GPUs and Ray, and about six minutes. Uses each GPU and compiles every kernel first, so that neither sweep
-does; then sweeps on GPU 0 alone, then on both. Exits with 1 if two GPUs take over 55 % of one's time. --made-up: how it
+does; then sweeps on GPU 0 alone, then on both. Exits with 1 if two GPUs take over 55% of one's time. --made-up: how it
 runs, on a CPU.
 """
 

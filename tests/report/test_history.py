@@ -49,7 +49,7 @@ def test_lines_are_appended_and_read_in_order(tmp_path):
 
 def test_what_changed_is_said_with_the_versions_that_changed():
     (sentence,) = history.sentences([line(2.0), line(1.5, triton="3.7", commit="b" * 40)])
-    assert "commit aaaaaaaaaa → bbbbbbbbbb, triton 3.6 → 3.7" in sentence and "-25.0 % in the median" in sentence
+    assert "commit aaaaaaaaaa → bbbbbbbbbb, triton 3.6 → 3.7" in sentence and "−25.0% in the median" in sentence
     assert history.sentences([line(2.0)]) == []
 
 

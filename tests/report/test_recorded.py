@@ -175,7 +175,7 @@ def test_recorded_prefill_is_ahead_of_fla_and_of_the_detour(gpu):
 
 @pytest.mark.parametrize("gpu", gpus("10_drift"))
 def test_recorded_drift_allows_what_is_claimed_of_our_kernels(gpu):
-    """Exact decay in cutedsl; stochastic rounding at most 5 % slower than to nearest; an error for every precision.
+    """Exact decay in cutedsl; stochastic rounding at most 5% slower than to nearest; an error for every precision.
 
     Its arithmetic takes that long on an H200, where rounding to nearest is limited by memory alone.
     """
@@ -202,7 +202,7 @@ def test_recorded_answers_of_an_fp8_state(gpu):
 
 @pytest.mark.parametrize("gpu", gpus("11_accuracy"))
 def test_recorded_answers_are_of_the_checkpoint_and_allow_their_claims(gpu):
-    """Of the checkpoint in data/trained; float32 answers 95 %; what must hurt does, by McNemar's test."""
+    """Of the checkpoint in data/trained; float32 answers 95%; what must hurt does, by McNemar's test."""
     run, rows = recorded.measured(gpu, "11_accuracy")
     answered = AccuracyRows(rows, run)
     digest = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()

@@ -9,6 +9,19 @@ def test_percentages_print_alike():
     ]  # fmt: skip
 
 
+def test_a_number_has_a_minus_sign_and_none_before_zero():
+    cases = (
+        (-0.041, "+.1%"),
+        (0.003, "+.1%"),
+        (-0.0004, "+.1%"),
+        (0.0, "+g"),
+        (-3.0, "+g"),
+        (-1234.6, ",.0f"),
+        (-0.04, ".1f"),
+    )
+    assert [text.number(*case) for case in cases] == ["−4.1%", "+0.3%", "0.0%", "0", "−3", "−1,235", "0.0"]
+
+
 def test_times_bytes_and_ranges():
     assert [text.micro(us) for us in (3.14, 738.4, 45_100, 450_000)] == ["3.1 µs", "738 µs", "45.1 ms", "450 ms"]
     assert [text.micro(us) for us in (99.4, 100, 9_999, 10_000)] == ["99.4 µs", "100 µs", "9,999 µs", "10.0 ms"]

@@ -60,7 +60,7 @@ def test_sentences_say_what_differs_and_what_does_not(rows):
     found = sentences.answers(rows)
     text = "\n".join(found)
     assert found[0].startswith(
-        "With prompts of 1,536 tokens and a float32 state on triton/vk the model answers 96.4 (95.7 to 97.0) % of 3,000"
+        "With prompts of 1,536 tokens and a float32 state on triton/vk the model answers 96.4% (95.7 to 97.0) of 3,000"
     )
     where = r"1,536 tokens, 1,472 of them decode steps"
     assert re.search(
@@ -69,7 +69,7 @@ def test_sentences_say_what_differs_and_what_does_not(rows):
     assert re.search(
         r"Kernels and dtypes at 1,536 tokens against triton/vk in float32: after Holm's adjustment triton/vk, bfloat16 "
         r"on decode \(−.* points\) and flashinfer/vk, bfloat16 on decode \(−.* points\) differ; no difference is shown "
-        r"in the other 1 decode case; their 95 % intervals lie within −0\.1 to \+0\.1 points\.",
+        r"in the other 1 decode case; their 95% intervals lie within −0\.1 to \+0\.1 points\.",
         text,
     )
     assert re.search(r"no difference is shown for dt_bias in bf16 .* points", text)
@@ -91,7 +91,7 @@ def test_kernels_that_do_not_differ_are_counted_by_path(rows):
     found = sentences.answers(AccuracyRows([*accuracy_rows()[:9], *decode, *verify], RUN))
     assert found[-1] == (
         "Kernels and dtypes at 1,536 tokens against triton/vk in float32: no difference is shown after Holm's "
-        "adjustment in 1 decode and 1 verify cases; their 95 % intervals lie within −0.1 to +0.1 points."
+        "adjustment in 1 decode and 1 verify cases; their 95% intervals lie within −0.1 to +0.1 points."
     )
 
 
@@ -136,7 +136,7 @@ def test_figures_have_their_finding_as_title(rows):
 def test_published_scores_have_intervals():
     table = analysis.published_table()
     first = table[(table.evaluation == "GSM8K") & (table.stage == "ci")].iloc[0]
-    assert first["exact match, %"] == "98.0 (95.0 to 99.2)" and first.questions == "200"
+    assert first["exact match"] == "98.0% (95.0 to 99.2)" and first.questions == "200"
     assert (table[table.evaluation == "GPQA"].questions == "198, assumed").all()
     text = " ".join(analysis.published_sentences())
     assert "0.838 to 0.889" in text and "5.1 points" in text

@@ -7,7 +7,7 @@ from ...backends.registry import VARIANTS
 from .accuracy_cases import BATCH, FP8, PADDED, Case, padded
 from .answering import DECODE, PREFILL, VERIFY
 
-TAKEN = 4.8  # tokens that a verify step keeps on average: eight, of which seven are drafts, 15 % of them wrong
+TAKEN = 4.8  # tokens that a verify step keeps on average: eight, of which seven are drafts, 15% of them wrong
 
 
 class Clock:

@@ -4,6 +4,7 @@ import pandas
 
 from ...report.recorded import published
 from ...report.style import label
+from ...report.text import number
 from ...trained.as_trained import LayerInputs, half_lives
 from .accuracy_cases import PADDED, Case
 from .accuracy_rows import ALL, AccuracyRows
@@ -16,15 +17,14 @@ ASSUMED_QUESTIONS = {"GPQA": 198, "GSM8K": 200}
 
 
 def percent(interval: Interval) -> str:
-    """ "97.3 (96.7 to 97.8)"."""
+    """ "97.3% (96.7 to 97.8)"."""
     share, low, high = (100 * value for value in interval)
-    return f"{share:.1f} ({low:.1f} to {high:.1f})"
+    return f"{share:.1f}% ({low:.1f} to {high:.1f})"
 
 
 def signed(share: float) -> str:
     """A change of a share in percentage points: "−1.2", "+0.4", "0.0"."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
+    return number(100 * share, "+.1f")
 
 
 def points(interval: Interval) -> str:
@@ -50,7 +50,7 @@ def accuracy_table(rows: AccuracyRows) -> pandas.DataFrame:
             "shortcut": case.shortcut,
             "tokens": case.tokens,
             "questions": len(rows.right[case][ALL]),
-            "exact match, %": percent(rows.interval(case)),
+            "exact match": percent(rows.interval(case)),
         }
         line |= {f"{kind}, %": f"{100 * rows.interval(case, kind).share:.1f}" for kind in rows.kinds}
         if both:
@@ -124,7 +124,7 @@ def conditions(rows: AccuracyRows) -> str:
     padded = f" ({fewer[0]:,} of padded batches)" if fewer and fewer[0] < total else ""
     return (
         f"the trained model of data/trained · {total:,} questions a case, the same in each{padded}{small} · "
-        f"{row['names']} names in a prompt · greedy answers, exact match · 95 % intervals: Wilson's of shares, Agresti "
+        f"{row['names']} names in a prompt · greedy answers, exact match · 95% intervals: Wilson's of shares, Agresti "
         f"and Min's of changes"
     )
 
@@ -147,7 +147,7 @@ def published_table() -> pandas.DataFrame:
                 "kernel": row.backend,
                 "score": row.score,
                 "questions": f"{count}" if known else f"{count}, assumed",
-                "exact match, %": percent(wilson(round(row.score * count), count)),
+                "exact match": percent(wilson(round(row.score * count), count)),
                 "note": "" if pandas.isna(row.note) else row.note,
             }
         )
@@ -178,11 +178,11 @@ def published_sentences() -> list[str]:
         f"The pull request's eight GPQA runs span {low:.3f} to {high:.3f} with nothing changed between them: "
         f"{100 * (high - low):.1f} points, a standard deviation of {100 * deviation:.1f}, next to a standard error of "
         f"{100 * error:.1f} points of one run of {count} questions. The interval of the lowest run is "
-        f"{percent(first)} %, of the highest {percent(last)} %.",
-        f"All eight together are {percent(pooled)} % if their questions were independent, which they are not: each "
+        f"{percent(first)}, of the highest {percent(last)}.",
+        f"All eight together are {percent(pooled)} if their questions were independent, which they are not: each "
         f"question was asked eight times.",
-        f"Its GSM8K test in CI, {asked} questions, has {percent(intervals['triton'])} % for Triton and "
-        f"{percent(intervals['flashinfer'])} % for FlashInfer: it cannot tell the two apart.",
+        f"Its GSM8K test in CI, {asked} questions, has {percent(intervals['triton'])} for Triton and "
+        f"{percent(intervals['flashinfer'])} for FlashInfer: it cannot tell the two apart.",
         f"While debugging it went from {before / asked:.2f} to {after / asked:.2f} once dt_bias was passed in float32. "
         f"If each is of {asked} questions, p = {p_text(fisher(before, asked, after, asked))} (Fisher's exact test, as "
         f"if of different questions), so that step alone may be chance; {before / asked:.2f} against Triton's "

@@ -15,7 +15,7 @@ from ...report.style import (
     marker,
     new_figure,
 )
-from ...report.text import device_name
+from ...report.text import device_name, number
 from . import analysis
 from .accuracy_cases import FLOAT32, STOCHASTIC
 from .accuracy_rows import ALL, AccuracyRows
@@ -73,7 +73,7 @@ def changes(rows: AccuracyRows) -> Figure:
     ax.set_ylim(len(cases) - 0.4, -0.6)
     if 100 * lowest < -FAR:
         ax.set_xscale("symlog", linthresh=1.0)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:+g}".replace("-", "−") if x else "0")
+    ax.xaxis.set_major_formatter(lambda x, _: number(x, "+g"))
     ax.set_xlabel("change of exact match, percentage points on the same questions")
     ax.grid(axis="y", visible=False)
     return fig
@@ -101,7 +101,7 @@ def lengths(rows: AccuracyRows) -> Figure:
         2,
         [
             analysis.conditions(rows),
-            f"path decode, {kernels} · bars: 95 % intervals · dashed: stochastic rounding",
+            f"path decode, {kernels} · bars: 95% intervals · dashed: stochastic rounding",
         ],
         rows=lines,
         sharey=True,
@@ -136,9 +136,9 @@ def lengths(rows: AccuracyRows) -> Figure:
 def _lengths_title(rows: AccuracyRows, chosen) -> str:
     longest = max(case.tokens for case in chosen)
     shares = {case.state: 100 * rows.interval(case).share for case in chosen if case.tokens == longest}
-    finding = f"At {longest:,} tokens float32 answers {shares.pop(FLOAT32):.1f} % exactly"
+    finding = f"At {longest:,} tokens float32 answers {shares.pop(FLOAT32):.1f}% exactly"
     ends = sorted(shares, key=shares.get)
-    found = [f"{shares[state]:.1f} % ({state})" for state in dict.fromkeys([*ends[:1], *ends[-1:]])]
+    found = [f"{shares[state]:.1f}% ({state})" for state in dict.fromkeys([*ends[:1], *ends[-1:]])]
     return f"{finding}, narrower states {' to '.join(found)}" if found else finding
 
 
@@ -148,7 +148,7 @@ def published_scores() -> Figure:
     table = analysis.published_table()
     runs = analysis.published_runs("GPQA")
     span = 100 * (max(runs) - min(runs))
-    title = f"Eight runs of one kernel on GPQA span {span:.1f} points; one run's 95 % interval is wider"
+    title = f"Eight runs of one kernel on GPQA span {span:.1f} points; one run's 95% interval is wider"
     notes = [
         "Scores: SGLang #19150. Questions of a run where not published: GPQA Diamond 198, GSM8K in SGLang's CI 200."
     ]
@@ -165,6 +165,6 @@ def published_scores() -> Figure:
         )
     ax.set_yticks(range(len(table)), names)
     ax.set_ylim(len(table) - 0.4, -0.6)
-    ax.set_xlabel("score, %, and its 95 % interval")
+    ax.set_xlabel("score, %, and its 95% interval")
     ax.grid(axis="y", visible=False)
     return fig

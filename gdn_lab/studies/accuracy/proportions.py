@@ -3,11 +3,11 @@
 import math
 from typing import NamedTuple
 
-Z95 = 1.959963984540054  # of a two-sided 95 % interval of the normal distribution
+Z95 = 1.959963984540054  # of a two-sided 95% interval of the normal distribution
 
 
 class Interval(NamedTuple):
-    """A share and its 95 % interval."""
+    """A share and its 95% interval."""
 
     share: float
     low: float

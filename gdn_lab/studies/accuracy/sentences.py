@@ -35,7 +35,7 @@ def answers(rows: AccuracyRows) -> list[str]:
     first = rows.cases[0]
     found = [
         f"With prompts of {first.tokens:,} tokens and a float32 state on {label(rows.baseline)} the model answers "
-        f"{percent(rows.interval(first))} % of {total:,} questions exactly ({_by_kind(rows, first)})."
+        f"{percent(rows.interval(first))} of {total:,} questions exactly ({_by_kind(rows, first)})."
     ]
     found += [*_dtypes(rows), *_longer(rows), *_kernels(rows), *_shortcuts(rows), *_padding(rows)]
     return found
@@ -51,7 +51,7 @@ def _cases(rows: AccuracyRows, path: str) -> list[Case]:
 
 
 def _by_kind(rows: AccuracyRows, case: Case) -> str:
-    return ", ".join(f"{kind} {100 * rows.interval(case, kind).share:.1f} %" for kind in rows.kinds)
+    return ", ".join(f"{kind} {100 * rows.interval(case, kind).share:.1f}%" for kind in rows.kinds)
 
 
 def _verdict(rows: AccuracyRows, case: Case) -> str:
@@ -91,7 +91,7 @@ def _dtypes(rows: AccuracyRows) -> list[str]:
 def _longer(rows: AccuracyRows) -> list[str]:
     """How a float32 state does at longer prompts, and where a narrower state answers more than float32."""
     found = [case for case in rows.states if case.dtype == FLOAT32 and case.tokens > rows.tokens[0]]
-    parts = [f"{percent(rows.interval(case))} % at {case.tokens:,} tokens" for case in found]
+    parts = [f"{percent(rows.interval(case))} at {case.tokens:,} tokens" for case in found]
     if not parts:
         return []
     adjusted = rows.adjusted()
@@ -152,7 +152,7 @@ def _kernels(rows: AccuracyRows) -> list[str]:
         changes = [rows.compared(case).change for case in alike]
         low, high = signed(min(change.low for change in changes)), signed(max(change.high for change in changes))
         parts.append(f"no difference is shown {where}")
-        parts.append(f"their 95 % intervals lie within {low} to {high} points")
+        parts.append(f"their 95% intervals lie within {low} to {high} points")
     against = f"Kernels and dtypes at {rows.tokens[0]:,} tokens against {label(rows.baseline)} in float32"
     return [f"{against}: {'; '.join(parts)}."]
 
@@ -177,7 +177,7 @@ def _padding(rows: AccuracyRows) -> list[str]:
     return [
         f"Padding rows that write slot 0 (SGLang issue 20791), batches of {BATCH} requests and {PADDING} padding rows: "
         f"{_verdict(rows, case)}, on {len(rows.right[case][ALL]):,} questions. Of the {count} requests in slot 0 "
-        f"{percent(hit)} % are right, of the others {percent(spared)} %."
+        f"{percent(hit)} are right, of the others {percent(spared)}."
     ]
 
 

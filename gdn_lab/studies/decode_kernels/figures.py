@@ -19,7 +19,7 @@ from ...report.style import (
     plain_log_axis,
     plot_lines,
 )
-from ...report.text import listed, micro, number_range, percent
+from ...report.text import listed, micro, number, number_range, percent
 from ...report.timed import Timed, largest_batch, name_of
 from .analysis import (
     GATHER_SCATTER_TRAFFIC,
@@ -78,7 +78,7 @@ def _excess_axis(ax, least):
         return
     ax.axhline(0, color=GREY, linewidth=1, linestyle=":")
     ax.set_yscale("symlog", linthresh=1.0, linscale=0.5)
-    ax.yaxis.set_major_formatter(lambda us, _: f"{us:,.0f}".replace("-", "−"))
+    ax.yaxis.set_major_formatter(lambda us, _: number(us, ",.0f"))
 
 
 def floor_us(row: dict) -> float:
@@ -153,20 +153,15 @@ def launch_gap(timed: Timed) -> Figure:
     ]
     batches = sorted({batch for by_batch in gaps.values() for batch in by_batch})
     first = sorted((by_batch[batches[0]], name) for name, by_batch in gaps.items() if batches[0] in by_batch)
-    each = dict.fromkeys(f"{_signed(us, 2)} µs ({label(name)})" for us, name in (first[0], first[-1]))
+    each = dict.fromkeys(f"{number(us, '.2f')} µs ({label(name)})" for us, name in (first[0], first[-1]))
     title = f"At B = {batches[0]} replay less kernel-only time is {' to '.join(each)}"
     fig, (ax,) = new_figure(timed.titled(title), 9.0, 4.4, 1, notes)
-    ends = plot_lines(ax, gaps, lambda us: f"{_signed(us, 2)} µs")
+    ends = plot_lines(ax, gaps, lambda us: f"{number(us, '.2f')} µs")
     ax.axhline(0, color=GREY, linewidth=1)
     batch_axis(ax, batches)
     ax.set_ylabel("replay less kernel-only time, µs")
     label_ends(ax, ends)
     return fig
-
-
-def _signed(value: float, digits: int) -> str:
-    """A number with a proper minus sign, and none before zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 # ---- in place against gather and scatter ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 from ...layer.step_parts import GAPS
 from ...report.recorded import published
 from ...report.style import GREY, STYLE, empty_figure, ink_on, new_figure, part_colours
-from ...report.text import device_name, listed, micro, percent
+from ...report.text import device_name, listed, micro, number, percent
 from . import analysis
 from .analysis import GDN, OTHERS, StepRows, heatmap_points, published_saving, saving
 from .sentences import not_timed
@@ -99,18 +99,15 @@ def _waterfall_title(step: StepRows) -> str:
     names = list(step.traced)
     first, last = (step.traced[name]["median_us"] for name in (names[0], names[-1]))
     changes = sorted(analysis.main_changes(step).items(), key=lambda change: -abs(change[1]))[:3]
-    numbers = ", ".join(f"{part} {us:+,.0f}".replace("-", "−") for part, us in changes)
-    change = f"{last / first - 1:+.0%}".replace("-", "−")
-    title = f"{names[0]} {first:,.0f} → {names[-1]} {last:,.0f} µs ({change})"
+    numbers = ", ".join(f"{part} {number(us, '+,.0f')}" for part, us in changes)
+    title = f"{names[0]} {first:,.0f} → {names[-1]} {last:,.0f} µs ({number(last / first - 1, '+.0%')})"
     return f"{title}: {numbers} µs" if numbers else title
 
 
 def _recorded_note(step: StepRows) -> str:
     if step.on_cpu:
         return ""
-    differences = ", ".join(
-        f"{name} {f'{share:+.1%}'.replace('-', '−')}" for name, share in step.tracing_differences.items()
-    )
+    differences = ", ".join(f"{name} {number(share, '+.1%')}" for name, share in step.tracing_differences.items())
     return (
         "Replays recorded by CUPTI; a kernel counts from when those before it have ended. Light line at a bar's end: "
         f"p20 to p80. Parts and gaps add up to the recorded step; recorded against untraced replays: {differences}."
@@ -215,7 +212,7 @@ def _published_title(step: StepRows) -> str:
     title = f"Saved, published: {theirs.total:.0f} µs ({theirs.gdn:.0f} GDN, {theirs.rest:.0f} rest)"
     if ours is None:
         return f"{title}; before and after were not both measured here" if step.whole else title
-    total, gdn, rest = (f"{us:.0f}".replace("-0", "0").replace("-", "−") for us in (*ours, ours.rest))
+    total, gdn, rest = (number(us, ".0f") for us in (*ours, ours.rest))
     return f"{title}; here: {total} µs ({gdn} GDN, {rest} rest)"
 
 

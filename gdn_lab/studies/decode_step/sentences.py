@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from ...report.nearest import led
-from ...report.text import device_name, listed, micro, percent
+from ...report.text import device_name, listed, micro, number, percent
 from .analysis import AFTER, BEFORE, GDN, StepRows, heatmap_points, main_changes, published_saving, saving
 from .whole_model import whole_model
 
@@ -118,7 +118,7 @@ def against_published(step: StepRows) -> str | None:
 
 def signed(us: float) -> str:
     """µs with a decimal and a sign where negative: "53.3 µs", "−20.0 µs"."""
-    return f"{round(us, 1) + 0.0:.1f} µs".replace("-", "−")
+    return f"{number(us, '.1f')} µs"
 
 
 def over_the_heatmap(step: StepRows) -> str | None:

@@ -4,7 +4,7 @@ import pandas
 
 from ...layer.configurations import configuration
 from ...report.recorded import published
-from ...report.text import byte_size, percent
+from ...report.text import byte_size, number, percent
 from .analysis import GDN, OTHERS, StepRows, shown_parts
 
 
@@ -95,8 +95,7 @@ def _arrow(before: str, after: str) -> str:
 
 def _change(us: float) -> str:
     """A change in µs with its sign: "−44.4", "+5.3", "0.0"."""
-    rounded = round(us, 1)
-    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+    return number(us, "+.1f")
 
 
 def bandwidth_table(step: StepRows) -> pandas.DataFrame:

@@ -3,7 +3,7 @@
 import itertools
 
 from ...models import FP8_RING
-from ...report.text import listed, micro
+from ...report.text import listed, micro, number
 from . import analysis
 from .analysis import ENOUGH, OUTPUT, STATE, final
 
@@ -84,8 +84,7 @@ def error(value: float) -> str:
 
 def more(ratio: float) -> str:
     """How much more than 1 a ratio is: "+4.5%", "−0.7%", "0.0%"."""
-    text = f"{ratio - 1:+.1%}"
-    return "0.0%" if text[1:] == "0.0%" else text.replace("-", "−")
+    return number(ratio - 1, "+.1%")
 
 
 def span(ratios) -> str:

@@ -20,13 +20,13 @@ class Tried(NamedTuple):
 ROOF = (
     Tried(
         "More bytes in flight: bulk copies of a whole head, 32 KB a warp",
-        "97 to 98 % of the roof",
-        "545.6: 1.4 % slower than cutedsl; of a quarter of a head 536.6",
+        "97 to 98% of the roof",
+        "545.6: 1.4% slower than cutedsl; of a quarter of a head 536.6",
         "Bytes in flight are not what limits: 64 KB on a multiprocessor are enough.",
     ),
     Tried(
         "A program for a whole head, its tiles pipelined through shared memory",
-        "97 %",
+        "97%",
         "541.6 with 16 rows and four stages, 550.6 with three, 551.6 with 8 rows and six",
         "No: many programs that each go through their own 32 KB are slower than tiles in the order of addresses.",
     ),
@@ -47,49 +47,49 @@ ROOF = (
     Tried(
         "triton/vk in tiles of 16 rows instead of 32, one warp each",
         "",
-        "531.1, 96.5 % of the roof; 267.7 at B = 256, 95.7 %; 135.4 at B = 128, 94.6 %; in the process before 531.2, "
+        "531.1, 96.5% of the roof; 267.7 at B = 256, 95.7%; 135.4 at B = 128, 94.6%; in the process before 531.2, "
         "and at B = 256 267.8 instead of 272.6",
         "Kept for H200.",
     ),
     Tried(
         "The first programs ask for their rows (prefetch to the L2) before the wait for the kernel ahead",
-        "at B = 256 96.3 instead of 95.7 % of the roof, at 512 96.8 instead of 96.5",
+        "at B = 256 96.3 instead of 95.7% of the roof, at 512 96.8 instead of 96.5",
         "537.0 with 1,056 programs, 538.7 with 2,112 and 539.0 with 4,224, where none that ask take 537.4",
-        "No, and removed. The times at B = 128, 256 and 512 are 1.03 µs a row, 97.3 % of the roof, and 4.2 µs for "
+        "No, and removed. The times at B = 128, 256 and 512 are 1.03 µs a row, 97.3% of the roof, and 4.2 µs for "
         "each launch, and these 4.2 µs are not the first loads' way to the memory.",
     ),
     Tried(
         "The kernel as it was at slots one after the other instead of random ones, B = 256 here and below",
         "nothing: a slot is 2 MB in one piece",
-        "257.8 µs, 99.4 % of the roof, instead of 266.8, 96.0; the same random slots sorted 265.6. A kernel that only "
+        "257.8 µs, 99.4% of the roof, instead of 266.8, 96.0; the same random slots sorted 265.6. A kernel that only "
         "negates each element: 257.6 and 263.7",
-        "This is the limit: the roof is that of one piece of memory, and random slots cost any kernel 2 to 3 %.",
+        "This is the limit: the roof is that of one piece of memory, and random slots cost any kernel 2 to 3%.",
     ),
     Tried(
         "Loads of the state that leave the L2 last (evict_last)",
         "-1 point",
-        "260.4, 98.4 % of the roof, where loads that leave it first take 270.5; stores that leave it last 265.5",
+        "260.4, 98.4% of the roof, where loads that leave it first take 270.5; stores that leave it last 265.5",
         "Kept for H200 from 16,384 heads up, in cutedsl/vk too. As they are now, in two later processes: triton/vk "
-        "261.2 and 260.4 (98.2 %), at B = 512 518.8 (98.6 %); cutedsl/vk 261.6 and 261.2 (97.8 %), 519.5 (98.5 %); at "
+        "261.2 and 260.4 (98.2%), at B = 512 518.8 (98.6%); cutedsl/vk 261.6 and 261.2 (97.8%), 519.5 (98.5%); at "
         "slots one after the other 255.2, all of the roof. Work on 24 MB after the step takes no longer than before.",
     ),
     Tried(
         "S k and S q on the tensor cores in triton/vk: 744 instructions, not 920, and 21 programs an SM, not 16",
-        "97.2 % of the roof at B = 512, 96.5 at 256",
-        "267.8, 95.7 %",
+        "97.2% of the roof at B = 512, 96.5 at 256",
+        "267.8, 95.7%",
         "No: instructions are not what limits.",
     ),
     Tried(
         "The same in the CuTe DSL without any shuffle for sums: 600 instructions, 21 warps an SM; with a bulk copy in "
         "and one out, 25",
-        "97 and 98 %",
-        "285.1 (89.9 %): its lanes read pieces of 64 bytes; with bulk copies 267.4, and with the state asked for "
-        "before the wait 265.6 (96.5 %), 32 rows a warp 276.5; cutedsl/vk takes 271.3",
-        "No: at the same 96 % whatever fetches the state.",
+        "97 and 98%",
+        "285.1 (89.9%): its lanes read pieces of 64 bytes; with bulk copies 267.4, and with the state asked for "
+        "before the wait 265.6 (96.5%), 32 rows a warp 276.5; cutedsl/vk takes 271.3",
+        "No: at the same 96% whatever fetches the state.",
     ),
     Tried(
         "Persistent programs, which take every n-th tile in the order of addresses in a pipeline",
-        "96 %",
+        "96%",
         "277.7, on the tensor cores 377",
         "No.",
     ),
@@ -150,7 +150,7 @@ STEP = (
         "-4 at B = 256",
         "-2.8, -1.8 at B = 16, -3.2 at B = 1",
         "One launch with the convolution came instead, predicted to gain 5. With it best takes 301.4 of before-32's "
-        "334.9 µs at B = 256 (-10.0 %), in another process 302.8 of 343.1 (-11.7 %). There it shared its scratch "
+        "334.9 µs at B = 256 (-10.0%), in another process 302.8 of 343.1 (-11.7%). There it shared its scratch "
         "with in_proj qkvz, which runs beside it; no longer since. Without both parts the step is 11.0 µs shorter.",
     ),
     Tried(
@@ -168,10 +168,8 @@ STEP = (
         "+7.7; -2.7 at B = 16, +0.5 at B = 1",
         "No.",
     ),
-    Tried("Experts: other depths and tiles of gate and up", "within 1 %", "+7 to +12", "No."),
-    Tried(
-        "Experts: down in programs of 4, 16 or 32 tiles instead of 8", "within 1 %", "+0.8, -1.5, +3.3", "Left at 8."
-    ),
+    Tried("Experts: other depths and tiles of gate and up", "within 1%", "+7 to +12", "No."),
+    Tried("Experts: down in programs of 4, 16 or 32 tiles instead of 8", "within 1%", "+0.8, -1.5, +3.3", "Left at 8."),
     Tried(
         "Experts: their rows stored so that they leave the L2 last (evict_last)",
         "-6 with the sum over experts",

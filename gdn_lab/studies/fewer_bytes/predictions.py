@@ -20,10 +20,10 @@ class Prediction(NamedTuple):
     dtype: str = "bfloat16"
 
 
-# Three launches, of an H100: a first probe reads the state at 83 % of the read bandwidth (420 µs of FlashInfer's 758 at
+# Three launches, of an H100: a first probe reads the state at 83% of the read bandwidth (420 µs of FlashInfer's 758 at
 # B = 512, without any write), a full ring costs its row one more read and write in C + 1 steps, and three kernels with
 # PDL take 3 µs more than one.
-# One launch, of an H200: the bytes take 0.53 of FlashInfer's time at the measured bandwidth. 95 % of that bandwidth is
+# One launch, of an H200: the bytes take 0.53 of FlashInfer's time at the measured bandwidth. 95% of that bandwidth is
 # reached, as in place, and what does not grow with the batch falls from 16 µs to 6: no kernel waits for another, and
 # 2,500 instructions for each head are a fifth of what the schedulers issue in the time that the head's bytes take.
 # FP8, three launches, of an H100: reading 20 KB for each head takes 0.28 of FlashInfer's time at the read bandwidth.
@@ -133,7 +133,7 @@ TRIED = (
     "registers 0.625, 0.590, 0.577; without the limit 0.630, 0.609, 0.600; one stage 0.677, 0.650, 0.644; in two "
     "parts 0.719, 0.704, 0.701. Hints that the state leaves the L2 first or last change nothing.",
     "The count of a group's arrivals, awaited at the end instead of at once: predicted 1 µs less for each program, "
-    "measured 1 to 4 % more at every batch, since what a program must remember until then spills. The limits, chosen "
+    "measured 1 to 4% more at every batch, since what a program must remember until then spills. The limits, chosen "
     "with a ring of 16, cost a ring of 32 a quarter of its time (457 instead of 371 µs at B = 512): a longer ring has "
     "none.",
     "On Hopper a warp's FP8 product, as in that first FP8 probe, is compiled to a conversion to fp16 (256 instructions "

@@ -16,7 +16,7 @@ from ...report.style import (
     other_colours,
     plain_log_axis,
 )
-from ...report.text import micro, percent
+from ...report.text import micro, number, percent
 from . import analysis
 from .sentences import not_served, signed
 from .serving_rows import GDN_LAYER, Point, ServingRows
@@ -65,7 +65,7 @@ def waterfall(rows: ServingRows) -> Figure:
         low, high = sorted((start, stop))
         whole = name not in parts
         ax.barh(y, high - low, left=low, height=0.7, color=WHOLE_COLOUR if whole else colours[name], edgecolor=GREY)
-        text = f"{(stop - start) / 1000:.2f} ms".replace("-", "−")
+        text = f"{number((stop - start) / 1000, '.2f')} ms"
         share = f" ({percent((stop - start) / point.tpot_us)})" if not whole else ""
         ax.annotate(f"{text}{share}", (high, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(bars)), [name for name, _, _ in bars])

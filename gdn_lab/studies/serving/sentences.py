@@ -1,6 +1,6 @@
 """The answer of notebook 09 in sentences, made of ServingRows; a function returns None where the rows do not tell."""
 
-from ...report.text import listed, micro, percent
+from ...report.text import listed, micro, number, percent
 from . import analysis
 from .analysis import BEST, FAIR, worth
 from .serving_rows import ALL_REDUCES, GDN_LAYER, Point, ServingRows
@@ -193,4 +193,4 @@ def advice(point: Point) -> str:
 
 def signed(share: float) -> str:
     """A change with its sign and a decimal: "−2.6%", "+0.3%"."""
-    return f"{share:+.1%}".replace("-", "−")
+    return number(share, "+.1%")
