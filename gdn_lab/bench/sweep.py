@@ -395,4 +395,4 @@ class Sweep(ABC):
         variants = {case.name: case for case in self.untimed if case not in wrong}
         for case in variants.values():
             fields = {"backend": case.backend, "variant": case.variant, "layout": case.layout}
-            rows.add(fields | {"status": "refused", "reason": HOST_SYNC})
+            rows.add(fields | {"status": "refused", "reason": self.failed.get(case, HOST_SYNC)})

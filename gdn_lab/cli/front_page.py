@@ -102,12 +102,23 @@ def which_backend(data: Path = DATA) -> str:
 
 
 def recorded_times(advice: Advice, gpu: str, data: Path = DATA) -> list[tuple[dict, dict[str, float]]]:
-    """[(what was called, {advice.use: µs, advice.over: µs})] of the calls that one run timed with both; [] if none."""
-    if (gpu, advice.notebook) not in recorded_runs(data):
-        return []
+    """[(what was called, {advice.use: µs, advice.over: µs})] of the calls that one run timed with both; [] if none.
+
+    Of several runs of the notebook (06_prefill, 06_prefill_tp1) the latest that timed a call counts.
+    """
+    names = [name for at, name in recorded_runs(data) if at == gpu and f"{name}_".startswith(f"{advice.notebook}_")]
+    runs = sorted((measured(gpu, name, data) for name in names), key=lambda run: run[0].get("start_utc", ""))
+    newest = {}
+    for _, rows in runs:
+        newest |= {tuple(case.values()): (case, times) for case, times in _times(advice, rows)}
+    return list(newest.values())
+
+
+def _times(advice: Advice, rows: list[dict]) -> list[tuple[dict, dict[str, float]]]:
+    """recorded_times() of one run."""
     found: dict[tuple, dict] = {}
     wanted = {(advice.use, IN_PLACE), (advice.over, advice.indexing)}
-    for row in measured(gpu, advice.notebook, data)[1]:
+    for row in rows:
         if row["status"] != "ok" or row.get("timer") != advice.timer or not advice.chosen(row):
             continue
         name = f"{row['backend']}/{row['variant']}"

@@ -15,7 +15,7 @@ from .run_folders import BATCH, RunFolder, batches, newest_of_each, run_folders,
 from .shell import badge, page
 from .since import changes
 
-KINDS = {"complete": "right", "timed here": "right", "recorded": "recorded", "running": ""}
+KINDS = {"complete": "right", "measured here": "right", "recorded": "recorded", "running": ""}
 EARLIER = 60  # runs in the table below the cards
 
 

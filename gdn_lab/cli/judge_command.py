@@ -191,6 +191,6 @@ def write(found, timed, settings, made) -> None:
         sentences=[headline(found), *found.sentences],
         figure="speed_up" if drawn else None,
         alt=drawn[1] if drawn else "",
-        source="timed here" if drawn else "checked here",
+        source="measured here" if drawn else "checked here",
         device=found.device,
     )

@@ -12,7 +12,7 @@ THUMBNAIL = "answer.webp"  # the figure, small, for the card of an index page
 def write(folder: Path, *, sentences: list[str], figure: str | None, alt: str, source: str, device: str) -> None:
     """Write answer.json.
 
-    figure: name, without suffix, of a figure in the folder; alt: its title. source: "timed here", "checked here",
+    figure: name, without suffix, of a figure in the folder; alt: its title. source: "measured here", "checked here",
     "recorded" or "computed". device: what the sentences hold for, "NVIDIA H100 80GB HBM3".
     """
     found = {"sentences": list(sentences), "figure": figure, "alt": alt, "source": source, "device": device}

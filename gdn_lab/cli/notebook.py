@@ -226,8 +226,8 @@ def keep(run: Run, sentences: list[str], figure=None, name: str = "answer", *, d
 
 
 def _timed_here(run: Run) -> tuple[str, str]:
-    """What an answer from this machine rests on: times of a GPU, or checks alone, since a CPU's times rank nothing."""
-    return "timed here" if run.info["environment"]["gpu_name"] else "checked here", device_name(run.info)
+    """What an answer from this machine rests on: measurements on a GPU, or checks alone, as a CPU's times rank nothing."""
+    return "measured here" if run.info["environment"]["gpu_name"] else "checked here", device_name(run.info)
 
 
 def checked(run: Run, rows: list[dict]):
@@ -243,7 +243,7 @@ def table_here(run: Run, make, timed, caption: str, *, digits: int = 1):
 def show_here(run: Run, make, timed, name: str) -> None:
     """show(run, make(timed), name) of this machine's times; a line instead where kernels are only checked."""
     if run.p.checks_only:
-        print("No figure of this machine: a CPU's times rank no kernel (-p samples=5 times it).")
+        print("No figure of this machine: a CPU's times do not rank kernels. Pass -p samples=5 to time them anyway.")
     else:
         show(run, make(timed), name)
 

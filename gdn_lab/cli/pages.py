@@ -22,15 +22,17 @@ from .shell import badge, page
 RICHEST_FIRST = ("text/html", "image/svg+xml", "image/webp", "image/png", "text/markdown", "text/plain")
 FOLDED = {"parameters": "Parameters", "injected-parameters": "Parameters that were given"}
 OF_PAPERMILL = "papermill-error-cell-tag"  # its own words about an error; ours stand on top of the page
-SOURCES = {"timed here": "right", "recorded": "recorded"}
+SOURCES = {"measured here": "right", "recorded": "recorded"}
+PAGER = re.compile(r'<nav class="pages" aria-label="Pages">.*?</nav>', re.DOTALL)
 FULL_PATH = re.compile(r"""(["'])/(?:[^"'\n]*/)?([^"'\n/]+)\1""")
 
 
-def html(notebook: Path, links: dict[str, str] | None = None, *, book=None, about: str = "") -> str:
+def html(notebook: Path, links: dict[str, str] | None = None, *, name: str = "", book=None, about: str = "") -> str:
     """Return the page of an executed notebook.
 
     links: {"00_start_here": its page, relative to this one}, in order, "index" for the page of all runs, "site" for
-    that of docs/site. book: what the file holds, if it was read already. about: HTML below the title.
+    that of docs/site. name: the page's among them; the notebook's unless given. book: what the file holds, if it was
+    read already. about: HTML below the title.
     """
     book = book or nbformat.read(notebook, as_version=4)
     cells = [cell for cell in book.cells if OF_PAPERMILL not in cell.metadata.get("tags", [])]
@@ -44,11 +46,11 @@ def html(notebook: Path, links: dict[str, str] | None = None, *, book=None, abou
         parts.append(part)
         headings += re.findall(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', part, re.DOTALL)
     body = [
-        _links(stem, links or {}),
+        pager(name or stem, links or {}),
         f"<h1>{markdown(title).strip().removeprefix('<p>').removesuffix('</p>')}</h1>",
         about,
     ]
-    body += [_answer(notebook, book), *parts, _links(stem, links or {})]
+    body += [_answer(notebook, book), *parts, pager(name or stem, links or {})]
     return page(
         f"{title} · gdn_lab",
         '<div class="layout">\n<main>\n' + "\n".join(body) + f"\n</main>\n{_contents(headings)}\n</div>",
@@ -97,14 +99,19 @@ def _contents(headings: list[tuple[str, str]]) -> str:
     return f'<nav class="contents" id="contents" aria-label="Contents"><p>Contents</p><ul>{points}</ul></nav>'
 
 
-def _links(stem: str, links: dict[str, str]) -> str:
+def with_pager(text: str, name: str, links: dict[str, str]) -> str:
+    """Return a page with its links to other pages made anew."""
+    return PAGER.sub(lambda _: pager(name, links), text)
+
+
+def pager(name: str, links: dict[str, str]) -> str:
     """Return links to the page of all runs or of the site, and to the pages before and after this one."""
     names = [name for name in links if name not in ("index", "site")]
     found = [("All runs", links.get("index")), ("All pages", links.get("site"))]
-    if stem in names:
-        place = names.index(stem)
-        found += [(f"← {name}", links[name]) for name in names[max(place - 1, 0) : place]]
-        found += [(f"{name} →", links[name]) for name in names[place + 1 : place + 2]]
+    if name in names:
+        place = names.index(name)
+        found += [(f"← {each}", links[each]) for each in names[max(place - 1, 0) : place]]
+        found += [(f"{each} →", links[each]) for each in names[place + 1 : place + 2]]
     inside = "".join(f'<a href="{escaping.escape(to)}">{escaping.escape(text)}</a>' for text, to in found if to)
     return f'<nav class="pages" aria-label="Pages">{inside}<a class="narrow" href="#contents">Contents</a></nav>'
 

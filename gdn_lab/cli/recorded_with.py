@@ -13,6 +13,7 @@ from packaging.version import Version
 from ..bench.results import load
 from ..bench.sources import changed_since
 
+UNKNOWN = "unknown: git does not have the commit"
 LIBRARIES = {
     "torch": "torch",
     "triton": "triton",
@@ -41,7 +42,7 @@ def recorded_with(gpu: str, root: Path) -> str:
         points.append(_pins(dict(versions), pins))
     lines = ["| record | commit | date | kernels changed since |", "|:--|:--|:--|:--|"]
     for record, info in runs.items():
-        lines.append(f"| `{record}` | {commit_of(info)} | {date_of(info)} | {_changed(info, folder / record)} |")
+        lines.append(f"| `{record}` | {commit_of(info)} | {date_of(info)} | {changed_kernels(info, folder / record)} |")
     return "\n".join(f"- {point}" for point in points) + "\n\n" + "\n".join(lines)
 
 
@@ -119,11 +120,11 @@ def _listed(versions: dict[str, str]) -> str:
     return ", ".join(f"{LIBRARIES[name]} {version}" for name, version in versions.items())
 
 
-def _changed(info: dict, folder: Path) -> str:
+def changed_kernels(info: dict, folder: Path) -> str:
     """Which of the kernels that a run timed differ in their source from those of this checkout."""
     rooms = changed_since(info)
     if rooms is None:
-        return "unknown: git does not have the commit"
+        return UNKNOWN
     return ", ".join(room for room in rooms if room in rooms_of(folder)) or "none"
 
 

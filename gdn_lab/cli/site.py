@@ -24,7 +24,7 @@ from ..report.text import sentence_as_html as sentence
 from ..studies import studies
 from . import kept_answer, pages
 from .errors import BatchError
-from .recorded_with import LIBRARIES, commit_of, date_of, of_commits, recorded_runs
+from .recorded_with import LIBRARIES, UNKNOWN, changed_kernels, commit_of, date_of, of_commits, recorded_runs
 from .shell import badge, page
 from .small_figures import with_small_figures
 
@@ -58,11 +58,13 @@ def write_site(site: Path, gpu: str, books: dict[str, Path], measured: Path = DA
     cards = read_cards(folder) | {name: _card(path.parent, name) for name, path in executed.items()}
     cards = dict(sorted(cards.items()))
     links = {"site": "index.html"} | {name: f"{name}.html" for name in cards}
-    made = {name: _page(path, links, cards[name], gpu) for name, path in executed.items()}
+    made = {name: _page(path, links, name, cards[name], gpu) for name, path in executed.items()}
     _check_size(gpu, made, [folder / f"{name}.html" for name in cards if name not in made])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in made.items():
-        _write(folder / f"{name}.html", text)
+    kept = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.html") if path.stem in cards}
+    for name, text in (kept | made).items():
+        if (paged := pages.with_pager(text, name, links)) != kept.get(name):
+            _write(folder / f"{name}.html", paged)
     _write(folder / CARDS, json.dumps({name: card._asdict() for name, card in cards.items()}, indent=1) + "\n")
     write_indices(site, measured)
     return [folder / "index.html", site / "index.html"]
@@ -120,10 +122,10 @@ def _card(place: Path, name: str) -> Card:
     )
 
 
-def _page(path: Path, links: dict[str, str], card: Card, gpu: str) -> str:
+def _page(path: Path, links: dict[str, str], name: str, card: Card, gpu: str) -> str:
     text = f"{what_it_is(card, gpu)} ({card.machine})"
     book = with_small_figures(without_logs(nbformat.read(path, as_version=4)))
-    return pages.html(path, links, book=book, about=f'<p class="quiet">{html.escape(text)}</p>')
+    return pages.html(path, links, name=name, book=book, about=f'<p class="quiet">{html.escape(text)}</p>')
 
 
 def without_logs(book):
@@ -169,7 +171,8 @@ def _index_of_gpu(gpu: str, cards: dict[str, Card], measured: Path) -> str:
     shown = "".join(
         f'<article class="card"><p class="quiet">{html.escape(name)}</p>'
         f'<h3><a href="{html.escape(name)}.html">{html.escape(card.question)}</a></h3><p>{_badges(card, gpu)}</p>'
-        f'<p>{sentence(card.answer)}</p><p class="quiet">{html.escape(card.machine)}</p></article>'
+        f'<p>{sentence(card.answer)}</p><p class="quiet">{html.escape(card.machine)}</p>'
+        f"{_outdated(measured / name)}</article>"
         for name, card in cards.items()
     )
     links = '<nav class="pages"><a href="../index.html">All GPUs</a></nav>'
@@ -177,22 +180,36 @@ def _index_of_gpu(gpu: str, cards: dict[str, Card], measured: Path) -> str:
     return page(f"{gpu.upper()} · gdn_lab", f"{body}{_records(measured)}</main>")
 
 
+def _outdated(folder: Path) -> str:
+    """A line of the kernels that differ from those of a record; "" where none is known to, or nothing is recorded."""
+    if not (folder / "run.json").is_file():
+        return ""
+    changed = changed_kernels(json.loads((folder / "run.json").read_text(encoding="utf-8")), folder)
+    if changed in ("none", UNKNOWN):
+        return ""
+    return f'<p class="quiet">Kernels changed since the record: {html.escape(changed)}.</p>'
+
+
 def _records(measured: Path) -> str:
-    """The records of one GPU: commit, date, versions; "" where there are none."""
+    """The records of one GPU: commit, date, kernels changed since, versions; "" where there are none."""
     runs = recorded_runs(measured)
     if not runs:
         return ""
-    names = ("record", "commit", "date", *LIBRARIES.values())
-    lines = [[f"<code>{html.escape(record)}</code>", *map(html.escape, _facts(info))] for record, info in runs.items()]
+    names = ("record", "commit", "date", "kernels changed since", *LIBRARIES.values())
+    lines = [
+        [f"<code>{html.escape(record)}</code>", *map(html.escape, _facts(info, measured / record))]
+        for record, info in runs.items()
+    ]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     table = f"<table class='words'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f"<h2>Records</h2><p>{sentence(of_commits(runs))}</p><div class='scroll' tabindex='0'>{table}</div>"
 
 
-def _facts(info: dict) -> list[str]:
-    """Commit, date and versions of a run, as text."""
-    return [commit_of(info), date_of(info), *(info["environment"].get(name) or "" for name in LIBRARIES)]
+def _facts(info: dict, folder: Path) -> list[str]:
+    """Commit, date, changed kernels and versions of a run, as text."""
+    versions = [info["environment"].get(name) or "" for name in LIBRARIES]
+    return [commit_of(info), date_of(info), changed_kernels(info, folder), *versions]
 
 
 def _badges(card: Card, gpu: str) -> str:

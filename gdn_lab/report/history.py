@@ -4,6 +4,7 @@ A line: utc, runs: {folder: {commit, versions, headlines: {what: time}}}, second
 """
 
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def _compared(folder: str, before: dict, after: dict) -> str | None:
         return None
     changes = {name: after["headlines"][name] / before["headlines"][name] - 1 for name in both}
     most = max(changes, key=lambda name: abs(changes[name]))
-    middle = sorted(changes.values())[len(changes) // 2]
+    middle = statistics.median(changes.values())
     what = ", ".join(changed_versions(before, after)) or "the same versions"
     then, now = (str(run["commit"])[:10] for run in (before, after))
     commits = f"commit {then} → {now}" if then != now else f"commit {now}, recorded twice"

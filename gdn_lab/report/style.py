@@ -178,9 +178,9 @@ def batch_axis(ax, batches, label="batch B (requests in one decode step)"):
     ax.set_xlabel(label)
 
 
-def plain_log_axis(axis):
-    """Plain numbers at 1, 2, 5 of each decade."""
-    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+def plain_log_axis(axis, subs=(1, 2, 5)):
+    """Plain numbers at these multiples of each power of ten."""
+    axis.set_major_locator(LogLocator(base=10, subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if y >= 10 else f"{y:g}"))
     axis.set_minor_formatter(NullFormatter())
 

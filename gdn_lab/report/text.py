@@ -25,6 +25,16 @@ def number(value: float, spec: str) -> str:
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
 
 
+def signed_percent(share: float) -> str:
+    """A change of a share, with a decimal: "+4.5%", "−0.7%", "0.0%"."""
+    return number(share, "+.1%")
+
+
+def signed_micro(us: float) -> str:
+    """A change given in µs: "−42.0 µs", "+738 µs"."""
+    return f"{'−' if us < 0 else '+'}{micro(abs(us))}"
+
+
 def byte_size(n: float) -> str:
     """A number of bytes, decimal: "33.6 MB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

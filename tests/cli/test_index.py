@@ -40,7 +40,9 @@ def made(tmp_path):
         (folder / "run.json").write_text(json.dumps(info))
         row = ROW | {"median_us": us, "p20_us": us - 0.1, "p80_us": us + 0.1}
         (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
-        kept_answer.write(folder, sentences=sentences, figure=None, alt="", source="timed here", device="NVIDIA H100")
+        kept_answer.write(
+            folder, sentences=sentences, figure=None, alt="", source="measured here", device="NVIDIA H100"
+        )
         (folder / f"{notebook}{ending}.html").write_text("<h1>Which is fastest?</h1>")
         return folder
 
@@ -57,7 +59,7 @@ def test_the_index_has_a_card_for_the_newest_run_of_each_notebook(made, tmp_path
     made("20261128T090000Z", "06_prefill", ending=".interrupted", status="interrupted")
     page = read(index.write_index(tmp_path))
     first, second = page.find_all("article")
-    assert first["id"] == "02_decode_kernels" and "It is so." in first.text and "timed here" in first.text
+    assert first["id"] == "02_decode_kernels" and "It is so." in first.text and "measured here" in first.text
     assert first.h3.a["href"] == "20261128T080000Z-02_decode_kernels/02_decode_kernels.html"
     assert "interrupted" in second.text and "wrong" in second["class"]
     assert "NVIDIA H100 · driver 580 · torch 2.13.0 · commit aaaaaaaaaa" in page.text

@@ -316,5 +316,5 @@ def test_what_is_only_checked_has_a_table_of_checks_and_no_times(capsys):
     )  # fmt: skip
     assert (second["call"], second["B"], second["verdict"]) == ("decode detour", "2 and 8", "wrong")
     assert notebook.table_here(run, None, None, "") is None and notebook.show_here(run, None, None, "x") is None
-    assert "rank no kernel (-p samples=5 times it)" in capsys.readouterr().out
+    assert "do not rank kernels. Pass -p samples=5" in capsys.readouterr().out
     assert notebook.checked(SimpleNamespace(p=SimpleNamespace(checks_only=False)), rows) is None

@@ -96,6 +96,9 @@ def test_pages_are_made_one_by_one_and_others_stay(tmp_path):
     page = soup(tmp_path / "site" / "h100" / "03_decode_step.html")
     assert "Executed on this H100 by make record" in page.get_text() and "NVIDIA H100 80GB HBM3" in page.get_text()
     assert page.find("a", string="All pages")["href"] == "index.html"
+    assert page.find("a", string="← 02_decode_kernels")["href"] == "02_decode_kernels.html"
+    kept = soup(tmp_path / "site" / "h100" / "02_decode_kernels.html")
+    assert len(kept.find_all("a", string="03_decode_step →")) == 2, "a kept page leads to the one that came later"
 
 
 def test_a_second_record_of_a_notebook_is_named_on_its_card(tmp_path):
@@ -103,6 +106,9 @@ def test_a_second_record_of_a_notebook_is_named_on_its_card(tmp_path):
     site.write_site(tmp_path / "site", "h100", {"02_decode_kernels": first, "02_decode_float32": second})
     cards = site.read_cards(tmp_path / "site" / "h100")
     assert cards["02_decode_float32"].question == f"{cards['02_decode_kernels'].question} (02_decode_float32)"
+    page = soup(tmp_path / "site" / "h100" / "02_decode_float32.html")
+    shown = [link.get_text() for link in page.find("nav", class_="pages").find_all("a")]
+    assert "02_decode_kernels →" in shown and not any("02_decode_float32" in text for text in shown)
 
 
 def test_a_figure_is_a_webp_of_the_same_pixels(tmp_path):
@@ -155,7 +161,7 @@ def test_site_leaves_pages_alone_that_were_executed_on_the_gpu(tmp_path, monkeyp
     assert {study.notebook for study in site_command.to_execute("h200")} == before - {"02_decode_kernels"}
 
 
-def test_the_index_of_a_gpu_lists_its_records_with_their_commits(tmp_path):
+def test_the_index_of_a_gpu_lists_its_records_with_their_commits(tmp_path, monkeypatch):
     for record, commit in (("02_decode_kernels", "c0ffee" * 6), ("05_verify", "facade" * 6)):
         place = tmp_path / "measured" / "h200" / record
         place.mkdir(parents=True)
@@ -167,7 +173,14 @@ def test_the_index_of_a_gpu_lists_its_records_with_their_commits(tmp_path):
     assert "The 2 records are of 2 commits: each belongs to the one in its run.json." in index.get_text()
     lines = [[cell.get_text() for cell in line.find_all("td")] for line in index.find_all("tr")[1:]]
     assert lines[1][:3] == ["05_verify", "facadefaca", "2026-11-28"] and lines[0][1] == "c0ffeec0ff"
-    assert lines[0][3:] == ["2.11.0", "", "0.7.2", ""]
+    assert lines[0][3:] == ["unknown: git does not have the commit", "2.11.0", "", "0.7.2", ""]
+    assert "Kernels changed since" not in index.get_text()
+    monkeypatch.setattr(
+        site, "changed_kernels", lambda info, folder: "triton" if folder.name == "05_verify" else "none"
+    )
+    assert site.write_indices(tmp_path / "site", tmp_path / "measured")
+    index = soup(tmp_path / "site" / "h200" / "index.html").get_text()
+    assert index.count("Kernels changed since the record: triton.") == 1
     assert not site.write_indices(tmp_path / "site", tmp_path / "measured"), "nothing has changed"
 
 

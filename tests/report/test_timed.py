@@ -2,7 +2,8 @@
 
 from synthetic import RUN, refused, sweep_rows, wrong
 
-from gdn_lab.report.timed import Timed
+from gdn_lab.bench.sweep import HOST_SYNC
+from gdn_lab.report.timed import REWORDED, Timed
 
 
 def test_rows_are_selected_once():
@@ -18,6 +19,9 @@ def test_rows_are_selected_once():
         "fla/vk wrong at B = 32 (largest error 0.5): not timed",
     ]
     assert not Timed([]) and Timed([]).not_timed() == []
+    ((old, now),) = REWORDED.items()
+    row = {"status": "refused", "phase": "prefill", "backend": "torch", "variant": "kv", "reason": old}
+    assert Timed([row]).not_timed() == [f"torch/kv refused: {now}"] and now == HOST_SYNC
 
 
 def test_ratios_are_of_batches_that_both_have():

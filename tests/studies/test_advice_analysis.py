@@ -133,9 +133,10 @@ def test_one_variant_alone_is_not_advised_where_two_were_timed_beside_the_batch(
     assert advice.comparison.names == ["cutedsl/vk", "triton/kv8"] and advice.comparison.batches == [64]
     assert advice.chosen == "cutedsl/vk" and advice.savings == []
     said = text(advice, width=10_000)
-    assert "At B = 64, the nearest recorded: cutedsl/vk 8.0 µs; next triton/kv8 24.0 µs (3.00×)." in said
+    only = "of the others only triton/kv8 {} was timed with it."
+    assert f"At B = 64, the nearest recorded: cutedsl/vk 8.0 µs; {only.format('24.0 µs (3.00×)')}" in said
     assert (
-        "On the other side of this batch, at B = 256: triton/replay 30.0 µs; next triton/kv8 88.0 µs (2.93×)." in said
+        f"On the other side of this batch, at B = 256: triton/replay 30.0 µs; {only.format('88.0 µs (2.93×)')}" in said
     )
     assert "No saving is given: this batch is not recorded." in said
 

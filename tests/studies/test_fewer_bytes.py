@@ -107,7 +107,11 @@ def test_the_recorded_run_answers():
     assert analysis.recorded_answers(rows)[0].startswith(first)
 
 
-def test_every_change_in_place_has_a_measurement_and_a_verdict():
-    table = analysis.in_place_table()
-    assert list(table["for"].unique()) == ["large", "small", "step"]
+@pytest.mark.parametrize(
+    ("table", "kinds"),
+    [(analysis.in_place_table(), ["large", "small", "step"]), (analysis.ring_table(), ["bf16", "FP8"])],
+    ids=["in place", "with a ring"],
+)
+def test_every_change_has_a_measurement_and_a_verdict(table, kinds):
+    assert list(table["for"].unique()) == kinds
     assert (table[["change", "measured", "verdict"]].map(len) > 2).all(axis=None)

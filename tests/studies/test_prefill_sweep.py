@@ -64,6 +64,19 @@ def test_a_variant_that_synchronises_is_checked_and_not_timed(monkeypatch):
     assert {(row["variant"], row["status"]) for row in rows} == {("vk", "wrong"), ("kv", "wrong")}
 
 
+def test_a_variant_that_is_not_timed_and_raises_says_so(monkeypatch):
+    def failing(*arguments, **options):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(Case, "synchronises", lambda case, phase, device: case.name == "torch/kv")
+    monkeypatch.setattr(Case, "may_fail", True)
+    right = ops.launch_for
+    monkeypatch.setattr(ops, "launch_for", lambda name, call: failing if name == "torch/kv" else right(name, call))
+    rows = prefill_sweep(SMALL, [(1, 9)], indexings=["in_place"], **OPTIONS)
+    reasons = {row["variant"]: row.get("reason") for row in rows}
+    assert reasons == {"vk": None, "kv": "failed with RuntimeError: boom"}
+
+
 @pytest.mark.parametrize("sequences", [1, 3, 9])
 def test_every_kind_of_hard_inputs_meets_every_workload(sequences):
     row = prefill_sweep(SMALL, [(sequences, 3)], indexings=["in_place"], **OPTIONS)[0]

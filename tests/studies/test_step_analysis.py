@@ -247,6 +247,15 @@ def test_the_heatmap_leaves_out_what_was_not_measured(rows):
     cells = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert len(cells) == 16 and all("saves" in cell for cell in cells)
     untraced = [row for row in heatmap_rows() if row["part"] == "step"]
+    for missing in ("before", "best"):  # of a map from before to best no point is of another pair
+        others = [row | {"configuration": "after"} for row in heatmap_rows() if row["configuration"] == missing]
+        some = [row for row in heatmap_rows() + others if (row["configuration"], row["batch"]) != (missing, 16)]
+        points = analysis.heatmap_points(StepRows(some, RUN))
+        assert set(points["first"]) == {"before"} and set(points["last"]) == {"best"}
+        assert (points.gain.isna() == (points.B == 16)).all()
+        assert (points.share.isna() == ((points.B == 16) & (missing == "before"))).all()
+        cells = [text.get_text() for ax in figures.heatmap(StepRows(some, RUN)).axes for text in ax.texts]
+        assert cells and not any("nan" in cell for cell in cells)
     assert "nothing was measured" in title(figures.heatmap(StepRows(untraced, RUN)))
 
 

@@ -161,7 +161,9 @@ def published_scores() -> Figure:
         ax.plot([low, high], [y, y], color=ink, linewidth=1.6)
         ax.plot(share, y, marker="o", color=ink)
         names.append(
-            f"{row.evaluation}, {row.stage}, {row.kernel}" + (f" {row.run}" if row.evaluation == "GPQA" else "")
+            f"{row.evaluation}, {row.stage}, {row.kernel}"
+            + (f" {row.run}" if row.evaluation == "GPQA" else "")
+            + (f" ({row.note})" if row.note else "")
         )
     ax.set_yticks(range(len(table)), names)
     ax.set_ylim(len(table) - 0.4, -0.6)

@@ -87,14 +87,15 @@ def backend(advice: Advice) -> list[str]:
 
 
 def ranking(one: Comparison) -> str:
-    """ "cutedsl/vk 16.1 µs; next triton/kv8 39.0 µs (2.43×)"."""
+    """ "cutedsl/vk 16.1 µs; next triton/vk 17.0 µs (1.06×)", or that one other alone was timed with it."""
     first, *rest = one.names
     text = f"{first} {micro(one.us(first))}"
     if not rest:
         return f"{text}; nothing else was timed with it"
     others = [f"{name} {micro(one.us(name))} ({one.us(name) / one.us(first):.2f}×)" for name in rest[:NEXT]]
     tie = "; the p20–p80 of the first two overlap, so either may be faster" if one.tie else ""
-    return f"{text}; next {listed(others)}{tie}"
+    others = f"next {listed(others)}" if len(rest) > 1 else f"of the others only {others[0]} was timed with it"
+    return f"{text}; {others}{tie}"
 
 
 def owner(one: Comparison) -> str:

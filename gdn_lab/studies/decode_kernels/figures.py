@@ -19,7 +19,7 @@ from ...report.style import (
     plain_log_axis,
     plot_lines,
 )
-from ...report.text import listed, micro, number, number_range, percent
+from ...report.text import listed, micro, number, number_range, percent, signed_micro
 from ...report.timed import Timed, largest_batch, name_of
 from .analysis import (
     GATHER_SCATTER_TRAFFIC,
@@ -57,7 +57,7 @@ def decode_time(timed: Timed) -> Figure:
         batches = [row["batch"] for row in rows]
         low, high = ([row[field] - floor_us(row) for row in rows] for field in ("p20_us", "p80_us"))
         left.fill_between(batches, low, high, color=colour(name), alpha=0.22, linewidth=0)
-    ends_left = plot_lines(left, above, lambda us: f"{'+' if us >= 0 else '−'}{micro(abs(us))}", timed.indexing)
+    ends_left = plot_lines(left, above, signed_micro, timed.indexing)
     ends_right = plot_lines(right, shares, lambda share: percent(share / 100), timed.indexing)
     _excess_axis(left, [row["p20_us"] - floor_us(row) for row in timed.rows])
     left.set(ylabel="µs above the floor (band: p20 to p80)", title="time above bytes ÷ measured bandwidth (the floor)")

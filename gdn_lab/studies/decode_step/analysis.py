@@ -7,6 +7,7 @@ away has 0 µs of it.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from math import nan
 from typing import NamedTuple
 
 import pandas
@@ -236,16 +237,16 @@ def heatmap_points(step: StepRows) -> pandas.DataFrame:
     """A line for each model, tp and batch B of the heatmap.
 
     share: GDN's share of the first configuration's recorded step. gain: what the last configuration saves of the first
-    one's untraced step. NaN where it was not measured.
+    one's untraced step. First and last are those of the whole map; NaN at a point where one was not measured.
     """
     points = defaultdict(lambda: defaultdict(dict))
     for row in step.heatmap:
         if row["part"] in (WHOLE, TRACED, GDN):
             points[row["model"], row["tp"], row["batch"]][row["configuration"]][row["part"]] = row["median_us"]
+    names = sorted({name for times in points.values() for name in times}, key=list(CONFIGURATIONS).index)
     lines = []
     for (model, tp, batch), times in points.items():
-        names = list(times)
-        first, last = times[names[0]], times[names[-1]]
+        first, last = times.get(names[0], {}), times.get(names[-1], {})
         lines.append(
             {
                 "model": model,
@@ -253,8 +254,8 @@ def heatmap_points(step: StepRows) -> pandas.DataFrame:
                 "B": batch,
                 "first": names[0],
                 "last": names[-1],
-                "share": first[GDN] / first[TRACED] if {GDN, TRACED} <= first.keys() else float("nan"),
-                "gain": 1 - last[WHOLE] / first[WHOLE] if len(names) > 1 else float("nan"),
+                "share": first.get(GDN, nan) / first.get(TRACED, nan),
+                "gain": 1 - last.get(WHOLE, nan) / first.get(WHOLE, nan) if len(names) > 1 else nan,
             }
         )
     return pandas.DataFrame(lines, columns=["model", "tp", "B", "first", "last", "share", "gain"])

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 from ...layer.step_parts import GAPS
 from ...report.recorded import published
 from ...report.style import GREY, STYLE, empty_figure, ink_on, new_figure, part_colours
-from ...report.text import device_name, listed, micro, number, percent
+from ...report.text import device_name, listed, micro, number, percent, signed_micro, signed_percent
 from . import analysis
 from .analysis import GDN, OTHERS, StepRows, heatmap_points, published_saving, saving
 from .sentences import not_timed
@@ -36,7 +36,7 @@ def waterfall(step: StepRows) -> Figure:
         else:
             low, end = sorted((bar.start, bar.end))
             ax.barh(y, end - low, left=low, color=colours[bar.part], height=0.74, edgecolor=GREY, linewidth=0.6)
-            text = _change(bar.end - bar.start)
+            text = signed_micro(bar.end - bar.start)
         ax.annotate(text, (end, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
         if y + 1 < len(bars):
             ax.plot([bar.end, bar.end], [y, y + 1], color=GREY, linewidth=0.7)
@@ -79,11 +79,6 @@ def _whole_bar(ax, y: int, bar, row: dict, left: float, right: float) -> float:
     return max(bar.end, row["p80_us"])
 
 
-def _change(us: float) -> str:
-    """A difference with its sign: "−42.0 µs", "+5.3 µs"."""
-    return f"{'−' if us < 0 else '+'}{micro(abs(us))}"
-
-
 def _time_axis(ax, text: str) -> None:
     ax.set_xlabel(text)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda us, _: f"{us:,.0f}"))
@@ -107,7 +102,7 @@ def _waterfall_title(step: StepRows) -> str:
 def _recorded_note(step: StepRows) -> str:
     if step.on_cpu:
         return ""
-    differences = ", ".join(f"{name} {number(share, '+.1%')}" for name, share in step.tracing_differences.items())
+    differences = ", ".join(f"{name} {signed_percent(share)}" for name, share in step.tracing_differences.items())
     return (
         "Replays recorded by CUPTI; a kernel counts from when those before it have ended. Light line at a bar's end: "
         f"p20 to p80. Parts and gaps add up to the recorded step; recorded against untraced replays: {differences}."

@@ -85,17 +85,12 @@ def changes_table(step: StepRows) -> pandas.DataFrame:
     lines += [{"part": OTHERS} | rest, {"part": "whole step"} | whole]
     table = pandas.DataFrame(lines)
     columns = table.columns[1:]
-    table[columns] = table[columns].map(_change)
+    table[columns] = table[columns].map(lambda us: number(us, "+.1f"))
     return table
 
 
 def _arrow(before: str, after: str) -> str:
     return f"{before} → {after}"
-
-
-def _change(us: float) -> str:
-    """A change in µs with its sign: "−44.4", "+5.3", "0.0"."""
-    return number(us, "+.1f")
 
 
 def bandwidth_table(step: StepRows) -> pandas.DataFrame:

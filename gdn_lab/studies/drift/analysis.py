@@ -22,6 +22,7 @@ DEFERRED = "triton/replay-fp8"  # the only one with an FP8 state
 FAST = "fast exponentials"  # the shortcut of cutedsl: its inputs are bfloat16, as those without a shortcut
 ENOUGH = 0.02  # of the output's error that counts as enough: about 5 times what rounding the output to bfloat16 costs
 STATE, OUTPUT, RETURNED = "state_error", "output_error_of_state", "output_error"
+WORST = "output_error_of_state_worst"  # of the worst head of any request; OUTPUT is the median over them
 
 
 def recorded_rows(gpu: str, data=DATA) -> tuple[dict, list[dict]]:
@@ -133,8 +134,8 @@ def growth(row: dict, name: str = STATE) -> float:
 
 
 def settles(row: dict, name: str = STATE) -> bool:
-    """Whether an error no longer grows over the last decade of steps."""
-    return growth(row, name) < FLAT
+    """Whether an error no longer grows over the last decade of steps, and is finite."""
+    return math.isfinite(final(row, name)) and growth(row, name) < FLAT
 
 
 def settled_after(row: dict, name: str = STATE) -> int:

@@ -1,5 +1,7 @@
 """The figures of notebook 10: errors over steps by precision and backend, what shortcuts cost, how large states get."""
 
+import itertools
+
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -171,19 +173,23 @@ def shortcuts_title(bars: dict[str, dict[str, float]]) -> str:
 
 @rc_context(STYLE)
 def magnitudes(rows: list[dict], run: dict | None = None) -> Figure:
-    """The largest |S| over steps of each regime, and float16's limit."""
+    """The largest |S| over steps of each regime, and float16's limit: a colour for gates, a line style for keys."""
     found = analysis.of_regimes(rows)
     if not found:
         return empty_figure("No drift was run", [])
     largest = max(max(row["largest_state"]) for row in found)
     title = f"No element of a state exceeds {largest:.3g}, {FP16_LIMIT / largest:,.0f} times below float16's limit"
     fig, (ax,) = new_figure(title + _where(rows, run), 10, 4.4, 1, [analysis.conditions(rows)])
-    colours = other_colours(analysis.regime(row) for row in found)
+    colours = other_colours(row["gates"] for row in found)
+    lines = dict(
+        zip(dict.fromkeys(row["keys"] for row in found), itertools.cycle(("-", "--", ":", "-.")), strict=False)
+    )
     ends = []
     for row in found:
         name = analysis.regime(row)
-        ax.plot(row["steps"], row["largest_state"], color=colours[name], marker="o", markersize=3.5)
-        ends.append((row["largest_state"][-1], name, colours[name]))
+        look = {"color": colours[row["gates"]], "linestyle": lines[row["keys"]]}
+        ax.plot(row["steps"], row["largest_state"], **look, marker="o", markersize=3.5)
+        ends.append((row["largest_state"][-1], name, look["color"]))
     ax.axhline(FP16_LIMIT, color=GREY, linewidth=1)
     ax.axhline(FP16_LIMIT / MARGIN, color=GREY, linewidth=1, linestyle="--")
     ax.set(xscale="log", yscale="log", xlabel="decode step", ylabel="largest |S|")

@@ -1,11 +1,12 @@
 """The answer of the drift study in sentences, each computed from rows."""
 
 import itertools
+import math
 
 from ...models import FP8_RING
-from ...report.text import listed, micro, number
+from ...report.text import listed, micro, percent, signed_percent
 from . import analysis
-from .analysis import ENOUGH, OUTPUT, STATE, final
+from .analysis import ENOUGH, OUTPUT, STATE, WORST, final
 
 BF16, FP16, FLOAT32 = "bfloat16", "float16", "float32"
 FP16_NORMAL = 2.0**-14  # the smallest of float16's normal numbers
@@ -39,7 +40,7 @@ def answers(rows: list[dict]) -> list[str]:
 
 
 def in_short(rows: list[dict]) -> list[str]:
-    """Three lines: what bfloat16 is enough for, what float16 adds, and what the worst regime needs and costs."""
+    """Three lines: what bfloat16 is enough for, what float16 adds, and what is needed where neither is, and costs."""
     found = {where: analysis.precisions(rows, where) for where in analysis.regimes(rows)}
     found = {where: each for where, each in found.items() if {BF16, FP16, FLOAT32} <= set(each)}
     times = _times(rows)
@@ -47,20 +48,23 @@ def in_short(rows: list[dict]) -> list[str]:
         return []
     enough = [where for where, each in found.items() if final(each[BF16], OUTPUT) <= ENOUGH]
     worst = max(found, key=lambda where: final(found[where][BF16], OUTPUT))
-    errors = {kind: final(row, OUTPUT) for kind, row in found[worst].items()}
+    neither = [where for where, each in found.items() if final(each[FP16], OUTPUT) > ENOUGH] or [worst]
+    errors = {kind: [final(found[where][kind], OUTPUT) for where in neither] for kind in found[worst]}
     us = {kind: row["median_us"] for kind, row in times.items()}
     rounded = [kind for kind in (BF16_STOCHASTIC, FP16_STOCHASTIC) if kind in errors and kind in us]
-    best = min(rounded, key=errors.get, default=None)
+    best = min(rounded, key=lambda kind: max(errors[kind]), default=None)
     to = f"stochastic rounding to {best.partition(',')[0]}" if best else ""
     steps = next(iter(found[worst].values()))["steps"][-1]
     lines = [
         f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
-        f"decode steps its output is at most {ENOUGH:.0%} off.",
+        f"decode steps the median error of its output over requests and heads is at most {ENOUGH:.0%}"
+        f"{_of_worst_head([found[where][BF16] for where in enough])}.",
         f"A **float16** state takes the same bytes and time (without a ring), errs "
         f"{span(_ratios(rows, BF16, FP16).values())} times less, and states stay "
         f"{limit(rows):,.0f} times below its limit.",
-        f"A **float32** state{f' or {to}' if best and errors[best] <= ENOUGH else ''} is needed with {worst}: "
-        f"{error(errors[FLOAT32])} there, bfloat16 {error(errors[BF16])}, float16 {error(errors[FP16])}.",
+        f"A **float32** state{f' or {to}' if best and max(errors[best]) <= ENOUGH else ''} is needed with "
+        f"{listed(neither)}: float32 errs by {_errors(errors[FLOAT32])} there, bfloat16 by {_errors(errors[BF16])}, "
+        f"float16 by {_errors(errors[FP16])}.",
     ]
     if FLOAT32 in us:
         gb = {kind: analysis.gb_of_1000(times[BF16], kind) for kind in (BF16, FLOAT32)}
@@ -69,22 +73,32 @@ def in_short(rows: list[dict]) -> list[str]:
             f"requests of {times[BF16]['model']} {gb[FLOAT32]:.0f} instead of {gb[BF16]:.0f} GB."
         )
     if best:
+        change = us[best] / us[BF16] - 1
         lines[-1] += (
-            f" {to.capitalize()} has {error(errors[best])} for {us[best] / us[BF16] - 1:.0%} more time than bfloat16."
+            f" {to.capitalize()} errs by {_errors(errors[best])} and takes {percent(abs(change))} "
+            f"{'more' if change >= 0 else 'less'} time than bfloat16."
         )
     return lines
 
 
 def error(value: float) -> str:
     """An error: "2.2%", "0.17%", "0.031%", below that "1.2e-05"."""
+    if not math.isfinite(value):
+        return "not finite"
     if value < 1e-4:
         return f"{value:.1e}"
     return f"{value:.3%}" if value < 1e-3 else f"{value:.2%}" if value < 0.01 else f"{value:.1%}"
 
 
-def more(ratio: float) -> str:
-    """How much more than 1 a ratio is: "+4.5%", "−0.7%", "0.0%"."""
-    return number(ratio - 1, "+.1%")
+def _errors(values: list[float]) -> str:
+    """The least and the greatest of some errors: "4.7% to 15.1%"."""
+    return " to ".join(dict.fromkeys(error(value) for value in (min(values), max(values))))
+
+
+def _of_worst_head(found: list[dict]) -> str:
+    """ ", that of the worst head at most 15.2%"; "" where rows do not hold it."""
+    worst = [final(row, WORST) for row in found if WORST in row]
+    return f", that of the worst head at most {error(max(worst))}" if worst else ""
 
 
 def span(ratios) -> str:
@@ -125,7 +139,7 @@ def cost(rows: list[dict]) -> list[str]:
         return []
     base = found[BF16]
     parts = [
-        f"{kind} {micro(row['median_us'])} ({more(row['median_us'] / base['median_us'])})"
+        f"{kind} {micro(row['median_us'])} ({signed_percent(row['median_us'] / base['median_us'] - 1)})"
         for kind, row in found.items()
         if kind != BF16
     ]
@@ -278,7 +292,8 @@ def exponentials(rows: list[dict]) -> list[str]:
     )
     us = {row["way"]: row["median_us"] for row in analysis.timed(rows)}
     if {fast["way"], exact["way"]} <= set(us):
-        text += f"; a step takes {micro(us[fast['way']])} instead of {micro(us[exact['way']])}"
+        took, takes = micro(us[exact["way"]]), micro(us[fast["way"]])
+        text += f"; a step takes {takes} instead of {took}" if takes != took else f"; a step takes {takes} with either"
     return [f"{text}."]
 
 

@@ -9,9 +9,9 @@ from ...models import GDNShape
 from ...report.nearest import candidate_runs
 from ...report.recorded import DATA, measured
 from ...report.text import byte_size, listed, micro, percent
-from . import in_place_notes
+from . import in_place_notes, ring_notes
 from .byte_designs import DESIGNS, FP8, IN_PLACE, Design
-from .predictions import PREDICTIONS, TRIED
+from .predictions import PREDICTIONS
 from .ring_drift import ratio_to
 
 NOTEBOOK = "12_fewer_bytes"
@@ -124,18 +124,21 @@ def prediction_table(rows: list[dict]) -> pandas.DataFrame:
     return pandas.DataFrame(table)
 
 
+def ring_table() -> pandas.DataFrame:
+    """What was tried for the kernels with a ring: predicted, measured, verdict."""
+    return _tried({"bf16": ring_notes.BF16_RING, "FP8": ring_notes.FP8_RING})
+
+
 def in_place_table() -> pandas.DataFrame:
     """What was tried in place, on large batches, on small ones and in a layer's step: predicted, measured, verdict."""
-    tables = {"large": in_place_notes.ROOF, "small": in_place_notes.SMALL, "step": in_place_notes.STEP}
+    return _tried({"large": in_place_notes.ROOF, "small": in_place_notes.SMALL, "step": in_place_notes.STEP})
+
+
+def _tried(tables: dict[str, tuple]) -> pandas.DataFrame:
     return pandas.DataFrame([{"for": name} | tried._asdict() for name, table in tables.items() for tried in table])
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------
-
-
-def notes() -> list[str]:
-    """What was tried before, a sentence or two each."""
-    return list(TRIED)
 
 
 def conditions(rows: list[dict]) -> str:

@@ -101,7 +101,7 @@ def drift(drifted: list[dict]) -> Figure:
             ends.append((errors[-1], label, colours[label]))
         axes.set_xscale("log")
         axes.set_yscale("log")
-        plain_log_axis(axes.xaxis)
+        plain_log_axis(axes.xaxis, subs=(1,))
         axes.set_xlabel("decode step")
         axes.set_title(kind)
         label_ends(axes, ends)

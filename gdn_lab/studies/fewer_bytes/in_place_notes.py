@@ -67,7 +67,7 @@ ROOF = (
     ),
     Tried(
         "Loads of the state that leave the L2 last (evict_last)",
-        "-1 point",
+        "−1 point",
         "260.4, 98.4% of the roof, where loads that leave it first take 270.5; stores that leave it last 265.5",
         "Kept for H200 from 16,384 heads up, in cutedsl/vk too. As they are now, in two later processes: triton/vk "
         "261.2 and 260.4 (98.2%), at B = 512 518.8 (98.6%); cutedsl/vk 261.6 and 261.2 (97.8%), 519.5 (98.5%); at "
@@ -95,11 +95,11 @@ ROOF = (
     ),
     Tried(
         "Each program asks for the tile that is 2,112 programs ahead (prefetch to the L2)",
-        "-0.5 points",
+        "−0.5 points",
         "272.5",
         "No.",
     ),
-    Tried("Programs in the order of rows first, so that all slots are read at once", "-10 points", "278.5", "No."),
+    Tried("Programs in the order of rows first, so that all slots are read at once", "−10 points", "278.5", "No."),
     Tried(
         "The next launch let in before or right after the wait for the kernel ahead",
         "",
@@ -140,46 +140,46 @@ SMALL = (
 STEP = (
     Tried(
         "One kernel for in_proj ba, convolution, gates, GDN and gated norm: a program for each head and row",
-        "-9 µs at B = 256, -6 at B = 1",
-        "+44 at B = 256, -0.7 at B = 16, -1.0 at B = 1 (of 42.1)",
+        "−9 µs at B = 256, −6 at B = 1",
+        "+44 at B = 256, −0.7 at B = 16, −1.0 at B = 1 (of 42.1)",
         "No: a program has some 50 barriers for sums over its head, and two programs fit an SM. Without these parts "
         "the step is 12.8 µs shorter at B = 256 and 6.5 at B = 1: more than that no such kernel can gain.",
     ),
     Tried(
         "in_proj ba on a second branch of the graph",
-        "-4 at B = 256",
-        "-2.8, -1.8 at B = 16, -3.2 at B = 1",
+        "−4 at B = 256",
+        "−2.8, −1.8 at B = 16, −3.2 at B = 1",
         "One launch with the convolution came instead, predicted to gain 5. With it best takes 301.4 of before-32's "
-        "334.9 µs at B = 256 (-10.0%), in another process 302.8 of 343.1 (-11.7%). There it shared its scratch "
+        "334.9 µs at B = 256 (−10.0%), in another process 302.8 of 343.1 (−11.7%). There it shared its scratch "
         "with in_proj qkvz, which runs beside it; no longer since. Without both parts the step is 11.0 µs shorter.",
     ),
     Tried(
         "The router's product in Triton, its weights asked for before the wait",
-        "-3",
-        "-3.4, in tiles of 128 -4.1",
+        "−3",
+        "−3.4, in tiles of 128 −4.1",
         "Kept for weights of up to 2 million elements.",
     ),
     Tried(
-        "in_proj qkvz in Triton", "-1", "+2.3 with the best of five tilings", "No: torch's product stays at B = 256."
+        "in_proj qkvz in Triton", "−1", "+2.3 with the best of five tilings", "No: torch's product stays at B = 256."
     ),
     Tried(
         "Experts: K of gate and up split in two, for a shorter last wave",
-        "-4",
-        "+7.7; -2.7 at B = 16, +0.5 at B = 1",
+        "−4",
+        "+7.7; −2.7 at B = 16, +0.5 at B = 1",
         "No.",
     ),
     Tried("Experts: other depths and tiles of gate and up", "within 1%", "+7 to +12", "No."),
-    Tried("Experts: down in programs of 4, 16 or 32 tiles instead of 8", "within 1%", "+0.8, -1.5, +3.3", "Left at 8."),
+    Tried("Experts: down in programs of 4, 16 or 32 tiles instead of 8", "within 1%", "+0.8, −1.5, +3.3", "Left at 8."),
     Tried(
         "Experts: their rows stored so that they leave the L2 last (evict_last)",
-        "-6 with the sum over experts",
-        "-2.4; -0.9 in a second variant, which also reads them evict_first",
+        "−6 with the sum over experts",
+        "−2.4; −0.9 in a second variant, which also reads them evict_first",
         "The first is kept.",
     ),
     Tried(
         "The router's choice with one maximum for logit and expert instead of two",
-        "-1",
-        "not timed yet",
+        "−1",
+        "not timed",
         "Kept: it has half the instructions.",
     ),
 )

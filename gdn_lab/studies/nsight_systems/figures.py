@@ -15,6 +15,7 @@ GAP = "#000000"  # gaps have a lane of their own, below the kernels
 STREAMS = 16  # lanes of one step; further streams are drawn in the last
 DRAWN = 5000  # kernels of one step; further ones would make a file of many MB and nothing that can be seen
 OTHERS = "other parts"  # parts for which no colour is left
+PLACES = 10  # that are drawn
 _MODE_COLOURS = {"graph": OTHER_COLOURS[2], "eager": OTHER_COLOURS[3]}
 _MODE_LINES = {"graph": "-", "eager": (0, (4, 2))}
 _GAP_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -164,14 +165,15 @@ def _draw_sizes(ax, sizes: dict[str, numpy.ndarray]) -> None:
 
 def _draw_places(ax, trace: StepTrace) -> None:
     mode = trace.modes[0]
-    rows = gap_table(trace, 10)[::-1]
+    found = gap_table(trace, most=10**6)
+    rows, shown = found.head(PLACES)[::-1], f": the {PLACES} largest of {len(found)}" * (len(found) > PLACES)
     bars = ax.barh(range(len(rows)), rows["µs in the step"], color=_MODE_COLOURS[mode])
     ax.bar_label(bars, [f" {us:.2f}" for us in rows["µs in the step"]], fontsize=9)
     places = [
         f"{cut(after, 26)} → {cut(before, 26)}" for after, before in zip(rows["after"], rows["before"], strict=True)
     ]
     ax.set_yticks(range(len(rows)), places, fontsize=9)
-    ax.set(xlabel="µs of gaps in the step", title=f"between which parts, {_MODE_WORDS[mode]}")
+    ax.set(xlabel="µs of gaps in the step", title=f"between which parts, {_MODE_WORDS[mode]}{shown}")
     ax.set_xlim(0, max(0.1, 1.15 * rows["µs in the step"].max() if len(rows) else 0.1))
     ax.grid(axis="y", visible=False)
 

@@ -75,7 +75,7 @@ def _gaps(trace: StepTrace) -> list[str]:
 def comparison(one: StepTrace, other: StepTrace, least_us: float = 5.0) -> str:
     """Say which steps of two traces are compared and which parts only one of them has, or why nothing is compared."""
     if not one.modes or not other.modes:
-        return "No second trace to compare with; the parameter beside names one."
+        return "No second trace was given: set the parameter `beside` to compare one."
     mode = common_mode(one, other)
     if mode is None:
         kinds = [f"{cut(trace.name)} has steps {listed(MODES[mode] for mode in trace.modes)}" for trace in (one, other)]

@@ -16,9 +16,9 @@ from ...report.style import (
     other_colours,
     plain_log_axis,
 )
-from ...report.text import micro, number, percent
+from ...report.text import micro, number, percent, signed_percent
 from . import analysis
-from .sentences import not_served, signed
+from .sentences import not_served
 from .serving_rows import GDN_LAYER, Point, ServingRows
 from .tpot import REST, breakdown, unexplained
 
@@ -120,7 +120,7 @@ def _throughput_title(rows: ServingRows) -> str:
     if pair is None:
         return title
     last = analysis.worth(rows, *pair)[-1]
-    return f"{title}; {pair[0]} → {pair[1]} changes TPOT by {signed(last.change)} at C = {last.concurrency}"
+    return f"{title}; {pair[0]} → {pair[1]} changes TPOT by {signed_percent(last.change)} at C = {last.concurrency}"
 
 
 @rc_context(STYLE)
@@ -170,7 +170,7 @@ def worth(rows: ServingRows) -> Figure:
         return empty_figure("No two configurations were served at the same concurrency", not_served(rows))
     found = analysis.worth(rows, *pair)
     last = found[-1]
-    title = f"{pair[0]} → {pair[1]} changes TPOT by {signed(last.change)} at C = {last.concurrency}"
+    title = f"{pair[0]} → {pair[1]} changes TPOT by {signed_percent(last.change)} at C = {last.concurrency}"
     if last.kernel_share is not None:
         title += f", where GDN kernels are {percent(last.kernel_share)} of TPOT"
     fig, (ax,) = new_figure(rows.titled(title), 10.5, 4.2, 1, [rows.conditions(), *not_served(rows)])

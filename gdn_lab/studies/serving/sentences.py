@@ -1,6 +1,6 @@
 """The answer of notebook 09 in sentences, made of ServingRows; a function returns None where the rows do not tell."""
 
-from ...report.text import listed, micro, number, percent
+from ...report.text import listed, micro, percent, signed_percent
 from . import analysis
 from .analysis import BEST, FAIR, worth
 from .serving_rows import ALL_REDUCES, GDN_LAYER, Point, ServingRows
@@ -65,7 +65,7 @@ def what_it_is_worth(rows: ServingRows) -> str | None:
     pair = analysis.compared(rows)
     if pair is None:
         return None
-    each = [f"{signed(one.change)} at C = {one.concurrency}" for one in worth(rows, *pair)]
+    each = [f"{signed_percent(one.change)} at C = {one.concurrency}" for one in worth(rows, *pair)]
     return f"`{pair[0]}` → `{pair[1]}` changes TPOT by {listed(each)}."
 
 
@@ -79,7 +79,7 @@ def why(rows: ServingRows) -> str | None:
     return (
         f"Why: at C = {most.concurrency} the GDN kernels are {percent(most.kernel_share)} of the TPOT of `{pair[0]}`, "
         f"the most that a GDN kernel can save; `{pair[1]}` runs them {most.kernel_speed:.2f}× as fast, which alone is "
-        f"{signed(most.expected)} of TPOT; measured: {signed(most.change)}."
+        f"{signed_percent(most.expected)} of TPOT; measured: {signed_percent(most.change)}."
     )
 
 
@@ -88,7 +88,7 @@ def best_over_fair(rows: ServingRows) -> str | None:
     found = [one for one in worth(rows, FAIR, BEST) if one.concurrency >= BUSY]
     if not found:
         return None
-    each = [f"{signed(one.change)} at C = {one.concurrency}" for one in found]
+    each = [f"{signed_percent(one.change)} at C = {one.concurrency}" for one in found]
     ahead = "ahead at each" if all(one.change < 0 for one in found) else "not ahead at each"
     text = f"`{BEST}` changes the TPOT of `{FAIR}` by {listed(each)}: {ahead}{_by_all_reduces(rows, found[-1])}."
     one = found[-1]
@@ -106,7 +106,7 @@ def _by_all_reduces(rows: ServingRows, one) -> str:
         return ""
     share = (best.part_us(ALL_REDUCES) - fair.part_us(ALL_REDUCES)) / fair.tpot_us
     names = f"{best.run['communicator']} instead of {fair.run['communicator']}"
-    return f"; all-reduces ({names}) are {signed(share)} of it at C = {one.concurrency}"
+    return f"; all-reduces ({names}) are {signed_percent(share)} of it at C = {one.concurrency}"
 
 
 def adds_up(rows: ServingRows) -> str | None:
@@ -117,7 +117,7 @@ def adds_up(rows: ServingRows) -> str | None:
     share, point = worst
     within = "within" if abs(share) <= GOAL else "outside"
     return (
-        f"TPOT differs from the sum of its measured parts by {signed(share)} at most (`{point.configuration}`, "
+        f"TPOT differs from the sum of its measured parts by {signed_percent(share)} at most (`{point.configuration}`, "
         f"C = {point.concurrency}): {within} the {percent(GOAL)} aimed at."
     )
 
@@ -189,8 +189,3 @@ def advice(point: Point) -> str:
         f"`{point.configuration}` at C = {point.concurrency}: {run['output_throughput']:,.0f} tokens/s, TPOT "
         f"{run['tpot_ms']:.2f} ms, {run['tokens_per_s_user']:.0f} tokens/s for each user"
     )
-
-
-def signed(share: float) -> str:
-    """A change with its sign and a decimal: "−2.6%", "+0.3%"."""
-    return number(share, "+.1%")

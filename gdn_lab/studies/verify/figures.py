@@ -105,9 +105,10 @@ def speculative_gain(timed: Timed) -> Figure:
     axes[0].set_yscale("log", base=2)
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}×"))
     axes[0].set_ylabel("tokens per second over decode's")
+    axes[0].set_ylim(bottom=axes[0].get_ylim()[0] / 1.15)  # room for the lowest label
     for ax, way in zip(axes, ways, strict=True):
         ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
-        ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAYS[way]}", xlim=(-8, 104))
+        ax.set(xlabel="% of drafts accepted", title=f"{way}: {_WAYS[way]}", xlim=(-14, 104))
         label_ends(ax, ends[way])
     return fig
 
@@ -132,6 +133,7 @@ def _draw_gain(ax, name: str, times: dict[int, float], decode_us: float, below: 
             ha="left" if below else "right",
             fontsize=8.5,
             color=colour(name),
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
     return best[-1][0], f"{label(name)}  {best[-1][0]:.1f}×", colour(name)
 
