@@ -24,6 +24,8 @@ FOLDED = {"parameters": "Parameters", "injected-parameters": "Parameters that we
 OF_PAPERMILL = "papermill-error-cell-tag"  # its own words about an error; ours stand on top of the page
 SOURCES = {"measured here": "right", "recorded": "recorded"}
 PAGER = re.compile(r'<nav class="pages" aria-label="Pages">.*?</nav>', re.DOTALL)
+TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL)
+LONG = 60  # lines of a table that is folded
 FULL_PATH = re.compile(r"""(["'])/(?:[^"'\n]*/)?([^"'\n/]+)\1""")
 
 
@@ -145,9 +147,17 @@ def _output(output) -> str:
 
 
 def _scrolling(text: str) -> str:
-    """Return HTML with each table in a box of its own, which scrolls where it is narrow."""
-    text = re.sub(r"<table\b", '<div class="scroll" tabindex="0"><table', text)
-    return text.replace("</table>", "</table></div>")
+    """Return HTML with each table in a box of its own, which scrolls where it is narrow; long tables are folded."""
+    return TABLE.sub(_boxed, text)
+
+
+def _boxed(found: re.Match) -> str:
+    table, rows = found[0], len(re.findall(r"<tr\b", found[0]))
+    box = f'<div class="scroll" tabindex="0">{table}</div>'
+    if rows <= LONG:
+        return box
+    caption = re.search(r"<caption[^>]*>(.*?)</caption>", table, re.DOTALL)
+    return f"<details><summary>{caption[1] if caption else 'Table'}: {rows} lines</summary>{box}</details>"
 
 
 def image(kind: str, encoded: str, about: dict) -> str:

@@ -140,4 +140,14 @@ def test_a_page_shows_no_full_path_that_was_given(tmp_path):
 def test_a_wide_table_scrolls_in_a_box_of_its_own(tmp_path):
     table = nbformat.v4.new_output("display_data", {"text/html": "<table><tr><td>1</td></tr></table>"})
     page = read(book(tmp_path, nbformat.v4.new_markdown_cell("# Q"), code("x", table)))
-    assert "scroll" in page.table.parent["class"]
+    assert "scroll" in page.table.parent["class"] and page.table.find_parent("details") is None
+
+
+def test_a_long_table_is_folded_under_its_caption(tmp_path):
+    lines = "<tr><td>1</td></tr>" * (pages.LONG + 1)
+    table = f"<table><caption>Every row</caption><tbody>{lines}</tbody></table>"
+    outputs = [nbformat.v4.new_output("display_data", {"text/html": f"{table}<p>after</p><table><tr></tr></table>"})]
+    page = read(book(tmp_path, nbformat.v4.new_markdown_cell("# Q"), code("x", *outputs)))
+    long, short = page.find_all("table")
+    assert long.find_parent("details").summary.text == "Every row: 61 lines" and long.parent["class"] == ["scroll"]
+    assert short.find_parent("details") is None and short.parent["class"] == ["scroll"]
