@@ -48,9 +48,9 @@ def gb(per_s: float) -> str:
     return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.1f}"
 
 
-def number_range(values) -> str:
+def number_range(values, digits: int = 2) -> str:
     """The least and the greatest of some ratios: "2.42 to 2.83", or "2.42" where both print alike."""
-    low, high = (f"{value:.2f}" for value in (min(values), max(values)))
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 

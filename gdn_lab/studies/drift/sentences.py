@@ -4,7 +4,7 @@ import itertools
 import math
 
 from ...models import FP8_RING
-from ...report.text import listed, micro, percent, signed_percent
+from ...report.text import listed, micro, number_range, percent, signed_percent
 from . import analysis
 from .analysis import ENOUGH, OUTPUT, STATE, WORST, final
 
@@ -60,7 +60,7 @@ def in_short(rows: list[dict]) -> list[str]:
         f"decode steps the median error of its output over requests and heads is at most {ENOUGH:.0%}"
         f"{_of_worst_head([found[where][BF16] for where in enough])}.",
         f"A **float16** state takes the same bytes and time (without a ring), errs "
-        f"{span(_ratios(rows, BF16, FP16).values())} times less, and states stay "
+        f"{number_range(_ratios(rows, BF16, FP16).values(), 1)} times less, and states stay "
         f"{limit(rows):,.0f} times below its limit.",
         f"A **float32** state{f' or {to}' if best and max(errors[best]) <= ENOUGH else ''} is needed with "
         f"{listed(neither)}: float32 errs by {_errors(errors[FLOAT32])} there, bfloat16 by {_errors(errors[BF16])}, "
@@ -99,12 +99,6 @@ def _of_worst_head(found: list[dict]) -> str:
     """ ", that of the worst head at most 15.2%"; "" where rows do not hold it."""
     worst = [final(row, WORST) for row in found if WORST in row]
     return f", that of the worst head at most {error(max(worst))}" if worst else ""
-
-
-def span(ratios) -> str:
-    """ "2.1 to 8.2", or "1.4" where both print alike."""
-    low, high = (f"{value:.1f}" for value in (min(ratios), max(ratios)))
-    return low if low == high else f"{low} to {high}"
 
 
 def verdict(rows: list[dict]) -> list[str]:
@@ -213,8 +207,8 @@ def against_bfloat16(rows: list[dict]) -> list[str]:
     ratios = _ratios(rows, BF16, FP16)
     if not ratios:
         return []
-    less = f"float16 takes the same bytes and errs {span(ratios.values())} times less than bfloat16 in the state."
-    return [less, *first_steps(rows)]
+    less = f"errs {number_range(ratios.values(), 1)} times less than bfloat16 in the state"
+    return [f"float16 takes the same bytes and {less}.", *first_steps(rows)]
 
 
 def first_steps(rows: list[dict]) -> list[str]:
@@ -250,7 +244,8 @@ def stochastic(rows: list[dict]) -> list[str]:
             text += f" reduces the error of the state with {listed(pays)}"
         if more:
             text += (
-                f"{'; elsewhere it makes it' if pays else ' makes the error of the state'} {span(more)} times as large"
+                f"{'; elsewhere it makes it' if pays else ' makes the error of the state'} {number_range(more, 1)} "
+                "times as large"
             )
         sentences.append(f"{text}.")
     return sentences
@@ -287,8 +282,8 @@ def exponentials(rows: list[dict]) -> list[str]:
     ratios = [final(fast) / final(exact) for fast, exact in found.values() if final(exact)]
     fast, exact = next(iter(found.values()))
     text = (
-        f"Fast exponentials in {analysis.backend_of(fast)} make the error of a float32 state {span(ratios)} times that "
-        "of exact ones"
+        f"Fast exponentials in {analysis.backend_of(fast)} make the error of a float32 state {number_range(ratios, 1)} "
+        "times that of exact ones"
     )
     us = {row["way"]: row["median_us"] for row in analysis.timed(rows)}
     if {fast["way"], exact["way"]} <= set(us):
@@ -305,7 +300,7 @@ def backends(rows: list[dict]) -> list[str]:
         if main in found and final(found[main]):
             for name, row in found.items():
                 ratios.setdefault(name, []).append(final(row) / final(found[main]))
-    parts = [f"{name} {span(each)}" for name, each in ratios.items() if name != main]
+    parts = [f"{name} {number_range(each, 1)}" for name, each in ratios.items() if name != main]
     return [f"A float32 state's error, in multiples of {main}'s: {listed(parts)}."] if parts else []
 
 

@@ -5,7 +5,8 @@ import pandas
 from ...engine.capacity import capacity
 from ...models import FP8_RING, FP8_STATE, STATE_BYTES
 
-GPUS = {"H100 80 GB": 80, "H200 141 GB": 141, "B200 180 GB": 180}  # GB (10^9 bytes) in the datasheet's name
+# GB (10^9 bytes) of memory, as PyTorch reports it of an H100 ("80 GB") and an H200 ("141 GB"); of a B200 its datasheet.
+GPUS = {"H100, 85 GB": 85, "H200, 150 GB": 150, "B200, 180 GB": 180}
 LENGTHS = (1_024, 8_192, 65_536)
 DRAFT_TOKENS = 4
 
