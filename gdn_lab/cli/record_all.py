@@ -9,13 +9,14 @@ what data/measured/<gpu>/ and docs/site/<gpu>/ hold, and `gdn-lab report` rebuil
 import argparse
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from ..bench.visible_gpus import visible_gpus
 from ..cluster.code import code_id
 from ..cluster.driver import Driver
 from ..cluster.gather import write_about
-from ..cluster.gpu_probe import gpu_type, hold_gpus, probe
+from ..cluster.gpu_probe import GpuUnknown, gpu_type, hold_gpus, probe
 from ..cluster.hosts import ThisHost
 from ..cluster.job import Job
 from ..studies.parameters import words_of
@@ -43,7 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("a record is of a GPU, and there is none here; gdn-lab run shows what is recorded")
     if commit.endswith("-dirty"):
         raise UsageError("a record is of a commit, and this checkout has changes; commit them first")
-    gpu = gpu_type(gpus)
+    try:
+        gpu = gpu_type(gpus)
+    except GpuUnknown as error:
+        raise BatchError(str(error)) from None
     folder = record_folder(arguments.runs.absolute(), gpu, commit, fresh=arguments.fresh)
     jobs, refused = pieces(gpu, commit)
     jobs = of_whole_host(jobs, len(gpus))
@@ -71,10 +75,20 @@ def record_folder(runs: Path, gpu: str, commit: str, *, fresh: bool) -> Path:
     earlier = sorted(root.glob(f"{name}*/sweep.json"), key=lambda path: path.stat().st_mtime)
     if earlier and not fresh:
         return earlier[-1].parent
-    folder = root / (name if not earlier else f"{name}-{len(earlier) + 1}")
-    folder.mkdir()
+    folder = _first_free(root, name)
     write_about(folder, {"requests": [], "commit": commit, "command": "gdn-lab record"})
     return folder
+
+
+def _first_free(root: Path, name: str) -> Path:
+    """Make <root>/<name>, or <name>-2, <name>-3, … where that is taken."""
+    for number in count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
 
 
 def record(folder: Path, gpu: str, gpus: list[str], jobs: list[Job], deadline: float) -> Driver:

@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 
 from ..cluster.code import code_id
-from ..cluster.gather import read_about, write_about
-from ..cluster.job import STATUSES
+from ..cluster.gather import ABOUT, read_about, write_about
+from ..cluster.job import FAILED, STATUSES
 from ..cluster.ray_hosts import RayFailed, RayMissing
-from ..cluster.request import Request, RequestError, from_mapping, from_words, read
+from ..cluster.request import MINUTES, Request, RequestError, check_gpus, from_entries, from_words, read
+from ..report.text import listed
 from .errors import BatchError, Interrupted, UsageError
 from .run import ROOT, add_run_options, check_writable, given_words, say, shown
 from .sweep_jobs import Plan
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an axis: a parameter and its values; all: every model or dtype; lists are divided by ;",
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="of one host, for each job; default: the study's")
-    parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="after which a job is stopped; 60")
+    parser.add_argument("--minutes", type=float, metavar="M", help=f"after which a job is stopped; {MINUTES:.0f}")
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="FOLDER", help="go on with a sweep; default: the newest one"
     )
@@ -53,18 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run a sweep. UsageError for what cannot be asked, BatchError if jobs are left over."""
     root = arguments.runs.absolute() / SWEEPS
-    if arguments.resume is not None:
-        folder, about = _earlier(arguments, root)
-        requests = [from_mapping(entry, str(folder)) for entry in about["requests"]]
-    else:
-        folder, requests = None, _requests(arguments)
+    try:
+        _check_on(arguments)
+        if arguments.resume is not None:
+            folder, about, requests = _earlier(arguments, root)
+        else:
+            folder, about, requests = None, None, _requests(arguments)
+    except RequestError as error:
+        raise UsageError(str(error)) from None
     plans = [Plan(request) for request in requests]
     if arguments.plan:
         _print_plan(plans, arguments.on)
         return 0
     commit = code_id()
     if folder is None:
-        folder = _new(root, requests, commit)
+        folder = _new_folder(root, requests, commit)
     elif about["commit"] != commit:
         raise UsageError(
             f"{shown(folder)} is a sweep of commit {about['commit'][:10]}, here is {commit[:10]}; check that out to go "
@@ -73,34 +77,54 @@ def run(arguments: argparse.Namespace) -> int:
     return _sweep(folder, plans, commit, arguments.dashboard)
 
 
+def _check_on(arguments) -> None:
+    if arguments.on is None:
+        return
+    if not arguments.plan:
+        raise UsageError("--on says how long a plan would take; give --plan too, or leave --on out")
+    check_gpus("--on", arguments.on)
+
+
 def _requests(arguments) -> list[Request]:
+    if arguments.file is not None:
+        if asked := _asked(arguments):
+            raise UsageError(f"a file says what to sweep: leave {listed(asked)} out, or the file")
+        return read(arguments.file)
+    if not arguments.study:
+        raise UsageError("name what to sweep: a YAML file, or --study 02 --over tp=1,2,4")
     given = given_words(arguments.parameters)
-    try:
-        if arguments.file is not None:
-            if arguments.study or arguments.over or given:
-                raise UsageError("a file says what to sweep: leave --study, --over and -p out, or the file")
-            return read(arguments.file)
-        if not arguments.study:
-            raise UsageError("name what to sweep: a YAML file, or --study 02 --over tp=1,2,4")
-        return [from_words(arguments.study, arguments.over, given, arguments.gpus, arguments.minutes)]
-    except RequestError as error:
-        raise UsageError(str(error)) from None
+    minutes = MINUTES if arguments.minutes is None else arguments.minutes
+    return [from_words(arguments.study, arguments.over, given, arguments.gpus, minutes)]
 
 
-def _earlier(arguments, root: Path) -> tuple[Path, dict]:
-    if arguments.file is not None or arguments.study or arguments.over:
-        raise UsageError("--resume goes on with what the sweep was asked for; leave the rest out")
+def _asked(arguments) -> list[str]:
+    """The options given that say what to sweep."""
+    values = {
+        "--study": arguments.study,
+        "--over": arguments.over,
+        "-p": arguments.parameters,
+        "--gpus": arguments.gpus,
+        "--minutes": arguments.minutes,
+    }
+    return [option for option, value in values.items() if value not in (None, [])]
+
+
+def _earlier(arguments, root: Path) -> tuple[Path, dict, list[Request]]:
+    """(folder, what its sweep.json holds, the requests in it) of the sweep to go on with."""
+    if asked := [str(each) for each in (arguments.file, *_asked(arguments)) if each is not None]:
+        raise UsageError(f"--resume goes on with what the sweep was asked for; leave {listed(asked)} out")
     folders = sorted(root.glob("*/sweep.json"))
     if not arguments.resume and not folders:
         raise UsageError(f"there is no sweep in {shown(root)} to go on with")
     folder = Path(arguments.resume).absolute() if arguments.resume else folders[-1].parent
     try:
-        return folder, read_about(folder)
+        about = read_about(folder)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from None
+    return folder, about, from_entries(about["requests"], shown(folder / ABOUT))
 
 
-def _new(root: Path, requests: list[Request], commit: str) -> Path:
+def _new_folder(root: Path, requests: list[Request], commit: str) -> Path:
     from ..bench.results import new_folder
 
     check_writable(root)
@@ -161,7 +185,7 @@ def _outcome(driver, folder: Path) -> int:
         raise BatchError(
             f"{len(left)} jobs were not run: {why}; gdn-lab sweep --resume {shown(folder)} goes on once there is one"
         )
-    failed = [status for status in driver.done.values() if status in ("error", "timeout")]
+    failed = [status for status in driver.done.values() if status in FAILED]
     return 1 if failed else 0
 
 
@@ -177,7 +201,7 @@ class ProgressLine:
         if now - self.shown_at < (TERMINAL_S if self.terminal else LOG_S) or not driver.jobs:
             return
         self.shown_at, self.open = now, self.terminal
-        text = progress_text(driver, now)
+        text = progress_text(driver)
         print(f"\r\x1b[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
 
     def say(self, sentence: str) -> None:
@@ -191,10 +215,10 @@ class ProgressLine:
         """Print the last line."""
         if self.open:
             print("\r\x1b[K", end="")
-        say(progress_text(driver, time.monotonic()))
+        say(progress_text(driver))
 
 
-def progress_text(driver, now: float) -> str:
+def progress_text(driver) -> str:
     """ "12 of 80 done (1 error), 8 running on host a, 60 left, about 12 min": one line on a driver."""
     counts = {status: sum(each == status for each in driver.done.values()) for status in STATUSES}
     odd = ", ".join(f"{count} {status}" for status, count in counts.items() if count and status != "ok")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from ..backends.registry import VARIANTS
 from ..cluster.best_variants import Best, best_by_point
-from ..cluster.gather import all_rows, described, read_about, rows_of
+from ..cluster.gather import ABOUT, all_rows, described, read_about, rows_of
 from ..cluster.job import STATUSES
 from ..cluster.journal import Journal
 from ..cluster.parquet import write_parquet
 from ..files import replacing
+from ..report.text import number as formatted
 from ..report.text import sentence_as_html as sentence
 from .run import say
 from .shell import badge, page
@@ -130,7 +131,7 @@ def _cell(number: int, best: Best | None) -> str:
     if best is None:
         return "<td></td>"
     value = (best.saving, best.saving, best.share_of_roof)[number]
-    text = "" if value is None else f"{100 * value:.0f}%"
+    text = "" if value is None else formatted(value, ".0%")
     if number == 0:
         text = f"{html.escape(best.variant)}<br><span class='quiet'>{best.median_us:.4g}</span>"
     if value is None:
@@ -192,7 +193,14 @@ def _index(root: Path) -> str:
     """A line for each sweep, the newest first."""
     points = []
     for path in sorted(root.glob("*/sweep.html"), reverse=True):
-        command = html.escape(read_about(path.parent)["command"])
         name = html.escape(path.parent.name)
-        points.append(f'<li><a href="{name}/sweep.html">{name}</a>: <code>{command}</code></li>')
+        points.append(f'<li><a href="{name}/sweep.html">{name}</a>: {_command(path.parent)}</li>')
     return f"<main class='wide'><h1>Sweeps</h1><ul>{''.join(points)}</ul></main>"
+
+
+def _command(folder: Path) -> str:
+    """The command of a sweep; of one whose sweep.json is damaged, that it is."""
+    try:
+        return f"<code>{html.escape(read_about(folder)['command'])}</code>"
+    except (OSError, ValueError):
+        return f"damaged: its {ABOUT} is missing or cannot be read"

@@ -5,9 +5,10 @@ import tempfile
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
-from .job import INTERRUPTED
+from .job import ERROR, INTERRUPTED
 from .job_process import GRACE_S, JobProcess, Task
 from .scheduler import BUSY
 
@@ -20,7 +21,8 @@ class Agent:
     """Runs jobs as processes. Everything that happens is an event with a number, kept until poll() is given it back.
 
     probe(gpu) -> None, or one sentence: why the GPU is not quiet. Events: {"kind": "rows", job, attempt, data} and
-    {"kind": "ended", job, attempt, status, reason, seconds, rows, files}.
+    {"kind": "ended", job, attempt, status, reason, seconds, rows, files}. A job that this host fails to start or to
+    watch ends as an error, and the others go on.
     """
 
     def __init__(self, probe=lambda gpu: None, scratch: Path | None = None):
@@ -69,12 +71,19 @@ class Agent:
             rows_too = now >= look_at_rows
             look_at_rows = now + ROWS_S if rows_too else look_at_rows
             for job in list(self._running):
-                if self._stopping:
-                    job.stop(INTERRUPTED)
-                self._look(job, rows_too)
+                try:
+                    self._look(job, rows_too)
+                except Exception as error:  # whatever it is, the other jobs need this thread
+                    self._give_up(job, error)
             time.sleep(TICK_S)
 
     def _begin(self, task: Task) -> None:
+        try:
+            self._probe_and_start(task)
+        except Exception as error:  # as in _watch()
+            self._end(task, _failure("could not be started", error, 0.0), rows=0, files={})
+
+    def _probe_and_start(self, task: Task) -> None:
         for gpu in task.gpus:
             if reason := self.probe(gpu):
                 self._end(task, {"status": BUSY, "reason": reason, "seconds": 0.0}, rows=0, files={})
@@ -84,15 +93,27 @@ class Agent:
         self._running.append(JobProcess(task, folder))
 
     def _look(self, job: JobProcess, rows_too: bool) -> None:
+        if self._stopping:
+            job.stop(INTERRUPTED)
         runs = job.runs()
         if runs and not rows_too:
             return
         while data := job.new_rows():
             self._add({"kind": "rows", "job": job.task.job, "attempt": job.task.attempt, "data": data})
         if not runs:
-            self._running.remove(job)
-            self._end(job.task, job.how(), rows=job.rows, files=job.files())
-            shutil.rmtree(job.folder, ignore_errors=True)
+            self._over(job, job.how(), job.files())
+
+    def _give_up(self, job: JobProcess, error: Exception) -> None:
+        files = {}
+        with suppress(Exception):  # of a host that has just failed
+            job.kill()
+            files = job.files()
+        self._over(job, _failure("could not be watched", error, time.monotonic() - job.began), files)
+
+    def _over(self, job: JobProcess, how: dict, files: dict[str, bytes]) -> None:
+        self._running.remove(job)
+        self._end(job.task, how, rows=job.rows, files=files)
+        shutil.rmtree(job.folder, ignore_errors=True)
 
     def _end(self, task: Task, how: dict, **more) -> None:
         self._add({"kind": "ended", "job": task.job, "attempt": task.attempt} | how | more)
@@ -102,3 +123,9 @@ class Agent:
             self._numbers += 1
             self._events.append((self._numbers, event))
             self._news.notify_all()
+
+
+def _failure(what: str, error: Exception, seconds: float) -> dict:
+    """How a job ends that this host failed."""
+    reason = f"it {what}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return {"status": ERROR, "reason": reason, "seconds": seconds}

@@ -15,6 +15,7 @@ from .job import Job
 from .job_process import ROWS
 
 ABOUT = "sweep.json"
+ABOUT_KEYS = {"requests": list, "commit": str, "command": str}
 JOB = "job.json"
 
 
@@ -75,9 +76,15 @@ def read_about(folder: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a sweep's folder: it has no {ABOUT}; name one of runs/sweeps/")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); begin a new sweep") from error
+    for key, kind in ABOUT_KEYS.items():
+        found = about.get(key) if isinstance(about, dict) else None
+        if not isinstance(found, kind):
+            expected = "a list" if kind is list else "text"
+            raise ValueError(f"{path} is no sweep's: {key}: expected {expected}, got {found!r}; begin a new sweep")
+    return about
 
 
 def described(folder: Path, job_id: str) -> dict:

@@ -14,16 +14,30 @@ THROTTLED = {
 }
 
 
+class GpuUnknown(RuntimeError):
+    """NVML does not say what a GPU is. One sentence."""
+
+
 def gpu_type(ids: list[str]) -> str:
-    """ "h100" of the first of the GPUs; "cpu" where there are none."""
+    """ "h100" of the first of the GPUs; "cpu" where there are none. GpuUnknown where NVML does not answer."""
     if not ids:
         return "cpu"
+    try:
+        name = _name(ids[0])
+    except Exception as error:  # no library, no driver or no such GPU: each is a class of its own
+        raise GpuUnknown(
+            f"GPU {ids[0]} cannot be asked for its name ({error}); `nvidia-smi -L` lists the GPUs that the driver sees"
+        ) from error
+    return gpu_short_name(name)
+
+
+def _name(gpu: str) -> str:
     import pynvml as nvml
 
     nvml.nvmlInit()
     try:
-        name = nvml.nvmlDeviceGetName(handle(nvml, ids[0]))
-        return gpu_short_name(name.decode() if isinstance(name, bytes) else name)
+        name = nvml.nvmlDeviceGetName(handle(nvml, gpu))
+        return name.decode() if isinstance(name, bytes) else name
     finally:
         nvml.nvmlShutdown()
 

@@ -16,6 +16,7 @@ from .job import ERROR, FOLDER, INTERRUPTED, OK, PYTHON, REFUSED, TIMEOUT, WRONG
 
 BOOTSTRAP = str(Path(__file__).with_name("die_with_parent.py"))
 GRACE_S = 45.0  # from SIGTERM to SIGKILL: `gdn-lab run` gives a notebook 30 s to stop
+KILL_S = 5.0  # that kill() waits
 LOG = "log.txt"
 ROWS = "rows.jsonl"
 KEPT = (
@@ -46,7 +47,7 @@ class Task(NamedTuple):
 
 
 class JobProcess:
-    """A running job. No method waits."""
+    """A running job. No method waits, except kill()."""
 
     def __init__(self, task: Task, folder: Path):
         self.task, self.folder, self.began = task, folder, time.monotonic()
@@ -72,7 +73,10 @@ class JobProcess:
             )
 
     def new_rows(self) -> bytes:
-        """Whole lines of rows.jsonl that were not returned before, about READ_BYTES at most; b"" if there are none."""
+        """Whole lines of rows.jsonl that were not returned before, about READ_BYTES at most; b"" if there are none.
+
+        ValueError, a sentence, if one of them is no row.
+        """
         self.run = self.run or self.run_folder()
         if self.run is None or (self.run / ROWS).stat().st_size == self.sent:
             return b""
@@ -82,10 +86,10 @@ class JobProcess:
             while found and not found.endswith(b"\n") and (more := file.readline()):
                 found += more
         found = found[: found.rfind(b"\n") + 1]
-        self.sent += len(found)
         lines = found.splitlines()
+        self.statuses |= {_status(line) for line in lines}  # before they count as returned
+        self.sent += len(found)
         self.rows += len(lines)
-        self.statuses |= {json.loads(line).get("status", OK) for line in lines}
         return found
 
     def run_folder(self, file: str = ROWS) -> Path | None:
@@ -98,6 +102,12 @@ class JobProcess:
         if self.status is None:
             self.status, self.kill_at = status, time.monotonic() + GRACE_S
             self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the job at once; wait up to KILL_S for it, so that its GPU is free."""
+        self._signal(signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(KILL_S)
 
     def runs(self) -> bool:
         """Whether the job still runs; one that has run too long is stopped."""
@@ -146,6 +156,15 @@ class JobProcess:
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+
+def _status(line: bytes) -> str:
+    """The status of a row. ValueError, a sentence, if the line is no row."""
+    try:
+        return json.loads(line).get("status", OK)
+    except (ValueError, AttributeError):
+        shown = line[:60].decode(errors="replace")
+        raise ValueError(f"a line of {ROWS} is no JSON object: {shown!r}") from None
 
 
 def _of_ray(path: str) -> bool:

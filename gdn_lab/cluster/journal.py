@@ -5,6 +5,8 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+from .job import FAILED
+
 BEGAN, ENDED = "began", "ended"
 
 
@@ -60,7 +62,7 @@ class Journal:
         elif line["final"]:
             self.final[job] = line
             self.failures.pop(job, None)
-        elif line["status"] in ("error", "timeout"):
+        elif line["status"] in FAILED:
             self.failures[job].append(line)
 
     def _cut_off_torn_line(self) -> None:

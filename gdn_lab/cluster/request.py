@@ -1,10 +1,13 @@
 """What a sweep is asked for: a study, parameters that all its jobs share, and axes; from YAML or from words."""
 
+import math
+import re
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 KEYS = ("study", "over", "set", "gpus", "minutes")
+MINUTES = 60.0  # after which a job is stopped, unless the request says another limit
 EXAMPLE = "study: 02, over: {tp: [1, 2], model: all}, set: {samples: 20}"
 
 
@@ -23,7 +26,7 @@ class Request(NamedTuple):
     over: dict[str, list[str]]
     given: dict[str, str] = {}
     gpus: int | None = None
-    minutes: float = 60.0
+    minutes: float = MINUTES
 
     def points(self) -> list[dict[str, str]]:
         """{parameter: text} of every job."""
@@ -44,17 +47,33 @@ def read(path: Path) -> list[Request]:
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _loader(yaml))
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    entries = found if isinstance(found, list) else [found]
-    return [from_mapping(entry, str(path)) for entry in entries]
+    return from_entries(found if isinstance(found, list) else [found], str(path))
 
 
-def from_mapping(entry, where: str) -> Request:
-    """One request of what YAML or sweep.json holds."""
+def _loader(yaml) -> type:
+    """PyYAML's safe loader, but 010 stays text, as on the command line: YAML 1.1 reads it as the octal 8."""
+
+    class Loader(yaml.SafeLoader):
+        def whole_number(self, node):
+            return int(node.value) if re.fullmatch("[+-]?(0|[1-9][0-9]{0,17})", node.value) else node.value
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.whole_number)
+    return Loader
+
+
+def from_entries(entries: list, where: str) -> list[Request]:
+    """The requests of a list that YAML or sweep.json holds. RequestError if there is none."""
+    if not entries:
+        raise RequestError(f"{where} holds no request; expected keys such as {EXAMPLE}")
+    return [_from_mapping(entry, where) for entry in entries]
+
+
+def _from_mapping(entry, where: str) -> Request:
     if not isinstance(entry, dict) or "study" not in entry:
         raise RequestError(f"{where}: expected keys such as {EXAMPLE}, got {entry!r}")
     if unknown := [key for key in entry if key not in KEYS]:
@@ -63,18 +82,24 @@ def from_mapping(entry, where: str) -> Request:
     for name, value in (("over", over), ("set", given)):
         if not isinstance(value, dict):
             raise RequestError(f"{where}: {name}: expected parameters with their values, got {value!r}")
-    # YAML reads 02 as a number: a study's number has two digits.
-    study = f"{entry['study']:02d}" if isinstance(entry["study"], int) else str(entry["study"])
-    minutes, gpus = entry.get("minutes", 60.0), entry.get("gpus")
-    if not isinstance(minutes, int | float) or minutes <= 0:
-        raise RequestError(f"{where}: minutes: expected a number above 0, got {minutes!r}")
-    if gpus is not None and (not isinstance(gpus, int) or gpus < 1):
-        raise RequestError(f"{where}: gpus: expected a whole number from 1 up, got {gpus!r}")
     axes = {str(name): _values(str(name), value) for name, value in over.items()}
-    return Request(study, axes, {str(name): _text(value) for name, value in given.items()}, gpus, float(minutes))
+    words = {str(name): _text(value) for name, value in given.items()}
+    study = _study(f"{where}: study", entry["study"])
+    return _checked(Request(study, axes, words, entry.get("gpus"), entry.get("minutes", MINUTES)), f"{where}: ")
 
 
-def from_words(study: str, over: list[str], given: dict[str, str], gpus: int | None, minutes: float) -> Request:
+def _study(name: str, value) -> str:
+    """A study as text; the number 2 is the notebook 02."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 99:
+        return f"{value:02d}"
+    if not isinstance(value, str):
+        raise RequestError(f'{name}: expected text such as "02" or 02_decode_kernels, got {value!r}; put it in quotes')
+    return value
+
+
+def from_words(
+    study: str, over: list[str], given: dict[str, str], gpus: int | None = None, minutes: float = MINUTES
+) -> Request:
     """One request of the command line. over: words such as "tp=1,2,4"."""
     axes = {}
     for word in over:
@@ -86,7 +111,24 @@ def from_words(study: str, over: list[str], given: dict[str, str], gpus: int | N
         axes[name] = _values(name, values)
     if both := [name for name in axes if name in given]:
         raise RequestError(f"{both[0]} is given with --over and with -p; choose one")
-    return Request(study, axes, given, gpus, minutes)
+    return _checked(Request(study, axes, given, gpus, minutes), "--")
+
+
+def _checked(request: Request, prefix: str) -> Request:
+    """The request with its limits checked. prefix: of their names in a message."""
+    minutes = request.minutes
+    if request.gpus is not None:
+        check_gpus(f"{prefix}gpus", request.gpus)
+    number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
+    if not number or not math.isfinite(minutes) or minutes <= 0:
+        raise RequestError(f"{prefix}minutes: expected a number above 0, got {minutes!r}")
+    return request._replace(minutes=float(minutes))
+
+
+def check_gpus(name: str, value) -> None:
+    """RequestError unless the value is a number of GPUs."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise RequestError(f"{name}: expected a whole number from 1 up, got {value!r}")
 
 
 def _values(name: str, value) -> list[str]:

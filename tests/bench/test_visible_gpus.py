@@ -41,11 +41,35 @@ def nvml(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "named, gpus, free", [("2,1", ["2", "1"], 2), ("GPU-3", ["GPU-3"], 3), ("GPU-of-others", ["GPU-of-others"], None)]
+    "named, gpus, free",
+    [
+        ("2,1", ["2", "1"], 2),
+        (" 2 , 1", ["2", "1"], 2),
+        ("GPU-3", ["GPU-3"], 3),
+        ("GPU-of-others", [], None),
+        ("-1", [], None),
+        ("2,-1,1", ["2"], 2),
+        ("1,7,2", ["1"], 1),
+        ("1,,2", ["1"], 1),
+        ("", [], None),
+    ],
 )
 def test_the_first_gpu_that_is_named_is_asked(nvml, monkeypatch, named, gpus, free):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert visible_gpus() == gpus and free_bytes() == (free and free * 10**9)
+
+
+def test_without_a_driver_there_are_none(nvml, monkeypatch):
+    def fails():
+        raise NVMLError("Driver Not Loaded")
+
+    monkeypatch.setattr(nvml, "nvmlInit", fails)
+    for named in ("0", "GPU-3", None):
+        if named is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert visible_gpus() == [] and free_bytes() is None
 
 
 def test_without_names_all_are_visible(nvml, monkeypatch):

@@ -1,6 +1,7 @@
 """gdn-lab record without a study: pieces, the time limit, going on, and what replaces the earlier record."""
 
 import json
+import shutil
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from gdn_lab.bench.run_folder import load
 from gdn_lab.cli import record_all, record_install, record_pieces, site
 from gdn_lab.cli.errors import BatchError
 from gdn_lab.cli.main import main
+from gdn_lab.cluster.gpu_probe import GpuUnknown
 from gdn_lab.cluster.job import FOLDER, PYTHON, Job
 from gdn_lab.cluster.job_process import KEPT
 from gdn_lab.report import history
@@ -130,6 +132,24 @@ def test_fresh_begins_anew(root, tmp_path):
         "h100-c0ffee0000",
         "h100-c0ffee0000-2",
     ]
+
+
+def test_fresh_takes_a_number_that_is_free(tmp_path):
+    def fresh() -> str:
+        return record_all.record_folder(tmp_path, "h100", COMMIT, fresh=True).name
+
+    names = [fresh() for _ in range(3)]
+    assert names == ["h100-c0ffee0000", "h100-c0ffee0000-2", "h100-c0ffee0000-3"]
+    shutil.rmtree(tmp_path / "records" / names[1])
+    assert [fresh(), fresh()] == ["h100-c0ffee0000-2", "h100-c0ffee0000-4"]
+
+
+def test_a_gpu_that_does_not_answer_is_a_sentence(root, tmp_path, monkeypatch, capsys):
+    def unknown(ids):
+        raise GpuUnknown("GPU 0 cannot be asked for its name")
+
+    monkeypatch.setattr(record_all, "gpu_type", unknown)
+    assert record(tmp_path) == 1 and "GPU 0 cannot be asked" in capsys.readouterr().err
 
 
 def test_chosen_pieces_begin_in_their_order_and_are_installed_without_the_others(root, tmp_path):

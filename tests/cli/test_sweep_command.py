@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from gdn_lab.cli import index, sweep_command, sweep_jobs
+from gdn_lab.cli import index, sweep_command, sweep_jobs, sweep_page
 from gdn_lab.cli.main import main
 from gdn_lab.cluster import hosts, ray_hosts
+from gdn_lab.cluster.best_variants import Best
 from gdn_lab.cluster.job import FOLDER, PYTHON, Job
 from gdn_lab.cluster.request import from_words, read
 from gdn_lab.models import MODELS
@@ -36,6 +37,9 @@ def test_lists_are_values_too():
         ("study: 02\nminutes: soon", "minutes: expected a number above 0"),
         ("study: 02\nover: {tp: all}", "all is of model and dtype alone"),
         ("study: 02\nover: [tp]", "over: expected parameters"),
+        ("study: yes", 'study: expected text such as "02"'),
+        ("study: 010", "there is no notebook '010'"),
+        ("[]", "holds no request"),
     ],
 )
 def test_yaml_that_cannot_be_is_a_usage_error(tmp_path, capsys, text, reason):
@@ -54,6 +58,15 @@ def test_yaml_that_cannot_be_is_a_usage_error(tmp_path, capsys, text, reason):
         (["--study", "nothing"], "there is no notebook 'nothing'"),
         ([], "name what to sweep"),
         (["grid.yaml", "--study", "02"], "leave --study"),
+        (["grid.yaml", "--plan", "--gpus", "4", "--minutes", "1"], "leave --gpus and --minutes out"),
+        (["grid.yaml", "-p", "tp=8"], "leave -p out"),
+        (["--resume", "-p", "tp=8", "--gpus", "4"], "leave -p and --gpus out"),
+        (["grid.yaml", "--resume"], "leave grid.yaml out"),
+        (["--study", "02", "--gpus", "0"], "--gpus: expected a whole number from 1 up, got 0"),
+        (["--study", "02", "--minutes", "nan"], "--minutes: expected a number above 0, got nan"),
+        (["--study", "02", "--plan", "--on", "0"], "--on: expected a whole number from 1 up, got 0"),
+        (["--study", "02", "--plan", "--on", "-8"], "--on: expected a whole number from 1 up, got -8"),
+        (["--study", "02", "--on", "8"], "give --plan too"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_ray_starts(capsys, monkeypatch, words, reason):
@@ -161,6 +174,49 @@ def test_resume_names_what_is_no_sweep(tmp_path, capsys):
     assert "is not a sweep's folder" in capsys.readouterr().err
     assert main(["sweep", "--resume", "--runs", str(tmp_path)]) == 2
     assert "there is no sweep in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"commit": None}, "commit: expected text, got None"),
+        ({"command": 7}, "command: expected text, got 7"),
+        ({"requests": {}}, "requests: expected a list, got {}"),
+        ({"requests": []}, "holds no request"),
+        ({"requests": ["02"]}, "expected keys such as"),
+        ({"requests": [{"study": "02", "gpus": 0}]}, "gpus: expected a whole number"),
+    ],
+)
+def test_resume_refuses_a_damaged_sweep(tmp_path, capsys, change, reason):
+    about = {"requests": [{"study": "02"}], "commit": "c0ffee", "command": "gdn-lab sweep"} | change
+    (tmp_path / "sweep.json").write_text(json.dumps(about))
+    assert main(["sweep", "--resume", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and "sweep.json" in error and error.count("\n") == 1
+
+
+def test_resume_refuses_json_without_keys(tmp_path, capsys):
+    for text in ("{}", "[]", "7"):
+        (tmp_path / "sweep.json").write_text(text)
+        assert main(["sweep", "--resume", str(tmp_path)]) == 2
+        assert "requests: expected a list, got None" in capsys.readouterr().err
+
+
+def test_a_damaged_sweep_is_listed_as_such_beside_the_others(swept):
+    _, folder, _ = swept()
+    for name, about in (("20200101T000000Z-sweep", None), ("20200102T000000Z-sweep", "{}")):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "sweep.html").touch()
+        if about:
+            (folder.parent / name / "sweep.json").write_text(about)
+    sweep_page.write_pages(folder)
+    listed = (folder.parent / "index.html").read_text()
+    assert listed.count("damaged: its sweep.json") == 2 and "<code>gdn-lab" in listed
+
+
+def test_a_loss_has_a_minus_sign():
+    cell = sweep_page._cell(1, Best("triton/vk", 5.0, -0.05, 0.8))
+    assert ">−5%<" in cell and ">0%<" in sweep_page._cell(1, Best("triton/vk", 5.0, -0.001, 0.8))
 
 
 def test_parquet_holds_every_row(swept):

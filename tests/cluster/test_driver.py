@@ -78,6 +78,7 @@ def test_what_is_final_is_not_run_again(tmp_path):
         ("echo it broke; exit 1", 60, "error", "it broke", 2),
         ("sleep 60", 0.3, "timeout", "it took longer than the 0 s", 2),
         ('echo \'{"status": "wrong", "number": 1, "row": 9}\' >> {folder}/rows.jsonl', 60, "wrong", "reference", 1),
+        ("echo oops >> {folder}/rows.jsonl", 60, "error", "is no JSON object: 'oops'", 2),
     ],
 )
 def test_how_a_job_ends(tmp_path, script, limit_s, status, reason, attempts):

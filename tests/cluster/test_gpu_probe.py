@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gdn_lab.cluster.gpu_probe import busy, gpu_type, hold_gpus, probe
+from gdn_lab.cluster.gpu_probe import GpuUnknown, busy, gpu_type, hold_gpus, probe
 from gdn_lab.names import gpu_short_name
 
 QUIET = {
@@ -58,6 +58,26 @@ def test_all_gpus_of_a_host_are_held_open(monkeypatch):
 
 def test_a_machine_without_gpus_is_one_place_for_jobs():
     assert gpu_type([]) == "cpu" and probe("cpu") is None
+
+
+@pytest.mark.parametrize("gpu", ["7", "-1"])
+def test_a_gpu_that_is_not_there_is_unknown_in_a_sentence(monkeypatch, gpu):
+    def fails(*_):
+        raise OSError("Not Found")
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=fails,
+        nvmlDeviceGetHandleByUUID=fails,
+        nvmlDeviceGetName=str,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    with pytest.raises(GpuUnknown, match=f"GPU {gpu} cannot be asked for its name .Not Found.; `nvidia-smi -L`"):
+        gpu_type([gpu])
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # cannot be imported
+    with pytest.raises(GpuUnknown, match="cannot be asked"):
+        gpu_type([gpu])
 
 
 @pytest.mark.parametrize(
