@@ -7,11 +7,14 @@
 The kernel runs in a process of its own. Exit status 0: right wherever it could be checked; 1: not; 2: usage error.
 """
 
+import math
 import sys
 import time
 from pathlib import Path
 
 from .errors import BatchError, UsageError
+
+FILES = (".py", ".json")  # what a file with kernels ends in
 
 
 def add_arguments(parser) -> None:
@@ -28,17 +31,12 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> int:
     """Judge, print a line for each check or each thousand random calls, and return the exit status."""
-    request = {"judged": [_absolute(word) for word in arguments.judged], "kernels": [], "seed": arguments.seed}
-    counts = [arguments.seconds, arguments.calls, arguments.call]
-    if sum(count is not None for count in counts) > 1:
-        raise UsageError("--seconds, --calls and --call exclude each other; give one")
-    if any(count is not None and count < 0 for count in counts):
-        raise UsageError("--seconds, --calls and --call: expected no negative number")
-    if any(count is not None for count in counts):
+    request = {"judged": [judged_path(word) for word in arguments.judged], "kernels": [], "seed": arguments.seed}
+    if asks_for_random_calls(arguments):
         from .check_calls import random_calls
 
         return random_calls(request, arguments)
-    request["only"] = arguments.only.split(",") if arguments.only else None
+    request["only"] = checks_of(arguments.only)
     status = checks(request)
     if arguments.sanitize:
         from .check_calls import sanitized
@@ -47,9 +45,33 @@ def run(arguments) -> int:
     return status
 
 
-def _absolute(word: str) -> str:
-    """A file's path, which the other process takes from any folder; a name as it is."""
-    if not word.endswith((".py", ".json")):
+def asks_for_random_calls(arguments) -> bool:
+    """Whether --seconds, --calls or --call is given. UsageError for two of them, or for a number that cannot be."""
+    counts = [arguments.seconds, arguments.calls, arguments.call]
+    if sum(count is not None for count in counts) > 1:
+        raise UsageError("--seconds, --calls and --call exclude each other; give one")
+    for name, least in (("calls", 1), ("call", 0), ("processes", 1)):
+        number = getattr(arguments, name)
+        if number is not None and number < least:
+            raise UsageError(f"--{name}: expected a whole number from {least} up, got {number}")
+    if arguments.seconds is not None and not 0 < arguments.seconds < math.inf:
+        raise UsageError(f"--seconds: expected a positive number, got {arguments.seconds:g}")
+    return any(count is not None for count in counts)
+
+
+def checks_of(word: str | None) -> list[str] | None:
+    """ "padding, streams" -> ["padding", "streams"]; None is all. The process that judges refuses unknown names."""
+    if word is None:
+        return None
+    names = [name.strip() for name in word.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--only: expected names of checks such as reference,padding, got {word!r}")
+    return names
+
+
+def judged_path(word: str) -> str:
+    """A file's path, which the other process takes from any folder; a name as it is. UsageError if it is not there."""
+    if not word.endswith(FILES):
         return word
     if not Path(word).expanduser().is_file():
         raise UsageError(f"there is no file {word}; name one that registers a kernel with @variant, or a variant")

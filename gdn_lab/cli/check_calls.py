@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 from ..report.random_calls import FOLDER
 from .errors import BatchError, UsageError
+from .run import command_line
 
 PARALLEL = 4  # processes on a GPU, at most: each spends most of its time in launching, and they take turns on the GPU
 ENDLESS = 1 << 62
@@ -34,7 +35,7 @@ def kept(arguments):
 
     words = ("judged", "calls", "seconds", "call", "processes")
     parameters = {word: getattr(arguments, word) for word in words}
-    command = f"gdn-lab check {' '.join(arguments.judged)}"
+    command = command_line(arguments)
     return Run.create(FOLDER, parameters, root=arguments.runs, command=command, seed=arguments.seed)
 
 

@@ -4,8 +4,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from .errors import UsageError
-from .run import RUNS, shown
+from .errors import BatchError, UsageError
+from .run import add_runs, folder_of_runs, shown
 from .run_folders import batches, run_folders
 
 
@@ -13,23 +13,31 @@ def add_arguments(parser) -> None:
     """Add the command's arguments to an argparse parser."""
     parser.add_argument("--keep", type=int, default=10, metavar="N", help="runs of each notebook to keep (default: 10)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help="where run folders are")
+    add_runs(parser)
 
 
 def run(arguments) -> None:
     """Remove all but the newest N runs of each notebook, and write the page of all runs again."""
     if arguments.keep < 0:
         raise UsageError(f"--keep: expected a whole number from 0 up, got {arguments.keep}")
-    root = arguments.runs.absolute()
+    root = folder_of_runs(arguments.runs)
     old = superfluous(root, arguments.keep)
     size = sum(each.bytes for each in old)
     for each in old:
-        print(f"{'would remove' if arguments.dry_run else 'removed'} {shown(each.folder)}")
         if not arguments.dry_run:
-            shutil.rmtree(each.folder)
+            _remove(each.folder)
+        print(f"{'would remove' if arguments.dry_run else 'removed'} {shown(each.folder)}")
     if not arguments.dry_run and old:
         _tidy(root)
     print(f"{len(old)} runs, {size / 1e6:,.0f} MB{' would go' if arguments.dry_run else ''}.")
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BatchError(f"cannot remove {shown(folder)}: {reason}; make it writable, or remove it yourself") from None
 
 
 def superfluous(root: Path, keep: int) -> list:
@@ -49,7 +57,7 @@ def _tidy(root: Path) -> None:
     left = {each.folder.name for each in run_folders(root)}
     for folder, about in batches(root):
         if not left & set(about["runs"]):
-            shutil.rmtree(folder)
+            _remove(folder)
     latest = root / "latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink()

@@ -7,9 +7,9 @@ what it resolves, several GB. `make` passes the file to pip with -c, so later se
 
 import json
 import re
+import shutil
 import subprocess
 import tempfile
-from importlib.metadata import Distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from ..files import replacing
-from .errors import BatchError
+from .errors import BatchError, UsageError
 from .run import ROOT, say
 
 FILE = ROOT / "constraints.txt"
@@ -36,7 +36,9 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    """Write constraints.txt and say how many distributions it pins."""
+    """Write constraints.txt and say how many distributions it pins. UsageError for a Python that is not there."""
+    if missing := [python for python in arguments.pythons if not shutil.which(python)]:
+        raise UsageError(f"there is no {missing[0]} here; name a Python that is on PATH, or its path")
     pins, licences, versions = {}, {}, []
     for python in arguments.pythons:
         version, found = resolve(python, pins)
@@ -106,19 +108,6 @@ def licence(metadata: dict) -> str:
     if "proprietary" in said.lower():
         return PROPRIETARY
     return said or "not named"
-
-
-def installed_licence(found: Distribution) -> str:
-    """licence() of an installed distribution."""
-    header = found.metadata
-    return licence(
-        {
-            "name": header["Name"],
-            "license_expression": header["License-Expression"],
-            "license": header["License"],
-            "classifier": header.get_all("Classifier"),
-        }
-    )
 
 
 def pinned() -> dict[str, tuple[str, str]]:

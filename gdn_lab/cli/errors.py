@@ -25,9 +25,9 @@ class Interrupted(Exception):
 def exit_status(do: Callable[[], int | None], failures: tuple[type[Exception], ...] = ()) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 usage error, 130 interrupted.
 
-    do: the command; what it returns is its status, None is 0. failures: exceptions other than BatchError whose message
-    is one sentence for the user. What went wrong is printed on stderr in one line; any other exception is a bug and
-    passes through.
+    do: the command; what it returns is its status, None is 0. failures: exceptions other than BatchError and
+    OutputFolderError whose message is one sentence for the user. What went wrong is printed on stderr in one line; any
+    other exception is a bug and passes through.
     """
     try:
         status = do() or 0
@@ -35,7 +35,7 @@ def exit_status(do: Callable[[], int | None], failures: tuple[type[Exception], .
         return status
     except UsageError as error:
         status, sentence = 2, error
-    except (BatchError, *failures) as error:
+    except (BatchError, *failures, *_cannot_write()) as error:
         status, sentence = 1, error
     except Interrupted as error:
         status, sentence = 130, error
@@ -47,6 +47,12 @@ def exit_status(do: Callable[[], int | None], failures: tuple[type[Exception], .
     with suppress(OSError):  # a closed terminal
         print(f"gdn-lab: {sentence}", file=sys.stderr)
     return status
+
+
+def _cannot_write() -> tuple[type[Exception], ...]:
+    """(OutputFolderError,), or () where its module, which takes seconds to import, is not imported."""
+    found = getattr(sys.modules.get("gdn_lab.bench.results"), "OutputFolderError", None)
+    return (found,) if found else ()
 
 
 def discard_output() -> None:

@@ -11,6 +11,7 @@ from ..report.text import device_name, sm_clock
 from ..report.text import sentence_as_html as sentence
 from ..studies import studies
 from . import kept_answer, pages
+from .run import duration
 from .run_folders import BATCH, RunFolder, batches, newest_of_each, run_folders, when
 from .shell import badge, page
 from .since import changes
@@ -39,13 +40,11 @@ def write_batch(folder: Path, about: dict) -> Path:
     folder: lies in the folder of runs. about: {"command", "seconds", "status", "runs": names of folders}.
     """
     root = folder.parent
-    (folder / BATCH).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    _write(folder / BATCH, json.dumps(about, indent=2) + "\n")
     runs = run_folders(root)
     of_batch = sorted((run for run in runs if run.folder.name in about["runs"]), key=lambda run: run.notebook)
     title = f"Run of {when(folder.name.split('-')[0])}"
-    command = (
-        f"<p><code>{html.escape(about['command'])}</code>: {about['status']} in {_duration(about['seconds'])}.</p>"
-    )
+    command = f"<p><code>{html.escape(about['command'])}</code>: {about['status']} in {duration(about['seconds'])}.</p>"
     links = '<nav class="pages"><a href="../index.html">All runs</a></nav>'
     body = [f"<main class='wide'>{links}<h1>{title}</h1>{_machine(of_batch)}{command}", _cards(of_batch, runs, folder)]
     return _write(folder / "index.html", page(f"{title} · gdn_lab", "\n".join(body) + "</main>"))
@@ -142,12 +141,7 @@ def _thumbnail(folder: Path, alt: str) -> list[str]:
 
 
 def _took(run: RunFolder) -> str:
-    return f" · {_duration(run.seconds)}" if run.seconds is not None else ""
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f" · {duration(run.seconds)}" if run.seconds is not None else ""
 
 
 def _files(run: RunFolder, folder: Path) -> str:
@@ -165,7 +159,7 @@ def _together(root: Path) -> str:
     """Return the list of commands that ran several notebooks."""
     points = "".join(
         f'<li><a href="{folder.name}/index.html">{when(folder.name.split("-")[0])}</a>: '
-        f"{len(about['runs'])} notebooks, {html.escape(about['status'])}, {_duration(about['seconds'])}</li>"
+        f"{len(about['runs'])} notebooks, {html.escape(about['status'])}, {duration(about['seconds'])}</li>"
         for folder, about in batches(root)[:EARLIER]
     )
     return f"<h2>Run together</h2><ul>{points}</ul>" if points else ""

@@ -11,8 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+from .check import FILES, checks_of, judged_path
 from .errors import BatchError, Interrupted, UsageError
-from .run import RUNS, shown
+from .run import RUNS, check_writable, command_line, shown
 from .run_folders import VERDICT
 
 NOTEBOOK = "judge"  # in the names of run folders
@@ -44,50 +45,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Judge, print the verdict and where the page is. UsageError, one sentence, for what cannot be asked."""
+    """Judge, print the verdict and where the page is.
+
+    UsageError, one sentence, for what cannot be asked, BatchError for a folder that cannot be written.
+    """
     from ..verdict.verdict import CORRECT
 
-    settings = settings_of(arguments)
+    settings, only, path = settings_of(arguments), checks_of(arguments.only), judged_path(arguments.file)
+    check_writable(arguments.runs.absolute())
     status = 0
-    only = checks_of(arguments.only) if arguments.only else None
-    for checked in checked_apart(arguments.file, arguments.seed, only):
+    for checked in checked_apart(path, arguments.seed, only):
         for each in settings:
             verdict = judged(checked, each, arguments)
             status = max(status, int(verdict.correctness != CORRECT))
     return status
 
 
-def checks_of(word: str) -> list[str]:
-    """ "padding,streams" -> ["padding", "streams"]. UsageError for one that there is not."""
-    from ..judge.judging import CHECKS
-
-    names = [name.strip() for name in word.split(",")]
-    if unknown := [name for name in names if name not in CHECKS]:
-        raise UsageError(f"--only: there is no check {', '.join(unknown)}; choose from {', '.join(CHECKS)}")
-    return names
-
-
-def checked_apart(word: str, seed: int, only: list[str] | None = None) -> list:
+def checked_apart(path: str, seed: int, only: list[str] | None = None) -> list:
     """Check the kernels of a file, or that a name means, in a process of their own; return a Checked of each.
 
-    Prints a line for each check. only: names of checks, None: all. UsageError after the file's own traceback if it
-    cannot be imported.
+    path: what judged_path() returns. Prints a line for each check. only: names of checks, None: all. UsageError after
+    the file's own traceback if it cannot be imported.
     """
     from ..judge import apart
     from ..judge.judging import Finding
     from ..verdict.verdict_run import Checked
 
-    is_file = Path(word).suffix in (".py", ".json")
-    if is_file and not Path(word).expanduser().is_file():
-        raise UsageError(f"there is no file {word}; name one that registers a kernel with @variant, or a variant")
-    path = str(Path(word).expanduser().absolute()) if is_file else word
     found: dict[str, Checked] = {}
     for message in apart.messages({"judged": [path], "kernels": [], "seed": seed, "only": only}):
         if "usage" in message:
             print(message["shown"], end="", file=sys.stderr)
             raise UsageError(message["usage"])
         if "variants" in message:
-            found = {name: Checked(name, path if is_file else "", []) for name in message["variants"]}
+            found = {name: Checked(name, path if path.endswith(FILES) else "", []) for name in message["variants"]}
         elif "finding" in message:
             finding = Finding(**message["finding"])
             found[finding.variant].findings.append(finding)
@@ -156,7 +146,7 @@ def judged(checked, settings, arguments: argparse.Namespace):
 
     parameters = {"kernel": checked.kernel, "baseline": settings.baseline, "heads": list(settings.shape.dims[:2])}
     parameters |= {"batches": list(settings.batches), "samples": settings.samples}
-    command = f"gdn-lab judge {Path(arguments.file).name}"
+    command = command_line(arguments)
     verdict_run.register(checked)
     made = Run.create(NOTEBOOK, parameters, root=arguments.runs, command=command, seed=settings.seed)
     try:

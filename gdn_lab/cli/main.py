@@ -70,7 +70,7 @@ def main(words: list[str] | None = None) -> int:
             module = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}") if name else None
         except KeyboardInterrupt:
             return exit_status(_interrupt)
-        arguments = parser(name, module).parse_args(words)
+        arguments = parser(name, module).parse_args(words, argparse.Namespace(command_words=words))
         return exit_status(lambda: _run(module, arguments), getattr(module, "FAILURES", ()))
 
 

@@ -226,7 +226,7 @@ def keep(run: Run, sentences: list[str], figure=None, name: str = "answer", *, d
 
 
 def _timed_here(run: Run) -> tuple[str, str]:
-    """What an answer from this machine rests on: measurements on a GPU, or checks alone, as a CPU's times rank nothing."""
+    """What an answer from this machine rests on: a GPU's measurements, or checks: a CPU's times rank nothing."""
     return "measured here" if run.info["environment"]["gpu_name"] else "checked here", device_name(run.info)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..studies import Study, studies
 from ..studies.parameters import ParameterError
 from .errors import UsageError
-from .run import add_checkpoint, add_run_options, given_words, shown
+from .run import add_checkpoint, add_run_options, check_writable, given_words, shown
 
 MINUTES = "minutes"
 OPEN = (MINUTES, "gpu_reference")  # parameters in which a run that is gone on with may differ
@@ -78,8 +78,7 @@ def _record(study: Study, parsed, parameters: dict, arguments) -> None:
     from ..bench.results import Run
 
     root, folder = arguments.runs.absolute(), arguments.folder
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    check_writable(*((root, "--runs") if folder is None else (folder, "--folder")))
     earlier = None if arguments.fresh else earlier_run(study, parameters, arguments.resume, root)
     command = f"gdn-lab record {study.name}" + "".join(
         f" -p {name} {shlex.quote(str(value))}"

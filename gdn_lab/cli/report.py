@@ -27,12 +27,12 @@ from pathlib import Path
 from ..files import replacing
 from ..studies import Study, studies
 from ..studies.declaration import Section
+from .errors import UsageError
 from .run import ROOT, shown
 
 BLOCKS = (
-    r"picture|which_backend|servers|precision|hardware|studies|variants|licences|computed:\w+|published:\w+|recorded:\w+"
-    r"|history:\w+|random_calls:\w+|checks:\w+"
-    r"|measured:\w+-\w+(?:-\w+)?"
+    r"picture|which_backend|servers|precision|hardware|studies|variants|licences|computed:\w+|published:\w+"
+    r"|(?:recorded|history|random_calls|checks|measured):[\w-]+"  # GPUs such as rtx-4090
 )
 MARKER = re.compile(rf"<!-- (?P<block>{BLOCKS}) -->\n?(?:.*?<!-- /(?P=block) -->)?", re.DOTALL)
 
@@ -44,6 +44,10 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
+    """Rebuild, and print what was written. UsageError if the folder is no checkout."""
+    missing = [name for name in ("README.md", "data") if not (arguments.root / name).exists()]
+    if missing:
+        raise UsageError(f"--root: there is no {' and no '.join(missing)} in {arguments.root}; name a checkout")
     print("\n".join(shown(path) for path in report(arguments.root)))
 
 
@@ -130,9 +134,21 @@ def _block(block: str, root: Path, titles: dict[str, str]) -> tuple[str, list[Pa
         from ..report.recorded_checks import table as checks
 
         return checks(rest, root / "data"), []
-    gpu, section, *what = rest.split("-")
-    study = next((each for each in studies() if each.section and each.section_name == section), None)
-    return None if study is None else section_of(study, gpu, root, *what)
+    return measured_section(rest, root)
+
+
+def measured_section(name: str, root: Path) -> tuple[str, list[Path]] | None:
+    """section_of() what <gpu>-<section> or <gpu>-<section>-<what> names; None if no study has such a section.
+
+    A GPU's name may contain "-", a section's does not, so the first word that is a section ends the GPU's name.
+    """
+    sections = {study.section_name: study for study in studies() if study.section}
+    words = name.split("-")
+    place = next((n for n, word in enumerate(words) if n and word in sections), None)
+    if place is None:
+        return None
+    gpu, what = "-".join(words[:place]), "-".join(words[place + 1 :])
+    return section_of(sections[words[place]], gpu, root, what)
 
 
 def front(block: str, root: Path) -> tuple[str, list[Path]] | None:

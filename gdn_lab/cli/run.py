@@ -86,6 +86,18 @@ def given_words(pairs: list[tuple[str, str]]) -> dict[str, str]:
     return words
 
 
+def add_runs(parser) -> None:
+    """--runs, of commands that read runs: None unless it is given, see folder_of_runs()."""
+    parser.add_argument("--runs", type=Path, metavar="FOLDER", help="where run folders are (default: runs/)")
+
+
+def folder_of_runs(runs: Path | None) -> Path:
+    """The folder of runs, absolute. UsageError if one is given that is not there."""
+    if runs is not None and not runs.is_dir():
+        raise UsageError(f"--runs: there is no folder {runs}; name one that holds run folders")
+    return (runs or RUNS).absolute()
+
+
 # ---- notebooks ------------------------------------------------------------------------------------------------------
 
 
@@ -193,8 +205,8 @@ def _value(name: str, word: str, kind: str):
 # ---- running --------------------------------------------------------------------------------------------------------
 
 
-def check_writable(root: Path) -> None:
-    """BatchError if run folders cannot be made under `root`, or if its disk is full."""
+def check_writable(root: Path, option: str = "--runs") -> None:
+    """BatchError if nothing can be made under `root`, which `option` names, or if its disk is full."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=root):
@@ -202,12 +214,12 @@ def check_writable(root: Path) -> None:
         free = shutil.disk_usage(root).free
     except OSError as error:
         raise BatchError(
-            f"cannot write to the output folder {shown(root)}: {error.strerror}; name another with --runs FOLDER"
+            f"cannot write to the output folder {shown(root)}: {error.strerror}; name another with {option} FOLDER"
         ) from error
     if free < NEEDED_BYTES:
         raise BatchError(
             f"the disk of the output folder {shown(root)} is full: {free >> 20} MiB are free, a run needs "
-            f"{NEEDED_BYTES >> 20}; make room or name another with --runs FOLDER"
+            f"{NEEDED_BYTES >> 20}; make room or name another with {option} FOLDER"
         )
 
 
@@ -286,6 +298,19 @@ def command(paths: list[Path], words: dict[str, str]) -> str:
     return shlex.join(["gdn-lab", "run", *named, *given]) + kernel_words()
 
 
+def command_line(arguments: argparse.Namespace) -> str:
+    """The command as it was given, for run.json. Of an absolute path outside of the current folder, its last part."""
+    return shlex.join(["gdn-lab", *map(_without_private_folders, arguments.command_words)])
+
+
+def _without_private_folders(word: str) -> str:
+    option, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
+    if not path.startswith("/"):
+        return word
+    kept = shown(Path(path))
+    return option + equals + (Path(path).name if kept.startswith("/") else kept)
+
+
 def write_pages(root: Path, together: Path | None, about: dict) -> Path:
     """Link the newest pages with each other, write the page of what ran together and that of all runs; return it."""
     from . import index
@@ -305,8 +330,13 @@ def say(line: str) -> None:
 
 
 def seconds(since: float) -> str:
-    """Time since a time.monotonic(), for people: "42 s", "3 min 05 s"."""
-    minutes, rest = divmod(round(time.monotonic() - since), 60)
+    """duration() since a time.monotonic()."""
+    return duration(time.monotonic() - since)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "42 s", "3 min 05 s"."""
+    minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..models import MODELS
 from .errors import BatchError, Interrupted, UsageError
-from .run import RUNS, shown
+from .run import RUNS, command_line, shown
 
 NOTEBOOK = "serve"  # in the names of run folders
 DEFAULT_MODEL = "qwen3.5-35b-a3b"
@@ -91,7 +91,10 @@ def numbers(word: str) -> list[int]:
 
 def names(word: str) -> list[str]:
     """ "before,best" -> ["before", "best"]."""
-    return [part.strip() for part in word.split(",") if part.strip()]
+    found = [part.strip() for part in word.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names such as before,best, got {word!r}")
+    return found
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -100,18 +103,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ..bench.results import Run
     from ..engine.ranks import RankError
-    from ..engine.serve_ranks import check
 
     gpu = torch.cuda.is_available()
     if not gpu and not arguments.toy:
         raise UsageError("gdn-lab serve needs an NVIDIA GPU for a model of real size; add --toy to serve a small one")
     plan = plan_of(arguments, "cuda" if gpu else "cpu")
-    try:
-        check(plan)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    parameters = {name: value for name, value in plan._asdict().items()}
-    made = Run.create(NOTEBOOK, parameters, root=arguments.runs, command=command(plan), seed=plan.seed)
+    check_plan(plan)
+    command = command_line(arguments)
+    made = Run.create(NOTEBOOK, plan._asdict(), root=arguments.runs, command=command, seed=plan.seed)
     print(f"Rows go to {shown(made.folder)}.", flush=True)
     try:
         with made:
@@ -130,18 +129,23 @@ def plan_of(arguments: argparse.Namespace, device: str):
     from ..layer.configurations import made_for
 
     toy = arguments.toy
+
+    def given(name: str, default):
+        value = getattr(arguments, name)
+        return default if value is None else value
+
     return Plan(
         model=arguments.model,
         tp=arguments.tp,
-        concurrencies=arguments.concurrency or ([1, 4] if toy else [1, 8, 64]),
-        configurations=arguments.configurations or made_for(device),
+        concurrencies=given("concurrency", [1, 4] if toy else [1, 8, 64]),
+        configurations=given("configurations", made_for(device)),
         precision=arguments.precision,
         state_dtype=arguments.dtype,
         toy=toy,
         layers=arguments.layers,
         requests=arguments.requests,
-        input=arguments.input or (6 if toy else 64),
-        output=arguments.output or (8 if toy else 256),
+        input=given("input", 6 if toy else 64),
+        output=given("output", 8 if toy else 256),
         spread=arguments.spread,
         trace=arguments.trace and str(arguments.trace),
         prefill=arguments.prefill,
@@ -151,15 +155,32 @@ def plan_of(arguments: argparse.Namespace, device: str):
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
-        communicator=arguments.communicator or ("fastest" if device == "cuda" else "gloo"),
+        communicator=given("communicator", "fastest" if device == "cuda" else "gloo"),
         seed=arguments.seed,
     )
 
 
-def command(plan) -> str:
-    """What run.json calls the command."""
-    concurrency = ",".join(map(str, plan.concurrencies))
-    return f"gdn-lab serve --model {plan.model} --tp {plan.tp} --concurrency {concurrency}"
+def check_plan(plan) -> None:
+    """UsageError, one sentence, for what can be seen before any weight is made."""
+    from ..engine.model_sizes import ModelSizes
+    from ..engine.serve_ranks import check, requests_of
+
+    for name in ("tp", "requests", "input", "output", "chunk", "layers"):
+        value = getattr(plan, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name}: expected a whole number from 1 up, got {value}")
+    if not 0 <= plan.spread < 1:
+        raise UsageError(f"--spread: expected a share from 0 to below 1, got {plan.spread:g}")
+    if not 0 <= plan.acceptance <= 1:
+        raise UsageError(f"--acceptance: expected a rate from 0 to 1, got {plan.acceptance:g}")
+    try:
+        check(plan)
+        sizes = ModelSizes.of(plan.model, plan.tp, toy=plan.toy, layers=plan.layers)
+        requests_of(plan._replace(requests=1), 1, sizes.vocab)
+    except OSError as error:
+        raise UsageError(f"--trace: cannot read {plan.trace}: {error.strerror}; name a JSONL file") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def serve_all(plan, made) -> list[dict]:

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from ..trained.training_plan import Plan
 from .errors import UsageError
+from .run import check_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print a line every 15 seconds. UsageError, one sentence, for what cannot be asked."""
+    """Train, and print a line every 15 seconds.
+
+    UsageError, one sentence, for what cannot be asked, BatchError for a folder that cannot be written.
+    """
     import torch
 
     from ..bench.environment import environment
@@ -34,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..trained.training import train
 
     length = arguments.seconds if arguments.steps is None else arguments.steps
-    if length <= 0:
+    if not 0 < length < math.inf:
         raise UsageError(f"expected a positive time or number of steps, got {length:g}")
     if not torch.cuda.is_available() and arguments.steps is None:
         raise UsageError(
@@ -43,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     plan = replace(Plan(), seconds=arguments.seconds, steps=arguments.steps, seed=arguments.seed)
     plan = replace(plan, graph=not arguments.eager)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_writable(arguments.folder, "--folder")
     train(Sizes(), plan, arguments.folder, device, lambda line: print(line, flush=True))
     facts = {"plan": plan.as_dict(), "sizes": Sizes().as_dict(), "environment": environment(device)}
     with replacing(arguments.folder / "train.json") as partial:

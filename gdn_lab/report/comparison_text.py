@@ -12,6 +12,17 @@ SHORT = {
     "cuda_graph_replay": "graph replay",
     "cupti_kernel": "kernel time",
 }
+FORMS = {  # of fields whose values say nothing by themselves
+    "tp": "tp {}",
+    "num_v_heads": "HV {}",
+    "draft_tokens": "{} draft tokens",
+    "acceptance": "acceptance {}",
+    "ranks": "{} ranks",
+    "rows": "{} rows",
+    "hidden": "hidden {}",
+    "ring_updates": "ring of {}",
+    "toy": "toy {}",
+}
 
 
 class Words:
@@ -28,7 +39,7 @@ class Words:
         parts = [f"{key['backend']}/{key['variant']}"] if self.keep_name and "backend" in key else []
         for name in self.varying:
             if name not in (*POINT, "backend", "variant", "phase", "num_k_heads") and name in key:
-                value = {"tp": "tp {}", "num_v_heads": "HV {}"}.get(name, "{}").format(key[name])
+                value = FORMS.get(name, "{}").format(key[name])
                 parts.append(SHORT.get(value, value))
         if "phase" in self.varying and "mode" not in key:
             parts.append(key["phase"])

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..bench.run_folder import load
 from ..models import GDNShape
+from ..names import gpu_short_name
 from .recorded import DATA, recorded_runs, run_folder
 from .text import device_name, listed
 
@@ -131,9 +132,9 @@ def heads_distance(one: GDNShape | Setting, other: GDNShape | Setting) -> tuple[
 
 
 def gpu_name(run: dict) -> str:
-    """ "H100" of "NVIDIA H100 80GB HBM3"; the CPU's name where there was no GPU."""
-    name = device_name(run)
-    return name.removeprefix("NVIDIA ").split(" ")[0] if run.get("environment", {}).get("gpu_name") else name
+    """ "H100" of "NVIDIA H100 80GB HBM3", "RTX 4090" of "NVIDIA GeForce RTX 4090"; of a run without a GPU the CPU."""
+    name = run.get("environment", {}).get("gpu_name")
+    return gpu_short_name(name).upper().replace("-", " ") if name else device_name(run)
 
 
 # ---- records --------------------------------------------------------------------------------------------------------

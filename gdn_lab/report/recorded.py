@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.run_folder import load
+from ..names import gpu_short_name
 from .text import listed
 
 if TYPE_CHECKING:  # slow to import, and needed for the published tables alone
@@ -102,5 +103,5 @@ def recorded_gpus(data: Path = DATA) -> list[str]:
 
 def recorded_gpu(device: str, data: Path = DATA) -> str | None:
     """The one of recorded_gpus() that a device is, by its name, such as "NVIDIA H200"; None if it is none of them."""
-    words = device.lower().split()
-    return next((gpu for gpu in recorded_gpus(data) if gpu in words), None)
+    name = gpu_short_name(device)
+    return name if name in recorded_gpus(data) else None

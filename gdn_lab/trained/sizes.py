@@ -42,6 +42,3 @@ class Sizes:
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
-
-
-TINY = Sizes(hidden=64, num_k_heads=1, num_v_heads=2, head_dim=32, attn_heads=2, attn_kv_heads=1, attn_dim=32, ffn=128)

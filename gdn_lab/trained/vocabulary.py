@@ -31,8 +31,3 @@ WORDS = (
     *(_number(value) for value in range(NUMBERS)),
     *(first + second for first in _SYLLABLES for second in _SYLLABLES),
 )
-
-
-def text_of(tokens) -> str:
-    """The words of tokens, a space between them."""
-    return " ".join(WORDS[token] for token in tokens)

@@ -52,12 +52,30 @@ def test_one_that_cannot_run_here(judged_here, kernel_file, capsys):
         (["nothing/vk"], "there is no variant 'nothing/vk'"),
         (["torch/vk", "--only", "padding,nothing"], "there is no check 'nothing'"),
         (["torch/vk", "--calls", "3", "--seconds", "3"], "exclude each other"),
-        (["torch/vk", "--calls", "-1"], "expected no negative number"),
+        (["torch/vk", "--calls", "-1"], "--calls: expected a whole number from 1 up, got -1"),
+        (["torch/vk", "--calls", "0"], "--calls: expected a whole number from 1 up, got 0"),
+        (["torch/vk", "--call", "-1"], "--call: expected a whole number from 0 up, got -1"),
+        (["torch/vk", "--calls", "5", "--processes", "-1"], "--processes: expected a whole number from 1 up, got -1"),
+        (["torch/vk", "--calls", "5", "--processes", "0"], "--processes: expected a whole number from 1 up, got 0"),
+        (["torch/vk", "--seconds", "nan"], "--seconds: expected a positive number, got nan"),
+        (["torch/vk", "--seconds", "inf"], "--seconds: expected a positive number, got inf"),
+        (["torch/vk", "--seconds", "0"], "--seconds: expected a positive number, got 0"),
+        (["torch/vk", "--only", ","], "--only: expected names of checks such as reference,padding, got ','"),
     ],
 )
 def test_usage_errors(judged_here, words, sentence, capsys):
     assert main(["check", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_names_of_checks_may_have_spaces_before_them(judged_here, capsys):
+    assert main(["check", "torch/vk", "--only", "reference, padding"]) == 0
+    assert "2 pass" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(capsys):
+    assert main(["check", "torch/vk", "--calls", "5", "--runs", "/dev/null/runs"]) == 1
+    assert re.fullmatch(r"gdn-lab: cannot write results to /dev/null/runs: .*\n", capsys.readouterr().err)
 
 
 def test_an_error_in_the_file(judged_here, kernel_file, capsys):
@@ -74,6 +92,7 @@ def test_random_calls_and_how_to_repeat_one(kernel_file, capsys, tmp_path, forke
     found = re.search(r"repeat it with: gdn-lab check (\S+) --seed 5 --call (\d+)", out)
     assert found and found[1] == str(path) and f"call {found[2]}: " in out
     info, kept = load(runs / "latest")
+    assert info["command"] == "gdn-lab check mine.py --calls 60 --seed 5 --runs runs --processes 2"
     assert info["status"] == "complete" and info["parameters"]["calls"] == 60 and "torch" in info["environment"]
     assert {row["shares"] for row in kept} == {2} and {row["first"] for row in kept} <= {0, 1}
     assert sum(row["failed"] for row in kept) >= 1 and {row["variant"] for row in kept} == {"planted/vk"}

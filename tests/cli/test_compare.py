@@ -7,7 +7,7 @@ from synthetic import RUN, sweep_rows
 
 from gdn_lab.cli.main import main
 from gdn_lab.report import comparison_text
-from gdn_lab.report.comparison import NothingToCompare, compare, sides
+from gdn_lab.report.comparison import Change, Comparison, NothingToCompare, Time, compare, sides
 from gdn_lab.report.recorded import DATA, recorded_runs
 
 FOLDER = DATA / "measured" / "h100" / "02_decode_kernels"
@@ -31,6 +31,15 @@ def folder_of(path, rows, run=NAMED):
 
 
 # ---- the comparison
+
+
+def test_a_number_that_says_nothing_by_itself_has_a_word_with_it():
+    key = {"ring_updates": 16, "draft_tokens": 4, "acceptance": 0.8, "ranks": 8, "rows": 64, "hidden": 4096}
+    time = Time(1.0, None, None)
+    changes = [Change(one, time, time, 1.0, False) for one in ({"backend": "triton", "variant": "vk"}, key)]
+    words = comparison_text.Words(Comparison("12", "a", "b", 0.03, [], changes, [], []))
+    said = "ring of 16, 4 draft tokens, acceptance 0.8, 8 ranks, 64 rows, hidden 4096"
+    assert words.what(key) == said
 
 
 def test_a_known_ratio_is_found_and_the_rest_is_equal():

@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from gdn_lab.cli import constraints
+from gdn_lab.cli.main import main
 from gdn_lab.cli.run import ROOT
 
 PINS = constraints.pinned()
@@ -34,6 +35,13 @@ def distributions():
     return metadata.distributions(path=FOLDERS)
 
 
+def licence(found):
+    """The licence that an installed distribution names."""
+    header = found.metadata
+    fields = {"license_expression": header["License-Expression"], "license": header["License"]}
+    return constraints.licence(fields | {"name": header["Name"], "classifier": header.get_all("Classifier")})
+
+
 @own_torch
 def test_what_is_installed_is_pinned_with_all_that_it_needs():
     found = {canonicalize_name(each.metadata["Name"]): each for each in distributions()}
@@ -51,7 +59,7 @@ def test_what_is_installed_is_pinned_with_all_that_it_needs():
     assert len(names) > 100
     for name in names:
         assert found[name].version.partition("+")[0] == PINS[name][0], name
-        assert constraints.installed_licence(found[name]) == PINS[name][1], name
+        assert licence(found[name]) == PINS[name][1], name
 
 
 @own_torch
@@ -111,3 +119,8 @@ def test_the_project_names_its_own_licence():
 )
 def test_a_licence_is_what_the_metadata_names(metadata, licence):
     assert constraints.licence({"name": "x"} | metadata) == licence
+
+
+def test_a_python_that_is_not_there_is_a_usage_error(capsys):
+    assert main(["constraints", "nopython"]) == 2
+    assert "there is no nopython here; name a Python that is on PATH" in capsys.readouterr().err

@@ -144,6 +144,7 @@ def gdn_lab(words, tmp_path, capsys) -> None:
     words = [str(TRACE) if word in NO_TRACES else word for word in words]
     if name in EXECUTED or " ".join(words) in ALL_THE_SAME:
         if name in ("run", "clean", "board") or "--runs" in words:
+            (tmp_path / "runs").mkdir(exist_ok=True)
             words = [*(word for word in words if word != "--runs"), "--runs", str(tmp_path / "runs")]
         assert main(words) in EXECUTED.get(name, (0,)), capsys.readouterr().err
     else:

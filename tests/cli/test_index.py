@@ -137,6 +137,32 @@ def test_clean_keeps_the_newest_of_each_notebook(made, tmp_path, capsys):
     assert not (tmp_path / "latest").is_symlink() and (tmp_path / "index.html").is_file()
     assert clean.superfluous(tmp_path, 10) == []
     assert main(["clean", "--keep", "-1", "--runs", str(tmp_path)]) == 2
+    assert main(["clean", "--runs", str(tmp_path / "nothing")]) == 2
+    assert f"--runs: there is no folder {tmp_path / 'nothing'}; name one" in capsys.readouterr().err
+
+
+def test_clean_says_what_cannot_be_removed_and_nothing_else(made, tmp_path, capsys, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    folder = made("20261101T080000Z")
+    monkeypatch.setattr(clean.shutil, "rmtree", refuse)
+    assert main(["clean", "--keep", "0", "--runs", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "removed" not in out and f"gdn-lab: cannot remove {folder}: Permission denied; make it writable" in err
+
+
+def test_batch_json_is_whole_or_the_old_one(made, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "20261128T080000Z-together"
+    folder.mkdir()
+    (folder / "batch.json").write_text("{}")
+    monkeypatch.setattr(index.os, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        index.write_batch(folder, {"command": "x", "seconds": 1.0, "status": "complete", "runs": []})
+    assert (folder / "batch.json").read_text() == "{}"
 
 
 @pytest.mark.browser

@@ -51,6 +51,13 @@ def test_it_writes_a_run_of_the_study(call, tmp_path, capsys):
     assert "4 rows in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--runs", "--folder"])
+def test_a_folder_that_cannot_be_written_is_a_sentence(call, capsys, option):
+    assert call(option, "/dev/null/x") == 1
+    said = f"cannot write to the output folder /dev/null/x: Not a directory; name another with {option} FOLDER"
+    assert capsys.readouterr().err == f"gdn-lab: {said}\n"
+
+
 def test_the_same_command_goes_on_and_another_one_does_not(call, tmp_path, capsys):
     call("--minutes", "2", "-p", "points", "5")
     first = newest(tmp_path)

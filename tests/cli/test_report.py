@@ -12,6 +12,7 @@ from gdn_lab.backends.registry import VARIANTS
 from gdn_lab.bench.results import Run
 from gdn_lab.bench.sources import kernel_hashes
 from gdn_lab.cli import recorded_with
+from gdn_lab.cli.main import main
 from gdn_lab.cli.report import report
 from gdn_lab.studies import studies
 from gdn_lab.studies.prefill.sweep import prefill_sweep
@@ -67,6 +68,29 @@ def test_report_fills_the_blocks_and_changes_nothing_the_second_time(checkout):
     assert checkout / "README.md" not in report(checkout) and (checkout / "README.md").read_text() == text
     page = (checkout / "docs" / "more.md").read_text()
     assert "](verify_time.png)" in page.replace("h100_", "") and "](docs/" not in page
+
+
+def test_a_gpu_whose_name_has_a_hyphen_has_its_sections(checkout):
+    measured = checkout / "data" / "measured"
+    (measured / "h100" / "05_verify").rename(measured / "h100" / "05_verify_some")
+    (measured / "h100").rename(measured / "rtx-4090")
+    names = ("measured:rtx-4090-prefill", "measured:rtx-4090-verify-some", "measured:rtx-5090-verify")
+    markers = (*names, "recorded:rtx-4090")
+    (checkout / "requirements.txt").write_text("torch==2.13.0\n")
+    (checkout / "README.md").write_text("".join(f"<!-- {block} -->\n" for block in markers))
+    report(checkout)
+    made = blocks((checkout / "README.md").read_text())
+    assert set(made) == set(markers)
+    assert all("torch/vk" in made[name] for name in names[:2])
+    assert "no recorded run of 05_verify on 'rtx-5090'" in made[names[2]]
+    assert "Recorded on" in made["recorded:rtx-4090"]
+
+
+def test_a_folder_that_is_no_checkout_is_a_usage_error(tmp_path, capsys):
+    root = tmp_path / "nope"
+    assert main(["report", "--root", str(root)]) == 2
+    assert f"--root: there is no README.md and no data in {root}; name a checkout" in capsys.readouterr().err
+    assert not root.exists()
 
 
 def test_every_section_has_its_own_name():

@@ -1,5 +1,7 @@
 """gdn-lab serve: its words, its table, and what it says when a run does not come to its end."""
 
+import json
+
 import pytest
 import torch
 
@@ -84,3 +86,45 @@ def test_what_cannot_be_served_is_a_usage_error(served, capsys, monkeypatch):
     assert served([], [])[0] == 2 and "add --toy to serve a small one" in capsys.readouterr().err
     assert served(["--toy", "--configurations", "bset"], [])[0] == 2
     assert "configuration: 'bset' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--input 0", "--input: expected a whole number from 1 up, got 0"),
+        ("--input -1", "--input: expected a whole number from 1 up, got -1"),
+        ("--output 0", "--output: expected a whole number from 1 up, got 0"),
+        ("--requests 0", "--requests: expected a whole number from 1 up, got 0"),
+        ("--chunk 0", "--chunk: expected a whole number from 1 up, got 0"),
+        ("--tp 0", "--tp: expected a whole number from 1 up, got 0"),
+        ("--tp 3", "tp: "),
+        ("--layers 0", "--layers: expected a whole number from 1 up, got 0"),
+        ("--layers 999", "layers: expected 1 to "),
+        ("--spread nan", "--spread: expected a share from 0 to below 1, got nan"),
+        ("--spread 1 --trace nothing.jsonl", "--spread: expected a share from 0 to below 1, got 1"),
+        ("--acceptance nan", "--acceptance: expected a rate from 0 to 1, got nan"),
+        ("--trace nothing.jsonl", "--trace: cannot read nothing.jsonl: No such file or directory; name a JSONL file"),
+    ],
+)
+def test_numbers_that_cannot_be_are_usage_errors_and_leave_no_folder(served, capsys, tmp_path, words, sentence):
+    assert served(["--toy", *words.split()], [])[0] == 2
+    assert sentence in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("word", ["", ","])
+def test_no_name_of_a_configuration_is_a_usage_error(word, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--configurations", word])
+    assert "expected names such as before,best" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(capsys):
+    assert main(["serve", "--toy", "--runs", "/dev/null/x"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("gdn-lab: cannot write results to /dev/null/x: Not a directory; ") and err.count("\n") == 1
+
+
+def test_run_json_has_the_command_that_ran(served, tmp_path):
+    served(["--toy", "--draft-tokens=4", "--seed", "5"], [ROW])
+    info = json.loads((tmp_path / "latest" / "run.json").read_text())
+    assert info["command"] == f"gdn-lab serve --toy --draft-tokens=4 --seed 5 --runs {tmp_path.name}"

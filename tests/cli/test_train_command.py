@@ -13,6 +13,7 @@ from gdn_lab.trained import training
     ("words", "match"),
     [
         (["--steps", "0"], "expected a positive time or number of steps, got 0"),
+        (["--seconds", "nan"], "expected a positive time or number of steps, got nan"),
         (["--seconds", "-1"], "expected a positive time or number of steps, got -1"),
     ],
 )
@@ -25,6 +26,13 @@ def test_a_machine_without_a_gpu_is_warned_of_hours(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["train"]) == 2
     assert "hours on a CPU, and torch finds no GPU here; try --steps 2" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_it_trains(capsys, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("it trained"))
+    assert main(["train", "--steps", "1", "--folder", "/dev/null/x"]) == 1
+    said = "cannot write to the output folder /dev/null/x: Not a directory; name another with --folder FOLDER"
+    assert said in capsys.readouterr().err
 
 
 def test_the_files_say_how_it_was_trained(tmp_path, capsys, monkeypatch):

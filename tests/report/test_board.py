@@ -128,3 +128,5 @@ def test_the_command_prints_text_and_json_and_refuses_what_is_not_there(tmp_path
     assert {place["dtype"] for place in found} == {"float32"} and {"us", "share", "lead", "run"} <= set(found[0])
     assert main(["board", "--gpu", "h300"]) == 2
     assert "nothing is ranked for 'h300'" in capsys.readouterr().err
+    assert main(["board", "--runs", str(tmp_path / "nothing")]) == 2
+    assert f"--runs: there is no folder {tmp_path / 'nothing'}; name one" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from gdn_lab.bench import results
 from gdn_lab.cli import notebook
 from gdn_lab.models import MODELS
-from gdn_lab.report.nearest import Asked, Setting, led, nearest_record
+from gdn_lab.report.nearest import Asked, Setting, gpu_name, led, nearest_record
 from gdn_lab.report.recorded import DATA
 from gdn_lab.report.timed import Timed
 from gdn_lab.studies import study
@@ -209,3 +209,16 @@ def test_the_memory_sentence_is_of_what_was_asked(capsys):
     assert sentences[-1].startswith(
         f"Computed for {NEXT} at tp 4, on each GPU: storing the float32 states after each of 4 tokens takes 76.1 MB "
     ), sentences[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        (None, "CPU (a CPU)"),
+    ],
+)
+def test_a_gpu_is_called_by_its_model(name, shown):
+    assert gpu_name({"environment": {"gpu_name": name, "cpu": "a CPU"}}) == shown

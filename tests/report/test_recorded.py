@@ -60,6 +60,24 @@ def test_a_gpu_that_is_nearly_right_is_hinted_at(tmp_path):
     assert recorded.recorded_gpus(tmp_path) == ["h100"]
 
 
+@pytest.mark.parametrize(
+    ("device", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 3090", None),
+        ("", None),
+    ],
+)
+def test_a_device_finds_its_record_by_the_name_that_records_have(tmp_path, device, gpu):
+    for name in ("h100", "a100", "rtx-4090"):
+        folder = tmp_path / "measured" / name / "02_decode_kernels"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    assert recorded.recorded_gpu(device, tmp_path) == gpu
+
+
 def test_something_is_recorded_of_every_study_with_a_section():
     assert all(gpus(study.notebook) for study in studies() if study.section)
 

@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from gdn_lab.trained import language
-from gdn_lab.trained.vocabulary import FIRST_NAME, NAMES, NUMBERS, WORDS, text_of
+from gdn_lab.trained.vocabulary import FIRST_NAME, NAMES, NUMBERS, WORDS
 
 SIGNS = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}
 NUMBER = {word: value for value, word in enumerate(WORDS[9 : 9 + NUMBERS])}
+
+
+def text_of(tokens) -> str:
+    """The words of tokens, a space between them."""
+    return " ".join(WORDS[token] for token in tokens)
 
 
 def read(words: list[str], known: dict[str, int]) -> list[tuple[int, int]]:

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from gdn_lab.trained.network import Network
-from gdn_lab.trained.sizes import TINY
+from gdn_lab.trained.sizes import Sizes
 from gdn_lab.trained.training_plan import Plan
 from gdn_lab.trained.training_step import EAGER, IGNORED, Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = Sizes(hidden=64, num_k_heads=1, num_v_heads=2, head_dim=32, attn_heads=2, attn_kv_heads=1, attn_dim=32, ffn=128)
 
 
 def batch(seed: int, device="cpu"):

@@ -101,9 +101,22 @@ def test_the_example_in_the_cute_dsl_compiles_for_hopper_and_refuses_what_it_can
         assert "compute capability 9.0 or newer" in backend.refusal(registry.VARIANTS[name], call)
 
 
-def test_a_check_that_is_not_there_is_said(capsys):
-    assert main(["judge", "triton/vk", "--only", "padding,nothing"]) == 2
-    assert "there is no check nothing; choose from reference, " in capsys.readouterr().err
+def test_a_check_that_is_not_there_is_said(judged_here, tmp_path, capsys):
+    assert main(["judge", "triton/vk", "--only", "padding, nothing", "--runs", str(tmp_path)]) == 2
+    assert "there is no check 'nothing'; choose from reference, " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_judged(monkeypatch, capsys):
+    monkeypatch.setattr(judge_command, "checked_apart", lambda *_: pytest.fail("it judged"))
+    assert main(["judge", "triton/vk", "--runs", "/dev/null/runs"]) == 1
+    assert "cannot write to the output folder /dev/null/runs: Not a directory" in capsys.readouterr().err
+
+
+def test_run_json_has_the_command_that_ran(judged_here, tmp_path, capsys):
+    words = ["judge", "torch/vk", "--only", "padding, out", "--batches", "1", "--seed", "3"]
+    assert main([*words, "--runs", str(tmp_path / "runs")]) == 0
+    info = json.loads((tmp_path / "runs" / "latest" / "run.json").read_text())
+    assert info["command"] == "gdn-lab judge torch/vk --only 'padding, out' --batches 1 --seed 3 --runs runs"
 
 
 @pytest.mark.parametrize("word", ["nothing.py", "nothing/vk"])

@@ -14,15 +14,6 @@ def error_table(rows: list[dict], name: str = analysis.STATE) -> pandas.DataFram
     return pandas.DataFrame(lines)
 
 
-def backend_table(rows: list[dict]) -> pandas.DataFrame:
-    """The last error of a float32 state on each backend (columns) in each regime."""
-    lines = []
-    for where in analysis.regimes(rows):
-        errors = {f"error, {name}": analysis.final(row) for name, row in analysis.backends(rows, where).items()}
-        lines.append({"gates / keys": where} | errors)
-    return pandas.DataFrame(lines)
-
-
 def shortcut_table(rows: list[dict], where: str) -> pandas.DataFrame:
     """A line for each way in one regime: errors of state and output, growth, µs of a step, against float32 on it."""
     us = {row["way"]: row["median_us"] for row in analysis.timed(rows)}
