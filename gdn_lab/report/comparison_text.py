@@ -38,7 +38,7 @@ class Words:
         """ "triton/vk, in place, graph replay": all but the point."""
         parts = [f"{key['backend']}/{key['variant']}"] if self.keep_name and "backend" in key else []
         for name in self.varying:
-            if name not in (*POINT, "backend", "variant", "phase", "num_k_heads") and name in key:
+            if name not in (*POINT, "backend", "variant", "phase", "num_k_heads") and key.get(name, "") != "":
                 value = FORMS.get(name, "{}").format(key[name])
                 parts.append(SHORT.get(value, value))
         if "phase" in self.varying and "mode" not in key:
