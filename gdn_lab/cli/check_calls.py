@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 from ..report.random_calls import FOLDER
 from .errors import BatchError, UsageError
-from .run import command_line
+from .run import command_line, without_private_folders
 
 PARALLEL = 4  # processes on a GPU, at most: each spends most of its time in launching, and they take turns on the GPU
 ENDLESS = 1 << 62
@@ -33,8 +33,9 @@ def kept(arguments):
         return nullcontext()
     from ..bench.results import Run
 
-    words = ("judged", "calls", "seconds", "call", "processes")
-    parameters = {word: getattr(arguments, word) for word in words}
+    words = ("calls", "seconds", "call", "processes")
+    parameters = {"judged": [without_private_folders(word) for word in arguments.judged]}
+    parameters |= {word: getattr(arguments, word) for word in words}
     command = command_line(arguments)
     return Run.create(FOLDER, parameters, root=arguments.runs, command=command, seed=arguments.seed)
 

@@ -7,6 +7,7 @@ what data/measured/<gpu>/ and docs/site/<gpu>/ hold, and `gdn-lab report` rebuil
 """
 
 import argparse
+import math
 import time
 from dataclasses import replace
 from itertools import count
@@ -33,12 +34,9 @@ AGAIN = "the same command goes on"
 def run(arguments: argparse.Namespace) -> int:
     """Record what there is time for, and install it once nothing asked for is left. 1 if a piece failed or is left."""
     for option in ("gpus", "resume", "folder", "parameters"):
-        if getattr(arguments, option):
+        if getattr(arguments, option) not in (None, []):
             raise UsageError(f"--{option} is of one study; name it, or leave the option out")
-    try:
-        deadline = time.monotonic() + 60 * float(arguments.minutes)
-    except ValueError:
-        raise UsageError(f"--minutes: expected a number, got {arguments.minutes!r}") from None
+    deadline = time.monotonic() + 60 * minutes(arguments.minutes)
     gpus, commit = visible_gpus(), code_id()
     if not gpus:
         raise UsageError("a record is of a GPU, and there is none here; gdn-lab run shows what is recorded")
@@ -57,6 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in refused:
         say(sentence)
     return _end(driver, folder, gpu, len(gpus))
+
+
+def minutes(word: str) -> float:
+    """The number that --minutes names. UsageError unless it is finite and above 0."""
+    try:
+        found = float(word)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise UsageError(f"--minutes: expected a number above 0, got {word!r}")
+    return found
 
 
 def chosen(jobs: list[Job], names: list[str]) -> list[Job]:

@@ -300,10 +300,11 @@ def command(paths: list[Path], words: dict[str, str]) -> str:
 
 def command_line(arguments: argparse.Namespace) -> str:
     """The command as it was given, for run.json. Of an absolute path outside of the current folder, its last part."""
-    return shlex.join(["gdn-lab", *map(_without_private_folders, arguments.command_words)])
+    return shlex.join(["gdn-lab", *map(without_private_folders, arguments.command_words)])
 
 
-def _without_private_folders(word: str) -> str:
+def without_private_folders(word: str) -> str:
+    """A word of a command; of an absolute path outside of the current folder its last part."""
     option, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
     if not path.startswith("/"):
         return word

@@ -35,6 +35,14 @@ def signed_micro(us: float) -> str:
     return f"{'−' if us < 0 else '+'}{micro(abs(us))}"
 
 
+def token_count(count: float) -> str:
+    """A number of tokens, such as a half-life: "14.3", "14,248", "6.2e8"."""
+    if count < 1e6:
+        return f"{count:,.1f}" if count < 100 else f"{count:,.0f}"
+    digits, _, power = f"{count:.1e}".partition("e")
+    return f"{digits}e{int(power)}"
+
+
 def byte_size(n: float) -> str:
     """A number of bytes, decimal: "33.6 MB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -93,6 +93,7 @@ def test_random_calls_and_how_to_repeat_one(kernel_file, capsys, tmp_path, forke
     assert found and found[1] == str(path) and f"call {found[2]}: " in out
     info, kept = load(runs / "latest")
     assert info["command"] == "gdn-lab check mine.py --calls 60 --seed 5 --runs runs --processes 2"
+    assert info["parameters"]["judged"] == ["mine.py"], "no folder of the machine"
     assert info["status"] == "complete" and info["parameters"]["calls"] == 60 and "torch" in info["environment"]
     assert {row["shares"] for row in kept} == {2} and {row["first"] for row in kept} <= {0, 1}
     assert sum(row["failed"] for row in kept) >= 1 and {row["variant"] for row in kept} == {"planted/vk"}

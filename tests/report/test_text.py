@@ -23,6 +23,7 @@ def test_a_number_has_a_minus_sign_and_none_before_zero():
 
 
 def test_times_bytes_and_ranges():
+    assert [text.token_count(n) for n in (14.26, 14_248.2, 622_708_499.57)] == ["14.3", "14,248", "6.2e8"]
     assert [text.micro(us) for us in (3.14, 738.4, 45_100, 450_000)] == ["3.1 µs", "738 µs", "45.1 ms", "450 ms"]
     assert [text.micro(us) for us in (99.4, 100, 9_999, 10_000)] == ["99.4 µs", "100 µs", "9,999 µs", "10.0 ms"]
     assert [text.byte_size(n) for n in (5, 33_600_000, 2_100, 4e9)] == ["5 B", "33.6 MB", "2.1 kB", "4 GB"]

@@ -4,7 +4,7 @@ import pandas
 
 from ...report.recorded import published
 from ...report.style import label
-from ...report.text import number
+from ...report.text import number, token_count
 from ...trained.as_trained import LayerInputs, half_lives
 from .accuracy_cases import PADDED, Case
 from .accuracy_rows import ALL, AccuracyRows
@@ -78,18 +78,10 @@ def gate_table(layers: list[LayerInputs]) -> pandas.DataFrame:
                     "exp(A_log)": float(inputs.A_log[head].exp()),
                     "dt_bias": float(inputs.dt_bias[head]),
                     "a, median": a[head],
-                    "half-life, tokens": _tokens(half_life),
+                    "half-life, tokens": token_count(half_life),
                 }
             )
     return pandas.DataFrame(lines)
-
-
-def _tokens(count: float) -> str:
-    """ "14.3"; "14,248"; "6.2e8"."""
-    if count < 1e6:
-        return f"{count:,.1f}" if count < 100 else f"{count:,.0f}"
-    digits, _, power = f"{count:.1e}".partition("e")
-    return f"{digits}e{int(power)}"
 
 
 def p_text(p: float) -> str:

@@ -2,6 +2,7 @@
 
 import pandas
 
+from ...report.text import token_count
 from . import analysis
 
 
@@ -38,9 +39,9 @@ def magnitude_table(rows: list[dict]) -> pandas.DataFrame:
     return pandas.DataFrame(
         {
             "gates / keys": analysis.regime(row),
-            "half-life, tokens (p5)": row["half_life_p5_p50_p95"][0],
-            "half-life, tokens (median)": row["half_life_p5_p50_p95"][1],
-            "half-life, tokens (p95)": row["half_life_p5_p50_p95"][2],
+            "half-life, tokens (p5)": token_count(row["half_life_p5_p50_p95"][0]),
+            "half-life, tokens (median)": token_count(row["half_life_p5_p50_p95"][1]),
+            "half-life, tokens (p95)": token_count(row["half_life_p5_p50_p95"][2]),
             "largest |v|": row["largest_value"],
             "largest |S|": max(row["largest_state"]),
             "times below float16's limit": 1 / row["share_of_float16_limit"],
