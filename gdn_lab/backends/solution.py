@@ -21,6 +21,7 @@ from .registry import launch_for, variant
 
 IMPORTED = ("python", "triton", "cutedsl", "tilelang")  # languages whose entry point is a Python function
 COMPILED = ("cpp", "cuda")
+LANGUAGES: dict[str, str] = {}  # of each solution that is loaded, by its full name
 _folders: list[tempfile.TemporaryDirectory] = []  # of the sources; removed when the process ends
 
 MAIN = '''"""{kernel} of gdn_lab {version}, called as flashinfer-bench calls a solution of {definition}."""
@@ -54,6 +55,7 @@ def load(path: str | Path) -> str:
     if not callable(function):
         raise ValueError(f"{path.name}: {file} has no function {name}, its entry point")
     full_name = "solution/" + re.sub(r"[^\w.-]+", "-", solution["name"])
+    LANGUAGES[full_name] = spec["language"]
     author.variant(
         full_name,
         state_dtypes=(definitions.STATE,),

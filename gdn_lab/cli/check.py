@@ -72,6 +72,10 @@ def checks_of(word: str | None) -> list[str] | None:
 def judged_path(word: str) -> str:
     """A file's path, which the other process takes from any folder; a name as it is. UsageError if it is not there."""
     if not word.endswith(FILES):
+        if Path(word).is_file():
+            raise UsageError(
+                f"{word} has no kernel; expected a .py that registers one with @variant, or a Solution's .json"
+            )
         return word
     if not Path(word).expanduser().is_file():
         raise UsageError(f"there is no file {word}; name one that registers a kernel with @variant, or a variant")

@@ -35,15 +35,15 @@ def exit_status(do: Callable[[], int | None], failures: tuple[type[Exception], .
         return status
     except UsageError as error:
         status, sentence = 2, error
+    except BrokenPipeError:  # the reader of our output has gone, as `gdn-lab list | head -1` does
+        discard_output()
+        return 0
     except (BatchError, *failures, *_cannot_write()) as error:
         status, sentence = 1, error
     except Interrupted as error:
         status, sentence = 130, error
     except KeyboardInterrupt:
         status, sentence = 130, "interrupted"
-    except BrokenPipeError:  # the reader of our output has gone, as `gdn-lab list | head -1` does
-        discard_output()
-        return 0
     with suppress(OSError):  # a closed terminal
         print(f"gdn-lab: {sentence}", file=sys.stderr)
     return status

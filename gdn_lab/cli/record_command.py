@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from ..studies import Study, studies
-from ..studies.parameters import ParameterError
+from ..studies.parameters import ParameterError, on_gpu
 from .errors import UsageError
 from .run import add_checkpoint, add_run_options, check_writable, given_words, shown
 
@@ -89,6 +89,10 @@ def _record(study: Study, parsed, parameters: dict, arguments) -> None:
         study.notebook, parameters, root=root, folder=folder, command=command, seed=parameters.get("seed")
     )
     print(f"Rows go to {shown(made.folder)}.", flush=True)
+    if not on_gpu():
+        print(
+            "No GPU here: a toy runs in place of the model, on the CPU, and its times say nothing of a GPU.", flush=True
+        )
     rows = []
     if earlier is not None:
         where, rows = earlier

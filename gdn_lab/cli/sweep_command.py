@@ -17,13 +17,13 @@ from pathlib import Path
 
 from ..cluster.code import code_id
 from ..cluster.gather import ABOUT, read_about, write_about
-from ..cluster.job import FAILED, STATUSES
+from ..cluster.job import FAILED, FOLDER, STATUSES
 from ..cluster.ray_hosts import RayFailed, RayMissing
 from ..cluster.request import MINUTES, Request, RequestError, check_gpus, from_entries, from_words, read
 from ..report.text import listed
 from .errors import BatchError, Interrupted, UsageError
 from .run import ROOT, add_run_options, check_writable, given_words, say, shown
-from .sweep_jobs import Plan
+from .sweep_jobs import PROGRAM, Plan
 
 SWEEPS = "sweeps"  # folder of runs/ in which sweeps are
 FAILURES = (RayMissing, RayFailed)
@@ -134,10 +134,16 @@ def _new_folder(root: Path, requests: list[Request], commit: str) -> Path:
     return folder
 
 
+def _shown(command: tuple[str, ...]) -> str:
+    """A job's command as one would type it, without the folder that the job gets."""
+    words = shlex.join(("gdn-lab", *command[len(PROGRAM) :]))
+    return words.replace(shlex.quote(FOLDER), "FOLDER").replace(shlex.quote(f"{FOLDER}/run"), "FOLDER")
+
+
 def _print_plan(plans: list[Plan], on: int | None) -> None:
     jobs = [job for plan in plans for job in plan.jobs("this GPU", "now")]
     for job in sorted(jobs, key=lambda job: (-job.gpus, -job.seconds)):
-        print(f"{job.gpus} GPU{'s' * (job.gpus > 1)}, about {_minutes(job.seconds)}: {shlex.join(job.command[1:])}")
+        print(f"{job.gpus} GPU{'s' * (job.gpus > 1)}, about {_minutes(job.seconds)}: {_shown(job.command)}")
     hours = sum(job.gpus * job.seconds for job in jobs) / 3600
     print(f"{len(jobs)} jobs on each type of GPU, about {hours:.1f} GPU hours by recorded runs.")
     if on is not None:

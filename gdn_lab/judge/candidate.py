@@ -8,7 +8,7 @@ import sys
 import torch
 
 from .. import ops
-from ..backends import author, registry
+from ..backends import author, registry, solution
 from ..models import GDNShape
 from .attempt import Refused
 from .making import Made, make
@@ -126,7 +126,9 @@ class Candidate:
 
     @property
     def uses_triton(self) -> bool:
-        """Whether its launch, or the module that it is in, has Triton kernels."""
+        """Whether its launch, or the module that it is in, has Triton kernels, or its solution says that it has."""
+        if solution.LANGUAGES.get(self.name) == "triton":
+            return True
         return any(type(value).__name__ in author.TRITON for value in self.namespace().values())
 
     @property

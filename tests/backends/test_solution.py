@@ -11,6 +11,7 @@ from gdn_lab import GDNShape, StatePool, decode, ops, prefill, reference, verify
 from gdn_lab.backends import author, author_files, definitions, solution
 from gdn_lab.backends.registry import VARIANTS, refusal
 from gdn_lab.bench.roof import Roof
+from gdn_lab.judge.candidate import Candidate
 from gdn_lab.studies.decode_kernels.sweep import decode_sweep
 
 SHAPE = GDNShape(2, 4)
@@ -159,6 +160,15 @@ def test_a_compiled_solution_gets_its_sources_and_is_compiled_once(tmp_path, mon
         o = decode(*x.arguments(), **x.gates(), pool=pool, indices=slots, backend=name, use_qk_l2norm=False)
         assert torch.equal(o, x.v + 1) and torch.equal(pool.read(slots), before * times)
     assert builds == [["// C++"]]
+
+
+def test_a_solution_in_triton_is_judged_as_the_interpreter_computes(tmp_path, monkeypatch):
+    """Which cuts float32 to bfloat16: without a GPU a right kernel of Triton would be wrong by a rounding."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for language, cuts in (("triton", True), ("python", False)):
+        of_a_model = {"definition": "gdn_decode_qk4_v8_d128_k_last"}
+        name = solution.load(a_solution(tmp_path, language=language, name=f"in-{language}", **of_a_model))
+        assert Candidate(name, torch.device("cpu"), seed=0).cuts == cuts
 
 
 def test_what_a_solution_cannot_serve_is_refused(tmp_path):

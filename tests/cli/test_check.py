@@ -11,6 +11,14 @@ from gdn_lab.cli.main import main
 RIGHT = Planted((), {}).source()
 
 
+def test_a_file_that_cannot_hold_a_kernel_is_named_as_such(tmp_path, capsys):
+    path = tmp_path / "notes.md"
+    path.write_text("no kernel")
+    for command in ("check", "judge"):
+        assert main([command, str(path)]) == 2
+        assert "notes.md has no kernel; expected a .py that registers" in capsys.readouterr().err
+
+
 def test_a_right_kernel(judged_here, kernel_file, capsys):
     assert main(["check", str(kernel_file(RIGHT)), "--only", "padding,CUDA graph"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -12,7 +12,7 @@ import time
 import nbformat
 import pytest
 
-from gdn_lab.cli import execute, in_turn, stop
+from gdn_lab.cli import errors, execute, in_turn, stop
 from gdn_lab.cli import run as batch
 from gdn_lab.cli.errors import Interrupted
 from gdn_lab.cli.main import main
@@ -177,6 +177,14 @@ def test_head_is_no_failure():
     command = f"{sys.executable} -m gdn_lab list | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=batch.ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
+
+
+def test_a_reader_that_goes_away_is_no_failure_of_a_command_whose_failures_are_those_of_files(monkeypatch):
+    def gone():
+        raise BrokenPipeError
+
+    monkeypatch.setattr(errors, "discard_output", lambda: None)
+    assert errors.exit_status(gone, (ValueError, OSError)) == 0
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_prints(monkeypatch):

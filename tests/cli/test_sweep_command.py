@@ -112,7 +112,9 @@ def test_twice_the_points_are_expected_to_take_twice_as_long():
 
 def test_the_plan_is_printed_and_nothing_runs(capsys):
     assert main(["sweep", "--study", "02", "--over", "tp=1,2", "--plan"]) == 0
-    assert "2 jobs on each type of GPU" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 jobs on each type of GPU" in printed
+    assert "s: gdn-lab run 02_decode_kernels --runs FOLDER -p tp=2\n" in printed, "as one would type it"
 
 
 ROW = {"status": "ok", "phase": "decode", "backend": "triton", "timer": "cuda_graph_replay", "batch": 4, "tokens": 1}

@@ -218,9 +218,9 @@ def memory(advice: Advice) -> list[str]:
                 f"every state stored: {size(need['total_bytes'])}"
             )
         if need["fit_without_drafts"] is not None:
-            text += f"; in {p.memory:g} GB fit {need['fit_without_drafts']:,} requests"
+            text += f"; {p.memory:g} GB hold {need['fit_without_drafts']:,} requests"
             if p.spec:
-                text += f", with drafts {need['fit_with_drafts']:,}"
+                text += f", or {need['fit_with_drafts']:,} with drafts"
         lines.append(f"{text}.")
     return [
         f"On each of {p.tp} GPUs, state and convolution window of all GDN layers:" if p.tp > 1 else

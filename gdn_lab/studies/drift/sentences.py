@@ -59,9 +59,9 @@ def in_short(rows: list[dict]) -> list[str]:
         f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
         f"decode steps the median error of its output over requests and heads is at most {ENOUGH:.0%}"
         f"{_of_worst_head([found[where][BF16] for where in enough])}.",
-        f"A **float16** state takes the same bytes and time (without a ring), errs "
-        f"{number_range(_ratios(rows, BF16, FP16).values(), 1)} times less, and states stay "
-        f"{limit(rows):,.0f} times below its limit.",
+        f"A **float16** state takes the same bytes and time (without a ring), its error is "
+        f"{number_range(_ratios(rows, BF16, FP16).values(), 1)} times smaller, and the largest element stays a factor "
+        f"of {limit(rows):,.0f} below its limit.",
         f"A **float32** state{f' or {to}' if best and max(errors[best]) <= ENOUGH else ''} is needed with "
         f"{listed(neither)}: float32 errs by {_errors(errors[FLOAT32])} there, bfloat16 by {_errors(errors[BF16])}, "
         f"float16 by {_errors(errors[FP16])}.",
