@@ -172,7 +172,8 @@ def test_a_sweep_checks_every_point_and_refuses_what_takes_too_long(tmp_path, fo
     options = {"device": "cpu", "samples": 1, "calls": 1}
     with Run.create("08_all_reduce", {}, root=tmp_path) as run:
         rows = sweep.all_reduce_sweep(["gloo"], [2], [1, 3], [128], **options, run=run)
-        late = sweep.all_reduce_sweep(["gloo"], [2], [1], [128], **options, timeout_s=0.001, run=run)
+        slow = options | {"samples": 50, "calls": 50}  # far from done when it is looked at
+        late = sweep.all_reduce_sweep(["gloo"], [2], [512], [1024], **slow, timeout_s=0.001, run=run)
     assert load(run.folder)[1] == rows + late
     points = {(row["operation"], row["rows"]) for row in rows}
     assert points == {(operation, count) for operation in (SUM, ADD_NORM) for count in (1, 3)}
