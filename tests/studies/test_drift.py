@@ -292,6 +292,10 @@ def test_in_short_names_every_regime_that_float16_is_not_enough_for_and_the_wors
     assert first.endswith("over requests and heads is at most 2%, that of the worst head at most 10.0%.")
     assert "rare writes / full rank and rare writes / few dimensions: float32 errs by 5.0e-06 to 1.0e-05 there" in last
     assert "bfloat16 by 10.0% to 20.0%, float16 by 5.0% to 10.0%." in last
+    cut_off = [row for row in rows if (row.get("way"), row.get("keys")) != ("bfloat16 sr", "few dimensions")]
+    assert "Stochastic rounding" not in sentences.in_short(cut_off)[2], "it is not known of each of these regimes"
+    typical = [row for row in rows if row.get("gates") != "rare writes"]
+    assert "needed nowhere, not with typical / full rank, the worst regime: float32" in sentences.in_short(typical)[2]
 
 
 def test_fast_exponentials_are_a_way_of_a_gpu(monkeypatch):

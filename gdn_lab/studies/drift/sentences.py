@@ -48,8 +48,10 @@ def in_short(rows: list[dict]) -> list[str]:
         return []
     enough = [where for where, each in found.items() if final(each[BF16], OUTPUT) <= ENOUGH]
     worst = max(found, key=lambda where: final(found[where][BF16], OUTPUT))
-    neither = [where for where, each in found.items() if final(each[FP16], OUTPUT) > ENOUGH] or [worst]
-    errors = {kind: [final(found[where][kind], OUTPUT) for where in neither] for kind in found[worst]}
+    neither = [where for where, each in found.items() if final(each[FP16], OUTPUT) > ENOUGH]
+    shown = [found[where] for where in neither or [worst]]
+    kinds = set.intersection(*map(set, shown))  # of a run that was cut off a regime may lack some
+    errors = {kind: [final(each[kind], OUTPUT) for each in shown] for kind in kinds}
     us = {kind: row["median_us"] for kind, row in times.items()}
     rounded = [kind for kind in (BF16_STOCHASTIC, FP16_STOCHASTIC) if kind in errors and kind in us]
     best = min(rounded, key=lambda kind: max(errors[kind]), default=None)
@@ -62,9 +64,14 @@ def in_short(rows: list[dict]) -> list[str]:
         f"A **float16** state takes the same bytes and time (without a ring), its error is "
         f"{number_range(_ratios(rows, BF16, FP16).values(), 1)} times smaller, and the largest element stays a factor "
         f"of {limit(rows):,.0f} below its limit.",
-        f"A **float32** state{f' or {to}' if best and max(errors[best]) <= ENOUGH else ''} is needed with "
-        f"{listed(neither)}: float32 errs by {_errors(errors[FLOAT32])} there, bfloat16 by {_errors(errors[BF16])}, "
-        f"float16 by {_errors(errors[FP16])}.",
+        (
+            f"A **float32** state{f' or {to}' if best and max(errors[best]) <= ENOUGH else ''} is needed with "
+            f"{listed(neither)}"
+            if neither
+            else f"A **float32** state is needed nowhere, not with {worst}, the worst regime"
+        )
+        + f": float32 errs by {_errors(errors[FLOAT32])} there, bfloat16 by {_errors(errors[BF16])}, float16 by "
+        f"{_errors(errors[FP16])}.",
     ]
     if FLOAT32 in us:
         gb = {kind: analysis.gb_of_1000(times[BF16], kind) for kind in (BF16, FLOAT32)}
