@@ -35,8 +35,15 @@ def _known(nvml, gpu: str) -> bool:
 
 
 def handle(nvml, gpu: str):
-    """NVML's handle of a GPU. gpu: its number or its UUID."""
-    return nvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(gpu)
+    """NVML's handle of a GPU. gpu: its number, its UUID, or a beginning of that which no other GPU shares, as in CUDA."""
+    if gpu.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(gpu))
+    if gpu.startswith("GPU-"):
+        gpus = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        meant = [one for one in gpus if nvml.nvmlDeviceGetUUID(one).startswith(gpu)]
+        if len(meant) == 1:
+            return meant[0]
+    return nvml.nvmlDeviceGetHandleByUUID(gpu)
 
 
 def free_bytes() -> int | None:

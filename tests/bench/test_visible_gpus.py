@@ -19,7 +19,7 @@ class NVMLError(Exception):
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """Four GPUs; number n has n GB free. The second name of GPU 3 is its UUID."""
+    """Four GPUs; number n has n GB free and the UUID GPU-<n>0ab."""
 
     def known(number):
         if number not in range(4):
@@ -31,7 +31,8 @@ def nvml(monkeypatch):
         nvmlShutdown=lambda: None,
         nvmlDeviceGetCount=lambda: 4,
         nvmlDeviceGetHandleByIndex=known,
-        nvmlDeviceGetHandleByUUID=lambda uuid: known({"GPU-3": 3}.get(uuid)),
+        nvmlDeviceGetHandleByUUID=lambda uuid: known({f"GPU-{number}0ab": number for number in range(4)}.get(uuid)),
+        nvmlDeviceGetUUID=lambda number: f"GPU-{number}0ab",
         nvmlDeviceGetMemoryInfo=lambda number, version: SimpleNamespace(free=number * 10**9),
         nvmlMemory_v2=2,
         NVMLError=NVMLError,
@@ -45,7 +46,10 @@ def nvml(monkeypatch):
     [
         ("2,1", ["2", "1"], 2),
         (" 2 , 1", ["2", "1"], 2),
+        ("GPU-30ab", ["GPU-30ab"], 3),
         ("GPU-3", ["GPU-3"], 3),
+        ("GPU-", [], None),
+        ("GPU-30ab1", [], None),
         ("GPU-of-others", [], None),
         ("-1", [], None),
         ("2,-1,1", ["2"], 2),
