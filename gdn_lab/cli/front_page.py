@@ -13,6 +13,7 @@ from ..report.recorded import DATA, measured, recorded_gpus, recorded_runs
 IN_PLACE, DETOUR = "in_place", "detour"
 DECODE = "02_decode_kernels"
 REPLAY, PART = "cuda_graph_replay", "cupti_kernel"
+DTYPE = "bfloat16"  # of the state, in every call of the table
 
 # ---- which backend --------------------------------------------------------------------------------------------------
 
@@ -79,7 +80,7 @@ ADVICE = (
         lambda row: row["phase"] == "verify" and row.get("mode") == "update",
     ),
     Advice("prefill", "06_prefill", "triton/vk", "triton/kv32", _prefill, indexing=DETOUR),
-    Advice("prefill of trusted inputs", "06_prefill", "flashinfer/vk", "triton/vk", _prefill),
+    Advice("prefill of trusted inputs, not of one short prompt", "06_prefill", "flashinfer/vk", "triton/vk", _prefill),
 )
 
 
@@ -93,24 +94,31 @@ def which_backend(data: Path = DATA) -> str:
     for advice in ADVICE:
         heads, cells = set(), []
         for gpu in gpus:
-            times = recorded_times(advice, gpu, data)
+            timed = recorded_times(advice, gpu, data)
+            times = [(case, by_name) for case, by_name in timed if advice.use in by_name]
             heads |= {case["num_v_heads"] for case, _ in times}
-            cells.append(saving([1 - by_name[advice.use] / by_name[advice.over] for _, by_name in times]))
+            shares = [1 - by_name[advice.use] / by_name[advice.over] for _, by_name in times]
+            part = f" ({len(times)} of {len(timed)} calls)" if 0 < len(times) < len(timed) else ""
+            cells.append(saving(shares) + part)
         over = f"`{advice.over}`" + (" with gather, transpose, scatter" if advice.indexing == DETOUR else "")
         lines.append(f"| {advice.call} | {spread(heads)} | `{advice.use}` | {over} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def recorded_times(advice: Advice, gpu: str, data: Path = DATA) -> list[tuple[dict, dict[str, float]]]:
-    """[(what was called, {advice.use: µs, advice.over: µs})] of the calls that one run timed with both; [] if none.
+    """[(what was called, {advice.use: µs, advice.over: µs})] of the calls timed with the latter; [] if none.
 
-    Of several runs of the notebook (06_prefill, 06_prefill_tp1) the latest that timed a call counts.
+    The former is left out where the same run did not time it. Of several runs of the notebook (06_prefill,
+    06_prefill_tp1) the latest that timed a call counts.
     """
-    names = [name for at, name in recorded_runs(data) if at == gpu and f"{name}_".startswith(f"{advice.notebook}_")]
-    runs = sorted((measured(gpu, name, data) for name in names), key=lambda run: run[0].get("start_utc", ""))
+    runs = [measured(gpu, name, data) for at, name in recorded_runs(data) if at == gpu]
+    runs = sorted((run for run in runs if run[0]["notebook"] == advice.notebook), key=lambda run: run[0]["start_utc"])
     newest = {}
     for _, rows in runs:
-        newest |= {tuple(case.values()): (case, times) for case, times in _times(advice, rows)}
+        for case, times in _times(advice, rows):
+            key = tuple(case.values())
+            if advice.use in times or key not in newest:
+                newest[key] = case, times
     return list(newest.values())
 
 
@@ -121,6 +129,8 @@ def _times(advice: Advice, rows: list[dict]) -> list[tuple[dict, dict[str, float
     for row in rows:
         if row["status"] != "ok" or row.get("timer") != advice.timer or not advice.chosen(row):
             continue
+        if row["state_dtype"] != DTYPE:
+            continue
         name = f"{row['backend']}/{row['variant']}"
         if (name, row.get("indexing") or IN_PLACE) not in wanted:
             continue
@@ -130,20 +140,21 @@ def _times(advice: Advice, rows: list[dict]) -> list[tuple[dict, dict[str, float
         if known is None or row["count"] > known["count"]:  # two sweeps may time the same: more samples count
             times[name] = row
     return [
-        (each["case"], {name: each[name]["median_us"] for name in (advice.use, advice.over)})
+        (each["case"], {name: each[name]["median_us"] for name in (advice.use, advice.over) if name in each})
         for each in found.values()
-        if advice.use in each and advice.over in each
+        if advice.over in each
     ]
 
 
 def saving(shares: list[float]) -> str:
-    """Shares of time saved: "4 to 23%"; where some are lost "up to 65%, at 9 of 12 workloads"."""
+    """Shares of time saved: "4 to 23%"; where some are lost "up to 65% at 9 of 12 workloads, else up to 2.4× as long"."""
     if not shares:
         return "not recorded"
     if min(shares) > 0:
         low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
         return high if low == high else f"{low[:-1]} to {high}"
-    return f"up to {max(shares):.0%}, at {sum(share > 0 for share in shares)} of {len(shares)} workloads"
+    won = sum(share > 0 for share in shares)
+    return f"up to {max(shares):.0%} at {won} of {len(shares)} workloads, else up to {1 - min(shares):.1f}× as long"
 
 
 def spread(numbers: set[int]) -> str:

@@ -10,6 +10,7 @@ from .analysis import ENOUGH, OUTPUT, STATE, WORST, final
 
 BF16, FP16, FLOAT32 = "bfloat16", "float16", "float32"
 FP16_NORMAL = 2.0**-14  # the smallest of float16's normal numbers
+RARE_WRITES = "rare writes"
 BF16_STOCHASTIC, FP16_STOCHASTIC = "bfloat16, stochastic", "float16, stochastic"
 FP8 = "float8_e4m3fn, stochastic"
 
@@ -61,9 +62,9 @@ def in_short(rows: list[dict]) -> list[str]:
         f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
         f"decode steps the median error of its output over requests and heads is at most {ENOUGH:.0%}"
         f"{_of_worst_head([found[where][BF16] for where in enough])}.",
-        f"A **float16** state takes the same bytes and time (without a ring), its error is "
-        f"{number_range(_ratios(rows, BF16, FP16).values(), 1)} times smaller, and the largest element stays a factor "
-        f"of {limit(rows):,.0f} below its limit.",
+        f"A **float16** state takes the same bytes and time (without a ring), the error of its output after these steps "
+        f"is {number_range(_ratios(rows, BF16, FP16, OUTPUT).values(), 1)} times smaller, and the largest element stays "
+        f"a factor of {limit(rows):,.0f} below its limit.",
         (
             f"A **float32** state{f' or {to}' if best and max(errors[best]) <= ENOUGH else ''} is needed with "
             f"{listed(neither)}"
@@ -231,10 +232,12 @@ def first_steps(rows: list[dict]) -> list[str]:
             found.append(f"{where} to step {more[-1][0]:,} ({error(more[0][1])} against {error(more[0][2])} at first)")
     if not found:
         return []
-    return [
-        f"float16 errs more than bfloat16 in the first steps with {listed(found)}: writes with a beta near 0 leave "
-        f"elements below its normal numbers, which begin at {FP16_NORMAL:.1e}."
-    ]
+    sentence = f"float16 errs more than bfloat16 in the first steps with {listed(found)}"
+    if all(where.startswith(RARE_WRITES) for where in found):
+        sentence += (
+            f": writes with a beta near 0 leave elements below its normal numbers, which begin at {FP16_NORMAL:.1e}"
+        )
+    return [f"{sentence}."]
 
 
 def stochastic(rows: list[dict]) -> list[str]:
@@ -307,8 +310,16 @@ def backends(rows: list[dict]) -> list[str]:
         if main in found and final(found[main]):
             for name, row in found.items():
                 ratios.setdefault(name, []).append(final(row) / final(found[main]))
-    parts = [f"{name} {number_range(each, 1)}" for name, each in ratios.items() if name != main]
+    parts = [f"{name} {_multiples(each)}" for name, each in ratios.items() if name != main]
     return [f"A float32 state's error, in multiples of {main}'s: {listed(parts)}."] if parts else []
+
+
+def _multiples(ratios: list[float]) -> str:
+    """The least and the greatest of ratios that span powers of ten, at least two digits each: "0.041 to 1,296"."""
+    low, high = (
+        f"{ratio:,.{max(0, 1 - math.floor(math.log10(ratio)))}f}" if ratio else "0" for ratio in (min(ratios), max(ratios))
+    )
+    return low if low == high else f"{low} to {high}"
 
 
 def magnitudes(rows: list[dict]) -> list[str]:

@@ -138,8 +138,12 @@ class ServingRows:
     @property
     def compared_at(self) -> int:
         """The most requests in flight at which every configuration was served; if there is none, the most of all."""
-        whole = [c for c in self.concurrencies if len(self.at(c)) == len(self.configurations)]
-        return max(whole or self.concurrencies, default=0)
+        return max(self.whole or self.concurrencies, default=0)
+
+    @property
+    def whole(self) -> list[int]:
+        """Every C at which every configuration was served."""
+        return [c for c in self.concurrencies if len(self.at(c)) == len(self.configurations)]
 
     def at(self, concurrency: int) -> dict[str, Point]:
         """{configuration: Point} at one concurrency."""
