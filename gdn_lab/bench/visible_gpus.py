@@ -35,7 +35,7 @@ def _known(nvml, gpu: str) -> bool:
 
 
 def handle(nvml, gpu: str):
-    """NVML's handle of a GPU. gpu: its number, its UUID, or a beginning of that which no other GPU shares, as in CUDA."""
+    """NVML's handle of a GPU. gpu: its number, its UUID, or a beginning of it that no other GPU shares, as in CUDA."""
     if gpu.isdecimal():
         return nvml.nvmlDeviceGetHandleByIndex(int(gpu))
     if gpu.startswith("GPU-"):

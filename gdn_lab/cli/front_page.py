@@ -147,7 +147,7 @@ def _times(advice: Advice, rows: list[dict]) -> list[tuple[dict, dict[str, float
 
 
 def saving(shares: list[float]) -> str:
-    """Shares of time saved: "4 to 23%"; where some are lost "up to 65% at 9 of 12 workloads, else up to 2.4× as long"."""
+    """Shares of time saved: "4 to 23%"; with losses "up to 65% at 9 of 12 workloads, else up to 2.4× as long"."""
     if not shares:
         return "not recorded"
     if min(shares) > 0:

@@ -121,6 +121,6 @@ def _compared(folder: str, before: dict, after: dict) -> str | None:
     then, now = (str(run["commit"])[:10] for run in (before, after))
     commits = f"commit {then} → {now}" if then != now else f"commit {now}, recorded twice"
     return (
-        f"`{folder}`, {commits}, {what}: {len(both)} headline numbers changed by {number(middle, '+.1%')} "
-        f"in the median, most `{most}` by {number(changes[most], '+.1%')}."
+        f"`{folder}`, {commits}, {what}: {len(both)} headline number{'s' * (len(both) > 1)} changed by "
+        f"{number(middle, '+.1%')} in the median, most `{most}` by {number(changes[most], '+.1%')}."
     )

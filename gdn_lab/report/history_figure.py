@@ -105,4 +105,4 @@ def _title(times: dict[str, list[tuple[int, float]]], gpu: str) -> str:
         return f"{gpu.upper()}: nothing was recorded twice yet"
     most = max(times, key=lambda name: abs(times[name][-1][1] - 1))
     ratio = times[most][-1][1]
-    return f"{gpu.upper()}: since its first record {most} changed the most, in the median to {ratio:.2f} times its time"
+    return f"{gpu.upper()}: {most} changed most since its first record, to {ratio:.2f} times its time (median)"

@@ -64,7 +64,10 @@ def test_a_saving_is_of_the_same_call(recorded):
     )
     table = front_page.which_backend(data)
     assert "saves, B9000" in table
-    assert "| verify 2 to 16 draft tokens, state updated | 4 | `triton/vk` | `flashinfer/vk` | 10 to 50% (2 of 4 calls) |" in table
+    assert (
+        "| verify 2 to 16 draft tokens, state updated | 4 | `triton/vk` | `flashinfer/vk` | 10 to 50% (2 of 4 calls) |"
+        in table
+    )
     assert "| decode, B = 1 to 8 |  | `cutedsl/vk` | `flashinfer/vk` | not recorded |" in table
     assert not front_page.is_recorded(data)
 

@@ -216,7 +216,7 @@ def test_answers_say_what_rows_can_answer(timed):
     assert "the time of torch/vk" in said and "2.4 to 2.8" not in said and "CUPTI" not in said
     assert analysis.answers(Timed([])) == ["No row was timed, so nothing is answered."]
     said = " ".join(pool_analysis.answers(timed, "qwen3.5-397b-a17b", 1))
-    assert "uses 50%" in said and "97.7 MB in bfloat16 on one GPU" in said and "Layout and value tile" in said
+    assert "uses 50%" in said and "97.7 MB in bfloat16 on one GPU" in said and "Layout, value tile" in said
 
 
 def test_a_twin_that_was_not_timed_gives_way_to_the_backends_first_vk_variant(timed):

@@ -79,21 +79,23 @@ def test_answers_hold_the_numbers_of_the_rows(rows):
     text = answer(rows, RUN)
     for part in (
         "on NVIDIA H100 80GB HBM3.", "GDN takes 19% of `before` (103 of 541 µs)", "10% of `best`",
-        "From `before` to `best`, recorded: 541 µs to 452 µs, less by gdn 56.0 µs",
-        "saves 37 µs: 14 in the GDN kernel, 23 unexplained", "58% (qwen3.5-35b-a3b, tp 1, B = 256)",
+        "From `before` to `best`, traced: 541 µs to 452 µs, less by gdn 56.0 µs",
+        "saves 37 µs: 14 in the GDN kernel, 23 not itemised", "58% (qwen3.5-35b-a3b, tp 1, B = 256)",
         "`best` takes 16% less than `before`, 9% less than `before-32` and 8% less than `after`.",
     ):  # fmt: skip
         assert part in text, part
 
 
 def test_the_unexplained_saving_appears_only_where_another_part_gains(rows):
-    assert "in the rest: the unexplained part does not appear." in answer(rows)
+    assert "in the rest: what is not itemised there does not appear." in answer(rows)
     elsewhere = CHANGES | {"after": {"gdn": 53.0, "experts": 310.0}}
     text = answer(step_rows(changes=elsewhere, tracing=1.0))
     assert "20.0 µs in the rest, 4% of the step, so other parts gain here too" in text
     slower = CHANGES | {"after": {"gdn": 53.0, "experts": 350.0}}
     text = answer(step_rows(changes=slower, tracing=1.0))
-    assert "−20.0 µs in the rest: the unexplained part does not appear, and the rest of the step is slower" in text
+    assert (
+        "−20.0 µs in the rest: what is not itemised there does not appear, and the rest of the step is slower" in text
+    )
 
 
 def test_a_kernel_that_defers_its_writes_is_named(rows):
@@ -113,18 +115,18 @@ def test_the_changes_add_up_to_the_difference():
     step = StepRows(step_rows(changes=changes))
     named = analysis.main_changes(step)
     assert named == pytest.approx(
-        {"gdn": -56.0, "experts": -12.0, "gaps": -9.0, "convolution": -8.0, "input projections": -4.0}
+        {"gdn": -56.0, "experts": -12.0, "gaps": -9.0, "in_proj ba + conv": -8.0, "in_proj qkvz": -4.0}
     )
     best, before = (step.traced[name]["median_us"] for name in ("best", "before"))
     assert best - before == pytest.approx(sum(named.values()) - 1)
-    assert sentences.largest_changes(step).endswith("input projections 4.0 µs; the rest saves 1.0 µs.")
+    assert sentences.largest_changes(step).endswith("in_proj qkvz 4.0 µs; the rest saves 1.0 µs.")
 
 
 def test_without_parts_the_whole_step_still_counts():
     whole = [row for row in step_rows() if row["status"] == "fact" or row["part"] == "step"]
     reason = {"status": "refused", "phase": "step", "configuration": "best", "timer": "cupti_kernel", "reason": "no"}
     text = answer([*whole, reason])
-    assert "Median step (p20–p80)" in text and "GDN takes" not in text
+    assert "Median step, not traced (p20–p80)" in text and "GDN takes" not in text
     assert sentences.not_timed([*whole, reason]) == ["best has no times of parts: no"]
     for draw in FIGURES:
         draw(StepRows([*whole, reason], RUN))

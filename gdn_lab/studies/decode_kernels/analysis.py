@@ -167,7 +167,7 @@ def layout_sentence(timed: Timed) -> str | None:
             each = by_twin.setdefault(twin_of(name, timed.names), [])
             each.append(f"{variant(name).label} takes {by_batch[batch]:.2f}×")
     each = [f"{listed(parts)} the time of {label(twin)}" for twin, parts in by_twin.items()]
-    return f"Layout and value tile, KV against VK, both in place at B = {batch}: {listed(each)}."
+    return f"Layout, value tile and order of stores, KV against VK, both in place at B = {batch}: {listed(each)}."
 
 
 def indexing_sentence(timed: Timed) -> str | None:

@@ -22,10 +22,9 @@ GDN = "gdn"
 OTHERS = "other parts"
 BEFORE, AFTER = "before", "after"  # the configurations that the published step compares
 GROUPS = {  # {part: its group where two configurations divide the same work differently}
-    "in_proj qkvz": "input projections",
-    "in_proj ba": "input projections",
-    "split": "convolution",
-    "conv": "convolution",
+    "in_proj ba": "in_proj ba + conv",  # `best` runs both in one launch
+    "split": "in_proj ba + conv",
+    "conv": "in_proj ba + conv",
     "shared expert": "experts",
     "combine": "experts",
 }

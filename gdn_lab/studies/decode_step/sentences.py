@@ -65,7 +65,7 @@ def whole_steps(step: StepRows) -> str:
         f"`{name}` {micro(row['median_us'])} ({row['p20_us']:.0f}–{row['p80_us']:.0f})"
         for name, row in step.whole.items()
     ]
-    sentence = f"Median step (p20–p80): {listed(times)}"
+    sentence = f"Median step, not traced (p20–p80): {listed(times)}"
     *others, last = step.whole
     if others:
         compared = [f"{difference(step, last, name)} `{name}`" for name in others]
@@ -95,7 +95,7 @@ def largest_changes(step: StepRows) -> str | None:
     added = [f"{part} {signed(us)}" for part, us in reversed(changes.items()) if us > 0]
     told = [f"less by {listed(saved)}"] * bool(saved) + [f"more by {listed(added)}"] * bool(added)
     told += [f"the rest {'saves' if rest < 0 else 'adds'} {signed(abs(rest))}"] * (abs(rest) >= 0.05)
-    return f"From `{names[0]}` to `{names[-1]}`, recorded: {micro(first)} to {micro(last)}, {'; '.join(told)}."
+    return f"From `{names[0]}` to `{names[-1]}`, traced: {micro(first)} to {micro(last)}, {'; '.join(told)}."
 
 
 def against_published(step: StepRows) -> str | None:
@@ -105,15 +105,15 @@ def against_published(step: StepRows) -> str | None:
         return None
     sentence = (
         f"The published step saves {theirs.total:.0f} µs: {theirs.gdn:.0f} in the GDN kernel, {theirs.rest:.0f} "
-        f"unexplained. Here, recorded, `{BEFORE}` to `{AFTER}` saves {signed(ours.total)}: {signed(ours.gdn)} in the "
+        f"not itemised. Here, traced, `{BEFORE}` to `{AFTER}` saves {signed(ours.total)}: {signed(ours.gdn)} in the "
         f"GDN kernel, {signed(ours.rest)} in the rest"
     )
     share = ours.rest / step.traced[BEFORE]["median_us"]
     if share >= SMALL:
         return f"{sentence}, {percent(share)} of the step, so other parts gain here too."
     if share <= -SMALL:
-        return f"{sentence}: the unexplained part does not appear, and the rest of the step is slower."
-    return f"{sentence}: the unexplained part does not appear."
+        return f"{sentence}: what is not itemised there does not appear, and the rest of the step is slower."
+    return f"{sentence}: what is not itemised there does not appear."
 
 
 def signed(us: float) -> str:

@@ -62,9 +62,9 @@ def in_short(rows: list[dict]) -> list[str]:
         f"A **bfloat16** state is enough in {len(enough)} of {len(found)} regimes of gates and keys: after {steps:,} "
         f"decode steps the median error of its output over requests and heads is at most {ENOUGH:.0%}"
         f"{_of_worst_head([found[where][BF16] for where in enough])}.",
-        f"A **float16** state takes the same bytes and time (without a ring), the error of its output after these steps "
-        f"is {number_range(_ratios(rows, BF16, FP16, OUTPUT).values(), 1)} times smaller, and the largest element stays "
-        f"a factor of {limit(rows):,.0f} below its limit.",
+        f"A **float16** state takes the same bytes and time (without a ring), the error of its output after these "
+        f"steps is {number_range(_ratios(rows, BF16, FP16, OUTPUT).values(), 1)} times smaller, and the largest "
+        f"element stays a factor of {limit(rows):,.0f} below its limit.",
         (
             f"A **float32** state{f' or {to}' if best and max(errors[best]) <= ENOUGH else ''} is needed with "
             f"{listed(neither)}"
@@ -121,7 +121,7 @@ def verdict(rows: list[dict]) -> list[str]:
         else:
             best = next((kind for kind in (FP16, FP16_STOCHASTIC, FLOAT32) if found.get(kind, 1.0) <= ENOUGH), None)
             instead = f"{best} has {error(found[best])}" if best else "no precision here stays below"
-            other.append(f"{where} {error(found[BF16])}, where {instead}")
+            other.append(f"{where} ({error(found[BF16])}; {instead})")
     after = f"after {analysis.of_ways(rows)[0]['steps'][-1]:,} steps"
     sentences = []
     if enough:
@@ -130,7 +130,7 @@ def verdict(rows: list[dict]) -> list[str]:
             f"{len(enough) + len(other)} regimes: {listed(enough)}."
         )
     if other:
-        sentences.append(f"It is not enough with {'; '.join(other)}.")
+        sentences.append(f"It is not enough in {len(other)}: {listed(other)}.")
     return sentences
 
 
@@ -196,10 +196,10 @@ def growth_of_state(rows: list[dict]) -> list[str]:
         if analysis.settles(row):
             settled.append(f"{where} at {error(final(row))} (from step {analysis.settled_after(row):,} on)")
         else:
-            growing.append(f"{where}: {error(final(row))} and as step^{analysis.growth(row):.2f}")
+            growing.append(f"{where} ({error(final(row))}, in proportion to step^{analysis.growth(row):.2f})")
     sentences = [f"The error of a bfloat16 state settles with {listed(settled)}."] if settled else []
     if growing:
-        sentences.append(f"It still grows with {'; '.join(growing)}.")
+        sentences.append(f"It still grows with {listed(growing)}.")
     unseen = [
         f"{where} {error(final(row, OUTPUT))} of the output, {error(final(row))} of the state"
         for where in analysis.regimes(rows)
@@ -316,9 +316,8 @@ def backends(rows: list[dict]) -> list[str]:
 
 def _multiples(ratios: list[float]) -> str:
     """The least and the greatest of ratios that span powers of ten, at least two digits each: "0.041 to 1,296"."""
-    low, high = (
-        f"{ratio:,.{max(0, 1 - math.floor(math.log10(ratio)))}f}" if ratio else "0" for ratio in (min(ratios), max(ratios))
-    )
+    ends = (min(ratios), max(ratios))
+    low, high = (f"{ratio:,.{max(0, 1 - math.floor(math.log10(ratio)))}f}" if ratio else "0" for ratio in ends)
     return low if low == high else f"{low} to {high}"
 
 

@@ -203,8 +203,8 @@ def fp8_sentences(rows: list[dict]) -> list[str]:
         return []
     each = [f"{line.over_flashinfer:.2f} at B = {line.batch}" for line in lines.itertuples()]
     return [
-        f"With an FP8 state {lines.iloc[-1]['name']} takes of FlashInfer's time with a bf16 state in place: "
-        f"{listed(each)}, timed after the others in the same process."
+        f"With an FP8 state {lines.iloc[-1]['name']} takes {listed(each)} of FlashInfer's time with a bf16 state in "
+        "place; it was timed after the others, in the same process."
     ]
 
 
@@ -238,12 +238,12 @@ def drift_sentence(drifted: list[dict]) -> str:
     kinds = dict.fromkeys(row["kind"] for row in drifted)
 
     def over_in_place(design: Design) -> str:
-        return listed(f"{ratio_to(drifted, design, IN_PLACE, kind):.2f} with {kind}" for kind in kinds)
+        return listed(f"{ratio_to(drifted, design, IN_PLACE, kind):.2f} ({kind})" for kind in kinds)
 
     return (
-        f"After {last:,} steps the error of a bf16 state with a ring of {REPLAY.updates} over in place is "
-        f"{over_in_place(REPLAY)}: the state is rounded once in a period, and each update once. The same ratio of an "
-        f"FP8 state is {over_in_place(OF_FP8)}."
+        f"After {last:,} steps the error of a bf16 state with a ring of {REPLAY.updates} is {over_in_place(REPLAY)} "
+        "times that of bf16 in place: the state is rounded once in a period, and each update once. That of an FP8 "
+        f"state is {over_in_place(OF_FP8)} times it."
     )
 
 
@@ -252,6 +252,6 @@ def memory_sentence(shape: GDNShape) -> str:
     base = IN_PLACE.slot_bytes(shape)
     more, of_fp8 = REPLAY.slot_bytes(shape) / base - 1, OF_FP8.slot_bytes(shape) / base
     return (
-        f"The ring of {REPLAY.updates} adds {percent(more)} to the memory of a request. With an FP8 state and its ring "
-        f"a request takes {of_fp8:.2f} of bf16 in place, so {1 / of_fp8:.2f} times as many fit."
+        f"The ring of {REPLAY.updates} adds {percent(more)} to the memory of a request. FP8 with its ring needs "
+        f"{of_fp8:.2f} of the memory of bf16 in place, so {1 / of_fp8:.2f} times as many requests fit."
     )

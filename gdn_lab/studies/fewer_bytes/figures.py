@@ -33,9 +33,11 @@ def step_bytes(shape: GDNShape, batch: int, rows: list[dict]) -> Figure:
     measured = _measured(rows, batch)
     for place, (design, ratio) in enumerate(reversed(ratios.items())):
         axes.barh(place, ratio, color=colours[design.label], edgecolor="white")
-        axes.text(max(ratio, measured.get(design.label, 0.0)) + 0.02, place, f"{ratio:.2f}", va="center")
-        if design.label in measured:
-            axes.plot(measured[design.label], place, "o", color="black", markersize=7)
+        taken = measured.get(design.label)
+        label = f"{ratio:.2f}" + (f" (time {taken:.2f})" if taken is not None else "")
+        axes.text(max(ratio, taken or 0.0) + 0.02, place, label, va="center")
+        if taken is not None:
+            axes.plot(taken, place, "o", color="black", markersize=7)
     axes.set_yticks(range(len(DESIGNS)), [design.label for design in reversed(DESIGNS)])
     axes.set_xlabel(
         "bytes of a step ÷ bf16 in place" + (" (dots: measured time ÷ FlashInfer's in place)" if measured else "")

@@ -66,7 +66,7 @@ ROOF = (
         "This is the limit: the roof is that of one piece of memory, and random slots cost any kernel 2 to 3%.",
     ),
     Tried(
-        "Loads of the state that leave the L2 last (evict_last)",
+        "Loads of the state with evict_last",
         "−1 point",
         "260.4, 98.4% of the roof, where loads that leave it first take 270.5; stores that leave it last 265.5",
         "Kept for H200 from 16,384 heads up, in cutedsl/vk too. As they are now, in two later processes: triton/vk "
@@ -83,7 +83,7 @@ ROOF = (
         "The same in the CuTe DSL without any shuffle for sums: 600 instructions, 21 warps an SM; with a bulk copy in "
         "and one out, 25",
         "97 and 98%",
-        "285.1 (89.9%): its lanes read pieces of 64 bytes; with bulk copies 267.4, and with the state asked for "
+        "285.1 (89.9%): its lanes read pieces of 64 bytes; with bulk copies 267.4, and with the state prefetched "
         "before the wait 265.6 (96.5%), 32 rows a warp 276.5; cutedsl/vk takes 271.3",
         "No: at the same 96% whatever fetches the state.",
     ),
@@ -101,7 +101,7 @@ ROOF = (
     ),
     Tried("Programs in the order of rows first, so that all slots are read at once", "−10 points", "278.5", "No."),
     Tried(
-        "The next launch let in before or right after the wait for the kernel ahead",
+        "launch_dependents issued before or right after the wait for the kernel ahead",
         "",
         "274.3 and 274.4; without PDL 273.3",
         "No.",
@@ -117,13 +117,13 @@ SMALL = (
         "Each block costs about 1.3 ns with PDL, half of it without: few blocks of four or more warps.",
     ),
     Tried(
-        "The state asked for (prefetch to the L2) before the wait for the kernel ahead",
+        "The state prefetched to the L2 before the wait for the kernel ahead",
         "B = 1: 2.9 to 2.3 µs",
-        "B = 1: 0.92 to 0.70 of FlashInfer with the next launch let in right after the wait; B = 4: 0.785 to 0.763",
+        "B = 1: 0.92 to 0.70 of FlashInfer with launch_dependents right after the wait; B = 4: 0.785 to 0.763",
         "Kept up to 256 heads (B = 4). As cutedsl/vk in a later process 0.740, 0.747 and 0.796 at B = 1, 2 and 4.",
     ),
     Tried(
-        "The next launch let in before the wait",
+        "launch_dependents issued before the wait",
         "half of the gain",
         "0.995 at B = 1, 0.71 at B = 2, 0.77 at B = 4",
         "No: waiting programs of later launches take the room of the one that works.",
@@ -154,7 +154,7 @@ STEP = (
         "with in_proj qkvz, which runs beside it; no longer since. Without both parts the step is 11.0 µs shorter.",
     ),
     Tried(
-        "The router's product in Triton, its weights asked for before the wait",
+        "The router's product in Triton, its weights prefetched before the wait",
         "−3",
         "−3.4, in tiles of 128 −4.1",
         "Kept for weights of up to 2 million elements.",
@@ -171,7 +171,7 @@ STEP = (
     Tried("Experts: other depths and tiles of gate and up", "within 1%", "+7 to +12", "No."),
     Tried("Experts: down in programs of 4, 16 or 32 tiles instead of 8", "within 1%", "+0.8, −1.5, +3.3", "Left at 8."),
     Tried(
-        "Experts: their rows stored so that they leave the L2 last (evict_last)",
+        "Experts: their rows stored with evict_last",
         "−6 with the sum over experts",
         "−2.4; −0.9 in a second variant, which also reads them evict_first",
         "The first is kept.",

@@ -70,7 +70,7 @@ BF16_RING = (
     ),
     Tried("The write in a launch of its own again", "the same", "0.66, 0.67, 0.70 and 0.77", "No."),
     Tried(
-        "The state asked for (prefetch to the L2) before the loop; the ring's u as well",
+        "The state prefetched to the L2 before the loop; the ring's u as well",
         "",
         "349 instead of 340; with u 337",
         "No for the state. u without the state was not tried.",
@@ -162,7 +162,7 @@ FP8_RING = (
         "By the number of heads.",
     ),
     Tried(
-        "Reading: tiles of 64 rows; two heads and one stage; 256 rows asked for ahead; none asked for",
+        "Reading: tiles of 64 rows; two heads and one stage; 256 rows prefetched; none prefetched",
         "",
         "0.432, 0.392, 0.408 and 0.400 instead of 0.397",
         "Two heads and one stage from 8,192 heads up.",

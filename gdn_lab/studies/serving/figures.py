@@ -77,11 +77,11 @@ def waterfall(rows: ServingRows) -> Figure:
 
 def _waterfall_title(point: Point) -> str:
     share = unexplained(point)
+    rest = f"its parts exceed it by {percent(-share)}" if share < 0 else f"{percent(share)} of it is unexplained"
     us, count = point.parts.get(GDN_LAYER, (0.0, 0))
     return (
         f"{point.configuration}, C = {point.concurrency}: {count} GDN layers of {micro(us)} are "
-        f"{percent(us * count / point.tpot_us)} of a TPOT of {point.run['tpot_ms']:.2f} ms; "
-        f"{percent(abs(share))} of it is unexplained"
+        f"{percent(us * count / point.tpot_us)} of a TPOT of {point.run['tpot_ms']:.2f} ms; {rest}"
     )
 
 

@@ -77,9 +77,9 @@ def why(rows: ServingRows) -> str | None:
         return None
     most = found[-1]
     return (
-        f"Why: at C = {most.concurrency} the GDN kernels are {percent(most.kernel_share)} of the TPOT of `{pair[0]}`, "
-        f"the most that a GDN kernel can save; `{pair[1]}` runs them {most.kernel_speed:.2f}× as fast, which alone is "
-        f"{signed_percent(most.expected)} of TPOT; measured: {signed_percent(most.change)}."
+        f"Why: at C = {most.concurrency} the GDN kernels take {percent(most.kernel_share)} of the TPOT of `{pair[0]}`, "
+        f"the most that a faster one can save. Those of `{pair[1]}` are {most.kernel_speed:.2f}× as fast, which "
+        f"predicts {signed_percent(most.expected)}; measured: {signed_percent(most.change)}."
     )
 
 
@@ -106,7 +106,7 @@ def _by_all_reduces(rows: ServingRows, one) -> str:
         return ""
     share = (best.part_us(ALL_REDUCES) - fair.part_us(ALL_REDUCES)) / fair.tpot_us
     names = f"{best.run['communicator']} instead of {fair.run['communicator']}"
-    return f"; all-reduces ({names}) are {signed_percent(share)} of it at C = {one.concurrency}"
+    return f"; at C = {one.concurrency} the all-reduces ({names}) account for {signed_percent(share)} of it"
 
 
 def adds_up(rows: ServingRows) -> str | None:
@@ -117,8 +117,8 @@ def adds_up(rows: ServingRows) -> str | None:
     share, point = worst
     within = "within" if abs(share) <= GOAL else "outside"
     return (
-        f"TPOT differs from the sum of its measured parts by {signed_percent(share)} at most (`{point.configuration}`, "
-        f"C = {point.concurrency}): {within} the {percent(GOAL)} aimed at."
+        f"The measured parts add up to TPOT but for {percent(abs(share))} at most (`{point.configuration}`, C = "
+        f"{point.concurrency}: {'more' if share < 0 else 'less'} than TPOT): {within} the {percent(GOAL)} aimed at."
     )
 
 
