@@ -57,7 +57,7 @@ def test_the_figure_draws_times_relative_to_the_first_record():
     lines = [line(2.0), line(1.5)]
     assert history_figure.relative_times(lines) == {"decode triton/vk": [(0, 1.0), (1, 0.75)]}
     title = history_figure.draw(lines, "h100").get_suptitle().replace("\n", " ")
-    assert "decode triton/vk changed the most, in the median to 0.75 times its time" in title
+    assert "decode triton/vk changed most since its first record, to 0.75 times its time (median)" in title
     assert "nothing was recorded twice" in history_figure.draw(lines[:1], "h100").get_suptitle()
 
 

@@ -260,7 +260,7 @@ def test_sentences_say_what_the_rows_do():
         "A bfloat16 state is enough (error of the output at most 2% after 10,000 steps) in 1 of 2 regimes: typical / "
         in text
     )
-    assert "It is not enough with rare writes / full rank 20.0%, where float16, stochastic has 0.50%." in text
+    assert "It is not enough in 1: rare writes / full rank (20.0%; float16, stochastic has 0.50%)." in text
     assert "float16 368 µs (+0.3%), float32 730 µs (+98.9%) and bfloat16, stochastic 371 µs (+1.1%)" in text
     assert "flashinfer/vk 5.0" in text and "21,835 times below float16's limit" in text
     assert "to nearest, reduces the error of the state with rare writes / full rank (6.7 times); elsewhere" in text

@@ -48,7 +48,7 @@ def test_a_ring_drifts_less_than_bf16_in_place():
 def test_what_drift_and_memory_say_of_fp8():
     drifted = drift([IN_PLACE, RING, Design(FP8, 16)], 34, kinds=KINDS[:1])
     ratio = ratio_to(drifted, Design(FP8, 16), IN_PLACE, KINDS[0].name)
-    assert 3 < ratio < 20 and f"ratio of an FP8 state is {ratio:.2f} with typical" in analysis.drift_sentence(drifted)
+    assert 3 < ratio < 20 and f"That of an FP8 state is {ratio:.2f} (typical" in analysis.drift_sentence(drifted)
     assert "a request takes 0.69 of bf16 in place, so 1.44 times as many fit" in analysis.memory_sentence(SHAPE)
 
 

@@ -69,8 +69,8 @@ def test_a_first_token_that_is_read_late_shortens_tpot_by_hand():
 
 
 SERVED = [(gpu, name) for gpu, name in recorded_runs() if name.startswith("09_serving")]
-# Recorded points outside the goal: 80 all-reduces, as a difference of two graphs, took 401 µs in this process and 363 in
-# that of the record before (2.2% unexplained). A step of eight requests is the shortest, 3.2 ms, so they count most there.
+# Recorded points outside the goal: 80 all-reduces, as a difference of two graphs, took 401 µs in this process and 363
+# in that of the record before (2.2% unexplained). A step of eight requests is the shortest, 3.2 ms, so they count most.
 OUTSIDE = {("h200", "09_serving_tp2"): {("best", 8)}}
 
 
