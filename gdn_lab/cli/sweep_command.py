@@ -156,11 +156,17 @@ def _print_plan(plans: list[Plan], on: int | None) -> None:
 
 def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int:
     from ..cluster.driver import Driver
+    from ..cluster.journal import Journal
     from ..cluster.ray_hosts import RayHosts
     from .sweep_page import write_pages
 
+    journal = Journal(folder, write=True)
     say(f"Rows go to {shown(folder)}. Ray starts, which takes a few seconds.")
-    hosts = RayHosts(ROOT, dashboard=dashboard)
+    try:
+        hosts = RayHosts(ROOT, dashboard=dashboard)
+    except BaseException:
+        journal.close()
+        raise
     line = ProgressLine()
     driver = Driver(
         folder,
@@ -168,6 +174,7 @@ def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int
         lambda gpu: [job for plan in plans for job in plan.jobs(gpu, commit)],
         say=line.say,
         progress=line.show,
+        journal=journal,
     )
     try:
         driver.run()

@@ -30,7 +30,6 @@ MAPS = {  # {title: what its cells and their shade are}
 def write_pages(folder: Path) -> Path:
     """Write rows.parquet, sweep.html, and index.html next to the folder; return the page of the sweep."""
     journal = Journal(folder)
-    journal.close()
     jobs = {job: described(folder, job) | line for job, line in journal.final.items()}
     about = read_about(folder)
     note = _parquet(folder, journal.final)

@@ -19,7 +19,8 @@ class Driver:
     """One sweep.
 
     jobs_of(gpu type) -> its jobs, asked once for each type that joins. say(sentence): prints what a person must know.
-    progress(driver): called after each round. environment: of every job's process.
+    progress(driver): called after each round. environment: of every job's process. journal: of the folder, open to
+    be written; by default the driver opens it. No other driver can have the folder until run() has ended.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Driver:
         environment: dict[str, str] | None = None,
         stuck_s: float = STUCK_S,
         may_begin: Callable[[Job], bool] = lambda job: True,
+        journal: Journal | None = None,
     ):
         self.folder, self.hosts, self.jobs_of, self.say, self.progress = Path(folder), hosts, jobs_of, say, progress
         self.environment, self.stuck_s, self.may_begin = environment or {}, stuck_s, may_begin
-        self.journal, self.gathered, self.scheduler = Journal(folder), Gathered(folder), Scheduler()
+        self.journal = journal or Journal(folder, write=True)
+        self.gathered, self.scheduler = Gathered(folder), Scheduler()
         self.jobs: dict[str, Job] = {}  # every job, final ones included
         self.done: dict[str, str] = {}  # {job: final status}
         self.attempts: dict[str, int] = {}  # of the jobs that run
@@ -60,8 +63,10 @@ class Driver:
                 if self._over() or now - idle_since > self.stuck_s:
                     return
         finally:
-            self.hosts.stop()
-            self.journal.close()
+            try:
+                self.hosts.stop()
+            finally:
+                self.journal.close()
 
     def unfinished(self) -> list[Job]:
         """Jobs that are not final."""

@@ -1,5 +1,7 @@
 """The journal of a sweep: a line for each attempt that began or ended, on the disk before anything follows from it."""
 
+import errno
+import fcntl
 import json
 import os
 from collections import defaultdict
@@ -8,30 +10,45 @@ from pathlib import Path
 from .job import FAILED
 
 BEGAN, ENDED = "began", "ended"
+KEYS = {BEGAN: {"job": str, "attempt": int}, ENDED: {"job": str, "attempt": int, "status": str, "final": bool}}
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # what file systems without locks say
+
+
+def folder_error(sentence: str) -> OSError:
+    """Make an OutputFolderError, whose message every command prints; its module takes seconds to import."""
+    from ..bench.results import OutputFolderError
+
+    return OutputFolderError(sentence)
 
 
 class Journal:
-    """journal.jsonl of a sweep's folder. Opening it reads what an earlier driver left.
+    """journal.jsonl of a sweep's folder as an earlier driver left it, or as the one that runs has written it so far.
 
+    write: open it for a driver, which has it alone until close(). OutputFolderError, one sentence, if another driver has it,
+    if it cannot be written, or if a line is damaged.
     final: {job id: the line that ended it for good}. failures: {job id: lines of attempts that failed}, of jobs that
     are not final. attempts: {job id: attempts that began}.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, write: bool = False):
         self.path = Path(folder) / "journal.jsonl"
         self.final: dict[str, dict] = {}
         self.failures: dict[str, list[dict]] = defaultdict(list)
         self.attempts: dict[str, int] = defaultdict(int)
-        self._cut_off_torn_line()
-        for line in self.lines():
-            self._count(line)
-        self._file = open(self.path, "ab")
+        self._file = self._opened() if write else None
+        try:
+            for line in self.lines():
+                self._count(line)
+        except BaseException:
+            self.close()
+            raise
 
     def lines(self) -> list[dict]:
-        """Every line, in the order in which they were written."""
+        """Every whole line, in the order in which they were written."""
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        whole = self.path.read_bytes().split(b"\n")[:-1]
+        return [self._read(number, line) for number, line in enumerate(whole, 1)]
 
     def began(self, job: str, *, attempt: int, **more) -> None:
         """An attempt is about to begin."""
@@ -46,9 +63,43 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file, with all lines on the disk."""
-        self.sync()
-        self._file.close()
+        """Close a file that was opened to be written, with all lines on the disk; another driver may have it then."""
+        if self._file is None:
+            return
+        with self._file:
+            self.sync()
+        self._file = None
+
+    def _opened(self):
+        """The file, locked: a lock goes with its process, however that ends."""
+        try:
+            file = open(self.path, "ab")
+        except OSError as error:
+            raise folder_error(f"cannot write {self.path}: {error.strerror}; make its folder writable") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise folder_error(
+                f"another sweep or record runs in {self.path.parent}; wait until it has ended, or begin a new one"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                file.close()
+                raise
+        self._cut_off_torn_line()
+        return file
+
+    def _read(self, number: int, text: bytes) -> dict:
+        try:
+            line = json.loads(text)
+            good = all(isinstance(line[key], kind) for key, kind in KEYS[line["event"]].items())
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            shown = text[:60].decode(errors="replace")
+            raise folder_error(f"{self.path}: line {number} is damaged: {shown!r}; restore it, or begin a new sweep")
+        return line
 
     def _write(self, line: dict) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

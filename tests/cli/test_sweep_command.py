@@ -6,7 +6,7 @@ import pytest
 
 from gdn_lab.cli import index, sweep_command, sweep_jobs, sweep_page
 from gdn_lab.cli.main import main
-from gdn_lab.cluster import hosts, ray_hosts
+from gdn_lab.cluster import hosts, journal, ray_hosts
 from gdn_lab.cluster.best_variants import Best
 from gdn_lab.cluster.job import FOLDER, PYTHON, Job
 from gdn_lab.cluster.request import from_words, read
@@ -231,3 +231,12 @@ def test_parquet_holds_every_row(swept):
 def test_the_plan_says_how_long_so_many_gpus_would_take(capsys):
     assert main(["sweep", "--study", "09", "--over", "tp=1,2", "--plan", "--on", "1"]) == 0
     assert "On 1 GPUs: about" in (printed := capsys.readouterr().out) and "1 jobs need more GPUs" in printed
+
+
+def test_a_folder_in_which_another_sweep_runs_is_refused_before_ray_starts(swept, monkeypatch):
+    _, folder, _ = swept()
+    running = journal.Journal(folder, write=True)
+    monkeypatch.setattr(ray_hosts, "RayHosts", None)
+    status, _, printed = swept("--resume")
+    running.close()
+    assert status == 1 and f"another sweep or record runs in {folder}" in printed.err

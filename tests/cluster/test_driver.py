@@ -1,6 +1,7 @@
 """The driver with one host and no Ray: every job's rows are gathered once, whatever is killed when."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from toy_jobs import TYPE, toy
 
+from gdn_lab.bench.results import OutputFolderError
 from gdn_lab.cluster.agent import Agent
 from gdn_lab.cluster.driver import Driver
 from gdn_lab.cluster.hosts import ThisHost
@@ -118,8 +120,49 @@ def test_a_torn_line_of_the_journal_is_left_out(tmp_path):
     drive(tmp_path, [job])
     path = tmp_path / "journal.jsonl"
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"job": "half')
-    assert list(Journal(tmp_path).final) == [job.id] and path.read_bytes() == whole
+    torn = whole + b'{"job": "half'
+    path.write_bytes(torn)
+    assert list(Journal(tmp_path).final) == [job.id] and path.read_bytes() == torn, "a reader changes nothing"
+    journal = Journal(tmp_path, write=True)
+    assert list(journal.final) == [job.id] and path.read_bytes() == whole
+    journal.close()
+
+
+def test_a_folder_has_one_driver_at_a_time(tmp_path):
+    job, lines = toy(1, seconds=0.3), []
+
+    def second(driver):
+        torn = b'{"job": "half'
+        with open(tmp_path / "journal.jsonl", "ab") as file:
+            file.write(torn)
+        with pytest.raises(OutputFolderError, match=f"another sweep or record runs in {tmp_path}"):
+            drive(tmp_path, [job])
+        assert (tmp_path / "journal.jsonl").read_bytes().endswith(torn), "nothing is cut off before the lock is held"
+        os.truncate(tmp_path / "journal.jsonl", (tmp_path / "journal.jsonl").stat().st_size - len(torn))
+        lines.extend(Journal(tmp_path).lines())
+
+    drive(tmp_path, [job], progress=second)
+    assert {line["event"] for line in lines} == {"began", "ended"}, "reading goes on meanwhile"
+    drive(tmp_path, [job])
+
+
+def test_a_driver_that_fails_leaves_its_folder_free(tmp_path):
+    def fail(driver):
+        raise RuntimeError("as a bug would")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="as a bug would"):
+            drive(tmp_path, [toy(1, seconds=9)], progress=fail)
+
+
+@pytest.mark.parametrize("line", ["oops", "[]", '{"event": "began"}', '{"job": "a", "event": "ended", "attempt": 1}'])
+def test_a_damaged_line_of_the_journal_is_named(tmp_path, line):
+    drive(tmp_path, [toy(1)])
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f"{line}\n" + path.read_text())
+    for write in (False, True):
+        with pytest.raises(OutputFolderError, match="journal.jsonl: line 1 is damaged"):
+            Journal(tmp_path, write=write)
 
 
 def test_jobs_die_with_their_agent(tmp_path):
