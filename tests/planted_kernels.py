@@ -172,6 +172,16 @@ def add(out, part):
         "determinism", finish="out.copy_(o * (1 + 4e-3 * torch.randint(0, 2, o.shape) * live[:, None, None]))"
     ),
     "changes its inputs": planted("reference", first="k.copy_(torch.nn.functional.normalize(k.float(), dim=-1))"),
+    "changes a gate after a right call": planted(
+        "reference", finish="out.copy_(torch.where(live[:, None, None], o, 0.0))\n    dt_bias.add_(1.0)"
+    ),
+    "shifts the convolution windows after a right call": planted(
+        "reference",
+        before="import gc",
+        finish="""out.copy_(torch.where(live[:, None, None], o, 0.0))
+    pools = [x for x in gc.get_objects() if type(x).__name__ == "StatePool"]
+    [pool.conv.add_(1.0) for pool in pools if pool.state.data_ptr() == state.data_ptr()]""",
+    ),
     "writes behind out": planted(
         "reference",
         finish="""out.copy_(torch.where(live[:, None, None], o, 0.0))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gdn_lab.bench.agreement import disagreements
+from gdn_lab.bench.agreement import CASE_FIELDS, disagreements
 from gdn_lab.bench.results import load
 from gdn_lab.report.recorded import DATA
 
@@ -28,6 +28,9 @@ def pair(replay_us, kernel_us, *, spread=0.01, name="triton/kv32", indexing="in_
         (pair(97.5, 100), 1),  # gaps make a replay longer, never shorter
         (pair(12.0, 10.0), 1),
         (pair(4.9, 4.0), 0),  # too short to say
+        (pair(7.0, 4.9), 0),
+        (pair(4.9, 7.0), 0),
+        (pair(5.0, 7.0), 1),
         (pair(110, 100, name="torch/vk"), 0),  # an unknown number of kernels
         (pair(110, 100, indexing="gather_scatter"), 0),
         (pair(110, 100, indexing="gather_scatter", kernels=3), 1),
@@ -38,6 +41,38 @@ def pair(replay_us, kernel_us, *, spread=0.01, name="triton/kv32", indexing="in_
 )
 def test_what_counts(rows, found):
     assert len(disagreements(rows)) == found
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other"),
+    [
+        ("phase", "decode", "verify"),
+        ("backend", "triton", "cutedsl"),
+        ("variant", "kv32", "kv8"),
+        ("indexing", "in_place", "gather_scatter"),
+        ("mode", "update", "no update"),
+        ("state_dtype", "bfloat16", "float32"),
+        ("io_dtype", "bfloat16", "float16"),
+        ("batch", 8, 64),
+        ("tokens", 2, 4),
+        ("length", 1024, 2048),
+        ("ring_updates", 16, 32),
+        ("num_k_heads", 2, 4),
+        ("num_v_heads", 8, 16),
+        ("model", "qwen3.5-35b-a3b", "qwen3-next-80b-a3b"),
+        ("tp", 1, 2),
+    ],
+)
+def test_only_rows_of_one_case_are_compared(field, one, other):
+    """Each case agrees with itself and takes ten times as long as the other."""
+    cases = [[row | {field: value} for row in pair(us, us, kernels=1)] for value, us in ((one, 100.0), (other, 1000.0))]
+    assert field in CASE_FIELDS and disagreements(cases[0] + cases[1]) == []
+    assert len(disagreements([cases[0][0], cases[0][1] | {"median_us": 90.0}])) == 1
+
+
+def test_every_field_of_a_case_is_compared():
+    (marks,) = (mark for mark in test_only_rows_of_one_case_are_compared.pytestmark if mark.name == "parametrize")
+    assert [field for field, *_ in marks.args[1]] == list(CASE_FIELDS)
 
 
 def test_whether_single_calls_explain_it():

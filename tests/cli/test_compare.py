@@ -73,6 +73,48 @@ def test_what_only_one_run_has_is_listed_with_the_reason():
     assert "triton/kv32, in place, graph replay: B = 1;" in comparison_text.text(found)
 
 
+@pytest.mark.parametrize(
+    ("untimed", "reason"),
+    [
+        ({"status": "wrong", "wrong_on": ["padding", "strong decay"]}, "wrong: padding, strong decay"),
+        ({"status": "wrong"}, "wrong"),
+        ({"status": "error", "reason": "out of memory"}, "error: out of memory"),
+        ({"status": "refused", "reason": "too old", "variant": "kv8"}, ""),
+        ({"status": "refused", "reason": "too old", "backend": "torch"}, ""),
+        ({"status": "fact", "reason": "one GPU"}, ""),
+        ({"status": "ok", "reason": "timed elsewhere"}, ""),
+    ],
+)
+def test_the_reason_is_that_of_an_untimed_row_of_the_same_variant(untimed, reason):
+    rows = sweep_rows()
+    fewer = [row for row in rows if row["variant"] != "kv32"]
+    untimed = {"phase": "decode", "backend": "triton", "variant": "kv32"} | untimed
+    found = compare((NAMED, rows), (NAMED, [*fewer, untimed]))
+    assert {one.reason for one in found.only_in_a} == {reason} and not found.only_in_b
+
+
+@pytest.mark.parametrize("status", ["wrong", "refused", "error", None])
+def test_a_row_that_is_neither_ok_nor_a_fact_holds_no_time(status):
+    rows = sweep_rows()
+    spoilt = [row | {"status": status, "median_us": 9e9} if row["variant"] == "kv8" else row for row in rows]
+    found = compare((NAMED, rows), (NAMED, spoilt))
+    assert not found.beyond and {one.key["variant"] for one in found.only_in_a} == {"kv8"} and not found.only_in_b
+
+
+def test_the_largest_change_comes_first_whether_slower_or_faster():
+    rows = sweep_rows()
+    other = slower(slower(rows, 1.5, lambda row: row["variant"] == "kv8"), 0.5, lambda row: row["variant"] == "kv32")
+    ratios = [round(change.ratio, 6) for change in compare((NAMED, rows), (NAMED, other)).beyond]
+    assert len(ratios) == 40 and ratios == [0.5] * 20 + [1.5] * 20
+
+
+@pytest.mark.parametrize(("gb_per_s", "shown"), [(3025.0, []), (3036.0, ["3,036"]), (2964.0, ["2,964"])])
+def test_a_measured_bandwidth_counts_as_a_setting_from_one_percent_on(gb_per_s, shown):
+    rows = sweep_rows()
+    found = compare((NAMED, rows), (NAMED, [row | {"roof_gb_per_s": gb_per_s} for row in rows]))
+    assert [b for _, _, b in found.settings] == shown
+
+
 def test_settings_come_first_and_rows_are_compared_across_them():
     other = NAMED | {"environment": NAMED["environment"] | {"driver": "590.9"}, "parameters": {"samples": 20}}
     other |= {"kernels": {"triton/decode": "b"}, "clocks_during": {"sm_mhz": {"median": 1500}}}
@@ -151,6 +193,16 @@ def test_exit_status_text_and_json(tmp_path, capsys):
     assert found["threshold"] == 0.03 and len(found["changes"]) == 100
     assert sum(change["beyond_noise"] for change in found["changes"]) == 4
     assert found["changes"][0]["a"].keys() == {"median_us", "p20_us", "p80_us"}
+
+
+@pytest.mark.parametrize("differing", [0, 1, 2])
+def test_one_pair_of_runs_that_differs_decides_the_exit_status(differing, capsys, monkeypatch):
+    rows = sweep_rows()
+    others = [one_beyond(rows) if number == differing else rows for number in range(2)]
+    pairs = [("a", "b", (NAMED, rows), (NAMED, other)) for other in others]
+    monkeypatch.setattr("gdn_lab.cli.compare.sides", lambda *_: pairs)
+    assert main(["compare", "h100", "h200"]) == (3 if differing < 2 else 0)
+    assert capsys.readouterr().out.count("differ by more than 3%") == int(differing < 2)
 
 
 def test_usage_errors_are_a_sentence(tmp_path, capsys):

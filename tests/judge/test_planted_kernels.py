@@ -38,6 +38,20 @@ def test_a_planted_bug_is_found(name, kernel_file, unpatched):
     assert [finding.status for finding in found] == [FAIL] * len(fault.checks), found
 
 
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("changes a gate after a right call", "the argument dt_bias changed"),
+        ("shifts the convolution windows after a right call", "the convolution windows changed"),
+    ],
+)
+def test_what_a_right_call_changed_besides_is_named(name, seen, kernel_file):
+    """Output and states are right, so that only one check can find the fault."""
+    (variant,) = author_files.load(kernel_file(PLANTED[name].source()))
+    (found,) = judge(variant, seconds=0.2, only=PLANTED[name].checks)
+    assert (found.status, found.sentence.partition(" (")[0]) == (FAIL, seen)
+
+
 @pytest.mark.parametrize("dtypes", ['("bfloat16",)', '("float32", "float16")'])
 def test_nothing_is_found_in_the_kernel_without_one(kernel_file, dtypes):
     (variant,) = author_files.load(kernel_file(Planted((), {"state_dtypes": dtypes}).source()))

@@ -17,8 +17,8 @@ MUTANTS_OF_CALLS = [
     # ---- the pool
     Mutant("pool.py", "range(slots - 1, 0, -1)", "range(slots - 1, -1, -1)", POOL),
     Mutant("pool.py", "reversed(given)", "given", POOL),
-    Mutant("pool.py", "self.state[indices] = 0", "pass", POOL),
-    Mutant("pool.py", "self.conv[indices] = 0", "pass", POOL),
+    Mutant("pool.py", "for part in self._memory:", "for part in self._memory[1:]:", POOL),
+    Mutant("pool.py", "for part in self._memory:", "for part in (self._memory[0], *self._memory[2:]):", POOL),
     Mutant("pool.py", "({0} | set(", "(set(", POOL),
     Mutant(
         "pool.py",
@@ -28,14 +28,14 @@ MUTANTS_OF_CALLS = [
     ),
     Mutant("pool.py", "torch.where((slots >= 0)[:, None, None, None], state, 0.0)", "state", POOL + " " + VERIFY),
     Mutant(
-        "pool.py",
+        "rollback.py",
         "intermediate_states[row, accepted - 1]",
-        "intermediate_states[row, accepted.clamp(max=tokens - 1)]",
+        "intermediate_states[row, accepted.clamp(max=intermediate_states.shape[1] - 1)]",
         VERIFY,
     ),
-    Mutant("pool.py", "torch.where(accepted > 0, indices, 0).long()", "indices.clamp(min=0).long()", VERIFY),
+    Mutant("rollback.py", "torch.where(accepted > 0, indices, 0).long()", "indices.clamp(min=0).long()", VERIFY),
     Mutant(
-        "pool.py",
+        "rollback.py",
         "window = accepted[:, None] + torch.arange",
         "window = accepted[:, None].clamp(max=2) + torch.arange",
         VERIFY,

@@ -20,6 +20,8 @@ def test_headlines_are_of_graph_replay_in_place_whole_steps_and_serving():
         call | {"phase": "decode", "batch": 2},
         call | {"phase": "decode", "timer": "cupti_kernel", "batch": 1},
         call | {"phase": "verify", "tokens": 4, "mode": "update"},
+        call | {"phase": "verify", "tokens": 2, "mode": "no_update", "median_us": 9.0},
+        call | {"phase": "verify", "tokens": 3, "median_us": 9.0},
         call | {"phase": "prefill", "batch": 1, "length": 2048, "tp": 8},
         call | {"phase": "step", "part": "step", "sweep": "step", "configuration": "best", "batch": 256},
         {"phase": "serving", "type": "run", "configuration": "best", "concurrency": 64, "tp": 1, "tpot_ms": 4.0},
@@ -51,6 +53,11 @@ def test_what_changed_is_said_with_the_versions_that_changed():
     (sentence,) = history.sentences([line(2.0), line(1.5, triton="3.7", commit="b" * 40)])
     assert "commit aaaaaaaaaa → bbbbbbbbbb, triton 3.6 → 3.7" in sentence and "−25.0% in the median" in sentence
     assert history.sentences([line(2.0)]) == []
+
+
+def test_the_newest_record_is_compared_with_the_one_before_it_not_with_the_first():
+    (sentence,) = history.sentences([line(9.0, commit="f" * 40), line(2.0), line(3.0, commit="b" * 40)])
+    assert "commit aaaaaaaaaa → bbbbbbbbbb, the same versions" in sentence and "by +50.0% in the median" in sentence
 
 
 def test_the_figure_draws_times_relative_to_the_first_record():
