@@ -14,6 +14,7 @@ from .run import command_line, without_private_folders
 PARALLEL = 4  # processes on a GPU, at most: each spends most of its time in launching, and they take turns on the GPU
 ENDLESS = 1 << 62
 TOOLS = ("memcheck", "racecheck")
+SANITIZER_PATIENCE_S = 1800
 SANITIZED = "reference,padding,strides,large batches"
 
 
@@ -107,7 +108,8 @@ def merged(request: dict, first: int, last: float, seconds: float, processes: in
                         if status:
                             yield {"died": how_it_ended(status), **where(key.data)}
                 if not ready:
-                    yield {"died": f"gave no answer for {PATIENCE_S} s", **where(children[0])}
+                    silent = next(iter(selector.get_map().values())).data
+                    yield {"died": f"gave no answer for {PATIENCE_S} s", **where(silent)}
                     return
         finally:
             for child in children:
@@ -128,10 +130,12 @@ def sanitized(request: dict) -> int:
     for tool in TOOLS:
         before = (apart.TOOL, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9")
         request = request | {"only": SANITIZED.split(",")}
+        died = failed = False
         with apart.Child(request, before=before) as child:
-            for message in child.messages(1800):
-                status |= "died" in message or message.get("finding", {}).get("status") == "fail"
-            ended = child.process.wait()
-        print(f"{'fail' if ended or status else 'pass':<8} {tool:<22} {apart.TOOL} {tool}")
-        status |= bool(ended)
+            for message in child.messages(SANITIZER_PATIENCE_S):
+                died |= "died" in message
+                failed |= message.get("finding", {}).get("status") == "fail"
+            failed |= died or child.process.wait() != 0  # a process that hangs is ended with its context
+        print(f"{'fail' if failed else 'pass':<8} {tool:<22} {apart.TOOL} {tool}")
+        status |= failed
     return int(status)

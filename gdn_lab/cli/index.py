@@ -95,8 +95,9 @@ def _cards(runs: list[RunFolder], all_runs: list[RunFolder], folder: Path) -> st
 
 
 def _previous(run: RunFolder, runs: list[RunFolder]) -> RunFolder | None:
-    """Return the run of the same notebook before this one that was finished."""
-    earlier = [each for each in runs if each.notebook == run.notebook and each.folder.name < run.folder.name]
+    """Return the run of the same notebook before this one that was finished. runs: the newest first."""
+    place = [each.folder for each in runs].index(run.folder)
+    earlier = (each for each in runs[place + 1 :] if each.notebook == run.notebook)
     return next((each for each in earlier if each.status == "complete"), None)
 
 

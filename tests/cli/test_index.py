@@ -174,3 +174,10 @@ def test_the_index_in_chromium(chromium, made, tmp_path, width, dark):
     with opened(chromium, index.write_index(tmp_path), width=width, dark=dark) as view:
         view.check()
         assert view.page.title() == "Runs · gdn_lab"
+
+
+def test_a_run_follows_the_one_made_before_it_though_the_clock_went_back(made, tmp_path):
+    before, after = made("20261128T100000Z", order=1), made("20261128T090000Z", order=2)
+    runs = run_folders(tmp_path)
+    assert [run.folder for run in runs] == [after, before]
+    assert index._previous(runs[0], runs).folder == before and index._previous(runs[1], runs) is None

@@ -32,6 +32,12 @@ def test_what_an_earlier_run_has_is_left_out():
     assert builds(Parameters.parse({"concurrency": 8, "configurations": "best"}), everything) == []
 
 
+def test_a_run_that_was_cut_off_before_its_parts_is_served_again():
+    parameters = Parameters.parse({"concurrency": 8, "configurations": "best"})
+    rows = [row for row in serving_rows(("best",), (8,)) if row["type"] != "part"]
+    assert [job for build in builds(parameters, rows) for job in build.jobs] == [Job("best", 8)]
+
+
 def test_unusual_concurrencies_are_one_pass():
     (build,) = builds(Parameters.parse({"concurrency": "3,5", "configurations": "torch"}))
     assert build == Build("torch", [Job("torch", 5), Job("torch", 3)], "torch/vk")

@@ -46,7 +46,8 @@ def step_share(gpu: str, model: str, tp: int, batch: int, data: Path = DATA) -> 
     points, precisions = step_points(rows)
     shape, found = GDNShape.from_model(model, tp), []
     for (other, other_tp), times in points.items():
-        if other in MODELS and GDNShape.from_model(other, other_tp) == shape and BEFORE in times and LAST in times:
+        known = set(PARTS) <= set(times[BEFORE]) and "step" in times[LAST]
+        if known and other in MODELS and GDNShape.from_model(other, other_tp) == shape:
             found.append((other, other_tp))
     found.sort(key=lambda key: (key != (model, tp), MODELS[key[0]].hidden != MODELS[model].hidden))
     if not found:

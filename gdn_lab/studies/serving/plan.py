@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ...layer.configurations import configuration
-from .serving_rows import LEFT_OUT, RUN
+from .serving_rows import LEFT_OUT, PART, RUN
 
 FIRST = (256, 64, 8, 1)  # concurrencies of the first pass
 WITH_DRAFTS = (1, 8, 64)  # those of FIRST at which draft tokens are verified
@@ -52,7 +52,9 @@ def builds(p, earlier: Iterable[dict] = (), decode: Callable[[str, int], str] | 
 
     decode(configuration, concurrency): the `backend` of decode(), by default the configuration's own; a model has one.
     """
-    done = {_job_of(row) for row in earlier if _complete(row)}
+    earlier = list(earlier)
+    timed = {_job_of(row) for row in earlier if row.get("type") == PART}
+    done = {_job_of(row) for row in earlier if _complete(row, timed)}
     first = [c for c in p.concurrency if c in FIRST] if len(p.concurrency) > len(FIRST) else p.concurrency
     passes = [some for some in (first, [c for c in p.concurrency if c not in first]) if some]
     plan = [
@@ -85,11 +87,14 @@ def builds(p, earlier: Iterable[dict] = (), decode: Callable[[str, int], str] | 
     return made
 
 
-def _complete(row: dict) -> bool:
-    """Whether a row says that a job is done, or cannot be; not of a run that was interrupted."""
+def _complete(row: dict, timed: set[Job]) -> bool:
+    """Whether a row says that a job is done, or cannot be; not of a run that was interrupted, also before its parts
+    were timed."""
     if row.get("status") == "refused":
         return row.get("type") != LEFT_OUT
-    return row.get("type") == RUN and not row.get("requests_unfinished")
+    if row.get("type") != RUN or row.get("requests_unfinished"):
+        return False
+    return bool(row["draft_tokens"]) or _job_of(row) in timed
 
 
 def _job_of(row: dict) -> Job:
