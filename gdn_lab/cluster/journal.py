@@ -24,8 +24,8 @@ def folder_error(sentence: str) -> OSError:
 class Journal:
     """journal.jsonl of a sweep's folder as an earlier driver left it, or as the one that runs has written it so far.
 
-    write: open it for a driver, which has it alone until close(). OutputFolderError, one sentence, if another driver has it,
-    if it cannot be written, or if a line is damaged.
+    write: open it for a driver, which has it alone until close(). OutputFolderError, one sentence, if another driver
+    has it, if it cannot be written, or if a line is damaged.
     final: {job id: the line that ended it for good}. failures: {job id: lines of attempts that failed}, of jobs that
     are not final. attempts: {job id: attempts that began}.
     """
