@@ -2,6 +2,7 @@
 
 import re
 
+LIBRARIES = ("torch", "triton", "flashinfer", "cutlass_dsl", "fla")  # that times depend on, as run.json names them
 LONGEST = 10_000  # characters of a name that are kept; the longest names of template kernels have about 4,000
 # Control characters, line separators, what turns the direction of the text around, halves of surrogate pairs, and what
 # neither XML nor fonts know. Joiners and variation selectors, which scripts and emoji need, stay.

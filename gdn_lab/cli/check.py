@@ -15,6 +15,7 @@ from pathlib import Path
 from .errors import BatchError, UsageError
 
 FILES = (".py", ".json")  # what a file with kernels ends in
+NOT_JUDGED = "not judged, as the process had ended"
 
 
 def add_arguments(parser) -> None:
@@ -50,6 +51,13 @@ def asks_for_random_calls(arguments) -> bool:
     counts = [arguments.seconds, arguments.calls, arguments.call]
     if sum(count is not None for count in counts) > 1:
         raise UsageError("--seconds, --calls and --call exclude each other; give one")
+    if all(count is None for count in counts):
+        extra = [name for name in ("processes", "runs") if getattr(arguments, name) is not None]
+        if extra:
+            raise UsageError(f"--{extra[0]} is for random calls: give --seconds or --calls with it")
+    elif arguments.only or arguments.sanitize:
+        name = "only" if arguments.only else "sanitize"
+        raise UsageError(f"--{name} is for the checks, not for random calls; leave it out")
     for name, least in (("calls", 1), ("call", 0), ("processes", 1)):
         number = getattr(arguments, name)
         if number is not None and number < least:
@@ -107,7 +115,7 @@ def checks(request: dict) -> int:
     if "" in died:
         raise BatchError(f"nothing was judged: {died['']}")
     if died:
-        died |= {name: "not judged, as the process had ended" for name in found if not found[name] and name not in died}
+        died |= {name: NOT_JUDGED for name in found if not found[name] and name not in died}
     for name, statuses in found.items():
         print(summary(name, statuses, died.get(name), where, time.monotonic() - began))
     return int(any(verdict(statuses, died.get(name)) != "correct" for name, statuses in found.items()))

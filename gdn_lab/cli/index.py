@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ..files import replacing
+from ..names import LIBRARIES
 from ..report.text import device_name, sm_clock
 from ..report.text import sentence_as_html as sentence
 from ..studies import studies
@@ -80,7 +81,7 @@ def _machine(runs: list[RunFolder]) -> str:
     parts = [device_name(run.info)]
     parts += [f"driver {facts['driver']}"] if facts.get("driver") else []
     parts += [clock for each in runs for clock in sm_clock(each.info)][:1]
-    parts += [f"{name} {facts[name]}" for name in ("torch", "triton", "flashinfer", "cutlass_dsl") if facts.get(name)]
+    parts += [f"{name} {facts[name]}" for name in LIBRARIES if facts.get(name)]
     if facts.get("git_commit"):
         parts.append(f"commit {facts['git_commit'][:10]}{' with changes' if facts.get('git_dirty') else ''}")
     text = html.escape(" · ".join(parts))

@@ -11,12 +11,13 @@ import json
 import sys
 from pathlib import Path
 
-from .check import FILES, checks_of, judged_path
+from .check import FILES, NOT_JUDGED, checks_of, judged_path
 from .errors import BatchError, Interrupted, UsageError
 from .run import RUNS, check_writable, command_line, shown
 from .run_folders import VERDICT
 
 NOTEBOOK = "judge"  # in the names of run folders
+MODEL = "qwen3.5-397b-a17b"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compared with, besides the best; default: triton/kv32",
     )
     add("--against", default="all", metavar="NAME,…", help="the others; default: all of ours and of peers")
-    add("--model", default="qwen3.5-397b-a17b", metavar="NAME", help="whose heads; default: qwen3.5-397b-a17b")
+    add("--model", default=MODEL, metavar="NAME", help=f"whose heads; default: {MODEL}")
     add("--tp", type=int, default=1, metavar="N", help="tensor-parallel GPUs that share the heads; default: 1")
     add("--batches", default="auto", metavar="B,…", help="default: 1 to 512, the powers of two")
     add("--workloads", metavar="LIST", help="heads and batches of flashinfer-bench, or of its JSONL file")
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from ..verdict.verdict import CORRECT
 
+    _check_heads(arguments)
     settings, only, path = settings_of(arguments), checks_of(arguments.only), judged_path(arguments.file)
     check_writable(arguments.runs.absolute())
     status = 0
@@ -59,6 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
             verdict = judged(checked, each, arguments)
             status = max(status, int(verdict.correctness != CORRECT))
     return status
+
+
+def _check_heads(arguments: argparse.Namespace) -> None:
+    """UsageError for heads and batches that are given beside the workloads, which have their own."""
+    given = {"--model": arguments.model != MODEL, "--tp": arguments.tp != 1, "--batches": arguments.batches != "auto"}
+    extra = [option for option, is_given in given.items() if is_given]
+    if arguments.workloads and extra:
+        raise UsageError(f"--workloads has heads and batches of its own; leave {' and '.join(extra)} out")
 
 
 def checked_apart(path: str, seed: int, only: list[str] | None = None) -> list:
@@ -87,6 +97,9 @@ def checked_apart(path: str, seed: int, only: list[str] | None = None) -> list:
                 raise BatchError(f"nothing was judged: {message['died']}")
             how = f"{message['died']} in the check {message['during']}"
             found[message["variant"]] = found[message["variant"]]._replace(died=how)
+    if any(each.died for each in found.values()):
+        left = [name for name, each in found.items() if not each.findings and not each.died]
+        found |= {name: found[name]._replace(died=NOT_JUDGED) for name in left}
     return list(found.values())
 
 

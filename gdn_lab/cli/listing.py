@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..studies import Study, studies
 from ..studies.parameters import StudyParameters
-from .run import RUNS, shown
+from .run import RUNS, folder_of_runs, shown
 
 WIDTH = 110
 
@@ -24,7 +24,8 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> None:
     if arguments.runs:
-        print("\n".join(run_lines(arguments.runs, arguments.names)))
+        root = arguments.runs if arguments.runs == RUNS else folder_of_runs(arguments.runs)  # runs/ comes with a run
+        print("\n".join(run_lines(root, arguments.names)))
     elif not arguments.names:
         print(overview())
     else:

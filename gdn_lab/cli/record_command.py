@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int | None:
         from .record_all import run as record_all
 
         return record_all(arguments)
+    if arguments.fresh and arguments.resume:
+        raise UsageError("--fresh takes nothing over, --resume names what to take over; give one of them")
     if arguments.only:
         raise UsageError("--only chooses among all that is kept of a GPU; leave it or the study out")
     study = _study(arguments.study)
@@ -120,7 +122,10 @@ def earlier_run(study: Study, parameters: dict, resume: Path | None, root: Path)
             continue
         reason = differs(info, study.notebook, parameters, here)
         if reason is None:
-            return folder, load(folder)[1]
+            try:
+                return folder, load(folder)[1]
+            except ValueError as error:
+                raise UsageError(f"{error}; mend it, or record anew with --fresh") from None
         if resume:
             raise UsageError(f"--resume {resume} cannot be gone on with: {reason}; record anew with --fresh")
     return None

@@ -1,13 +1,14 @@
 """What changed from one run of a notebook to the next: settings, then times beyond the noise, then the answer."""
 
 from ..bench.run_folder import load
+from ..names import LIBRARIES
 from ..report.comparison import THRESHOLD, compare
 from ..report.comparison_text import Words
 from ..report.text import percent
 from .run_folders import RunFolder
 
 MOST = 3
-VERSIONS = ("gpu_name", "driver", "torch", "triton", "flashinfer", "cutlass_dsl", "git_commit")
+VERSIONS = ("gpu_name", "driver", *LIBRARIES, "git_commit")
 
 
 def changes(run: RunFolder, before: RunFolder) -> list[str]:

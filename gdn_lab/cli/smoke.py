@@ -23,6 +23,7 @@ from ..e4m3 import draft_dtype
 from ..layer import Step, StepWeights
 from ..layer.fp8 import dequantize, dequantize_rows, quantize_rows, random_weight
 from ..models import GDNShape
+from ..names import LIBRARIES
 from ..pool import StatePool
 from ..rounding import FP8
 from ..tolerances import FP8_STATE
@@ -213,9 +214,7 @@ def _error(o, expected, pool, indices, state) -> tuple[bool, float]:
 def where() -> str:
     """Return GPU, driver, versions and commit in one line, for the head of a log."""
     facts = environment()
-    versions = [
-        f"{name} {facts[name]}" for name in ("driver", "torch", "triton", "flashinfer", "cutlass_dsl") if facts[name]
-    ]
+    versions = [f"{name} {facts[name]}" for name in ("driver", *LIBRARIES) if facts[name]]
     commit = []
     if facts["git_commit"]:
         commit = [f"commit {facts['git_commit'][:10]}{' with changes' if facts['git_dirty'] else ''}"]

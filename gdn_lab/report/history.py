@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import replacing
+from ..names import LIBRARIES
 from .text import number
 
 FILE = "history.jsonl"
-VERSIONS = ("driver", "torch", "triton", "flashinfer", "cutlass_dsl")
+VERSIONS = ("driver", *LIBRARIES)
 BATCHES = (1, 64, 256)
 LENGTHS = (2048, 8192)
 
@@ -95,9 +96,10 @@ def series(lines: list[dict], folder: str) -> dict[str, list[tuple[int, float]]]
 
 
 def changed_versions(before: dict, after: dict) -> list[str]:
-    """ "triton 3.5 → 3.6" of what differs between two runs of a history."""
-    names = [name for name in VERSIONS if before["versions"].get(name) != after["versions"].get(name)]
-    return [f"{name} {before['versions'].get(name)} → {after['versions'].get(name)}" for name in names]
+    """ "triton 3.5 → 3.6" of what differs between two runs of a history, among what both have kept."""
+    then, now = before["versions"], after["versions"]
+    both = [name for name in VERSIONS if name in then and name in now]
+    return [f"{name} {then[name]} → {now[name]}" for name in both if then[name] != now[name]]
 
 
 def sentences(lines: list[dict]) -> list[str]:
