@@ -93,6 +93,13 @@ def test_the_reason_is_that_of_an_untimed_row_of_the_same_variant(untimed, reaso
     assert {one.reason for one in found.only_in_a} == {reason} and not found.only_in_b
 
 
+def test_what_a_variant_was_refused_for_is_no_reason_of_a_time_that_is_no_variant_s():
+    copy, refused = {"status": "fact", "part": "copy", "median_us": 1.0}, {"status": "refused", "reason": "too old"}
+    for backend, reason in ({"backend": "triton"}, ""), ({}, "refused: too old"):
+        (only,) = compare((NAMED, [copy]), (NAMED, [refused | backend])).only_in_a
+        assert only.reason == reason
+
+
 @pytest.mark.parametrize("status", ["wrong", "refused", "error", None])
 def test_a_row_that_is_neither_ok_nor_a_fact_holds_no_time(status):
     rows = sweep_rows()

@@ -11,7 +11,7 @@ from gdn_lab.studies.advice import engine_flags
 from gdn_lab.studies.advice.analysis import ENGINE_DEFAULTS, ENGINE_OWN, advise, as_json
 from gdn_lab.studies.advice.answer import text
 from gdn_lab.studies.advice.memory_need import memory_need
-from gdn_lab.studies.advice.recorded_calls import Times, estimate
+from gdn_lab.studies.advice.recorded_calls import KERNEL, PART, Times, estimate, recording, series_of, source_of
 from gdn_lab.studies.advice.study import Parameters
 
 NEXT = "qwen3-next-80b-a3b"  # 16 key and 32 value heads, 36 GDN layers
@@ -77,6 +77,46 @@ def rows_of(times: dict[str, dict[int, float]], **options) -> list[dict]:
 def test_a_time_is_recorded_linear_between_neighbours_or_the_nearest(batch, us, how, batches):
     one = estimate({64: Times(10, 9, 11), 128: Times(20, 19, 21)}, batch)
     assert (one.times.us, one.how, one.batches) == (us, how, batches)
+
+
+def test_of_two_sweeps_of_a_run_the_one_with_more_samples_counts():
+    """Whichever comes first; of equal ones the later."""
+    many, few = ({"count": 50, "median_us": 10.0}, {"count": 10, "median_us": 99.0})
+    row = decode_row("triton/vk", 96, 1.0)
+    for rows, us in (([many, few], 10.0), ([few, many], 10.0), ([few, few | {"median_us": 98.0}], 98.0)):
+        (series,) = series_of(recording("h100", "02_decode_kernels", RUN), [row | each for each in rows])
+        assert series.times["triton/vk"][96].us == us
+
+
+@pytest.mark.parametrize(("batch", "nearest"), [(30, 48), (26, 16)])
+def test_the_nearest_batch_with_two_variants_is_that_of_the_smallest_ratio(batch, nearest):
+    """30 is 14 from 16 and 18 from 48, but 1.9 times the one and 1.6 times smaller than the other."""
+    times = {"triton/kv8": {16: 5.0, 48: 15.0}, "cutedsl/vk": {16: 2.0}, "triton/vk": {48: 4.0}}
+    (series,) = series_of(recording("h100", "02_decode_kernels", RUN), rows_of(times))
+    assert {one.batches for one in series.at(batch).values()} == {(nearest,)} and len(series.at(batch)) == 2
+
+
+STEP_ROW = decode_row("triton/vk", 96, 1.0) | {"phase": "step", "part": "gdn", "timer": "cupti_kernel"}
+
+
+@pytest.mark.parametrize(
+    ("row", "source"),
+    [
+        (decode_row("triton/vk", 96, 1.0), KERNEL),
+        (decode_row("triton/vk", 96, 1.0) | {"indexing": "gather_scatter"}, None),
+        (decode_row("triton/vk", 96, 1.0) | {"timer": "cupti_kernel"}, None),
+        (decode_row("triton/vk", 96, 1.0) | {"phase": "verify"}, None),
+        (decode_row("triton/vk", 96, 1.0) | {"status": "wrong"}, None),
+        (decode_row("triton/vk", 96, 1.0) | {"model": None}, None),
+        (STEP_ROW, PART),
+        (STEP_ROW | {"toy": False}, PART),
+        (STEP_ROW | {"toy": True}, None),
+        (STEP_ROW | {"part": "conv"}, None),
+        (STEP_ROW | {"timer": "cuda_graph_replay"}, None),
+    ],
+)
+def test_a_time_is_of_a_kernel_in_place_or_of_its_part_of_a_step_that_is_no_toy(row, source):
+    assert source_of(row) == source
 
 
 # ---- the answer
