@@ -17,13 +17,13 @@ from pathlib import Path
 
 from ..cluster.code import code_id
 from ..cluster.gather import ABOUT, read_about, write_about
-from ..cluster.job import FAILED, FOLDER, STATUSES
+from ..cluster.job import FAILED, FOLDER, STATUSES, Job
 from ..cluster.ray_hosts import RayFailed, RayMissing
 from ..cluster.request import MINUTES, Request, RequestError, check_gpus, from_entries, from_words, read
 from ..report.text import listed
 from .errors import BatchError, Interrupted, UsageError
 from .run import ROOT, add_run_options, check_writable, given_words, say, shown
-from .sweep_jobs import PROGRAM, Plan
+from .sweep_jobs import PROGRAM, Plan, jobs_of
 
 SWEEPS = "sweeps"  # folder of runs/ in which sweeps are
 FAILURES = (RayMissing, RayFailed)
@@ -63,12 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
     except RequestError as error:
         raise UsageError(str(error)) from None
     plans = [Plan(request) for request in requests]
+    planned = jobs_of(plans, "this GPU", "now")
     if arguments.plan:
-        _print_plan(plans, arguments.on)
+        _print_plan(planned, arguments.on)
         return 0
     commit = code_id()
     if folder is None:
-        folder = _new_folder(root, requests, commit)
+        folder = _new_folder(root, [plan.request for plan in plans], commit)
     elif about["commit"] != commit:
         raise UsageError(
             f"{shown(folder)} is a sweep of commit {about['commit'][:10]}, here is {commit[:10]}; check that out to go "
@@ -140,8 +141,7 @@ def _shown(command: tuple[str, ...]) -> str:
     return words.replace(shlex.quote(FOLDER), "FOLDER").replace(shlex.quote(f"{FOLDER}/run"), "FOLDER")
 
 
-def _print_plan(plans: list[Plan], on: int | None) -> None:
-    jobs = [job for plan in plans for job in plan.jobs("this GPU", "now")]
+def _print_plan(jobs: list[Job], on: int | None) -> None:
     for job in sorted(jobs, key=lambda job: (-job.gpus, -job.seconds)):
         print(f"{job.gpus} GPU{'s' * (job.gpus > 1)}, about {_minutes(job.seconds)}: {_shown(job.command)}")
     hours = sum(job.gpus * job.seconds for job in jobs) / 3600
@@ -171,7 +171,7 @@ def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int
     driver = Driver(
         folder,
         hosts,
-        lambda gpu: [job for plan in plans for job in plan.jobs(gpu, commit)],
+        lambda gpu: jobs_of(plans, gpu, commit),
         say=line.say,
         progress=line.show,
         journal=journal,

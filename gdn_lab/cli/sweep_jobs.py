@@ -1,5 +1,6 @@
 """The jobs of a sweep: each point's parameters checked, its command, its GPUs and how long it may need."""
 
+import hashlib
 from datetime import datetime
 from math import prod
 from pathlib import Path
@@ -15,21 +16,47 @@ from .run import declared, find, study_of, values
 
 UNKNOWN_S = 60.0  # expected of a study that was never recorded
 PROGRAM = (PYTHON, "-m", "gdn_lab")
+DIFFERENT = {"gpus": "different gpus", "limit_s": "different minutes", "command": "different commands"}
 AUTO = 10  # values that "auto" stands for on a GPU, about
 
 
 class Plan:
-    """A request whose points have been checked. UsageError, one sentence, for the first that cannot be."""
+    """A request whose points have been checked. UsageError, one sentence, for the first that cannot be.
+
+    name: of its study or notebook, in jobs and pages. request: as asked for, with values as they were read: paths are
+    absolute and 01 is 1, so that it means the same wherever it is read again.
+    """
 
     def __init__(self, request: Request):
         (self.path,) = find([request.study])
         self.study, self.request = study_of(self.path), request
+        self.name = self.path.stem if self.study is not None else own_name(self.path)
         defaults = {name: default.strip("'\"") for name, (_, default, _) in declared(self.path).items()}
-        self.points = [self._point(defaults, words) for words in request.points()]
+        read = [self._read(defaults, words) for words in request.points()]
+        self.points = [self._point(defaults, words) for words in read]
+        self.request = request._replace(
+            study=request.study if self.study is not None else str(self.path),
+            over={name: list(dict.fromkeys(words[name] for words in read)) for name in request.over},
+            given={name: read[0][name] for name in request.given},
+        )
+
+    def _read(self, defaults: dict[str, str], words: dict[str, str]) -> dict[str, str]:
+        """The words of a point as text of the values that they mean."""
+        read = values(self.path, words)
+        return {name: word if word == defaults[name] else self._text(word, read[name]) for name, word in words.items()}
+
+    def _text(self, word: str, value) -> str:
+        """The value as a word, if that means the same: a notebook of the user's own may read '1' as a number.
+
+        A file's path is absolute: a job's current folder is another one.
+        """
+        if isinstance(value, str) and (path := Path(value).expanduser()).is_file():
+            return str(path.absolute())
+        plain = isinstance(value, (bool, int, float)) or (isinstance(value, str) and self.study is not None)
+        return str(value) if plain else word
 
     def _point(self, defaults: dict[str, str], words: dict[str, str]) -> tuple[dict[str, str], int, tuple[str, ...]]:
         """(all parameters as text, GPUs, command) of one point."""
-        values(self.path, words)
         given = {name: value for name, value in words.items() if defaults[name] != value}
         return defaults | words, self._gpus(words), self._command(given)
 
@@ -52,7 +79,7 @@ class Plan:
         """The jobs of all points on a type of GPU."""
         return [
             Job(
-                study=self.path.stem,
+                study=self.name,
                 parameters=parameters,
                 commit=commit,
                 gpu=gpu,
@@ -63,6 +90,26 @@ class Plan:
             )
             for parameters, gpus, command in self.points
         ]
+
+
+def own_name(path: Path) -> str:
+    """The name of a notebook of the user's own, with a hash of where it is and what it holds: toy-0a1b2c3d."""
+    found = hashlib.sha256(f"{path}\0".encode() + path.read_bytes())
+    return f"{path.stem}-{found.hexdigest()[:8]}"
+
+
+def jobs_of(plans: list[Plan], gpu: str, commit: str) -> list[Job]:
+    """The jobs of all plans on a type of GPU, each once. UsageError if one is asked for in two ways."""
+    found: dict[str, Job] = {}
+    for job in (job for plan in plans for job in plan.jobs(gpu, commit)):
+        first = found.setdefault(job.id, job)
+        for what in ("gpus", "limit_s", "command"):
+            if getattr(first, what) != getattr(job, what):
+                raise UsageError(
+                    f"{job.study} is asked for twice with the same parameters and {DIFFERENT[what]}; leave one of them "
+                    "out, or give the two different parameters"
+                )
+    return list(found.values())
 
 
 def expected_seconds(notebook: str, parameters: dict[str, str], gpu: str, data: Path = DATA) -> float:
