@@ -164,7 +164,7 @@ def spread(numbers: set[int]) -> str:
 
 # ---- the picture ----------------------------------------------------------------------------------------------------
 
-GPU, BATCH = "h100", 256
+GPU, BATCH = "h200", 256
 COPYING = ("flashinfer/vk", "triton/kv8")  # drawn with gather and scatter, too
 LEFT_OUT = ("triton/vk-serial",)
 

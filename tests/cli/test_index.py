@@ -79,6 +79,19 @@ def test_a_card_says_what_changed(made, tmp_path):
     assert "Since 2026-11-27 08:00 UTC" in index.write_index(tmp_path).read_text()
 
 
+def test_a_card_compares_with_the_last_run_of_its_notebook_that_was_finished(made, tmp_path):
+    made("20261125T080000Z", us=5.0)
+    made("20261126T080000Z", us=10.0)
+    for day, status in ((27, "failed"), (28, "interrupted")):
+        made(f"202611{day}T080000Z", us=99.0, status=status, ending=f".{status}")
+    made("20261129T080000Z", us=99.0, status="running", ending=".running")
+    made("20261129T090000Z", "06_prefill", us=99.0)
+    made("20261130T080000Z", us=12.0)
+    card, other = read(index.write_index(tmp_path)).find_all("article")
+    assert "Since 2026-11-26 08:00 UTC" in card.text and "the most: 20%" in card.text
+    assert other["id"] == "06_prefill" and "Since" not in other.text
+
+
 def test_nothing_changed_is_said_of_times_within_the_noise(made, tmp_path):
     made("20261127T080000Z", us=10.0)
     made("20261128T080000Z", us=10.1)

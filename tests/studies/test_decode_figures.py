@@ -297,3 +297,9 @@ def test_report_fills_the_readme(tmp_path, timed):
     assert "Recorded on NVIDIA H100 80GB HBM3, 2026-11-22" in text and re.search(r"\| +512 \|", text)
     pictures = [path for path in written if path.suffix == ".png"]
     assert len(pictures) == 5 and all((tmp_path / path).is_file() for path in re.findall(r"\]\((docs/\S+)\)", text))
+
+
+def test_a_kernel_that_takes_no_pool_is_never_said_to_work_in_place():
+    row = {"backend": "fla", "variant": "vk", "indexing": "in_place"}
+    assert analysis.how_indexed(row) == "gather, run, scatter"
+    assert analysis.how_indexed(row | {"backend": "triton"}) == "in place"

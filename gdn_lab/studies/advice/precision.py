@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...report.nearest import candidate_runs
-from ...report.recorded import DATA, recorded_gpus
+from ...report.recorded import DATA, measured, recorded_gpus, recorded_runs
 from ..drift import sentences
 from ..drift.analysis import NOTEBOOK, of_ways
 
@@ -24,8 +24,11 @@ def precision(gpu: str, data: Path = DATA) -> list[str]:
 
 
 def in_short(data: Path = DATA) -> list[str]:
-    """Lines on bfloat16, float16 and float32 of the first GPU whose drift is recorded, which each names; [] of none."""
-    for gpu in recorded_gpus(data):
+    """Lines on bfloat16, float16 and float32 of the GPU whose drift was recorded last, which each names; [] of none."""
+    begun = {
+        gpu: measured(gpu, NOTEBOOK, data)[0]["start_utc"] for gpu, name in recorded_runs(data) if name == NOTEBOOK
+    }
+    for gpu in sorted(begun, key=begun.get, reverse=True):
         if lines := sentences.in_short(_rows(gpu, data)):
             where = [f"{gpu.upper()}, `{NOTEBOOK}`", *[gpu.upper()] * (len(lines) - 1)]
             return [f"{line.rstrip('.')} ({place})." for line, place in zip(lines, where, strict=True)]

@@ -266,6 +266,11 @@ def time_table(timed: Timed) -> pandas.DataFrame:
     return by_label(timed.times())
 
 
+def how_indexed(row: dict) -> str:
+    """How a call reaches its states: a kernel that takes no pool gathers and scatters them, whatever is asked."""
+    return INDEXING["gather_scatter" if variant(name_of(row)).copies else row["indexing"]]
+
+
 def detail_table(timed: Timed) -> pandas.DataFrame:
     """Every timed row of a run, all indexings and timers."""
     fields = ["median_us", "p20_us", "p80_us", "count", "gb_per_s", "share_of_roof", "max_abs_error"]
@@ -273,7 +278,7 @@ def detail_table(timed: Timed) -> pandas.DataFrame:
         {
             "B": row["batch"],
             "variant": variant(name_of(row)).label,
-            "indexing": INDEXING[row["indexing"]],
+            "indexing": how_indexed(row),
             "timer": row["timer"],
         }
         | {field: row[field] for field in fields}

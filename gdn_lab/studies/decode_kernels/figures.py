@@ -27,6 +27,7 @@ from .analysis import (
     LARGE,
     PUBLISHED_OVER,
     conditions,
+    how_indexed,
     indexing_ratios,
     launch_gaps,
     reproduction,
@@ -116,8 +117,8 @@ def one_batch(timed: Timed) -> Figure:
     )
     fig, (ax,) = new_figure(timed.titled(title), 9.5, 1.8 + 0.36 * len(rows), 1, notes)
     for y, row in enumerate(rows):
-        ink, us, in_place = colour(name_of(row)), row["median_us"], row["indexing"] == "in_place"
-        fill, hatch = (ink, None) if in_place else ("white", "////")
+        ink, us = colour(name_of(row)), row["median_us"]
+        fill, hatch = (ink, None) if how_indexed(row) == INDEXING["in_place"] else ("white", "////")
         ax.barh(y, us, color=fill, edgecolor=ink, hatch=hatch, height=0.7)
         ax.plot([row["p20_us"], row["p80_us"]], [y, y], color=GREY, linewidth=2.5, solid_capstyle="butt")
         ax.annotate(
@@ -129,7 +130,7 @@ def one_batch(timed: Timed) -> Figure:
             fontsize=9.5,
             bbox={"facecolor": "white", "linewidth": 0, "pad": 1},
         )
-    ax.set_yticks(range(len(rows)), [f"{label(name_of(row))}, {INDEXING[row['indexing']]}" for row in rows])
+    ax.set_yticks(range(len(rows)), [f"{label(name_of(row))}, {how_indexed(row)}" for row in rows])
     ax.set(xlim=(0, max(row["p80_us"] for row in rows) * 1.2), ylim=(len(rows) - 0.4, -0.6))
     ax.set_xlabel("median time of a call, µs (dark: p20 to p80; after the bar: time, share of measured bandwidth)")
     ax.grid(axis="y", visible=False)
