@@ -20,6 +20,7 @@ from ..cluster.gather import ABOUT, read_about, write_about
 from ..cluster.job import FAILED, FOLDER, STATUSES, Job
 from ..cluster.ray_hosts import RayFailed, RayMissing
 from ..cluster.request import MINUTES, Request, RequestError, check_gpus, from_entries, from_words, read
+from ..cluster.scheduler import DROPPED_AFTER
 from ..report.text import listed
 from .errors import BatchError, Interrupted, UsageError
 from .run import ROOT, add_run_options, check_writable, given_words, say, shown
@@ -193,13 +194,27 @@ def _outcome(driver, folder: Path) -> int:
     if not driver.jobs:
         raise BatchError("no host joined, so no job was run; is RAY_ADDRESS that of a cluster with GPUs?")
     if left := driver.unfinished():
-        wide = driver.scheduler.impossible()
-        why = f"{left[0]} needs {left[0].gpus} GPUs of one host" if wide else "no GPU is left for them"
         raise BatchError(
-            f"{len(left)} jobs were not run: {why}; gdn-lab sweep --resume {shown(folder)} goes on once there is one"
+            f"{len(left)} jobs were not run: {_why_left(driver)}; gdn-lab sweep --resume {shown(folder)} goes on with "
+            "them"
         )
     failed = [status for status in driver.done.values() if status in FAILED]
     return 1 if failed else 0
+
+
+def _why_left(driver) -> str:
+    """Why jobs were not run, in words."""
+    gpus = driver.scheduler.gpus()
+    if not gpus:
+        return "no host is left"
+    if wide := driver.scheduler.impossible(dropped=True):
+        return f"{wide[0]} needs {wide[0].gpus} {wide[0].gpu} GPU{'s' * (wide[0].gpus > 1)} of one host"
+    if dropped := [gpu for gpu in gpus if gpu.dropped]:
+        names = listed([f"GPU {gpu.id} of {gpu.host}" for gpu in dropped])
+        return (
+            f"{names} {'were' if len(dropped) > 1 else 'was'} dropped, since {DROPPED_AFTER} jobs in a row failed there"
+        )
+    return "no GPU was free for them"
 
 
 class ProgressLine:

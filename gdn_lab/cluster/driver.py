@@ -74,8 +74,12 @@ class Driver:
 
     def _over(self) -> bool:
         """Whether nothing runs and nothing may begin any more."""
-        states = self.scheduler.states.values()
-        return bool(self.jobs) and not self.scheduler.running and not any(self.may_begin(s.job) for s in states)
+        if not self.jobs or self.scheduler.running:
+            return False
+        waiting = {state.job.id for state in self.scheduler.states.values() if self.may_begin(state.job)}
+        if waiting and not self.hosts.may_join():
+            waiting -= {job.id for job in self.scheduler.impossible()}
+        return not waiting
 
     # ---- what happens ---------------------------------------------------------------------------------------------
 

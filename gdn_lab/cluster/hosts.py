@@ -23,6 +23,10 @@ class Hosts(ABC):
     def launch(self, host: str, tasks: list[Task]) -> None:
         """Begin jobs on a host; what becomes of them comes as events."""
 
+    def may_join(self) -> bool:
+        """Whether a host may still join, or join again."""
+        return True
+
     @abstractmethod
     def stop(self) -> None:
         """Stop all jobs and let go of all hosts; no events come after it."""
@@ -45,6 +49,10 @@ class ThisHost(Hosts):
 
     def launch(self, host: str, tasks: list[Task]) -> None:
         self.agent.start(tasks)
+
+    def may_join(self) -> bool:
+        """See Hosts."""
+        return bool(self._first)
 
     def stop(self) -> None:
         self.agent.stop()

@@ -105,7 +105,7 @@ class RayHosts(Hosts):
     """root: the checkout to send. made_up_gpus: of this machine, for a trial; None: those that Ray finds."""
 
     def __init__(self, root: Path | None, *, made_up_gpus: int | None = None, dashboard: bool = False):
-        self.ray = import_ray()
+        self.ray, self.cluster = import_ray(), bool(os.environ.get("RAY_ADDRESS"))
         self.made_up, self.code = made_up_gpus is not None, None
         options = {"log_to_driver": False, "logging_level": "ERROR"}
         if root is not None:
@@ -113,11 +113,12 @@ class RayHosts(Hosts):
             environment = {"GDN_LAB_COMMIT": self.code}
             options["runtime_env"] = {"working_dir": str(root), "excludes": NOT_SENT, "env_vars": environment}
         if not self.ray.is_initialized():
-            if not os.environ.get("RAY_ADDRESS"):
+            if not self.cluster:
                 options |= {"address": "local", "include_dashboard": dashboard, "num_gpus": made_up_gpus}
             self._start_ray(options)
         self.agents, self.polls, self.seen, self.news = {}, {}, {}, deque()
         self.names: dict[str, str] = {}  # {node id: name of its agents}
+        self.starting: set[str] = set()  # names of agents that have not answered yet
         self.lost = Counter()  # {name: agents in a row that ended before they answered}
         self.looked = -LOOK_FOR_HOSTS_S
 
@@ -140,6 +141,11 @@ class RayHosts(Hosts):
         """See Hosts. A host that has gone does not hear it; its loss comes as an event."""
         if host in self.agents:
             self.agents[host].start.remote(tasks)
+
+    def may_join(self) -> bool:
+        """See Hosts."""
+        again = any(name not in self.agents and self.lost[name] < STARTS for name in self.names.values())
+        return self.cluster or again or bool(self.starting)
 
     def stop(self) -> None:
         """See Hosts."""
@@ -185,6 +191,7 @@ class RayHosts(Hosts):
         name = f"host {node['NodeManagerAddress']}" + (f" ({node['NodeID'][:6]})" if self._same(node) else "")
         self.names[node["NodeID"]] = name
         self.agents[name], self.seen[name] = agent, 0
+        self.starting.add(name)
         self.polls[agent.about.remote()] = name
 
     def _same(self, node: dict) -> bool:
@@ -196,6 +203,7 @@ class RayHosts(Hosts):
 
     def _answer(self, answer) -> None:
         host = self.polls.pop(answer)
+        self.starting.discard(host)
         try:
             found = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:

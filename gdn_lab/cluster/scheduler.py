@@ -18,8 +18,8 @@ BUSY = "busy"  # how an attempt ends that the probe refused
 class Gpu:
     """One GPU of a host.
 
-    failed: the jobs in a row that failed on it. rests_until: when it is probed again. refused: how often in a row its
-    probe refused it.
+    failed: the jobs in a row that failed on it, of those that others could run too. rests_until: when it is probed
+    again. refused: how often in a row its probe refused it.
     """
 
     host: str
@@ -151,11 +151,11 @@ class Scheduler:
         """Whether a GPU is only set aside, so that a job may yet begin."""
         return any(gpu.rests_until > now and not gpu.dropped for gpu in self.gpus())
 
-    def impossible(self) -> list[Job]:
-        """Queued jobs that no host can hold, however long they wait."""
+    def impossible(self, *, dropped: bool = False) -> list[Job]:
+        """Queued jobs that no host can hold, however long they wait. dropped: even with the GPUs that were dropped."""
         most = defaultdict(int)
         for host, gpus in self.hosts.items():
-            usable = sum(not gpu.dropped for gpu in gpus.values())
+            usable = sum(dropped or not gpu.dropped for gpu in gpus.values())
             most[self.types[host]] = max(most[self.types[host]], usable)
         return [s.job for s in self.states.values() if not s.on and s.job.gpus > most[s.job.gpu]]
 
@@ -219,7 +219,8 @@ class Scheduler:
     def _failed(self, state: _State, gpus: list[Gpu], status: str) -> str | None:
         job = state.job
         state.failed_on.append({gpu.name for gpu in gpus})
-        for gpu in gpus:
+        others = self._elsewhere(job, state.failed_on[-1])  # a GPU that no other can stand in for is not dropped
+        for gpu in gpus if others else ():
             if job.id not in gpu.failed:
                 gpu.failed.append(job.id)
         if len(state.failed_on) < TRIES:

@@ -1,12 +1,13 @@
 """gdn-lab sweep: what it is asked for, the jobs that follow, its page; test_ray_hosts.py is Ray's."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from gdn_lab.cli import index, sweep_command, sweep_jobs, sweep_page
 from gdn_lab.cli.main import main
-from gdn_lab.cluster import hosts, journal, ray_hosts
+from gdn_lab.cluster import hosts, journal, ray_hosts, scheduler
 from gdn_lab.cluster.best_variants import Best
 from gdn_lab.cluster.job import FOLDER, PYTHON, Job
 from gdn_lab.cluster.request import from_words, read
@@ -240,3 +241,26 @@ def test_a_folder_in_which_another_sweep_runs_is_refused_before_ray_starts(swept
     status, _, printed = swept("--resume")
     running.close()
     assert status == 1 and f"another sweep or record runs in {folder}" in printed.err
+
+
+@pytest.mark.parametrize(
+    "jobs, dropped, reason",
+    [
+        ([{"gpus": 4}], 0, "needs 4 h100 GPUs of one host"),
+        ([{"gpus": 2}], 1, "GPU 0 of a was dropped, since 3 jobs in a row failed there"),
+        ([{"gpu": "h200"}], 0, "needs 1 h200 GPU of one host"),
+        ([{}], 0, "no GPU was free for them"),
+    ],
+)
+def test_why_jobs_are_left_over(jobs, dropped, reason):
+    made = scheduler.Scheduler()
+    made.join("a", "h100", ["0", "1"])
+    for gpu in made.gpus()[:dropped]:
+        gpu.failed = ["x", "y", "z"]
+    for number, options in enumerate(jobs):
+        made.add(Job("02", {"n": str(number)}, "c", **({"gpu": "h100"} | options)))
+    assert reason in sweep_command._why_left(SimpleNamespace(scheduler=made))
+
+
+def test_jobs_are_left_over_when_their_host_has_gone():
+    assert sweep_command._why_left(SimpleNamespace(scheduler=scheduler.Scheduler())) == "no host is left"

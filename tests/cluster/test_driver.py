@@ -25,7 +25,7 @@ def drive(folder: Path, jobs, gpus=4, **options) -> Driver:
     """Run jobs on made-up GPUs of this host."""
     probe = options.pop("probe", lambda gpu: None)
     host = ThisHost(TYPE, [str(n) for n in range(gpus)], probe=probe)
-    driver = Driver(folder, host, lambda kind: jobs, say=lambda line: None, stuck_s=1, **options)
+    driver = Driver(folder, host, lambda kind: jobs, say=lambda line: None, **({"stuck_s": 1} | options))
     driver.run()
     return driver
 
@@ -113,6 +113,18 @@ def test_a_busy_gpu_is_left_alone_and_the_reason_is_shown(tmp_path):
 def test_a_job_wider_than_any_host_is_left_over(tmp_path):
     driver = drive(tmp_path, [toy(1, gpus=8), toy(2)], gpus=4)
     assert driver.unfinished() == [toy(1, gpus=8)] and driver.done == {toy(2).id: "ok"}
+
+
+def test_a_driver_ends_at_once_when_nothing_can_begin_any_more(tmp_path):
+    began = time.monotonic()
+    driver = drive(tmp_path, [toy(1, gpus=8)], stuck_s=60)
+    assert time.monotonic() - began < 20 and driver.unfinished() == [toy(1, gpus=8)]
+
+
+def test_bad_points_do_not_end_a_sweep_on_one_gpu(tmp_path):
+    jobs = [toy(n, script="exit 1") for n in range(4)] + [toy(9)]
+    driver = drive(tmp_path, jobs, gpus=1)
+    assert sorted(driver.done.values()) == ["error"] * 4 + ["ok"]
 
 
 def test_a_torn_line_of_the_journal_is_left_out(tmp_path):

@@ -149,3 +149,30 @@ def test_jobs_for_which_there_is_no_time_do_not_begin():
     made = scheduler([toy(1, seconds=9), toy(2, seconds=1)], a=["0", "1"])
     assert numbers(made.place(0, lambda job: job.seconds < 5)) == ["2"]
     assert numbers(made.place(0)) == ["1"], "it was not lost"
+
+
+@pytest.mark.parametrize("hosts, gpus", [({"a": ["0"]}, 1), ({"a": ["0", "1"], "b": ["0"]}, 2)])
+def test_gpus_that_no_other_can_stand_in_for_are_not_dropped(hosts, gpus):
+    made = scheduler([toy(n, gpus=gpus, seconds=100 - n) for n in range(10)], **hosts)
+    ends = []
+    for now in range(40):
+        for job, _, _ in made.place(now):
+            ends.append(made.end(job.id, "error" if int(job.parameters["number"]) < 8 else "ok", now))
+    assert made.left == 0 and ends.count("ok") == 2 and ends.count("error") == 8
+    assert not any(gpu.dropped for gpu in made.gpus())
+
+
+def test_the_last_gpu_is_not_dropped():
+    made = scheduler([toy(n) for n in range(20)], a=["0", "1"])
+    for now in range(80):
+        for job, _, _ in made.place(now):
+            made.end(job.id, "error", now)
+        assert not all(gpu.dropped for gpu in made.gpus())
+    assert made.left == 0
+
+
+def test_jobs_for_which_gpus_were_dropped_are_possible_with_them():
+    made = scheduler([toy(1, gpus=2), toy(2, gpus=3)], a=["0", "1"])
+    made.gpus()[0].failed = ["a", "b", "c"]
+    assert made.impossible() == [toy(1, gpus=2), toy(2, gpus=3)]
+    assert made.impossible(dropped=True) == [toy(2, gpus=3)]
