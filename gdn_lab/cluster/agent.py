@@ -20,13 +20,16 @@ MOST_AT_ONCE = 4 << 20  # bytes of events that one poll returns, about
 class Agent:
     """Runs jobs as processes. Everything that happens is an event with a number, kept until poll() is given it back.
 
-    probe(gpu) -> None, or one sentence: why the GPU is not quiet. Events: {"kind": "rows", job, attempt, data} and
-    {"kind": "ended", job, attempt, status, reason, seconds, rows, files}. A job that this host fails to start or to
-    watch ends as an error, and the others go on.
+    probe(gpu) -> None, or one sentence: why the GPU is not quiet. environment: of all jobs; None: not set.
+
+    Events: {"kind": "rows", job, attempt, data} and {"kind": "ended", job, attempt, status, reason, seconds, rows,
+    files}. A job that this host fails to start or to watch ends as an error, and the others go on.
     """
 
-    def __init__(self, probe=lambda gpu: None, scratch: Path | None = None):
-        self.probe = probe
+    def __init__(
+        self, probe=lambda gpu: None, scratch: Path | None = None, environment: dict[str, str | None] | None = None
+    ):
+        self.probe, self.environment = probe, environment or {}
         self.scratch = Path(tempfile.mkdtemp(prefix="gdn-lab-sweep-", dir=scratch))
         self._tasks: deque[Task] = deque()
         self._running: list[JobProcess] = []
@@ -90,7 +93,7 @@ class Agent:
                 return
         folder = self.scratch / f"{task.job}-{task.attempt}"
         folder.mkdir()
-        self._running.append(JobProcess(task, folder))
+        self._running.append(JobProcess(task, folder, self.environment))
 
     def _look(self, job: JobProcess, rows_too: bool) -> None:
         if self._stopping:

@@ -47,27 +47,23 @@ class Task(NamedTuple):
 
 
 class JobProcess:
-    """A running job. No method waits, except kill()."""
+    """A running job. No method waits, except kill().
 
-    def __init__(self, task: Task, folder: Path):
+    environment: beyond this process's own and before the task's; a variable that is None is not set.
+    """
+
+    def __init__(self, task: Task, folder: Path, environment: dict[str, str | None] | None = None):
         self.task, self.folder, self.began = task, folder, time.monotonic()
         self.sent, self.rows, self.statuses, self.status, self.kill_at = 0, 0, set(), None, None
         self.run: Path | None = None  # where its rows are
         words = [word.replace(FOLDER, str(folder)).replace(PYTHON, sys.executable) for word in task.command]
-        paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and not _of_ray(path)]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *paths]),
-            "CUDA_VISIBLE_DEVICES": ",".join(task.gpus),
-        }
-        if task.gpus == ("cpu",):
-            environment.pop("CUDA_VISIBLE_DEVICES")
         with open(folder / LOG, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", BOOTSTRAP, str(this_process()["pid"]), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment | task.environment,
+                env=_environment(task, environment or {}),
                 cwd=ROOT,
                 process_group=0,
             )
@@ -156,6 +152,18 @@ class JobProcess:
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+
+def _environment(task: Task, more: dict[str, str | None]) -> dict[str, str]:
+    """The environment of a job's process."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and not _of_ray(path)]
+    found = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *paths]),
+        "CUDA_VISIBLE_DEVICES": ",".join(task.gpus),
+    }
+    if task.gpus == ("cpu",):
+        found.pop("CUDA_VISIBLE_DEVICES")
+    return {name: value for name, value in (found | more | task.environment).items() if value is not None}
 
 
 def _status(line: bytes) -> str:

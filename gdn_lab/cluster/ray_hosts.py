@@ -6,11 +6,13 @@ which of them a job has. A job runs the copy of the checkout that Ray sends when
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter, deque
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .agent import Agent
 from .code import ROOT, code_id
@@ -20,6 +22,8 @@ from .job_process import Task
 
 LOOK_FOR_HOSTS_S = 5.0
 STARTS = 3  # tries to start Ray, and the agent of a host
+CONNECT_S = 5.0  # until the head of a cluster counts as unreachable
+CLIENT_PORT = 10001  # Ray's default of ray://
 POLL_S = 5.0  # that a host waits for news before it answers without
 NOT_SENT = ["/runs/", "/.git/", "/.venv/", "**/__pycache__/", "/docs/", ".pytest_cache", ".ruff_cache", ".hypothesis"]
 HIDDEN = str(Path(__file__).with_name("ray_imports"))  # see the file there
@@ -46,11 +50,46 @@ def import_ray():
     return ray
 
 
-class HostAgent(Agent):
-    """What the actor of a host is. made_up: its GPUs are numbers that were given to ray.init(), nothing to probe."""
+def use_token() -> None:
+    """Have Ray send the token of this account, if there is one: joining a cluster it does so only when it is told to.
 
-    def __init__(self, made_up: bool):
-        super().__init__(made_up_probe if made_up else probe)
+    Ray reads the variable when it is imported.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if "RAY_AUTH_MODE" not in os.environ and (os.environ.get("RAY_AUTH_TOKEN") or path.is_file()):
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def check_answers(address: str) -> None:
+    """RayFailed, at once, if nothing listens at a RAY_ADDRESS such as head:6379 or ray://head:10001."""
+    scheme, _, rest = address.rpartition("://")
+    if address == "auto" or scheme not in ("", "ray"):
+        return  # Ray itself looks for it
+    try:
+        split = urlsplit(f"//{rest}")
+        place = split.hostname, split.port or (CLIENT_PORT if scheme else None)
+    except ValueError:
+        place = None, None
+    if None in place:
+        raise RayFailed(f"RAY_ADDRESS: expected host:port, such as head:6379, got {address!r}")
+    try:
+        socket.create_connection(place, CONNECT_S).close()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RayFailed(
+            f"nothing answers at RAY_ADDRESS {address} ({why}); start the cluster, or unset RAY_ADDRESS to use this "
+            "machine"
+        ) from None
+
+
+class HostAgent(Agent):
+    """What the actor of a host is. made_up: its GPUs are numbers that were given to ray.init(), nothing to probe.
+
+    threads: OMP_NUM_THREADS of the jobs; None: not set, although Ray sets it to 1 for the actor.
+    """
+
+    def __init__(self, made_up: bool, threads: str | None = None):
+        super().__init__(made_up_probe if made_up else probe, environment={"OMP_NUM_THREADS": threads})
         self.made_up = made_up
         if not made_up:
             hold_gpus()
@@ -105,7 +144,11 @@ class RayHosts(Hosts):
     """root: the checkout to send. made_up_gpus: of this machine, for a trial; None: those that Ray finds."""
 
     def __init__(self, root: Path | None, *, made_up_gpus: int | None = None, dashboard: bool = False):
-        self.ray, self.cluster = import_ray(), bool(os.environ.get("RAY_ADDRESS"))
+        address = os.environ.get("RAY_ADDRESS", "")
+        self.cluster = address not in ("", "local")
+        if self.cluster:
+            use_token()
+        self.ray = import_ray()
         self.made_up, self.code = made_up_gpus is not None, None
         options = {"log_to_driver": False, "logging_level": "ERROR"}
         if root is not None:
@@ -113,7 +156,9 @@ class RayHosts(Hosts):
             environment = {"GDN_LAB_COMMIT": self.code}
             options["runtime_env"] = {"working_dir": str(root), "excludes": NOT_SENT, "env_vars": environment}
         if not self.ray.is_initialized():
-            if not self.cluster:
+            if self.cluster:
+                check_answers(address)
+            else:
                 options |= {"address": "local", "include_dashboard": dashboard, "num_gpus": made_up_gpus}
             self._start_ray(options)
         self.agents, self.polls, self.seen, self.news = {}, {}, {}, deque()
@@ -157,9 +202,9 @@ class RayHosts(Hosts):
         self.ray.shutdown()
 
     def _start_ray(self, options: dict) -> None:
-        """Start Ray, or join its cluster. On a busy machine its own limit of 30 s is short, so it is tried again."""
+        """Start Ray, or join its cluster. A start is tried again: on a busy machine Ray's limit of 30 s is short."""
         with _hidden_imports(), _own_signals():
-            for left in reversed(range(STARTS)):
+            for left in reversed(range(1 if self.cluster else STARTS)):
                 try:
                     self.ray.init(**options)
                     return
@@ -187,7 +232,7 @@ class RayHosts(Hosts):
         gpus = int(node["Resources"].get("GPU", 0))
         # Threads: one call waits in poll(), while others start and stop jobs.
         options = {"num_gpus": gpus, "num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
-        agent = self.ray.remote(HostAgent).options(**options).remote(self.made_up)
+        agent = self.ray.remote(HostAgent).options(**options).remote(self.made_up, os.environ.get("OMP_NUM_THREADS"))
         name = f"host {node['NodeManagerAddress']}" + (f" ({node['NodeID'][:6]})" if self._same(node) else "")
         self.names[node["NodeID"]] = name
         self.agents[name], self.seen[name] = agent, 0

@@ -80,3 +80,12 @@ def test_files_that_cannot_be_read_end_a_job(agent, monkeypatch):
         event = ended(agent, task("a", f"echo '{{}}' > {FOLDER}/rows.jsonl"))
     assert (event["status"], event["rows"], event["files"]) == ("error", 1, {})
     assert ended(agent, task("b"))["status"] == "ok"
+
+
+@pytest.mark.parametrize("threads, seen", [(None, "none"), ("7", "7")])
+def test_jobs_have_the_threads_of_the_driver_not_those_of_the_agent(monkeypatch, tmp_path, threads, seen):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it for its actors
+    agent = Agent(environment={"OMP_NUM_THREADS": threads})
+    ended(agent, task("a", f"echo ${{OMP_NUM_THREADS:-none}} > {tmp_path}/seen"))
+    agent.stop()
+    assert (tmp_path / "seen").read_text().strip() == seen
