@@ -146,7 +146,7 @@ class Sweep(ABC):
 
     @abstractmethod
     def case_fields(self, case: Case, point: Point, check: Check) -> dict:
-        """Return the fields of a row that say what was measured; check_fields() are some of them."""
+        """Return the fields of a row that say what was measured, and what its check found."""
 
     def timing_fields(self, case: Case, point: Point, timing: Timing) -> dict:
         """Return the fields of a row that say what came out."""

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..cluster.code import code_id
-from ..cluster.gather import ABOUT, read_about, write_about
+from ..cluster.gather import ABOUT, check_final, read_about, write_about
 from ..cluster.job import FAILED, FOLDER, STATUSES, Job
 from ..cluster.ray_hosts import RayFailed, RayMissing
 from ..cluster.request import MINUTES, Request, RequestError, check_gpus, from_entries, from_words, read
@@ -121,7 +121,7 @@ def _earlier(arguments, root: Path) -> tuple[Path, dict, list[Request]]:
     folder = Path(arguments.resume).absolute() if arguments.resume else folders[-1].parent
     try:
         about = read_about(folder)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
     return folder, about, from_entries(about["requests"], shown(folder / ABOUT))
 
@@ -159,11 +159,11 @@ def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int
     from ..cluster.driver import Driver
     from ..cluster.journal import Journal
     from ..cluster.ray_hosts import RayHosts
-    from .sweep_page import write_pages
 
     journal = Journal(folder, write=True)
-    say(f"Rows go to {shown(folder)}. Ray starts, which takes a few seconds.")
     try:
+        check_final(folder, journal.final)
+        say(f"Rows go to {shown(folder)}. Ray starts, which takes a few seconds.")
         hosts = RayHosts(ROOT, dashboard=dashboard)
     except BaseException:
         journal.close()
@@ -180,24 +180,44 @@ def _sweep(folder: Path, plans: list[Plan], commit: str, dashboard: bool) -> int
     try:
         driver.run()
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"the sweep was interrupted; its rows are kept, and gdn-lab sweep --resume {shown(folder)} goes on"
-        ) from None
+        raise Interrupted(f"the sweep was interrupted; its rows are kept, and {_goes_on(folder)}") from None
+    except OSError as error:
+        raise BatchError(f"the sweep stopped: {_why(error)}; its rows are kept; {_goes_on(folder)}") from error
     finally:
         line.end(driver)
-        page = write_pages(folder)
-        say(f"Read {shown(page)}")
+        failure = _show_pages(folder)
+    if failure:
+        raise BatchError(failure)
     return _outcome(driver, folder)
+
+
+def _show_pages(folder: Path) -> str:
+    """Write the pages of a sweep and say where; return why that failed, a sentence, or ""."""
+    from .sweep_page import write_pages
+
+    try:
+        say(f"Read {shown(write_pages(folder))}")
+        return ""
+    except OSError as error:
+        failure = f"the pages of {shown(folder)} were not written: {_why(error)}; its rows are kept; {_goes_on(folder)}"
+        say(failure[0].upper() + failure[1:] + ".")
+        return failure
+
+
+def _why(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{where}" if error.strerror else str(error)
+
+
+def _goes_on(folder: Path) -> str:
+    return f"gdn-lab sweep --resume {shown(folder)} goes on"
 
 
 def _outcome(driver, folder: Path) -> int:
     if not driver.jobs:
         raise BatchError("no host joined, so no job was run; is RAY_ADDRESS that of a cluster with GPUs?")
     if left := driver.unfinished():
-        raise BatchError(
-            f"{len(left)} jobs were not run: {_why_left(driver)}; gdn-lab sweep --resume {shown(folder)} goes on with "
-            "them"
-        )
+        raise BatchError(f"{len(left)} jobs were not run: {_why_left(driver)}; {_goes_on(folder)} with them")
     failed = [status for status in driver.done.values() if status in FAILED]
     return 1 if failed else 0
 

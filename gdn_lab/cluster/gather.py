@@ -7,16 +7,20 @@ Rows of an attempt that has not ended are in jobs/<id>/attempt-<n>.jsonl; rows.j
 
 import json
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..files import replacing
 from .job import Job
 from .job_process import ROWS
+from .journal import folder_error
 
 ABOUT = "sweep.json"
 ABOUT_KEYS = {"requests": list, "commit": str, "command": str}
 JOB = "job.json"
+JOB_KEYS = {"study": str, "parameters": dict, "gpu": str, "commit": str}
+MENDED = "restore it, or begin a new sweep"
 
 
 class Gathered:
@@ -88,14 +92,43 @@ def read_about(folder: Path) -> dict:
 
 
 def described(folder: Path, job_id: str) -> dict:
-    """study, parameters, gpu and commit of a job that was begun."""
-    return json.loads((folder / "jobs" / job_id / JOB).read_text(encoding="utf-8"))
+    """study, parameters, gpu and commit of a job that was begun. OutputFolderError, one sentence, if damaged."""
+    path = folder / "jobs" / job_id / JOB
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        good = all(isinstance(about[key], kind) for key, kind in JOB_KEYS.items())
+    except OSError as error:
+        raise folder_error(f"{path} cannot be read: {error.strerror}; {MENDED}") from error
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise folder_error(f"{path} is damaged: expected a JSON object with {', '.join(JOB_KEYS)}; {MENDED}")
+    return about
 
 
 def rows_of(folder: Path, job_id: str) -> Iterator[dict]:
-    """The rows of a job that is final."""
-    with open(folder / "jobs" / job_id / ROWS, encoding="utf-8") as file:
-        yield from map(json.loads, file)
+    """The rows of a job that is final. OutputFolderError, one sentence, for one that is damaged."""
+    path = folder / "jobs" / job_id / ROWS
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise folder_error(f"{path} cannot be read: {error.strerror}; {MENDED}") from error
+    with file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise folder_error(f"{path}: line {number} is damaged; {MENDED}")
+            yield row
+
+
+def check_final(folder: Path, final: Iterable[str]) -> None:
+    """OutputFolderError, one sentence, for the first job that is final and whose files are gone or damaged."""
+    for job_id in final:
+        described(folder, job_id)
+        deque(rows_of(folder, job_id), maxlen=0)
 
 
 def all_rows(folder: Path, final: dict[str, dict]) -> Iterator[dict]:

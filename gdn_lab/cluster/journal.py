@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -73,6 +74,8 @@ class Journal:
     def _opened(self):
         """The file, locked: a lock goes with its process, however that ends."""
         try:
+            with tempfile.NamedTemporaryFile(dir=self.path.parent):
+                pass
             file = open(self.path, "ab")
         except OSError as error:
             raise folder_error(f"cannot write {self.path}: {error.strerror}; make its folder writable") from error

@@ -1,6 +1,9 @@
 """gdn-lab sweep: what it is asked for, the jobs that follow, its page; test_ray_hosts.py is Ray's."""
 
+import errno
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -264,3 +267,59 @@ def test_why_jobs_are_left_over(jobs, dropped, reason):
 
 def test_jobs_are_left_over_when_their_host_has_gone():
     assert sweep_command._why_left(SimpleNamespace(scheduler=scheduler.Scheduler())) == "no host is left"
+
+
+def damage_journal(folder, job):
+    path = folder / "journal.jsonl"
+    path.write_text("oops\n" + path.read_text())
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (damage_journal, "journal.jsonl: line 1 is damaged: 'oops'"),
+        (lambda folder, job: shutil.rmtree(job), "job.json cannot be read: No such file"),
+        (lambda folder, job: (job / "job.json").write_text(""), "job.json is damaged: expected a JSON object with"),
+        (lambda folder, job: (job / "job.json").write_text("{}"), "job.json is damaged: expected a JSON object with"),
+        (lambda folder, job: (job / "rows.jsonl").write_text('{"a": 1}\n{"st'), "rows.jsonl: line 2 is damaged"),
+        (lambda folder, job: (job / "rows.jsonl").write_text("7\n"), "rows.jsonl: line 1 is damaged"),
+        (lambda folder, job: (job / "rows.jsonl").unlink(), "rows.jsonl cannot be read"),
+    ],
+)
+def test_resume_names_what_is_damaged_before_ray_starts(swept, monkeypatch, damage, reason):
+    _, folder, _ = swept()
+    damage(folder, next((folder / "jobs").iterdir()))
+    monkeypatch.setattr(ray_hosts, "RayHosts", None)
+    for _ in range(2):  # the folder is free again
+        status, _, printed = swept("--resume")
+        assert status == 1 and reason in printed.err and printed.err.count("\n") == 1
+
+
+def test_resume_names_a_folder_that_cannot_be_written_before_ray_starts(swept, monkeypatch):
+    _, folder, _ = swept()
+    monkeypatch.setattr(ray_hosts, "RayHosts", None)
+    monkeypatch.setattr(journal.tempfile, "NamedTemporaryFile", full(errno.EROFS))
+    status, _, printed = swept("--resume")
+    assert status == 1 and f"cannot write {folder}/journal.jsonl: Read-only file system" in printed.err
+
+
+def full(number=errno.ENOSPC):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_full_disk_ends_a_sweep_with_a_sentence(swept, monkeypatch):
+    monkeypatch.setattr(journal.Journal, "began", full())
+    status, folder, printed = swept()
+    assert status == 1 and printed.err == (
+        f"gdn-lab: the sweep stopped: No space left on device; its rows are kept; gdn-lab sweep --resume {folder} "
+        "goes on\n"
+    )
+
+
+def test_pages_for_which_there_is_no_room_are_named(swept, monkeypatch):
+    monkeypatch.setattr(sweep_page, "_write", full())
+    status, folder, printed = swept()
+    assert status == 1 and f"the pages of {folder} were not written: No space left on device" in printed.err
