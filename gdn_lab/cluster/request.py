@@ -52,15 +52,28 @@ def read(path: Path) -> list[Request]:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}; give it once") from None
     return from_entries(found if isinstance(found, list) else [found], str(path))
 
 
 def _loader(yaml) -> type:
-    """PyYAML's safe loader, but 010 stays text, as on the command line: YAML 1.1 reads it as the octal 8."""
+    """PyYAML's safe loader, but a key that is given twice is refused, as on the command line.
+
+    As there 010 stays text: YAML 1.1 reads it as the octal 8.
+    """
 
     class Loader(yaml.SafeLoader):
         def whole_number(self, node):
             return int(node.value) if re.fullmatch("[+-]?(0|[1-9][0-9]{0,17})", node.value) else node.value
+
+        def construct_mapping(self, node, deep=False):
+            keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for at, key in enumerate(keys):
+                if key in keys[:at]:
+                    line = node.value[0][0].start_mark.line + 1
+                    raise RequestError(f"{key[1]!r} is given twice in the mapping that begins in line {line}")
+            return super().construct_mapping(node, deep)
 
     Loader.add_constructor("tag:yaml.org,2002:int", Loader.whole_number)
     return Loader
@@ -84,6 +97,11 @@ def _from_mapping(entry, where: str) -> Request:
             raise RequestError(f"{where}: {name}: expected parameters with their values, got {value!r}")
     axes = {str(name): _values(str(name), value) for name, value in over.items()}
     words = {str(name): _text(value) for name, value in given.items()}
+    for names, of in ((axes, over), (words, given)):
+        if len(names) < len(of):
+            raise RequestError(f"{where}: two names of parameters are the same as text: {', '.join(map(repr, of))}")
+    if both := [name for name in axes if name in words]:
+        raise RequestError(f"{where}: {both[0]} is in over and in set; choose one")
     study = _study(f"{where}: study", entry["study"])
     return _checked(Request(study, axes, words, entry.get("gpus"), entry.get("minutes", MINUTES)), f"{where}: ")
 

@@ -1,5 +1,7 @@
 """What a sweep may be asked for, from YAML, from sweep.json and from words."""
 
+import re
+
 import pytest
 
 from gdn_lab.cluster.request import RequestError, check_gpus, from_entries, from_words, read
@@ -74,3 +76,27 @@ def test_a_file_in_another_encoding_is_refused(tmp_path):
     path.write_bytes(b"study: 02 # \xe9")
     with pytest.raises(RequestError, match="is not YAML"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("study: 02\nover: {tp: [1, 2]}\nset: {tp: 4}", "tp is in over and in set; choose one"),
+        ("study: 02\nset: {1: 4}\nover: {'1': 4}", "1 is in over and in set"),
+        ("study: 02\nset: {1: 4, '1': 5}", "two names of parameters are the same"),
+        (
+            "study: 02\nstudy: 03",
+            "grid.yaml: 'study' is given twice in the mapping that begins in line 1; give it once",
+        ),
+        ("study: 02\nover:\n  tp: 1\n  tp: 2", "'tp' is given twice in the mapping that begins in line 3"),
+        ("- study: 02\n- study: 03\n  set: {seed: 1, seed: 2}", "'seed' is given twice"),
+    ],
+)
+def test_what_is_given_twice_is_refused(tmp_path, text, reason):
+    with pytest.raises(RequestError, match=re.escape(reason)):
+        yaml(tmp_path, text)
+
+
+def test_merged_mappings_are_read(tmp_path):
+    one, two = yaml(tmp_path, "- &a {study: 02, gpus: 2}\n- {<<: *a, gpus: 4}")
+    assert (one.study, two.study, one.gpus, two.gpus) == ("02", "02", 2, 4)
