@@ -30,10 +30,14 @@ class Gathered:
         self.folder = Path(folder)
 
     def begin(self, job: Job, attempt: int) -> None:
-        """Make room for an attempt; rows of one with the same number, of a driver that was killed, are removed."""
+        """Make room for an attempt: remove files that an earlier one kept.
+
+        Rows of an attempt of the same number, of a driver that was killed, are removed too.
+        """
         folder = self.folder / "jobs" / job.id
         folder.mkdir(parents=True, exist_ok=True)
         self._attempt(job.id, attempt).unlink(missing_ok=True)
+        _remove_kept(folder)
         with replacing(folder / JOB) as partial:
             about = {"study": job.study, "parameters": job.parameters, "gpu": job.gpu, "commit": job.commit}
             partial.write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -51,6 +55,7 @@ class Gathered:
     def end(self, job: str, attempt: int, files: dict[str, bytes], *, final: bool) -> None:
         """Keep an attempt's files, by name; if it was the last, its rows become the job's. All is on the disk then."""
         folder = self.folder / "jobs" / job
+        _remove_kept(folder)
         for name, data in files.items():
             with replacing(folder / Path(name).name) as partial:
                 partial.write_bytes(data)
@@ -66,6 +71,13 @@ class Gathered:
 
     def _attempt(self, job: str, attempt: int) -> Path:
         return self.folder / "jobs" / job / f"attempt-{attempt}.jsonl"
+
+
+def _remove_kept(folder: Path) -> None:
+    """Remove what an attempt left, but for its rows: an attempt's files must not be mixed with another's."""
+    for path in folder.iterdir():
+        if path.is_file() and path.name != JOB and not path.match("attempt-*.jsonl"):
+            path.unlink()
 
 
 def write_about(folder: Path, about: dict) -> None:

@@ -90,8 +90,15 @@ class JobProcess:
 
     def run_folder(self, file: str = ROWS) -> Path | None:
         """The job's folder, or the one run folder in it, whichever has `file`; None before there is any."""
-        places = (self.folder, *(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()))
-        return next((place for place in places if (place / file).is_file()), None)
+        return next((place for place in (self.folder, *self._folders()) if (place / file).is_file()), None)
+
+    def _notebook_folder(self) -> Path | None:
+        """The one folder in the job's that holds a notebook; None without any, or with several."""
+        found = [place for place in self._folders() if any(place.glob("*.ipynb"))]
+        return found[0] if len(found) == 1 else None
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()]
 
     def stop(self, status: str) -> None:
         """Ask the job to stop. status: what it then ends as."""
@@ -141,7 +148,7 @@ class JobProcess:
     def files(self) -> dict[str, bytes]:
         """The job's files to keep, by name."""
         found = {}
-        run = self.run or self.run_folder("run.json")  # a notebook that measures nothing has no rows
+        run = self.run or self.run_folder("run.json") or self._notebook_folder()  # one may measure nothing
         for place in filter(None, dict.fromkeys((self.folder, run))):
             for path in sorted(place.iterdir()):
                 kept = path.is_file() and path.name.endswith(KEPT) and path.name != "index.html"

@@ -13,7 +13,8 @@ BATCH = 5000  # rows in memory
 def write_parquet(path: Path, rows: Callable[[], Iterator[dict]]) -> int:
     """Write every row of rows(), which is called twice, and return how many. Lists and dictionaries become JSON text.
 
-    A column that holds whole numbers and fractions is of fractions; one that holds numbers and text is of text.
+    A column that holds whole numbers and fractions is of fractions; one that holds numbers and text is of text, as is
+    one with a whole number that 64 bits cannot hold.
     ModuleNotFoundError without pyarrow.
     """
     import pyarrow
@@ -22,7 +23,7 @@ def write_parquet(path: Path, rows: Callable[[], Iterator[dict]]) -> int:
     kinds: dict[str, set] = {}
     for row in rows():
         for name, value in row.items():
-            kinds.setdefault(name, set()).add(type(value))
+            kinds.setdefault(name, set()).add(_kind(value))
     of = {name: _type(found) for name, found in kinds.items()}
     arrow = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     schema = pyarrow.schema([(name, arrow[kind]) for name, kind in of.items()])
@@ -34,6 +35,11 @@ def write_parquet(path: Path, rows: Callable[[], Iterator[dict]]) -> int:
             writer.write_table(pyarrow.table(arrays, schema=schema))
             count += len(some)
     return count
+
+
+def _kind(value) -> type:
+    """The type of a value; text for a whole number of more than 64 bits."""
+    return str if type(value) is int and not -(2**63) <= value < 2**63 else type(value)
 
 
 def _type(found: set[type]) -> type:

@@ -14,6 +14,7 @@ from toy_jobs import TYPE, toy
 from gdn_lab.bench.results import OutputFolderError
 from gdn_lab.cluster.agent import Agent
 from gdn_lab.cluster.driver import Driver
+from gdn_lab.cluster.gather import Gathered
 from gdn_lab.cluster.hosts import ThisHost
 from gdn_lab.cluster.job_process import Task
 from gdn_lab.cluster.journal import Journal
@@ -52,6 +53,29 @@ def test_files_of_a_run_without_rows_are_kept(tmp_path):
     job = toy(1, rows=0, script="mkdir {folder}/run; echo '{}' > {folder}/run/run.json; echo x > {folder}/run/a.ipynb")
     driver = drive(tmp_path, [job])
     assert driver.done == {job.id: "ok"} and (tmp_path / "jobs" / job.id / "a.ipynb").is_file()
+
+
+def test_the_page_of_a_notebook_that_makes_no_run_is_kept(tmp_path):
+    job = toy(1, rows=0, script="mkdir {folder}/a {folder}/b; ln -s a {folder}/latest; echo x > {folder}/a/my.ipynb")
+    driver = drive(tmp_path, [job])
+    assert driver.done == {job.id: "ok"} and (tmp_path / "jobs" / job.id / "my.ipynb").is_file()
+
+
+def test_files_of_an_attempt_that_was_not_the_last_are_removed(tmp_path):
+    again = f"[ -e {tmp_path}/once ] || {{ touch {tmp_path}/once; echo x > {{folder}}/failed.html; exit 1; }}"
+    job = toy(1, script=again)
+    driver = drive(tmp_path, [job])
+    kept = sorted(path.name for path in (tmp_path / "jobs" / job.id).iterdir())
+    assert driver.done == {job.id: "ok"} and kept == ["job.json", "log.txt", "rows.jsonl"]
+
+
+def test_files_of_an_earlier_attempt_are_removed_when_one_begins(tmp_path):
+    job, gathered = toy(1), Gathered(tmp_path)
+    gathered.begin(job, 1)
+    gathered.end(job.id, 1, {"failed.html": b"x"}, final=False)
+    gathered.rows(job.id, 1, b"{}\n")
+    gathered.begin(job, 2)
+    assert sorted(path.name for path in (tmp_path / "jobs" / job.id).iterdir()) == ["attempt-1.jsonl", "job.json"]
 
 
 def test_rows_arrive_while_a_job_runs(tmp_path):
