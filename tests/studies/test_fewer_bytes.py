@@ -49,7 +49,10 @@ def test_what_drift_and_memory_say_of_fp8():
     drifted = drift([IN_PLACE, RING, Design(FP8, 16)], 34, kinds=KINDS[:1])
     ratio = ratio_to(drifted, Design(FP8, 16), IN_PLACE, KINDS[0].name)
     assert 3 < ratio < 20 and f"That of an FP8 state is {ratio:.2f} (typical" in analysis.drift_sentence(drifted)
-    assert "FP8 with its ring needs 0.69 of the memory of bf16 in place, so 1.44 times as many requests fit" in analysis.memory_sentence(SHAPE)
+    assert (
+        "FP8 with its ring needs 0.69 of the memory of bf16 in place, so 1.44 times as many requests fit"
+        in analysis.memory_sentence(SHAPE)
+    )
 
 
 def test_fp8_is_rounded_to_its_grid_and_right_on_average():
