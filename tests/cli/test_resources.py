@@ -218,7 +218,7 @@ def test_no_spills_at_any_size(words, architecture):
 def spills_allowed(label: str, architecture: str) -> int:
     """Bytes a thread: of verify, a few of a sum, and of a ring's step, faster with a limit of registers than without.
 
-    float32 inputs multiply as three TF32 products each. Stochastic rounding to float16 without PDL never ran on sm_100a.
+    float32 inputs multiply as three TF32 products each. Stochastic float16 without PDL never ran on sm_100a.
     """
     if label.startswith("decode triton/vk-serial float16, stochastic") and architecture == "sm_100a":
         return 16
