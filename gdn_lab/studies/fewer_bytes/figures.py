@@ -35,7 +35,7 @@ def step_bytes(shape: GDNShape, batch: int, rows: list[dict]) -> Figure:
         axes.barh(place, ratio, color=colours[design.label], edgecolor="white")
         taken = measured.get(design.label)
         label = f"{ratio:.2f}" + (f" (time {taken:.2f})" if taken is not None else "")
-        axes.text(max(ratio, taken or 0.0) + 0.02, place, label, va="center")
+        axes.text(max(ratio + 0.02, (taken or 0.0) + 0.04), place, label, va="center")
         if taken is not None:
             axes.plot(taken, place, "o", color="black", markersize=7)
     axes.set_yticks(range(len(DESIGNS)), [design.label for design in reversed(DESIGNS)])
