@@ -127,9 +127,9 @@ def _times(advice: Advice, rows: list[dict]) -> list[tuple[dict, dict[str, float
     found: dict[tuple, dict] = {}
     wanted = {(advice.use, IN_PLACE), (advice.over, advice.indexing)}
     for row in rows:
-        if row["status"] != "ok" or row.get("timer") != advice.timer or not advice.chosen(row):
+        if row["status"] != "ok" or row.get("timer") != advice.timer or row["state_dtype"] != DTYPE:
             continue
-        if row["state_dtype"] != DTYPE:
+        if not advice.chosen(row):
             continue
         name = f"{row['backend']}/{row['variant']}"
         if (name, row.get("indexing") or IN_PLACE) not in wanted:

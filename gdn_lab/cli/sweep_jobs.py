@@ -103,11 +103,11 @@ def jobs_of(plans: list[Plan], gpu: str, commit: str) -> list[Job]:
     found: dict[str, Job] = {}
     for job in (job for plan in plans for job in plan.jobs(gpu, commit)):
         first = found.setdefault(job.id, job)
-        for what in ("gpus", "limit_s", "command"):
-            if getattr(first, what) != getattr(job, what):
+        for field, words in DIFFERENT.items():
+            if getattr(first, field) != getattr(job, field):
                 raise UsageError(
-                    f"{job.study} is asked for twice with the same parameters and {DIFFERENT[what]}; leave one of them "
-                    "out, or give the two different parameters"
+                    f"{job.study} is asked for twice with the same parameters and {words}; leave one of them out, or "
+                    "give the two different parameters"
                 )
     return list(found.values())
 
